@@ -1,0 +1,61 @@
+"""What every test shares: one seed, the real photos where they are, and a reason for each skip."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import keras
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """Every test starts from one seed and one policy, and leaves neither changed."""
+    policy = keras.config.dtype_policy()
+    keras.utils.set_random_seed(20161101)
+    yield
+    keras.config.set_dtype_policy(policy)
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+def shared_path(name: str) -> Path:
+    """Material that lies beside the checkout (photos, weights); the test skips where it is absent."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs {name}, which is not beside this checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def dogscats() -> Path:
+    return shared_path("data/dogscats")
+
+
+@pytest.fixture(scope="session")
+def pets() -> Path:
+    return shared_path("data/pets")
+
+
+@pytest.fixture(scope="session")
+def mobilenet_weights() -> Path:
+    return shared_path("weights/mobilenet_v2_0.35_224_no_top.weights.h5")
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict:
+    """Figures that a faithful implementation must match (read from fastai, Keras and torch)."""
+    return json.loads((Path(__file__).parent / "golden.json").read_text())
