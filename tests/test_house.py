@@ -13,8 +13,8 @@ import kclf
 
 PACKAGE = Path(kclf.__file__).parent
 FLOORS = [
-    {"errors", "schedules", "files"},
-    {"storage", "images", "layers", "optimizers", "acceleration", "datasets"},
+    {"atomic", "errors", "schedules", "files"},
+    {"storage", "images", "layers", "optimizers", "acceleration", "datasets", "precision"},
     {"weights", "data"},
     {"backbones"},
     {"models"},

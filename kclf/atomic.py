@@ -1,0 +1,61 @@
+"""One way to write a file: complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path` that takes its place when the block ends without an error.
+
+    The data reach the disk (`fsync`) before the name changes (`os.replace`), so that a reader, a kill or a
+    power cut sees the old file or the new one, never a part. After an error the temporary file is removed
+    and the old file stands. The temporary name keeps the suffixes of `path`, since savers look at them.
+
+    Args:
+        path: the file to write; its folder must exist.
+
+    Yields:
+        The path to write to.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> target = pathlib.Path(tempfile.mkdtemp()) / "settings.json"
+        >>> with replacing(target) as temporary:
+        ...     _ = temporary.write_text("{}")
+        >>> target.read_text()
+        '{}'
+    """
+    target = Path(path)
+    handle, name = tempfile.mkstemp(
+        prefix=".", suffix=f".partial{''.join(target.suffixes)}", dir=target.parent
+    )
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    """The mask that new files get here; reading it means setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
