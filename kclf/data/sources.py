@@ -9,7 +9,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..errors import DataError
-from ..images import ResizeMethod, read_image, to_square
+from ..images import CENTRE, ResizeMethod, read_image, to_square
+
+Position = tuple[float, float]
 
 
 class FileImages(Dataset):
@@ -25,11 +27,16 @@ class FileImages(Dataset):
         return read_image(str(self.paths[index]))
 
     def square(
-        self, index: int, size: int, method: ResizeMethod, position: tuple[float, float]
+        self,
+        index: int,
+        size: int,
+        method: ResizeMethod = "crop",
+        position: Position = CENTRE,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Photo `index` as a uint8 (size, size, 3) square."""
+        """Photo `index` as a uint8 (size, size, 3) square, in `out` where that is given."""
         image = read_image(str(self.paths[index]), at_least=size)
-        return to_square(image, size, method, position)
+        return to_square(image, size, method, position, out)
 
 
 class ArrayImages(Dataset):
@@ -54,10 +61,15 @@ class ArrayImages(Dataset):
         return self.images[index]
 
     def square(
-        self, index: int, size: int, method: ResizeMethod, position: tuple[float, float]
+        self,
+        index: int,
+        size: int,
+        method: ResizeMethod = "crop",
+        position: Position = CENTRE,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Image `index` as a uint8 (size, size, 3) square."""
-        return to_square(self.images[index], size, method, position)
+        """Image `index` as a uint8 (size, size, 3) square, in `out` where that is given."""
+        return to_square(self.images[index], size, method, position, out)
 
 
 Images = FileImages | ArrayImages
