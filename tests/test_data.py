@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kclf.data import ImageData, ImageDataset
+from kclf.data import ImageData, ImageDataset, cache
 from kclf.errors import DataError, ImageError
 from kclf.files import cv_indices, parent_label, regex_label
 
@@ -555,6 +555,100 @@ def test_when_nothing_can_be_read_it_says_so(tmp_path):
 
     with pytest.raises(DataError, match=r"None of the 3 images can be read.*0\.jpg: empty file"):
         list(dataset)
+
+
+# Presized cache
+
+
+def caches(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_the_cache_gives_the_same_pictures(pets_folder, tmp_path):
+    data = small(pets_folder, presize=24)
+
+    fast = data.resize(24, tmp_path / "cache")
+
+    for split, close in (("valid", 1), ("train", 12)):  # in training the two cut at other parts of a pixel
+        for direct, cached in zip(data.splits[split], fast.splits[split], strict=True):
+            assert torch.equal(direct[1], cached[1])
+            assert (direct[0].float() - cached[0].float()).abs().mean() < close
+    assert (fast.size, fast.presize) == (16, 24)
+
+
+def test_the_cache_is_read_and_not_the_photos(pets_folder, tmp_path):
+    data = small(pets_folder)
+    first = contents(data.resize(20, tmp_path / "cache").valid)
+    before = caches(tmp_path / "cache")
+    fast = data.resize(20, tmp_path / "cache")
+    shutil.rmtree(pets_folder)
+
+    assert contents(fast.valid) == first
+    assert caches(tmp_path / "cache") == before
+
+
+def test_a_changed_photo_makes_another_cache(pets_folder, tmp_path):
+    small(pets_folder).resize(20, tmp_path / "cache")
+    before = set(caches(tmp_path / "cache"))
+    Image.new("RGB", (40, 30), "red").save(pets_folder / "cat" / "0.png")
+
+    fast = small(pets_folder).resize(20, tmp_path / "cache")
+
+    assert set(caches(tmp_path / "cache")) > before
+    reds = [
+        split.dataset[i]
+        for split in (fast.train, fast.valid)
+        for i in np.flatnonzero(np.char.endswith(split.paths, "cat/0.png"))
+    ]
+    assert (reds[0] == (255, 0, 0)).all()
+
+
+def test_a_build_that_is_cut_off_goes_on(pets_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "AT_ONCE", 4)
+    read, count = cache.read_image, []
+
+    def until_killed(path, at_least):
+        count.append(path)
+        if len(count) == 7:
+            raise KeyboardInterrupt
+        return read(path, at_least)
+
+    monkeypatch.setattr(cache, "read_image", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        small(pets_folder, num_threads=1).resize(20, tmp_path / "cache")
+    fast = small(pets_folder, num_threads=1).resize(20, tmp_path / "cache")
+
+    assert 20 + 3 <= len(count) <= 20 + 4  # the four of the batch that was cut off, at most, once more
+    assert [x.float().std() > 10 for x, _ in fast.valid] == [True]
+
+
+def test_a_damaged_photo_is_known_to_the_cache(damaged_folder, tmp_path):
+    for _ in range(2):
+        fast = small(damaged_folder).resize(20, tmp_path / "cache")
+        list(fast.train), list(fast.valid)
+
+        assert {path.rsplit("pets/")[1] for path, _ in fast.skipped} == {"cat/3.png", "dog/4.png"}
+
+
+def test_a_very_long_photo_is_kept_as_it_is(pets_folder, tmp_path):
+    Image.new("RGB", (900, 10), "red").save(pets_folder / "cat" / "long.png")
+
+    fast = small(pets_folder, valid_fraction=0.1).resize(20, tmp_path / "cache")
+
+    (index,) = np.flatnonzero(np.char.endswith(fast.train.paths, "long.png"))
+    assert fast.train.dataset[index].shape == (10, 900, 3)
+    assert (fast.train.dataset.square(index, 20) == (255, 0, 0)).all()
+
+
+def test_what_cannot_be_cached_says_why(pets_folder, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"size >= 16.*size=8"):
+        small(pets_folder).resize(8, tmp_path)
+    arrays = ImageData.from_arrays((np.zeros((20, 12, 12, 3), np.uint8), [0, 1] * 10))
+    with pytest.raises(DataError, match="not in files"):
+        arrays.resize(12, tmp_path)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(DataError, match=r"needs 0\.0 GB.*0\.0 GB free"):
+        small(pets_folder).resize(20, tmp_path / "cache")
 
 
 # Summary

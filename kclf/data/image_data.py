@@ -28,8 +28,9 @@ from ..files import (
     stratified_split,
 )
 from ..images import ResizeMethod
+from .cache import cached
 from .loader import ImageDataset, OnError, Task, require_positive
-from .sources import ArrayImages, FileImages
+from .sources import ArrayImages, FileImages, Images
 from .summary import Text, summary
 
 VALID_FOLDERS = ("valid", "val", "validation")
@@ -142,6 +143,34 @@ class ImageData:
             changes["presize"] = square
         splits = {name: split.replace(**changes) for name, split in self.splits.items()}
         return ImageData(**splits, size=size or self.size)
+
+    def resize(self, size: int, cache_folder: Path) -> ImageData:
+        """The same images, decoded and scaled once and read from a cache from then on.
+
+        Each photo is kept with its short side at `size` pixels, so that windows still move in training.
+        The cache is one file a split, keyed by the photos' paths, sizes and times of change; a build that
+        is interrupted goes on at the next call.
+
+        Args:
+            size: short side in pixels, at least the size the model sees: 460 for random resized crops to
+                224, 340 to train at 224 and then at 299. A photo takes about 4 * size**2 bytes.
+            cache_folder: where caches are kept, made if need be.
+
+        Returns:
+            Data whose `presize` is at most `size`.
+
+        Raises:
+            DataError: the images are not in files, or the disk has not the room.
+        """
+        if size < self.size:
+            raise ValueError(f"Expected size >= {self.size}, which the model sees. Received: size={size}")
+        splits = {}
+        for name, split in self.splits.items():
+            if not isinstance(split.dataset, FileImages):
+                raise DataError(f"The {name} images are not in files, so there is nothing to decode once")
+            images = cached(split.dataset, size, cache_folder, split.num_threads)
+            splits[name] = split.replace(images=images, presize=min(size, split.presize))
+        return ImageData(**splits, size=self.size)
 
     def summary(self, index: int = 0) -> Text:
         """What was found, and what becomes of one photo.
@@ -434,7 +463,7 @@ class ImageData:
     @classmethod
     def _of(
         cls,
-        images: FileImages | ArrayImages,
+        images: Images,
         labels: np.ndarray,
         split: Split,
         class_names: Sequence[str],
@@ -442,7 +471,7 @@ class ImageData:
         seed: int,
         loading: Loading,
         *,
-        test: FileImages | ArrayImages | None = None,
+        test: Images | None = None,
         test_labels: np.ndarray | None = None,
     ) -> ImageData:
         options: dict[str, Any] = dict(loading)
@@ -452,7 +481,7 @@ class ImageData:
         for name, indices in zip(("training", "validation"), split, strict=True):
             if len(indices) == 0:
                 raise DataError(f"No image is left for {name}: {len(labels):,} in all")
-        train, valid = (_taken(images, indices) for indices in split)
+        train, valid = (images.take(indices) for indices in split)
         return cls(
             ImageDataset(
                 train,
@@ -474,12 +503,6 @@ def _sizes(size: int, presize: int | None) -> tuple[int, int]:
     if presize is not None and presize < size:
         raise ValueError(f"Expected presize >= size. Received: presize={presize}, size={size}")
     return size, presize or size
-
-
-def _taken(images: FileImages | ArrayImages, indices: np.ndarray) -> FileImages | ArrayImages:
-    if isinstance(images, FileImages):
-        return FileImages(images.paths[indices])
-    return ArrayImages(images.images[indices])
 
 
 def _files(paths: Sequence[Path] | Path) -> list[str]:

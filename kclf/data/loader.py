@@ -443,7 +443,7 @@ class _Pass:
 
 def as_images(images: Images | Sequence[str | os.PathLike[str]] | np.ndarray) -> Images:
     """A source of images from paths or from an array."""
-    if isinstance(images, FileImages | ArrayImages):
+    if isinstance(images, Images):
         return images
     if isinstance(images, np.ndarray) and images.dtype.kind not in "UO":
         return ArrayImages(images)
