@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import Literal, get_args
 
 import numpy as np
@@ -46,6 +47,7 @@ def read_image(path: str | os.PathLike[str], at_least: int | None = None) -> np.
         ((30, 40, 3), [128, 128, 128])
     """
     try:
+        _require_file(path)
         with Image.open(path) as image:
             _require_size(path, image.size)
             if at_least is not None:
@@ -64,6 +66,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: the header cannot be read.
     """
     try:
+        _require_file(path)
         with Image.open(path) as image:
             _require_size(path, image.size)
             sideways = image.getexif().get(ORIENTATION, 1) >= 5
@@ -112,6 +115,13 @@ def _to_8_bit(grey: np.ndarray) -> np.ndarray:
     return values.clip(0, 255).round().astype(np.uint8)
 
 
+def _require_file(path: str | os.PathLike[str]) -> None:
+    """Refuse folders, and pipes, of which a read may wait for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise ImageError(path, "is a folder" if stat.S_ISDIR(mode) else "is not a file, but a pipe or device")
+
+
 def _require_size(path: str | os.PathLike[str], size: tuple[int, int]) -> None:
     if min(size) < 1:
         raise ImageError(path, f"has no pixels ({size[0]} x {size[1]})")
@@ -125,11 +135,11 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
         return "no such file"
     if isinstance(error, PermissionError):
         return "permission denied"
-    if isinstance(error, IsADirectoryError):
-        return "is a folder"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"too many pixels: {error}"
-    if os.path.exists(path) and os.path.getsize(path) == 0:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if os.path.getsize(path) == 0:
         return "empty file"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or its header is damaged"

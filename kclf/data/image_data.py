@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
+from ..atomic import replacing
 from ..errors import DataError
 from ..files import (
     Split,
@@ -28,10 +30,14 @@ from ..files import (
     stratified_split,
 )
 from ..images import ResizeMethod
+from . import plots
 from .cache import cached
-from .loader import ImageDataset, OnError, Task, require_positive
+from .loader import ImageDataset, OnError, Task, require_one_of, require_positive
 from .sources import ArrayImages, FileImages, Images
 from .summary import Text, summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VALID_FOLDERS = ("valid", "val", "validation")
 TEST_FOLDERS = ("test", "test1")
@@ -199,6 +205,57 @@ class ImageData:
               4. batch            uint8 (2, 32, 32, 3), int64 (2,)
         """
         return summary(self, index)
+
+    def show_batch(self, count: int = 9, split: str = "train") -> Figure:
+        """The first images of the next batch with their labels; looking does not move the epoch.
+
+        Args:
+            count: number of images.
+            split: "train", "valid" or "test".
+
+        Returns:
+            A matplotlib figure, not shown.
+        """
+        return plots.show_batch(self._split(split), count)
+
+    def show_augmented(
+        self, augmentation: plots.Augment | None = None, count: int = 8, index: int = 0
+    ) -> Figure:
+        """One training image as it comes in `count` epochs.
+
+        Args:
+            augmentation: `model.augmentation` or any layer that takes a batch; None for the windows alone.
+            count: number of views.
+            index: which training image.
+
+        Returns:
+            A matplotlib figure, not shown.
+        """
+        return plots.show_augmented(self.train, augmentation, index, count)
+
+    def show_sizes(self, limit: int | None = None) -> Figure:
+        """Histograms of the widths and heights of the training photos, read from their headers.
+
+        Args:
+            limit: look at so many photos only, spread evenly; None for all.
+        """
+        return plots.show_sizes(self.train, limit)
+
+    def show_classes(self) -> Figure:
+        """Images of each class, split by split, as bars."""
+        return plots.show_classes(self)
+
+    def save_skipped(self, csv_file: Path) -> int:
+        """Write path and reason of each image found unreadable so far to a CSV file; returns their number."""
+        with replacing(csv_file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("path", "reason"))
+            writer.writerows(self.skipped)
+        return len(self.skipped)
+
+    def _split(self, name: str) -> ImageDataset:
+        require_one_of("split", name, list(self.splits))
+        return self.splits[name]
 
     # Sources
 
