@@ -504,6 +504,17 @@ def test_threads_end_with_the_epoch_and_with_the_dataset():
     assert threads() == []
 
 
+@pytest.mark.gpu
+def test_batches_are_on_the_device_and_the_same_as_on_the_cpu():
+    on_device, on_cpu = (numbered(50, shuffle=True, presize=64) for _ in range(2))
+    on_cpu.device = torch.device("cpu")
+
+    for _ in range(3):
+        for sent, kept in zip(on_device, on_cpu, strict=True):
+            assert all(part.is_cuda for part in sent)
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(sent, kept, strict=True))
+
+
 # Files that cannot be read
 
 
