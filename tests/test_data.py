@@ -21,6 +21,7 @@ from PIL import Image
 from kclf.data import ImageData, ImageDataset, cache
 from kclf.errors import DataError, ImageError
 from kclf.files import cv_indices, parent_label, regex_label
+from kclf.images import fit, read_image
 
 
 def save_photos(folder, counts, size=(40, 30)):
@@ -686,6 +687,17 @@ def test_the_cache_is_read_and_not_the_photos(pets_folder, tmp_path):
 
     assert contents(fast.valid) == first
     assert caches(tmp_path / "cache") == before
+
+
+def test_another_split_of_the_same_photos_reads_the_same_cache(pets_folder, tmp_path):
+    folds = [small(pets_folder, seed=seed).resize(20, tmp_path / "cache") for seed in (0, 1)]
+
+    assert len(caches(tmp_path / "cache")) == 1
+    assert not np.array_equal(folds[0].valid.paths, folds[1].valid.paths)
+    for fold in folds:
+        for index, path in enumerate(fold.valid.paths):
+            direct = fit(read_image(path), 20)
+            assert np.array_equal(fold.valid.dataset[index], direct)
 
 
 def test_a_changed_photo_makes_another_cache(pets_folder, tmp_path):

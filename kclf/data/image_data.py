@@ -164,8 +164,8 @@ class ImageData:
         """The same images, decoded and scaled once and read from a cache from then on.
 
         Each photo is kept with its short side at `size` pixels, so that windows still move in training.
-        The cache is one file a split, keyed by the photos' paths, sizes and times of change; a build that
-        is interrupted goes on at the next call.
+        The cache is one file for all splits, keyed by the photos' paths, sizes and times of change, so that
+        other folds of the same photos share it. A build that is interrupted goes on at the next call.
 
         Args:
             size: short side in pixels, at least the size the model sees: 460 for random resized crops to
@@ -180,12 +180,17 @@ class ImageData:
         """
         if size < self.size:
             raise ValueError(f"Expected size >= {self.size}, which the model sees. Received: size={size}")
-        splits = {}
         for name, split in self.splits.items():
             if not isinstance(split.dataset, FileImages):
                 raise DataError(f"The {name} images are not in files, so there is nothing to decode once")
-            images = cached(split.dataset, size, cache_folder, split.num_threads)
-            splits[name] = split.replace(images=images, presize=min(size, split.presize))
+        paths = np.unique(np.concatenate([split.paths for split in self.splits.values()]))
+        images = cached(paths, size, cache_folder, self.train.num_threads)
+        splits = {
+            name: split.replace(
+                images=images.take(np.searchsorted(paths, split.paths)), presize=min(size, split.presize)
+            )
+            for name, split in self.splits.items()
+        }
         return ImageData(**splits, size=self.size)
 
     def summary(self, index: int = 0) -> Text:
