@@ -240,6 +240,7 @@ def test_folded_weights_follow_every_change():
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
 def test_files_go_both_ways(make, suffix, tmp_path):
     stock, fast = compiled(make), accelerate(compiled(make))
+    history(stock, epochs=1)
     history(fast, epochs=1)
     path = tmp_path / f"model{suffix}"
     if suffix == ".keras":
@@ -358,7 +359,7 @@ LOSSES = [
     (
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         "column",
-        ["accuracy", "sparse_top_k_categorical_accuracy"],
+        ["accuracy", "mae"],
     ),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import torch
 from keras.src.backend.torch.core import get_device
 from keras.src.trainers.trainer import Trainer
@@ -150,7 +151,9 @@ def _device_metrics(compiled: Any) -> list[tuple[Any, Any]] | None:
 
 
 def _to_device(value: Any) -> Any:
-    """A tensor, or each tensor of a list or dict, on the device of the model; anything else as it is."""
+    """A tensor or array, or each of a list or dict, on the device of the model; anything else as it is."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
     if isinstance(value, torch.Tensor):
         return value.to(get_device(), non_blocking=True)
     if isinstance(value, list | tuple):
@@ -161,6 +164,6 @@ def _to_device(value: Any) -> Any:
 
 
 def _batch_size(x: Any) -> int:
-    while not isinstance(x, torch.Tensor):
+    if not isinstance(x, torch.Tensor):
         x = next(item for item in keras.tree.flatten(x) if item is not None)
     return x.shape[0]
