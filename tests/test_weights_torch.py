@@ -18,9 +18,6 @@ from kclf.weights import (
     with_conventions,
 )
 
-# Keras reads tensors through an interface that numpy 2.4 warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 
 class Block(nn.Module):
     """A residual block of torchvision's ResNets, written from its description."""

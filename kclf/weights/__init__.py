@@ -4,6 +4,7 @@ from .conventions import TENSORFLOW, TORCH, Conventions, with_conventions
 from .keys import array_of, layer_keys, layers_with_variables, named_variables
 from .loading import load_weights
 from .matching import LoadReport
+from .saving import save_weights
 from .torch_exchange import from_torch, is_torch_file, read_state_dict, to_torch
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "load_weights",
     "named_variables",
     "read_state_dict",
+    "save_weights",
     "to_torch",
     "with_conventions",
 ]
