@@ -193,7 +193,7 @@ def _wrong_labels(survey: _Surveyed, places: list[int], vectors: np.ndarray | No
             "label",
             issue.score,
             f"looks like {suggested} ({sure:.2f})",
-            advice="relabel",
+            advice="relabel" if issue.confident else "keep",
             target=suggested,
         )
 

@@ -64,7 +64,7 @@ def same_looks(thumbnails: np.ndarray) -> list[Pair]:
     return sorted(pairs.values())
 
 
-def same_activations(features: np.ndarray, least: float = 0.97) -> list[Pair]:
+def same_activations(features: np.ndarray, least: float = 0.95) -> list[Pair]:
     """Pairs of photos that a backbone takes for the same: finds crops that a perceptual hash does not.
 
     Args:

@@ -13,6 +13,7 @@ WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40  # room for the ticks and the name of the axis
 MOST_POINTS = 300  # of one curve: more than a pixel each
 MOST_DOTS = 40
+AIR = 0.04  # of the axis, beyond the first and the last point
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def _axis(
     low, high = given or (min(float(v.min()) for v in values), max(float(v.max()) for v in values))
     if low == high:
         low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+    elif given is None and not log:
+        low, high = low - AIR * (high - low), high + AIR * (high - low)
     return _Axis(low, high, start, end, log)
 
 
@@ -145,9 +148,10 @@ def _curve(number: int, curve: Curve, x: np.ndarray, y: np.ndarray, across: _Axi
     parts = []
     if curve.low is not None and curve.high is not None:
         ends = zip(places, curve.low, curve.high, strict=True)
+        spans = [(f"{x:.1f}", f"{up(low):.1f}", f"{up(high):.1f}") for (x, _), low, high in ends]
         parts += [
-            f'<line class="whisker c{number}" x1="{a:.1f}" x2="{a:.1f}" y1="{up(low):.1f}" y2="{up(high):.1f}"/>'
-            for (a, _), low, high in ends
+            f'<line class="whisker c{number}" x1="{x}" x2="{x}" y1="{low}" y2="{high}"/>'
+            for x, low, high in spans
         ]
     if not curve.dots:
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ..atomic import replacing
 from ..checks import Finding, Findings
@@ -78,7 +78,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"embed": _embed, "share": _share, "value": _value}
+    environment.filters |= {"embed": _embed, "breakable": _breakable, "share": _share, "value": _value}
     return environment
 
 
@@ -86,6 +86,11 @@ def _embed(value: Any) -> Markup:
     """JSON that can stand inside a script element whatever the names hold."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after its underscores."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>"))
 
 
 def _share(share: float) -> str:

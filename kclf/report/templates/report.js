@@ -24,7 +24,7 @@
   function draw(order) {
     const only = byId("worst")?.checked ? new Set(worst) : null;
     shown = orders[order].filter((place) => !only || only.has(place));
-    const margin = 14 + 6.4 * Math.min(22, Math.max(...shown.map((place) => names[place].length)));
+    const margin = 14 + 7 * Math.min(22, Math.max(...shown.map((place) => names[place].length)));
     const room = (holder.clientWidth - margin - 12) / shown.length;
     const cell = Math.max(shown.length > 60 ? 11 : 16, Math.min(40, Math.floor(room)));
     const side = cell * shown.length;
@@ -45,7 +45,7 @@
         const wrong = place !== other;
         const strength = Math.min(1, (wrong ? 0.3 : 0.12) + (wrong ? 1.1 : 0.75) * Math.sqrt(photos / largest));
         svg("rect", { x: margin + column * cell, y: margin + number * cell, width: cell - 1, height: cell - 1, fill: `rgba(var(--${wrong ? "wrong" : "right"}), ${strength.toFixed(2)})` }, picture);
-        if (cell >= 15) svg("text", { x: margin + (column + 0.5) * cell, y: middle, "text-anchor": "middle", "font-size": Math.min(12, cell * 0.62) }, picture).textContent = photos;
+        if (cell >= 15) svg("text", { class: strength > 0.6 ? "strong" : "", x: margin + (column + 0.5) * cell, y: middle, "text-anchor": "middle", "font-size": Math.min(12, cell * 0.62) }, picture).textContent = photos;
       });
     });
     svg("rect", { class: "cross", width: cell - 1, height: cell - 1, visibility: "hidden" }, picture);
