@@ -33,7 +33,7 @@ def run(tmp_path) -> Path:
         Image.new("RGB", (50, 40), "navy").save(photo)
     write_csv(
         folder / "predictions.csv",
-        ["path", "label", "predicted", "probability", "cat", "dog"],
+        ["path", "label", "predicted", "confidence", "cat", "dog"],
         [photos[0], "cat", "cat", 0.9, 0.9, 0.1],
         [photos[1], "cat", "dog", 0.8, 0.2, 0.8],
         [photos[2], "dog", "dog", 0.7, 0.3, 0.7],
@@ -47,7 +47,7 @@ def run(tmp_path) -> Path:
     )
     write_csv(
         folder / "batches.csv",
-        ["step", "learning_rate", "momentum", "loss"],
+        ["step", "learning_rate", "momentum", "smoothed_loss"],
         [0, 0.1, 0.9, 1],
         [1, 0.2, 0.8, 0.9],
     )
@@ -100,6 +100,13 @@ def test_a_missing_file_leaves_its_part_out(run, tmp_path, missing):
     assert ("ResNet50" in text) == (missing != "settings.json")
 
 
+def test_several_labels_a_photo_are_not_interpreted(run, tmp_path):
+    (run / "settings.json").write_text(json.dumps({"data": {"task": "multi_label"}}))
+    text = page(run, tmp_path)
+    assert "75.0%" not in text
+    assert "Loss by epoch" in text
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"predictions\.csv"):
         read_run(tmp_path)
@@ -111,8 +118,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         ("settings.json", "{", "no JSON"),
         ("history.csv", "epoch,accuracy\n1\n", "2 fields a row"),
         ("predictions.csv", "path,class\n", "one a class expected"),
-        ("predictions.csv", "path,label,predicted,probability,cat\na.jpg,wolf,cat,1,1\n", "wolf"),
-        ("predictions.csv", "path,label,predicted,probability,cat\na.jpg,cat,cat,1,high\n", "high"),
+        ("predictions.csv", "path,label,predicted,confidence,cat\na.jpg,wolf,cat,1,1\n", "wolf"),
+        ("predictions.csv", "path,label,predicted,confidence,cat\na.jpg,cat,cat,1,high\n", "high"),
     ],
 )
 def test_a_damaged_file_is_named(run, name, content, message):

@@ -155,7 +155,7 @@ def page(tmp_path_factory) -> Path:
         batches={
             "step": np.arange(50),
             "learning_rate": np.linspace(0, 1, 50),
-            "loss": np.linspace(3, 1, 50),
+            "smoothed_loss": np.linspace(3, 1, 50),
         },
         interpretation=answers,
     )

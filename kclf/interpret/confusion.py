@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Order = Literal["given", "confusion", "accuracy"]
-MOST_CLASSES_WITH_NUMBERS = 60  # beyond, a cell is too small for a figure that one can read
+MANY_CLASSES = 60  # beyond, cells are drawn smaller, and only errors get a number
+INCHES_A_CELL = 0.24, 0.17  # for few and for many classes; names of 8 points fit both
 
 
 class Confusion(NamedTuple):
@@ -126,7 +127,7 @@ class ConfusionMatrix:
         """
         drawn = self.ordered(order)
         num_classes = len(self.class_names)
-        side = 2.2 + num_classes * (0.24 if num_classes <= MOST_CLASSES_WITH_NUMBERS else 0.13)
+        side = 2.2 + num_classes * INCHES_A_CELL[num_classes > MANY_CLASSES]
         drawn.ax_ = axes = _new_axes(ax, figsize or (side, side), dpi)
         drawn.figure_ = axes.figure
         _draw(drawn, normalize=normalize)
@@ -170,30 +171,22 @@ def _draw(matrix: ConfusionMatrix, *, normalize: bool) -> None:
     counts, num_classes = matrix.counts, len(matrix.class_names)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     right = np.eye(num_classes, dtype=bool)
-    shade = share if normalize else counts / max(counts.max(), 1)
     # The square root keeps one error in a hundred photos visible beside a full diagonal.
-    ax.imshow(np.ma.masked_where(~right, np.sqrt(shade)), cmap="Blues", vmin=0, vmax=1.2)
-    errors = np.ma.masked_where(right | (counts == 0), np.sqrt(shade))
-    ax.imshow(errors, cmap="Oranges", vmin=-0.25, vmax=max(0.6, float(np.sqrt(shade)[~right].max(initial=0))))
-    size = 8 if num_classes <= MOST_CLASSES_WITH_NUMBERS else 5.5
-    ax.set_xticks(range(num_classes), matrix.class_names, rotation=90, fontsize=size)
-    ax.set_yticks(range(num_classes), matrix.class_names, fontsize=size)
+    shade = np.sqrt(share if normalize else counts / max(counts.max(), 1))
+    shade = np.where(right, shade / 1.2, 0.3 + 0.6 * shade / max(shade[~right].max(initial=0), 0.5))
+    ax.imshow(np.ma.masked_where(~right, shade), cmap="Blues", vmin=0, vmax=1)
+    ax.imshow(np.ma.masked_where(right | (counts == 0), shade), cmap="Oranges", vmin=0, vmax=1)
+    ax.set_xticks(range(num_classes), matrix.class_names, rotation=90, fontsize=8)
+    ax.set_yticks(range(num_classes), matrix.class_names, fontsize=8)
     ax.set_xlabel("predicted")
     ax.set_ylabel("actual")
     ax.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="0.88", linewidth=0.4)
     ax.tick_params(which="minor", length=0)
-    if num_classes <= MOST_CLASSES_WITH_NUMBERS:
-        _write_numbers(ax, share if normalize else counts, shade, normalize=normalize)
-
-
-def _write_numbers(ax: Any, numbers: np.ndarray, shade: np.ndarray, *, normalize: bool) -> None:
+    written = (counts > 0) & ~(right & (num_classes > MANY_CLASSES))
     size = 5 if normalize else 7
-    for row, column in zip(*np.nonzero(numbers), strict=True):
-        number = numbers[row, column]
-        text = f"{number:.2f}".removeprefix("0") if normalize else f"{number:,}"
-        dark = shade[row, column] > (0.45 if row == column else 0.3)
-        ax.text(
-            column, row, text, ha="center", va="center", fontsize=size, color="white" if dark else "black"
-        )
+    for row, column in np.argwhere(written).tolist():
+        text = f"{share[row, column]:.2f}".removeprefix("0") if normalize else f"{counts[row, column]:,}"
+        color = "white" if shade[row, column] > 0.6 else "black"
+        ax.text(column, row, text, ha="center", va="center", fontsize=size, color=color)

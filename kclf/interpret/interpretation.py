@@ -104,11 +104,8 @@ class Interpretation:
         """
         if predictions.labels is None:
             raise ValueError("interpretation compares predictions with labels, and these have none")
-        if np.ndim(predictions.labels) != 1 or not np.issubdtype(predictions.labels.dtype, np.integer):
-            raise ValueError(
-                "interpretation is for one label a photo. "
-                f"Received: labels of shape {np.shape(predictions.labels)}, {predictions.labels.dtype}"
-            )
+        if predictions.task != "single_label":
+            raise ValueError(f"interpretation is for one label a photo. Received: task={predictions.task!r}")
         return cls(predictions.probabilities, predictions.labels, predictions.class_names, predictions.paths)
 
     @classmethod

@@ -19,7 +19,7 @@ from ..interpret import Interpretation
 Columns = Mapping[str, Sequence[float] | np.ndarray]
 CLASSIFIER, HISTORY, BATCHES, SETTINGS = "classifier.h5", "history.csv", "batches.csv", "settings.json"
 PREDICTIONS, RANGE_TEST, LEDGER = "predictions.csv", "range_test.csv", "ledger.csv"
-BEFORE_CLASSES = ["path", "label", "predicted", "probability"]  # columns of predictions.csv, then the classes
+BEFORE_CLASSES = ["path", "label", "predicted", "confidence"]  # columns of predictions.csv, then the classes
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ReportInputs:
         title: heading of the page.
         settings: name -> value, nested or not: arguments, versions, data, machine.
         history: columns of the epochs: epoch, stage, train_loss, valid_loss, accuracy, time (seconds).
-        batches: columns of the steps: step, learning_rate, momentum, loss.
+        batches: columns of the steps: step, learning_rate, momentum, smoothed_loss.
         range_test: columns learning_rate and loss of a learning-rate range test.
         interpretation: of the validation photos.
         findings: of a check of the data.
@@ -62,13 +62,15 @@ def read_run(run: str | os.PathLike[str], *, model: Any = None) -> ReportInputs:
     names = (HISTORY, PREDICTIONS, SETTINGS, BATCHES)
     if not any((folder / name).is_file() for name in names):
         raise DataError(f"the folder of a run, with one of {', '.join(names)}, expected. Received: {run}")
+    settings = _read_json(folder / SETTINGS)
+    single_label = settings.get("data", {}).get("task", "single_label") == "single_label"
     return ReportInputs(
         title=folder.resolve().name,
-        settings=_read_json(folder / SETTINGS),
+        settings=settings,
         history=read_columns(folder / HISTORY),
         batches=read_columns(folder / BATCHES),
         range_test=read_columns(folder / RANGE_TEST),
-        interpretation=_if_there(read_predictions, folder / PREDICTIONS),
+        interpretation=_if_there(read_predictions, folder / PREDICTIONS) if single_label else None,
         findings=_if_there(lambda path: Findings(read_ledger(path)), folder / LEDGER),
         model=model,
     )
@@ -86,7 +88,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_predictions(path: Path) -> Interpretation:
-    """Read `predictions.csv`: path, label, predicted, probability, then a column of probabilities a class."""
+    """Read `predictions.csv`: path, label, predicted, confidence, then a column of probabilities a class."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         header = next(reader, [])

@@ -182,12 +182,12 @@ def _charts(inputs: ReportInputs) -> Iterable[str]:
     if "accuracy" in history:
         accuracy = [Curve("accuracy", epochs, history["accuracy"])]
         yield line_chart(accuracy, title="Accuracy by epoch", x_label="epoch", y_label="accuracy")
-    names = {"loss": "Loss by batch", "learning_rate": "Learning rate", "momentum": "Momentum"}
+    names = {"smoothed_loss": "Loss by batch", "learning_rate": "Learning rate", "momentum": "Momentum"}
     for column, title in names.items():
         if column in batches:
             step = batches.get("step", np.arange(len(batches[column])))
-            curves = [Curve(column, step, _smooth(batches[column]) if column == "loss" else batches[column])]
-            label = "loss (smoothed)" if column == "loss" else column.replace("_", " ")
+            label = column.replace("_", " ")
+            curves = [Curve(label, step, batches[column])]
             yield line_chart(curves, title=title, x_label="batch", y_label=label)
     if {"learning_rate", "loss"} <= set(inputs.range_test):
         yield _range_test_chart(np.asarray(inputs.range_test["learning_rate"]), inputs.range_test["loss"])
@@ -199,15 +199,6 @@ def _range_test_chart(rates: np.ndarray, losses: Any) -> str:
     curve = Curve("loss", rates[shown], np.asarray(losses)[shown])
     title = "Learning-rate range test"
     return line_chart([curve], title=title, x_label="learning rate", y_label="loss", log_x=True)
-
-
-def _smooth(losses: Any, keep: float = 0.95) -> np.ndarray:
-    """The debiased moving average of the losses."""
-    average, result = 0.0, []
-    for step, loss in enumerate(np.asarray(losses, float), start=1):
-        average = keep * average + (1 - keep) * loss
-        result.append(average / (1 - keep**step))
-    return np.array(result)
 
 
 def _reliability_chart(answers: Interpretation) -> str:

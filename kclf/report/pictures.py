@@ -38,8 +38,8 @@ def pictures(paths: Sequence[str], model: Any = None, *, side: int = SIDE) -> li
         model: an `ImageClassifier`, or None for no heat maps.
         side: pixels.
     """
-    size = max(side, model.size) if model is not None else side
-    squares = [_square(path, size) for path in paths]
+    presize = getattr(model, "presize", None) or getattr(model, "size", side)
+    squares = [_square(path, presize, getattr(model, "resize_method", "crop")) for path in paths]
     heats = _heats([square for square in squares if isinstance(square, np.ndarray)], model)
     return [
         Picture(error=square)
@@ -54,9 +54,10 @@ def jpeg(image: np.ndarray, quality: int = QUALITY) -> str:
     return _address(Image.fromarray(image), "jpeg", quality=quality, optimize=True)
 
 
-def _square(path: str, size: int) -> np.ndarray | str:
+def _square(path: str, size: int, method: Any) -> np.ndarray | str:
+    """The photo as the model's loader gives it, or the reason why it cannot be read."""
     try:
-        return to_square(read_image(path, at_least=size), size)
+        return to_square(read_image(path, at_least=size), size, method)
     except ImageError as error:
         return error.reason
 
