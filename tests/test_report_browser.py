@@ -65,11 +65,19 @@ class Browser:
     def logs(self, kind: str) -> list[dict[str, Any]]:
         return self.command("POST", "/se/log", type=kind)
 
-    def requests(self) -> set[str]:
-        """Addresses asked for since the last page was opened, but for those inside it."""
-        events = [json.loads(entry["message"])["message"] for entry in self.logs("performance")]
-        sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        return {s["request"]["url"] for s in sent if not s["request"]["url"].startswith(("data:", "blob:"))}
+    def requests(self, page: Path) -> set[str]:
+        """Addresses asked for since the page was opened, but for those inside it; waits for the page's own."""
+        found: set[str] = set()
+        for _ in range(100):
+            events = [json.loads(entry["message"])["message"] for entry in self.logs("performance")]
+            sent = [
+                e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+            ]
+            found |= {address for address in sent if not address.startswith(("data:", "blob:", "chrome:"))}
+            if page.as_uri() in found:
+                break
+            time.sleep(0.1)
+        return found
 
     def screenshot(self, file: Path) -> np.ndarray:
         file.write_bytes(base64.b64decode(self.command("GET", "/screenshot")))
@@ -171,7 +179,7 @@ def opened(browser, page) -> Browser:
 def test_the_page_has_no_error_and_asks_for_nothing(opened, page):
     opened.run("window.scrollTo(0, document.body.scrollHeight)")
     assert opened.logs("browser") == []
-    assert opened.requests() == {page.as_uri()}
+    assert opened.requests(page) == {page.as_uri()}
     assert page.stat().st_size < 3_000_000
 
 
