@@ -66,7 +66,7 @@ class Browser:
         return self.command("POST", "/se/log", type=kind)
 
     def requests(self, page: Path) -> set[str]:
-        """Addresses asked for since the page was opened, but for those inside it; waits for the page's own."""
+        """Addresses asked for since the page was opened, but for those inside it."""
         found: set[str] = set()
         for _ in range(100):
             events = [json.loads(entry["message"])["message"] for entry in self.logs("performance")]
