@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import h5py
 import numpy as np
@@ -96,7 +96,7 @@ def read_arrays(
         attributes = _read_attributes(file)
         datasets = dict(_walk(_member(file, "arrays", h5py.Group)))
         _refuse_if(missing := sorted(set(names or ()) - set(datasets)), f"it has no arrays named {missing}")
-        size = os.path.getsize(path)
+        size = file.id.get_filesize()
         claimed = sum(_checked_size(dataset, size) for dataset in datasets.values())
         _refuse_if(claimed > size, f"its arrays claim {claimed} bytes, and the file has {size}")
         wanted = datasets if names is None else {name: datasets[name] for name in names}
@@ -119,11 +119,12 @@ def read_attributes(path: AnyPath) -> dict[str, JSON]:
 
 
 @contextmanager
-def open_h5(path: AnyPath) -> Iterator[h5py.File]:
+def open_h5(path: AnyPath, content: BinaryIO | None = None) -> Iterator[h5py.File]:
     """Open any HDF5 file for reading; whatever fails inside the block is a `FileFormatError` with the path.
 
     Args:
         path: the file to read.
+        content: an open binary file to read instead, as from an archive; `path` then only names it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -132,7 +133,7 @@ def open_h5(path: AnyPath) -> Iterator[h5py.File]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"No such file: {os.fspath(path)!r}.")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path if content is None else content, "r") as file:
             yield file
     except FileFormatError as error:
         raise FileFormatError(f"{os.fspath(path)}: {error}") from error
@@ -151,7 +152,7 @@ def datasets_of(group: h5py.Group) -> dict[str, h5py.Dataset]:
     Raises:
         FileFormatError: a link leaves the tree, or a dataset claims more than the file can hold.
     """
-    size = os.path.getsize(group.file.filename)
+    size = group.file.id.get_filesize()
     datasets = dict(_walk(group))
     for dataset in datasets.values():
         _checked_size(dataset, size, compressed=True)
@@ -280,7 +281,7 @@ def _read(dataset: h5py.Dataset) -> np.ndarray:
 
 def _read_attributes(file: h5py.File) -> dict[str, JSON]:
     dataset = _member(file, "attributes", h5py.Dataset)
-    _checked_size(dataset, os.path.getsize(file.filename))
+    _checked_size(dataset, file.id.get_filesize())
     _refuse_if(dataset.dtype.kind != "S" or dataset.shape != (), "its attributes are not one string")
     try:
         attributes = json.loads(dataset[()])
