@@ -69,6 +69,7 @@ class ActivationDataset(DataLoader):
         self.labels = images.labels
         self.class_names = images.class_names
         self.task = images.task
+        self.shuffle = images.shuffle
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -92,6 +93,10 @@ class ActivationDataset(DataLoader):
     def __repr__(self) -> str:
         views, photos, channels = self.features.shape
         return f"ActivationDataset({photos:,} photos, {channels:,} activations, {views} views a photo)"
+
+    def replace(self, **changes: Any) -> ActivationDataset:
+        """The same activations in other batches or another order; `changes` as for `ImageDataset.replace`."""
+        return ActivationDataset(self.features, self.index, self.images.replace(**changes))
 
     @property
     def num_images(self) -> int:
@@ -217,7 +222,7 @@ def head_model(model: Any) -> keras.Model:
     return keras.Model(model.head.get_layer("pooling").output, model.head.output, name="head_on_activations")
 
 
-# ---- the key -----------------------------------------------------------------------------------------------
+# ---- the key ------------------------------------------------------------
 
 
 def activation_key(model: Any, dataset: ImageDataset, *, views: int = 1, dtype: str = "float32") -> str:
@@ -286,7 +291,7 @@ def _digest(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-# ---- one pass over the photos ------------------------------------------------------------------------------
+# ---- one pass over the photos ------------------------------------------------------------
 
 
 def _one_pass(

@@ -23,6 +23,7 @@ import keras
 import numpy as np
 import torch
 
+from .callbacks import load_snapshot
 from .predict import Predictions
 from .predict import predict as predict_plain
 
@@ -40,7 +41,7 @@ class SnapshotEnsemble:
         model: the model that the members' weights go into.
         files: weights files that `load` reads; those of the last cycles are usually the best.
         weights: one share for each member, made to sum to 1; None for equal ones.
-        load: puts the weights of a file into the model; by default `model.load_weights(file)`.
+        load: puts the weights of a file into the model; by default as `CosineRestarts` saved them.
 
     Example:
         >>> import tempfile
@@ -55,7 +56,7 @@ class SnapshotEnsemble:
     model: keras.Model
     files: Sequence[AnyPath]
     weights: Sequence[float] | None = None
-    load: Callable[[keras.Model, AnyPath], Any] = field(default=lambda model, file: model.load_weights(file))
+    load: Callable[[keras.Model, AnyPath], Any] = field(default=load_snapshot)
 
     def __post_init__(self) -> None:
         if isinstance(self.files, (str, os.PathLike)) or not len(self.files):
@@ -234,7 +235,7 @@ class EnsembleTable:
         return "\n".join(lines)
 
 
-# ---- predictions -------------------------------------------------------------------------------------------
+# ---- predictions ------------------------------------------------------------
 
 
 def average_predictions(
@@ -285,7 +286,7 @@ def member_weights(predictions: Sequence[Predictions], *, steps: int = 200) -> n
 
 
 def _cross_fitted(predictions: Sequence[Predictions]) -> Predictions:
-    """The weighted mean; each half of the photos gets the shares found on the other, so that gains are true."""
+    """The weighted mean; each half of the photos has shares found on the other half, so gains are true."""
     stacked = np.stack([p.probabilities for p in predictions]).astype(np.float64)
     mean = np.empty_like(stacked[0])
     for half in (0, 1):
@@ -342,7 +343,7 @@ def _member_shares(weights: Sequence[float] | None, members: int) -> np.ndarray:
     return shares / shares.sum()
 
 
-# ---- weights -----------------------------------------------------------------------------------------------
+# ---- weights ------------------------------------------------------------
 
 
 @contextmanager
@@ -360,7 +361,7 @@ def average_weights(
     model: keras.Model,
     files: Sequence[AnyPath],
     *,
-    load: Callable[[keras.Model, AnyPath], Any] = lambda model, file: model.load_weights(file),
+    load: Callable[[keras.Model, AnyPath], Any] = load_snapshot,
 ) -> None:
     """Set the model's weights to the mean of those in the files; whole numbers stay those of the last one.
 

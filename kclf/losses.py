@@ -71,44 +71,8 @@ class CrossEntropy(keras.losses.Loss):
         }
 
 
-@keras.saving.register_keras_serializable(package="kclf")
-class LabelAccuracy(keras.metrics.MeanMetricWrapper):
-    """Accuracy that also takes mixed labels: their largest share is the label.
-
-    Args:
-        name: of the metric.
-        dtype: as for every Keras metric.
-
-    Example:
-        >>> metric = LabelAccuracy()
-        >>> metric.update_state([[0.7, 0.3], [0.4, 0.6]], [[1.0, 0.0], [2.0, 0.0]])
-        >>> float(metric.result())
-        0.5
-    """
-
-    def __init__(self, name: str = "accuracy", dtype: Any = None) -> None:
-        super().__init__(_matches, name=name, dtype=dtype)
-        self._direction = "up"
-
-    def get_config(self) -> dict[str, Any]:
-        """What `from_config` needs."""
-        return {"name": self.name, "dtype": self.dtype}
-
-
 def _shares(labels: Any, classes: int, dtype: Any) -> Any:
     """Labels as (batch, classes) shares, whether they came as classes or as shares."""
     if len(labels.shape) == 2 and labels.shape[-1] == classes and classes > 1:
         return ops.cast(labels, dtype)
     return ops.one_hot(ops.cast(ops.reshape(labels, (-1,)), "int32"), classes, dtype=dtype)
-
-
-def _matches(y_true: Any, y_pred: Any) -> Any:
-    y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-    if len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1]:
-        y_true = ops.argmax(y_true, axis=-1)
-    return ops.cast(
-        ops.equal(
-            ops.reshape(ops.cast(y_true, "int32"), (-1,)), ops.cast(ops.argmax(y_pred, axis=-1), "int32")
-        ),
-        "float32",
-    )

@@ -1,7 +1,7 @@
-"""Metrics on finished predictions: numpy arrays, torch tensors and lists alike.
+"""Metrics on finished predictions (numpy arrays, torch tensors and lists alike), and two for `compile`.
 
-They need no model and no session: `accuracy(log_preds, y)` works on what `Learner.TTA` gives, on a tensor of
-logits on the GPU, and on nested lists.
+The functions need no model: `accuracy(log_preds, y)` works on what `Learner.TTA` gives, on a tensor of logits
+on the GPU, and on nested lists.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import torch
+from keras import ops
 
 
 def accuracy(predictions: Any, labels: Any) -> float:
@@ -96,6 +97,61 @@ def log_loss(labels: Any, probabilities: Any) -> float:
     smallest = float(np.finfo(np.float32).eps)
     right = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.clip(right, smallest, 1.0)).mean())
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class LabelAccuracy(keras.metrics.MeanMetricWrapper):
+    """Accuracy while training, for whole labels and for mixed ones, of which the largest share counts.
+
+    Args:
+        name: of the metric.
+        dtype: as for every Keras metric.
+
+    Example:
+        >>> metric = LabelAccuracy()
+        >>> metric.update_state([[0.7, 0.3], [0.4, 0.6]], [[1.0, 0.0], [2.0, 0.0]])
+        >>> float(metric.result())
+        0.5
+    """
+
+    def __init__(self, name: str = "accuracy", dtype: Any = None) -> None:
+        super().__init__(_hits, name=name, dtype=dtype)
+        self._direction = "up"
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` needs."""
+        return {"name": self.name, "dtype": self.dtype}
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class ErrorRate(keras.metrics.MeanMetricWrapper):
+    """1 - accuracy while training; labels as for `LabelAccuracy`.
+
+    Args:
+        name: of the metric.
+        dtype: as for every Keras metric.
+    """
+
+    def __init__(self, name: str = "error_rate", dtype: Any = None) -> None:
+        super().__init__(_misses, name=name, dtype=dtype)
+        self._direction = "down"
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` needs."""
+        return {"name": self.name, "dtype": self.dtype}
+
+
+def _hits(y_true: Any, y_pred: Any) -> Any:
+    """1.0 where the largest score is that of the label, float32 (batch,)."""
+    y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+    if len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1]:
+        y_true = ops.argmax(y_true, axis=-1)
+    labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
+    return ops.cast(ops.equal(labels, ops.cast(ops.argmax(y_pred, axis=-1), "int32")), "float32")
+
+
+def _misses(y_true: Any, y_pred: Any) -> Any:
+    return 1.0 - _hits(y_true, y_pred)
 
 
 def _array(values: Any) -> np.ndarray:

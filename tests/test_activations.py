@@ -70,7 +70,7 @@ def values(variable) -> np.ndarray:
     return variable.value.detach().numpy().copy()
 
 
-# ---- right -------------------------------------------------------------------------------------------------
+# ---- right ------------------------------------------------------------
 
 
 def test_head_on_activations_gives_the_classifiers_logits(folder, tmp_path):
@@ -189,7 +189,7 @@ def test_refuses_features_of_other_photos(folder):
         ActivationDataset(np.zeros((1, 3, 2)), np.arange(3), data_of(folder).train)
 
 
-# ---- used again, never stale -------------------------------------------------------------------------------
+# ---- used again, never stale ------------------------------------------------------------
 
 
 def test_a_second_call_computes_nothing(folder, tmp_path):
@@ -325,7 +325,7 @@ def test_photos_in_memory_are_known_by_their_pixels():
     assert activation_key(model, ImageData.from_arrays((pixels, [0, 1] * 4)).train) != key
 
 
-# ---- stopped and damaged -----------------------------------------------------------------------------------
+# ---- stopped and damaged ------------------------------------------------------------
 
 
 def test_a_stopped_pass_goes_on_where_it_was(folder, tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def equal(first, second) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-# ---- means of predictions ----------------------------------------------------------------------------------
+# ---- means of predictions ------------------------------------------------------------
 
 
 def test_mean_of_probabilities_keeps_labels_and_paths():
@@ -133,7 +133,7 @@ def test_member_weights_lower_the_log_loss():
     assert log_loss(average_predictions(members, weights)) < log_loss(average_predictions(members))
 
 
-# ---- members -----------------------------------------------------------------------------------------------
+# ---- members ------------------------------------------------------------
 
 
 def test_members_are_loaded_one_after_another_and_the_model_is_given_back(snapshots, photos):
@@ -188,7 +188,7 @@ def test_wrong_files_are_refused(snapshots, tmp_path):
         SnapshotEnsemble(model, [files[0], files[0]])
 
 
-# ---- soups -------------------------------------------------------------------------------------------------
+# ---- soups ------------------------------------------------------------
 
 
 def test_average_weights_is_their_mean(snapshots):
@@ -245,7 +245,7 @@ def test_frozen_batchnorm_keeps_its_statistics():
     assert norm.moving_mean.value.tolist() == [0, 0]
 
 
-# ---- the table ---------------------------------------------------------------------------------------------
+# ---- the table ------------------------------------------------------------
 
 
 def test_table_has_a_row_for_each_way_and_leaves_the_model_alone(snapshots, photos, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from kclf.losses import CrossEntropy, LabelAccuracy
-from kclf.metrics import accuracy, accuracy_multi, error_rate, log_loss
+from kclf.losses import CrossEntropy
+from kclf.metrics import ErrorRate, LabelAccuracy, accuracy, accuracy_multi, error_rate, log_loss
 
 SCORES = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3], [0.5, 0.3, 0.2]], dtype="float32")
 LABELS = np.array([0, 2, 0, 1])
@@ -102,8 +102,15 @@ def test_mixed_labels_are_the_mean_of_two_losses():
 def test_loss_and_metric_survive_saving():
     loss = keras.losses.deserialize(keras.losses.serialize(CrossEntropy(0.1, 2.0)))
     assert (loss.label_smoothing, loss.focal_gamma) == (0.1, 2.0)
-    metric = keras.metrics.deserialize(keras.metrics.serialize(LabelAccuracy()))
-    assert metric.name == "accuracy"
+    for metric in (LabelAccuracy(), ErrorRate()):
+        assert keras.metrics.deserialize(keras.metrics.serialize(metric)).name == metric.name
+
+
+@pytest.mark.parametrize("labels", [LABELS, np.eye(3, dtype="float32")[LABELS]], ids=["whole", "mixed"])
+def test_metrics_while_training_equal_those_afterwards(labels):
+    for metric, figure in ((LabelAccuracy(), accuracy), (ErrorRate(), error_rate)):
+        metric.update_state(labels, SCORES)
+        assert float(metric.result()) == pytest.approx(figure(SCORES, LABELS))
 
 
 @pytest.mark.parametrize("arguments", [{"label_smoothing": 1.0}, {"focal_gamma": -1}])
