@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import shutil
 import threading
 
@@ -554,6 +555,44 @@ def test_when_nothing_can_be_read_it_says_so(tmp_path):
 
     with pytest.raises(DataError, match=r"None of the 3 images can be read.*0\.jpg: empty file"):
         list(dataset)
+
+
+# Summary
+
+
+def test_the_summary_shows_splits_classes_and_the_way_of_a_photo(split_folder):
+    text = small(split_folder, presize=24).summary()
+
+    for line in (
+        r"Single label images, 2 classes, 24 px squares, the model sees 16 px",
+        r"train +12 images  3 batches of 4, shuffled, random windows",
+        r"test +3 images  1 batch of 4, no labels",
+        r"dog +6 +2",
+        r"width 40 to 40, median 40; height 30 to 30",
+        r"2\. decode +uint8 \(30, 40, 3\)",
+        r"3\. square by crop +uint8 \(24, 24, 3\)",
+        r"4\. label +'cat', class 0 of 2",
+        r"5\. batch +uint8 \(4, 24, 24, 3\), int64 \(4,\)",
+    ):
+        assert re.search(line, text), line
+
+
+def test_the_summary_names_the_step_that_fails(damaged_folder):
+    data = small(damaged_folder)
+    broken = ("cat/3.png", "dog/4.png")
+    index, path = next((i, p) for i, p in enumerate(data.train.paths) if p.endswith(broken))
+
+    text = data.summary(index)
+
+    assert re.search(rf"2\. decode +FAILED with ImageError: {path}: ", text)
+    assert "3. square" not in text
+
+
+@pytest.mark.parametrize("labels", [np.eye(3)[[0, 1, 2] * 4], np.linspace(0, 1, 12)])
+def test_the_summary_of_other_tasks(labels):
+    data = ImageData.from_arrays((np.zeros((12, 8, 8, 3), np.uint8), labels), batch_size=2)
+
+    assert "float32 (2" in data.summary()
 
 
 # Weights, copies, arguments

@@ -30,6 +30,7 @@ from ..files import (
 from ..images import ResizeMethod
 from .loader import ImageDataset, OnError, Task, require_positive
 from .sources import ArrayImages, FileImages
+from .summary import Text, summary
 
 VALID_FOLDERS = ("valid", "val", "validation")
 TEST_FOLDERS = ("test", "test1")
@@ -134,13 +135,41 @@ class ImageData:
         Example:
             >>> data = ImageData.from_arrays((np.zeros((20, 32, 32, 3), np.uint8), [0, 1] * 10), size=32)
             >>> data.replace(batch_size=4).train
-            ImageDataset(16 images, 2 classes, 4 batches of 4 x 32 px)
+            ImageDataset(16 images, 2 classes, 4 x 4 squares of 32 px)
         """
         if size is not None or presize is not None:
             size, square = _sizes(size or self.size, presize)
             changes["presize"] = square
         splits = {name: split.replace(**changes) for name, split in self.splits.items()}
         return ImageData(**splits, size=size or self.size)
+
+    def summary(self, index: int = 0) -> Text:
+        """What was found, and what becomes of one photo.
+
+        Args:
+            index: the training image whose way is shown: each step with shape, dtype and range of its
+                result, or the step that fails and why.
+
+        Returns:
+            Text: the splits, the images of each class, the sizes of the photos, the steps.
+
+        Example:
+            >>> images = np.zeros((6, 32, 32, 3), np.uint8)
+            >>> data = ImageData.from_arrays((images, ["cat", "dog"] * 3), batch_size=2)
+            >>> data.summary()
+            Single label images, 2 classes, 32 px squares, the model sees 32 px
+              train         4 images  2 batches of 2, shuffled, random windows
+              valid         2 images  1 batch of 2
+            Classes      train    valid
+              cat            2        1
+              dog            2        1
+            The way of training image 0, [0]
+              1. decode           uint8 (32, 32, 3) in [0, 0], mean 0.0
+              2. square by crop   uint8 (32, 32, 3) in [0, 0], mean 0.0
+              3. label            'cat', class 0 of 2
+              4. batch            uint8 (2, 32, 32, 3), int64 (2,)
+        """
+        return summary(self, index)
 
     # Sources
 

@@ -147,7 +147,7 @@ class ImageDataset(DataLoader, DataAdapter):
         labelled = f"{len(self.class_names)} {what}" if self.labels is not None else "unlabelled"
         return (
             f"ImageDataset({self.num_images:,} images, {labelled}, "
-            f"{len(self)} batches of {self.batch_size} x {self.presize} px)"
+            f"{len(self)} x {self.batch_size} squares of {self.presize} px)"
         )
 
     @property
@@ -176,7 +176,7 @@ class ImageDataset(DataLoader, DataAdapter):
         Example:
             >>> dataset = ImageDataset(np.zeros((8, 32, 32, 3), np.uint8), presize=32, batch_size=4)
             >>> dataset.replace(batch_size=2)
-            ImageDataset(8 images, unlabelled, 4 batches of 2 x 32 px)
+            ImageDataset(8 images, unlabelled, 4 x 2 squares of 32 px)
         """
         other = type(self)(**{**self._arguments, "images": self.dataset, **changes})
         if other.dataset is self.dataset:
@@ -371,7 +371,7 @@ class _Pass:
         self.in_use = False
         self._closed = False
         # No circle of references: a dropped dataset takes its pass and the waiting threads with it at once.
-        self._dataset: ImageDataset = weakref.proxy(dataset)
+        self._dataset = weakref.proxy(dataset)
         self._order = dataset.order(epoch)
         self._positions = dataset.positions(epoch)
         self._requested = start

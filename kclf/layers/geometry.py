@@ -111,6 +111,19 @@ def dihedral(index: Tensor) -> Tensor:
     return maps
 
 
+def symmetry_of(maps: Tensor) -> Tensor:
+    """Which symmetry of the square each map is, exactly: (n,) integers 0 to 7, or -1 for none.
+
+    Example:
+        >>> symmetry_of(dihedral(torch.tensor([6, 0]))).tolist()
+        [6, 0]
+        >>> symmetry_of(rotation(torch.tensor([1.0]))).tolist()
+        [-1]
+    """
+    found = (maps.unsqueeze(1) == dihedral(torch.arange(8)).to(maps.dtype)).all(3).all(2)  # (n, 8)
+    return torch.where(found.any(1), found.long().argmax(1), -1)
+
+
 def warp(x: Tensor, y: Tensor) -> Tensor:
     """A perspective that tilts the picture: its corners move by `x` and `y` against each other.
 

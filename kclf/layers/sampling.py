@@ -8,10 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import sampling_grid, shrinkage
+from .geometry import sampling_grid, shrinkage, symmetry_of
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 FILL_MODES = {"reflect": "reflection", "border": "border", "zeros": "zeros"}
+
+# How each symmetry of `geometry.dihedral` is made: rows become columns or not, then axes are reversed.
+_TURNS = (
+    (False, ()),
+    (False, (3,)),
+    (False, (2,)),
+    (True, (2,)),
+    (False, (2, 3)),
+    (True, (3,)),
+    (True, ()),
+    (True, (2, 3)),
+)
 
 
 def resample(
@@ -67,13 +79,17 @@ def resampled_parts(
     pictures = images.permute(0, 3, 1, 2)  # (n, channels, height, width), a view
     source = (images.shape[1], images.shape[2])
     antialias = antialias and interpolation != "nearest"
-    if antialias and torch.equal(maps, torch.eye(3, dtype=maps.dtype).expand_as(maps)):
-        yield slice(None), resize(pictures, size, interpolation)
+    symmetries = symmetry_of(maps).tolist() if antialias else [-1] * len(maps)
+    if len(set(symmetries)) == 1 and symmetries[0] >= 0:
+        yield slice(None), turned_resize(pictures, size, symmetries[0], interpolation)
         return
     shrink = shrinkage(maps, source, size).tolist()
     maps = maps.to(torch.float32).to(images.device)
-    for i in range(len(images)):
+    for i, symmetry in enumerate(symmetries):
         rows = slice(i, i + 1)
+        if symmetry >= 0:
+            yield rows, turned_resize(pictures[rows], size, symmetry, interpolation)
+            continue
         part, aligned = pictures[rows], False
         if antialias:
             part, aligned = prefilter(part, shrink[i], interpolation)
@@ -95,6 +111,14 @@ def resize(pictures: Tensor, size: Sequence[int], interpolation: str = "bilinear
         pictures = pictures.to(torch.float32)
     resized = F.interpolate(pictures, size=tuple(size), mode=interpolation, antialias=True).to(torch.float32)
     return resized.clamp_(0, 255) if interpolation == "bicubic" else resized
+
+
+def turned_resize(pictures: Tensor, size: tuple[int, int], symmetry: int, interpolation: str) -> Tensor:
+    """Plain resize to `size` and one of the symmetries of the square, without a second interpolation."""
+    across, flips = _TURNS[symmetry]
+    resized = resize(pictures, size[::-1] if across else size, interpolation)
+    turned = resized.transpose(2, 3) if across else resized
+    return turned.flip(flips) if flips else turned
 
 
 def prefilter(pictures: Tensor, shrink: Sequence[float], interpolation: str) -> tuple[Tensor, bool]:

@@ -71,7 +71,12 @@ class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 def load_in_order(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], store: Any
 ) -> None:
-    """Assign stored arrays "0", "1", ... to an optimizer's variables; a wrong number is an error."""
+    """Assign stored arrays "0", "1", ... to an optimizer's variables.
+
+    A file of weights alone leaves the optimizer as it is; another number of arrays is an error.
+    """
+    if not store.keys():
+        return
     if len(store.keys()) != len(variables):
         raise ValueError(
             f"The saved state of {optimizer.name} has {len(store.keys())} arrays and this optimizer "
