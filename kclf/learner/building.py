@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from ..acceleration import accelerate, is_accelerated
 from ..activations import head_model
 from ..data import ImageData
-from ..images import CENTRE, read_image, to_square
+from ..images import CENTRE, to_square
 from ..layers import Augmentation
 from ..models import ImageClassifier
 
@@ -33,7 +32,12 @@ def classifier_for(
         "presize": data.presize,
         "resize_method": data.train.resize_method,
     }
-    return ImageClassifier(backbone, data.class_names, **(known | settings))
+    return ImageClassifier(backbone, output_names(data), **(known | settings))
+
+
+def output_names(data: ImageData) -> list[str]:
+    """The classes; data with numbers has none, and its one output is called "value"."""
+    return list(data.class_names) or ["value"]
 
 
 def rebuilt(model: ImageClassifier, **changes: Any) -> ImageClassifier:
@@ -78,8 +82,6 @@ def one_dropout(ps: float | Sequence[float]) -> float:
     return last
 
 
-def square(photo: str | os.PathLike[str] | np.ndarray, model: ImageClassifier) -> np.ndarray:
-    """One photo as the classifier takes it: uint8 (1, side, side, 3)."""
-    side = model.presize or model.size
-    pixels = photo if isinstance(photo, np.ndarray) else read_image(photo, at_least=side)
-    return to_square(pixels, side, model.resize_method, CENTRE)[None]
+def square(pixels: np.ndarray, model: ImageClassifier) -> np.ndarray:
+    """Pixels uint8 (height, width, 3) as the classifier takes them: uint8 (1, side, side, 3)."""
+    return np.array(to_square(pixels, model.presize or model.size, model.resize_method, CENTRE))[None]

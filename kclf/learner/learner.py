@@ -29,10 +29,10 @@ from ..ensembles import SnapshotEnsemble
 from ..errors import DataError, WeightsError
 from ..interpret import Interpretation
 from ..models import assign_arrays, load
-from ..predict import Predictions, predict, predict_tta
+from ..predict import Predictions, predict, predict_files, predict_tta
 from ..storage import read_arrays
 from .best import BestModel
-from .building import classifier_for, head_for, is_random, one_dropout, rebuilt, square
+from .building import classifier_for, head_for, is_random, one_dropout, output_names, rebuilt, square
 from .cycles import CycleSnapshots, TriangularCycles
 from .folds import write_submission
 from .options import Training
@@ -144,7 +144,7 @@ class Learner:
         self.freeze_to(0)
 
     def freeze_to(self, n: int) -> None:
-        """Freeze the layer groups before group `n`; this ends `precompute` where more than the head trains."""
+        """Freeze the layer groups before group `n`; ends `precompute` where more than the head trains."""
         self.model.freeze_to(n)
         if n not in (-1, len(self.model.layer_groups) - 1):
             self._precompute = False
@@ -331,9 +331,9 @@ class Learner:
         Args:
             data: with the same classes. Where its size differs, the model changes to that size.
         """
-        if list(data.class_names) != list(self.model.class_names):
+        if output_names(data) != self.model.class_names:
             raise DataError(
-                f"Expected data of the classes {self.model.class_names}. Received: {list(data.class_names)}"
+                f"Expected data of the classes {self.model.class_names}. Received: {output_names(data)}"
             )
         if data.size != self.model.size:
             self.model = rebuilt(self.model, size=data.size)
@@ -376,11 +376,11 @@ class Learner:
         """
         if photo is None:
             return _log(self.predictions("test" if is_test else "valid").probabilities)
-        return _decoded(predict(self.model, square(photo, self.model)))
+        if isinstance(photo, np.ndarray):
+            return _decoded(predict(self.model, square(photo, self.model)))
+        return _decoded(predict_files(self.model, [photo])[0])
 
-    def TTA(
-        self, n_aug: int = 4, *, is_test: bool = False
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def TTA(self, n_aug: int = 4, *, is_test: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-probabilities averaged over augmented views and the plain one, which counts as one of them.
 
         Args:

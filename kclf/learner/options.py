@@ -84,7 +84,7 @@ class Training:
                 f"Received: {len(decays)} values, {weight_decay}"
             )
         largest = max(decays)
-        settings: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": largest or None}
+        settings: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": largest}
         if self.clip is not None:
             settings["global_clipnorm"] = self.clip
         if self.gradient_accumulation is not None and self.gradient_accumulation > 1:
