@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,6 @@ class ActivationDataset(DataLoader):
         self.class_names = images.class_names
         self.task = images.task
         self.shuffle = images.shuffle
-        self._epoch = 0
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -78,14 +77,14 @@ class ActivationDataset(DataLoader):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """Hand out the batches of the epoch, which is over with the last of them."""
-        epoch = self._epoch
+        epoch = self.images.state_dict()["epoch"]
         order = self.images.order(epoch)
         views = np.random.default_rng([self.images.seed, epoch, 2]).integers(
             len(self.features), size=len(order)
         )
         for number in range(len(self)):
             if number == len(self) - 1:
-                self._epoch = epoch + 1
+                self.load_state_dict({"seed": self.images.seed, "epoch": epoch + 1, "batch": 0})
             rows = slice(number * self.images.batch_size, (number + 1) * self.images.batch_size)
             features = self.features[views[rows], order[rows]].astype(np.float32, copy=False)
             yield self.images.collate(torch.from_numpy(features), self.index[order[rows]])
@@ -93,6 +92,14 @@ class ActivationDataset(DataLoader):
     def __repr__(self) -> str:
         views, photos, channels = self.features.shape
         return f"ActivationDataset({photos:,} photos, {channels:,} activations, {views} views a photo)"
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the photos stand: seed, epoch and batch; their epochs and these are counted together."""
+        return self.images.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to the start of an epoch."""
+        self.images.load_state_dict({**state, "batch": 0})
 
     def replace(self, **changes: Any) -> ActivationDataset:
         """The same activations in other batches or another order; `changes` as for `ImageDataset.replace`."""

@@ -442,10 +442,29 @@ def test_flat_cosine_and_sgdr(learner):
 
 def test_range_test_leaves_the_model_as_it_was(learner):
     before = head_weights(learner)
-    found = learner.lr_find()
+    found = learner.lr_find(num_it=20)
     assert same(before, head_weights(learner))
+    lr_min, lr_steep = found
+    assert [found.minimum or np.nan, found.steep or np.nan] == pytest.approx([lr_min, lr_steep], nan_ok=True)
     assert learner.sched.plot() is not None
     assert found is learner.sched.finder
+
+
+def test_fit_after_a_range_test_is_fit_without_it(tmp_path):
+    weights = []
+    for tested in (True, False):
+        keras.utils.set_random_seed(4)
+        learner = make_learner(tmp_path, precompute=True)
+        if tested:
+            learner.lr_find(num_it=10)
+        learner.fit(1e-2, 2)
+        weights.append(head_weights(learner))
+    assert same(*weights)
+
+
+def test_an_unknown_rule(learner):
+    with pytest.raises(ValueError, match="suggest=.'best'."):
+        learner.lr_find(num_it=6, suggest=["best"])
 
 
 def test_plot_of_no_range_test(learner):

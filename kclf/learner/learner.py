@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,6 +22,7 @@ from ..callbacks import (
     Recorder,
     Schedule,
     SnapshotSaver,
+    find_learning_rate,
     load_snapshot,
 )
 from ..data import ImageData, ImageDataset
@@ -36,9 +37,7 @@ from .building import classifier_for, head_for, is_random, one_dropout, output_n
 from .cycles import CycleSnapshots, TriangularCycles
 from .folds import write_submission
 from .options import Training
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .plots import Sched, SuggestedRates
 
 Rates = float | slice | Sequence[float]
 Callbacks = Sequence[keras.callbacks.Callback]
@@ -307,20 +306,32 @@ class Learner:
 
     # ---- the range test ------------------------------------------------------------
 
-    def lr_find(self, **options: Any) -> Any:
-        """Smith's learning rate range test; weights, optimizer and random state are left as they were.
+    def lr_find(
+        self,
+        start_lr: float = 1e-7,
+        end_lr: float = 10.0,
+        num_it: int = 100,
+        *,
+        suggest: Sequence[str] = ("minimum", "steep"),
+        **options: Any,
+    ) -> SuggestedRates:
+        """Smith's learning rate range test; it leaves everything as it was, bit for bit.
 
         Args:
-            **options: those of `find_learning_rate`, such as `start_lr`, `end_lr` and `num_steps`.
+            start_lr: first rate of the last layer group.
+            end_lr: last rate.
+            num_it: batches.
+            suggest: rules whose rates the result unpacks to, of "minimum", "steep", "valley" and "slide".
+            **options: as for `find_learning_rate`.
 
         Returns:
-            The curve with its suggestions; `.plot()` draws it, as does `sched.plot()`.
+            All suggestions and the curve, which `.plot()` draws (as does `sched.plot()`);
+            `lr_min, lr_steep = learner.lr_find()` unpacks it.
         """
-        from ..callbacks import find_learning_rate
-
         model, data = self._trained()
         self._compile(model)
-        self.sched.finder = find_learning_rate(model, data.train, **options)
+        test = find_learning_rate(model, data.train, start=start_lr, end=end_lr, num_steps=num_it, **options)
+        self.sched.finder = SuggestedRates(test.runs, rules=tuple(suggest))
         return self.sched.finder
 
     # ---- data and number formats ------------------------------------------------------------
@@ -524,33 +535,6 @@ class Learner:
 
     def _file(self, name: str, ending: str = "") -> Path:
         return self.path / "models" / f"{name}{ending}"
-
-
-@dataclass
-class Sched:
-    """Plots under the names of fastai 0.7.
-
-    Args:
-        recorder: of the fits.
-        finder: of the last range test, or None.
-    """
-
-    recorder: Recorder
-    finder: Any = None
-
-    def plot_lr(self, *, ax: Axes | None = None) -> Axes:
-        """Learning rate over batches."""
-        return self.recorder.plot_lr(ax=ax)
-
-    def plot_loss(self, *, ax: Axes | None = None) -> Axes:
-        """Loss over batches."""
-        return self.recorder.plot_loss(ax=ax)
-
-    def plot(self, **options: Any) -> Any:
-        """Loss over learning rate, of the last `lr_find`."""
-        if self.finder is None:
-            raise ValueError("There is no range test to plot yet: call lr_find() first")
-        return self.finder.plot(**options)
 
 
 def load_learner(path: AnyPath, data: ImageData | None = None, **options: Any) -> Learner:

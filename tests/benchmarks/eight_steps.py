@@ -61,7 +61,8 @@ def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
         path=options.out,
     )
     log = Log(learner)
-    print(learner.lr_find())  # 2. find the rate where the loss still clearly falls
+    if options.range_tests:
+        print(learner.lr_find())  # 2. find the rate where the loss still clearly falls
     learner.fit(1e-2, 2)  # 3. train the head on precomputed activations for 1-2 epochs
     log.step("precompute, 2 epochs at 1e-2")
     learner.precompute = False
@@ -69,7 +70,7 @@ def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
     log.step("head with augmentation, 3 cycles of 1")
     learner.unfreeze()  # 5. unfreeze all layers
     rates = [1e-4, 1e-3, 1e-2]  # 6. rates 3-10 times lower for earlier layers
-    if options.range_test:
+    if options.range_tests:
         print(learner.lr_find())  # 7. the range test again
     learner.fit(rates, 3, cycle_len=1, cycle_mult=2, cycle_save_name=f"eight{seed}")  # 8. cycle_mult=2
     log.step("all layers, cycles of 1, 2 and 4")
@@ -89,7 +90,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--range-test", action="store_true", help="also the second range test (100 steps)")
+    parser.add_argument(
+        "--no-range-tests", action="store_false", dest="range_tests", help="leave out steps 2, 7"
+    )
     parser.add_argument("--out", type=Path, default=Path("eight-steps"), help="models and activations")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
