@@ -463,7 +463,7 @@ def test_fit_after_a_range_test_is_fit_without_it(tmp_path):
 
 
 def test_an_unknown_rule(learner):
-    with pytest.raises(ValueError, match="suggest=.'best'."):
+    with pytest.raises(ValueError, match=r"suggest=\['best'\]"):
         learner.lr_find(num_it=6, suggest=["best"])
 
 
