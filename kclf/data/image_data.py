@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
+from ..atomic import replacing
 from ..errors import DataError
 from ..files import (
     Split,
@@ -28,9 +30,14 @@ from ..files import (
     stratified_split,
 )
 from ..images import ResizeMethod
-from .loader import ImageDataset, OnError, Task, require_positive
-from .sources import ArrayImages, FileImages
+from . import plots
+from .cache import cached
+from .loader import ImageDataset, OnError, Task, require_one_of, require_positive
+from .sources import ArrayImages, FileImages, Images
 from .summary import Text, summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VALID_FOLDERS = ("valid", "val", "validation")
 TEST_FOLDERS = ("test", "test1")
@@ -143,6 +150,34 @@ class ImageData:
         splits = {name: split.replace(**changes) for name, split in self.splits.items()}
         return ImageData(**splits, size=size or self.size)
 
+    def resize(self, size: int, cache_folder: Path) -> ImageData:
+        """The same images, decoded and scaled once and read from a cache from then on.
+
+        Each photo is kept with its short side at `size` pixels, so that windows still move in training.
+        The cache is one file a split, keyed by the photos' paths, sizes and times of change; a build that
+        is interrupted goes on at the next call.
+
+        Args:
+            size: short side in pixels, at least the size the model sees: 460 for random resized crops to
+                224, 340 to train at 224 and then at 299. A photo takes about 4 * size**2 bytes.
+            cache_folder: where caches are kept, made if need be.
+
+        Returns:
+            Data whose `presize` is at most `size`.
+
+        Raises:
+            DataError: the images are not in files, or the disk has not the room.
+        """
+        if size < self.size:
+            raise ValueError(f"Expected size >= {self.size}, which the model sees. Received: size={size}")
+        splits = {}
+        for name, split in self.splits.items():
+            if not isinstance(split.dataset, FileImages):
+                raise DataError(f"The {name} images are not in files, so there is nothing to decode once")
+            images = cached(split.dataset, size, cache_folder, split.num_threads)
+            splits[name] = split.replace(images=images, presize=min(size, split.presize))
+        return ImageData(**splits, size=self.size)
+
     def summary(self, index: int = 0) -> Text:
         """What was found, and what becomes of one photo.
 
@@ -170,6 +205,57 @@ class ImageData:
               4. batch            uint8 (2, 32, 32, 3), int64 (2,)
         """
         return summary(self, index)
+
+    def show_batch(self, count: int = 9, split: str = "train") -> Figure:
+        """The first images of the next batch with their labels; looking does not move the epoch.
+
+        Args:
+            count: number of images.
+            split: "train", "valid" or "test".
+
+        Returns:
+            A matplotlib figure, not shown.
+        """
+        return plots.show_batch(self._split(split), count)
+
+    def show_augmented(
+        self, augmentation: plots.Augment | None = None, count: int = 8, index: int = 0
+    ) -> Figure:
+        """One training image as it comes in `count` epochs.
+
+        Args:
+            augmentation: `model.augmentation` or any layer that takes a batch; None for the windows alone.
+            count: number of views.
+            index: which training image.
+
+        Returns:
+            A matplotlib figure, not shown.
+        """
+        return plots.show_augmented(self.train, augmentation, index, count)
+
+    def show_sizes(self, limit: int | None = None) -> Figure:
+        """Histograms of the widths and heights of the training photos, read from their headers.
+
+        Args:
+            limit: look at so many photos only, spread evenly; None for all.
+        """
+        return plots.show_sizes(self.train, limit)
+
+    def show_classes(self) -> Figure:
+        """Images of each class, split by split, as bars."""
+        return plots.show_classes(self)
+
+    def save_skipped(self, csv_file: Path) -> int:
+        """Write path and reason of each image found unreadable so far to a CSV file; returns their number."""
+        with replacing(csv_file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("path", "reason"))
+            writer.writerows(self.skipped)
+        return len(self.skipped)
+
+    def _split(self, name: str) -> ImageDataset:
+        require_one_of("split", name, list(self.splits))
+        return self.splits[name]
 
     # Sources
 
@@ -434,7 +520,7 @@ class ImageData:
     @classmethod
     def _of(
         cls,
-        images: FileImages | ArrayImages,
+        images: Images,
         labels: np.ndarray,
         split: Split,
         class_names: Sequence[str],
@@ -442,7 +528,7 @@ class ImageData:
         seed: int,
         loading: Loading,
         *,
-        test: FileImages | ArrayImages | None = None,
+        test: Images | None = None,
         test_labels: np.ndarray | None = None,
     ) -> ImageData:
         options: dict[str, Any] = dict(loading)
@@ -452,7 +538,7 @@ class ImageData:
         for name, indices in zip(("training", "validation"), split, strict=True):
             if len(indices) == 0:
                 raise DataError(f"No image is left for {name}: {len(labels):,} in all")
-        train, valid = (_taken(images, indices) for indices in split)
+        train, valid = (images.take(indices) for indices in split)
         return cls(
             ImageDataset(
                 train,
@@ -474,12 +560,6 @@ def _sizes(size: int, presize: int | None) -> tuple[int, int]:
     if presize is not None and presize < size:
         raise ValueError(f"Expected presize >= size. Received: presize={presize}, size={size}")
     return size, presize or size
-
-
-def _taken(images: FileImages | ArrayImages, indices: np.ndarray) -> FileImages | ArrayImages:
-    if isinstance(images, FileImages):
-        return FileImages(images.paths[indices])
-    return ArrayImages(images.images[indices])
 
 
 def _files(paths: Sequence[Path] | Path) -> list[str]:
