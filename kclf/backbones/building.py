@@ -1,0 +1,132 @@
+"""Build a backbone by name, and cut it into layer groups."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import keras
+
+from ..errors import WeightsError
+from ..weights import is_torch_file, layers_with_variables, load_weights
+from .applications import application, correct_variance, torch_application
+from .downloads import fetch_torch_weights
+from .lite import efficientnet_lite0, load_imagenet_weights
+from .registry import BackboneSpec, backbone_names, backbone_spec
+from .resnet import resnet
+
+# Layers above the feature map: a file with top serves a backbone without.
+TOP_LAYERS = (
+    "predictions",
+    "Predictions",
+    "fc1",
+    "fc2",
+    "conv_preds",
+    "conv_2",
+    "logits",
+    "Logits",
+    "*_head_*",
+)
+
+InputShape = tuple[int | None, int | None, int]
+
+
+def build_backbone(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | None = "imagenet",
+    input_shape: InputShape = (None, None, 3),
+) -> keras.Model:
+    """Build a backbone that ends in a feature map.
+
+    Args:
+        name: one of `backbone_names()`.
+        weights: "imagenet", None for random values, or the path of a weights file: Keras `.weights.h5`,
+            `.keras` or legacy `.h5`, or a torch state dict; a file with top will do.
+        input_shape: (height, width, channels); None leaves a side open.
+
+    Returns:
+        A functional model from pixels, normalised as `backbone_spec(name).normalization` says, of shape
+        (batch, height, width, channels) to features (batch, height / 32, width / 32, features), float32.
+
+    Raises:
+        BackboneError: there is no such backbone, or it cannot be built on torch.
+        WeightsUnavailableError: the ImageNet weights are not here and cannot be downloaded.
+        WeightsError: the file at `weights` is of another architecture; the message lists what does not fit.
+        FileFormatError: the file at `weights` is damaged or no weights file.
+        FileNotFoundError: there is no file at `weights`.
+
+    Example:
+        >>> build_backbone("MobileNetV2", weights=None).output_shape
+        (None, None, None, 1280)
+    """
+    spec = backbone_spec(name)
+    if weights is None or weights == "imagenet":
+        model = _built(spec, weights, input_shape)
+        if weights and spec.torch_file:
+            load_weights(model, fetch_torch_weights(name, spec.torch_file), skip=TOP_LAYERS)
+        return model
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f'No such weights file, and not "imagenet" or None. Received: weights={os.fspath(weights)!r}.'
+        )
+    _refuse_other_pixels(spec, weights)
+    model = _built(spec, None, input_shape)
+    load_weights(model, weights, skip=TOP_LAYERS)
+    correct_variance(model)
+    return model
+
+
+def _built(spec: BackboneSpec, weights: str | None, input_shape: InputShape) -> keras.Model:
+    """The model with random weights, or with ImageNet's where its builder brings them."""
+    if spec.family == "applications":
+        return application(spec.name, weights, input_shape)
+    if spec.family == "torch":
+        return torch_application(spec.name.removeprefix("Torch"), input_shape)
+    if spec.family == "resnet":
+        return resnet(spec.name, input_shape)
+    model = efficientnet_lite0(input_shape)
+    if weights:
+        load_imagenet_weights(model)
+    return model
+
+
+def _refuse_other_pixels(spec: BackboneSpec, weights: str | os.PathLike[str]) -> None:
+    """Torch's weights want pixels by ImageNet's mean and deviation; Keras' own of VGG and others do not."""
+    if spec.normalization in ("tf", "caffe") and is_torch_file(weights):
+        twin = f"Torch{spec.name}"
+        hint = f" Build {twin!r}, which does." if twin in backbone_names() else ""
+        raise WeightsError(
+            f"{os.fspath(weights)}: torch weights expect pixels normalised by ImageNet's mean and standard "
+            f"deviation, and {spec.name!r} gets them in the {spec.normalization!r} way.{hint}"
+        )
+
+
+def split_backbone(model: keras.Model, name: str) -> list[list[keras.layers.Layer]]:
+    """Cut a backbone into layer groups, input side first, for learning rates and freezing by group.
+
+    The groups are {stem and the stages up to stride 8} and {the deeper stages}, as the course cuts ResNets.
+
+    Args:
+        model: what `build_backbone(name)` returned.
+        name: its name.
+
+    Returns:
+        Lists of layers that hold variables themselves; every variable is in exactly one layer.
+
+    Example:
+        >>> groups = split_backbone(build_backbone("MobileNetV2", weights=None), "MobileNetV2")
+        >>> [sum(layer.count_params() for layer in group) for group in groups]
+        [59008, 2198976]
+    """
+    spec = backbone_spec(name)
+    cut = _second_group_starts(spec, [layer.name for layer in model.layers])
+    groups = model.layers[:cut], model.layers[cut:]
+    return [[leaf for layer in group for leaf in layers_with_variables(layer)] for group in groups]
+
+
+def _second_group_starts(spec: BackboneSpec, names: list[str]) -> int:
+    if spec.starts_second_group:
+        return next(i for i, name in enumerate(names) if re.fullmatch(spec.starts_second_group, name))
+    return 1 + max(i for i, name in enumerate(names) if re.fullmatch(spec.ends_first_group, name))

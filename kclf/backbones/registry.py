@@ -1,0 +1,132 @@
+"""What is known of each backbone before it is built: one row of a table each."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import BackboneError
+from .resnet import PLANS
+
+Normalization = Literal["caffe", "tf", "torch", "none"]
+Family = Literal["applications", "lite", "resnet", "torch"]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A backbone's conventions.
+
+    Attributes:
+        name: the name it is built by.
+        normalization: what its weights expect of pixels in [0, 255]: "caffe" (BGR less the ImageNet mean),
+            "tf" ([-1, 1]), "torch" (ImageNet mean and standard deviation), "none" (it does so itself).
+        default_size: side of the square its ImageNet weights were trained at, in pixels.
+        min_size: smallest side it can be built for, in pixels.
+        starts_second_group: pattern of the names of layers that begin the second layer group, or
+        ends_first_group: pattern of the names of layers that end the first.
+        family: who builds it: Keras Applications, kclf ("lite", "resnet"), or Keras Applications by torch's
+            conventions of padding and BatchNorm ("torch").
+        torch_file: torchvision's file of its ImageNet weights, where these are used.
+    """
+
+    name: str
+    normalization: Normalization
+    default_size: int = 224
+    min_size: int = 32
+    starts_second_group: str = ""
+    ends_first_group: str = ""
+    family: Family = "applications"
+    torch_file: str = ""
+
+
+def _specs() -> list[BackboneSpec]:
+    """Groups split where the stride passes from 8 to 16, as ResNet's stages 1-2 and 3-4 in the course."""
+    spec = BackboneSpec
+    efficientnet = {"B0": 224, "B1": 240, "B2": 260, "B3": 300, "B4": 380, "B5": 456, "B6": 528, "B7": 600}
+    efficientnet_v2 = {"B0": 224, "B1": 240, "B2": 260, "B3": 300, "S": 384, "M": 480, "L": 480}
+    resnet, dense, convnext = r"conv4_block1_.*", r"conv4_block1_.*", r".*_downsampling_block_1"
+    convnext_sizes = ("Tiny", "Small", "Base", "Large", "XLarge")
+    return [
+        *[spec(f"ConvNeXt{size}", "none", 224, 32, convnext) for size in convnext_sizes],
+        *[spec(f"DenseNet{depth}", "torch", 224, 32, dense) for depth in (121, 169, 201)],
+        *[spec(f"EfficientNet{b}", "none", size, 32, r"block4a_.*") for b, size in efficientnet.items()],
+        *[spec(f"EfficientNetV2{b}", "none", size, 32, r"block4a_.*") for b, size in efficientnet_v2.items()],
+        spec("EfficientNetLite0", "none", 224, 32, r"block4a_.*", family="lite"),
+        spec("InceptionResNetV2", "tf", 299, 75, ends_first_group=r"mixed_6a"),
+        spec("InceptionV3", "tf", 299, 75, ends_first_group=r"mixed2(_\d+)?"),
+        spec("MobileNet", "tf", 224, 32, r"conv_(pad|dw)_6"),
+        spec("MobileNetV2", "tf", 224, 32, r"block_6_.*"),
+        spec("MobileNetV3Large", "none", 224, 32, r"expanded_conv_6_.*"),
+        spec("MobileNetV3Small", "none", 224, 32, r"expanded_conv_3_.*"),
+        spec("NASNetLarge", "tf", 331, 32, ends_first_group=r"normal_concat_5"),
+        *[spec(f"ResNet{depth}", "caffe", 224, 32, resnet) for depth in (50, 101, 152)],
+        *[spec(f"ResNet{depth}V2", "tf", 224, 32, resnet) for depth in (50, 101, 152)],
+        *[spec(f"VGG{depth}", "caffe", 224, 32, r"block4_conv1") for depth in (16, 19)],
+        spec("Xception", "tf", 299, 71, r"block5_.*"),
+        *[
+            spec(name, "torch", 224, 32, resnet, family="resnet", torch_file=plan.file)
+            for name, plan in PLANS.items()
+        ],
+        *_torch_specs(),
+    ]
+
+
+def _torch_specs() -> list[BackboneSpec]:
+    """Networks that Keras and torchvision both have and compute differently: here torchvision's version."""
+    efficientnet = {
+        "B0": (224, "efficientnet_b0_rwightman-7f5810bc.pth"),
+        "B1": (240, "efficientnet_b1_rwightman-bac287d4.pth"),
+        "B2": (288, "efficientnet_b2_rwightman-c35c1473.pth"),
+        "B3": (300, "efficientnet_b3_rwightman-b3899882.pth"),
+        "B4": (380, "efficientnet_b4_rwightman-23ab8bcd.pth"),
+    }
+
+    def spec(name: str, normalization: Normalization, size: int, cut: str, file: str) -> BackboneSpec:
+        return BackboneSpec(f"Torch{name}", normalization, size, 32, cut, family="torch", torch_file=file)
+
+    return [
+        *[spec(f"EfficientNet{b}", "none", row[0], r"block4a_.*", row[1]) for b, row in efficientnet.items()],
+        spec("MobileNetV2", "torch", 224, r"block_6_.*", "mobilenet_v2-b0353104.pth"),
+        spec("VGG16", "torch", 224, r"block4_conv1", "vgg16-397923af.pth"),
+        spec("VGG19", "torch", 224, r"block4_conv1", "vgg19-dcbb9e9d.pth"),
+    ]
+
+
+SPECS = {spec.name: spec for spec in sorted(_specs(), key=lambda spec: spec.name)}
+CANNOT_BE_BUILT = {
+    "NASNetMobile": "Keras cannot build NASNetMobile on torch. Take NASNetLarge, or MobileNetV2 for its size."
+}
+
+
+def backbone_names() -> list[str]:
+    """Names of all backbones that can be built, sorted.
+
+    Example:
+        >>> {"EfficientNetLite0", "MobileNetV2", "ResNet50"} <= set(backbone_names())
+        True
+    """
+    return list(SPECS)
+
+
+def backbone_spec(name: str) -> BackboneSpec:
+    """The conventions of a backbone.
+
+    Args:
+        name: one of `backbone_names()`.
+
+    Raises:
+        BackboneError: there is no such backbone; the message offers the nearest names.
+
+    Example:
+        >>> backbone_spec("ResNet50").normalization
+        'caffe'
+    """
+    if name in SPECS:
+        return SPECS[name]
+    if name in CANNOT_BE_BUILT:
+        raise BackboneError(CANNOT_BE_BUILT[name])
+    lower = {known.lower(): known for known in SPECS}
+    near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)]
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(SPECS)}."
+    raise BackboneError(f"Unknown backbone. Received: name={name!r}. {hint}")

@@ -1,0 +1,235 @@
+"""What a run did: rate, momentum and loss of every batch, and the table of epochs."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+import time
+from typing import IO, TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import torch
+
+from ..atomic import replacing
+from ..optimizers import layer_group_optimizer
+from .steps import LossTap, innermost, momentum_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Recorder(keras.callbacks.Callback):
+    """Keeps the learning rate, momentum and loss of every batch of every fit it is given to.
+
+    Losses stay on the device and are fetched once an epoch: no batch waits. They are the losses of the
+    batches themselves, where Keras reports means since the epoch began.
+
+    Args:
+        smoothing: weight of the past in the smoothed loss, in [0, 1).
+
+    Attributes:
+        losses: raw loss of each batch, list of floats.
+        learning_rates: rate of each batch (the last group's).
+        momentums: momentum or beta_1 of each batch, NaN where the optimizer has none.
+        epochs: one dict of Keras' logs an epoch.
+
+    Example:
+        >>> recorder = Recorder()
+        >>> recorder.losses
+        []
+    """
+
+    def __init__(self, smoothing: float = 0.98) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+        self.losses: list[float] = []
+        self.learning_rates: list[float] = []
+        self.momentums: list[float] = []
+        self.epochs: list[dict[str, float]] = []
+        self._tap: LossTap | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Start listening."""
+        self._pending: list[torch.Tensor] = []
+        self._pending_rates: list[float | torch.Tensor] = []
+        self._momentum_name = momentum_name(self.model.optimizer)
+        self._tap = LossTap(self.model, self._receive)
+
+    def _receive(self, loss: torch.Tensor) -> None:
+        self._pending.append(loss)
+        self._pending_rates.append(current_rate(self.model.optimizer))
+        inner = innermost(self.model.optimizer)
+        self.momentums.append(getattr(inner, self._momentum_name) if self._momentum_name else float("nan"))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Fetch what the epoch left on the device."""
+        self._fetch()
+        self.epochs.append(dict(logs or {}))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Stop listening."""
+        self._fetch()
+        if self._tap is not None:
+            self._tap.close()
+
+    def _fetch(self) -> None:
+        if self._pending:
+            self.losses += torch.stack(self._pending).float().tolist()
+            self.learning_rates += [float(rate) for rate in self._pending_rates]
+        self._pending, self._pending_rates = [], []
+
+    @property
+    def smoothed_losses(self) -> np.ndarray:
+        """Debiased moving average of the losses, float64 (batches,)."""
+        return smooth(self.losses, self.smoothing)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one line a batch: step, learning_rate, momentum, loss, smoothed_loss."""
+        rows = zip(self.learning_rates, self.momentums, self.losses, self.smoothed_losses, strict=True)
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", "learning_rate", "momentum", "loss", "smoothed_loss"])
+            writer.writerows([step, *row] for step, row in enumerate(rows))
+
+    def plot_lr(self, *, ax: Axes | None = None) -> Axes:
+        """Learning rate over batches; returns the axes."""
+        return _line(self.learning_rates, "learning rate", ax)
+
+    def plot_momentum(self, *, ax: Axes | None = None) -> Axes:
+        """Momentum over batches; returns the axes."""
+        return _line(self.momentums, "momentum", ax)
+
+    def plot_loss(self, *, skip_start: int = 5, ax: Axes | None = None) -> Axes:
+        """Smoothed training loss over batches, and the validation loss at the end of each epoch.
+
+        Args:
+            skip_start: batches left out at the start, where the loss is far above the rest.
+            ax: axes to draw on; new ones when None.
+        """
+        steps = range(len(self.losses))
+        axes = _axes(ax)
+        axes.plot(steps[skip_start:], self.smoothed_losses[skip_start:], label="train")
+        valid = [logs.get("val_loss", float("nan")) for logs in self.epochs]
+        if not np.all(np.isnan(valid)):
+            ends = np.linspace(0, len(self.losses), len(valid) + 1)[1:]
+            axes.plot(ends, valid, marker="o", label="valid")
+        axes.set(xlabel="batch", ylabel="loss")
+        axes.legend()
+        return axes
+
+
+def current_rate(optimizer: keras.optimizers.Optimizer) -> float | torch.Tensor:
+    """The learning rate now, without waiting: a number, or a copy that is still on the device."""
+    groups = layer_group_optimizer(optimizer)
+    if groups is not None:
+        return groups.learning_rates[-1]
+    rate = optimizer.learning_rate
+    tensor = rate.value if isinstance(rate, keras.Variable) else rate
+    return tensor.detach().clone() if torch.is_tensor(tensor) else float(tensor)
+
+
+def smooth(losses: list[float], smoothing: float = 0.98) -> np.ndarray:
+    """Debiased exponential moving average: avg <- s avg + (1 - s) loss; avg / (1 - s ** k).
+
+    Args:
+        losses: (n,) floats.
+        smoothing: weight of the past, in [0, 1).
+
+    Returns:
+        float64 (n,).
+
+    Example:
+        >>> smooth([1.0, 1.0, 1.0], 0.9).round(6).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    average, smoothed = 0.0, []
+    for count, loss in enumerate(losses, start=1):
+        average = smoothing * average + (1 - smoothing) * loss
+        smoothed.append(average / (1 - smoothing**count))
+    return np.array(smoothed, dtype="float64")
+
+
+def _axes(ax: Axes | None) -> Axes:
+    from matplotlib import pyplot
+
+    return ax or pyplot.subplots()[1]
+
+
+def _line(values: list[float], name: str, ax: Axes | None) -> Axes:
+    axes = _axes(ax)
+    axes.plot(values)
+    axes.set(xlabel="batch", ylabel=name)
+    return axes
+
+
+class EpochTable(keras.callbacks.Callback):
+    """The course's table, one plain line an epoch: epoch, train_loss, valid_loss, metrics, time.
+
+    Metrics are those of the validation data where there are any. Meant for `fit(verbose=0)`.
+
+    Args:
+        file: where to print; standard output when None.
+
+    Example:
+        >>> table = EpochTable()
+        >>> table.line({"loss": 0.5, "val_loss": 0.25, "val_accuracy": 0.9}, epoch=0, seconds=75)
+        '    0   0.500000   0.250000   0.900000   01:15'
+    """
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        super().__init__()
+        self.file = file
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Start a new table."""
+        self._header: str | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Print the epoch's line."""
+        seconds = time.perf_counter() - self._start
+        columns = self.columns(logs or {})
+        self.rows.append({"epoch": epoch, **columns, "time": seconds})
+        header = self.header(logs or {})
+        stream = self.file or sys.stdout
+        if header != self._header:
+            print(header, file=stream)
+            self._header = header
+        print(self.line(logs or {}, epoch=epoch, seconds=seconds), file=stream, flush=True)
+
+    @staticmethod
+    def columns(logs: dict[str, float]) -> dict[str, float]:
+        """The figures of one epoch under the table's names."""
+        columns = {"train_loss": logs.get("loss", float("nan"))}
+        if "val_loss" in logs:
+            columns["valid_loss"] = logs["val_loss"]
+        for name, value in logs.items():
+            if name not in {"loss", "learning_rate"} and not name.startswith("val_"):
+                columns[name] = logs.get(f"val_{name}", value)
+        for name, value in logs.items():
+            if name.startswith("val_") and name != "val_loss":
+                columns.setdefault(name.removeprefix("val_"), value)
+        return columns
+
+    @classmethod
+    def header(cls, logs: dict[str, float]) -> str:
+        """The names of the columns, aligned with the figures."""
+        names = [f"{name:>{_width(name)}}" for name in cls.columns(logs)]
+        return " ".join(["epoch", *names, "   time"])
+
+    @classmethod
+    def line(cls, logs: dict[str, float], *, epoch: int, seconds: float) -> str:
+        """One epoch as a line."""
+        figures = [f"{value:>{_width(name)}.6f}" for name, value in cls.columns(logs).items()]
+        minutes, rest = divmod(round(seconds), 60)
+        return " ".join([f"{epoch:>5}", *figures, f"  {minutes:02d}:{rest:02d}"])
+
+
+def _width(name: str) -> int:
+    return max(10, len(name))

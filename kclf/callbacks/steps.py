@@ -1,0 +1,128 @@
+"""What the callbacks share: the length of a run, the optimizer's hyperparameters, the loss of a batch."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import torch
+
+from ..errors import TrainingError
+from ..optimizers import layer_group_optimizer
+from ..optimizers.groups import GroupSpec
+
+
+def steps_of_run(params: dict[str, Any] | None) -> tuple[int, int]:
+    """Batches of the whole run and of one epoch, from a callback's `params`."""
+    steps, epochs = (params or {}).get("steps"), (params or {}).get("epochs")
+    if not steps or not epochs:
+        raise TrainingError(
+            "A schedule needs to know how many batches the run has, and this data does not tell its length: "
+            f"pass `steps_per_epoch` to fit. Received: steps={steps}, epochs={epochs}"
+        )
+    return steps * epochs, steps
+
+
+def innermost(optimizer: Any) -> keras.optimizers.Optimizer:
+    """The optimizer that makes the updates, under all wrappers."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def momentum_name(optimizer: Any) -> str | None:
+    """What the momentum of an optimizer is called: "momentum", "beta_1", or None where it has none."""
+    inner = innermost(optimizer)
+    if getattr(inner, "momentum", 0.0):
+        return "momentum"
+    return "beta_1" if isinstance(getattr(inner, "beta_1", None), float) else None
+
+
+class Hyperparameters:
+    """The rate and momentum of an optimizer while a schedule owns them.
+
+    Args:
+        optimizer: the compiled optimizer, wrapped or not.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._groups = layer_group_optimizer(optimizer)
+        self._multipliers = () if self._groups is None else self._groups.learning_rate_multipliers
+        self._inner = innermost(optimizer)
+        if not isinstance(self._inner._learning_rate, keras.Variable):
+            raise TrainingError(
+                "The optimizer was made with a learning rate schedule of its own, so no callback can set its "
+                "rate: make it with a number"
+            )
+        self._momentum_name = momentum_name(optimizer)
+        self.learning_rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        self.momentum = getattr(self._inner, self._momentum_name) if self._momentum_name else None
+
+    def spread(self, learning_rate: GroupSpec | None) -> float:
+        """Set the rates of all groups and return the last one's; None keeps what the optimizer has."""
+        if learning_rate is None:
+            return self.learning_rate
+        if isinstance(learning_rate, int | float):
+            return float(learning_rate)
+        if self._groups is None:
+            raise TrainingError(
+                "Learning rates for layer groups need a LayerGroupOptimizer. "
+                f"Received: lr_max={learning_rate}, optimizer={type(self._optimizer).__name__}"
+            )
+        self._groups.set_learning_rates(learning_rate)
+        return float(keras.ops.convert_to_numpy(self._groups.learning_rate))
+
+    def set(self, learning_rate: float, momentum: float | None) -> None:
+        """Set the values of one batch."""
+        self._optimizer.learning_rate = learning_rate
+        if momentum is not None and self._momentum_name:
+            setattr(self._inner, self._momentum_name, momentum)
+
+    def restore(self) -> None:
+        """Put back the rate, the ratios between groups and the momentum from before the schedule."""
+        self.set(self.learning_rate, self.momentum)
+        if self._groups is not None:
+            self._groups.set_multipliers(self._multipliers)
+
+
+class LossTap:
+    """Calls a method with the loss of each training batch, as a tensor on the device.
+
+    Keras reports running means; the loss of the batch itself passes through `optimizer.scale_loss`, which
+    every training step calls and no evaluation does. The owner of the method is held weakly.
+
+    Args:
+        model: a compiled model.
+        receive: bound method called with the detached loss, float scalar.
+    """
+
+    def __init__(self, model: keras.Model, receive: Callable[[torch.Tensor], None]) -> None:
+        self._optimizer = model.optimizer
+        self._receive = weakref.WeakMethod(receive)
+        listeners = vars(self._optimizer).get("_loss_listeners", ())
+        self._listen((*listeners, self._receive))
+
+    def close(self) -> None:
+        """Stop listening."""
+        listeners = vars(self._optimizer).get("_loss_listeners", ())
+        self._listen(tuple(one for one in listeners if one is not self._receive))
+
+    def _listen(self, listeners: tuple[weakref.WeakMethod, ...]) -> None:
+        """Let the optimizer's `scale_loss` tell these, and those alone."""
+        attributes = vars(self._optimizer)
+        attributes["_loss_listeners"] = listeners
+        attributes["scale_loss"] = functools.partial(_scale_and_tell, self._optimizer)
+        if not listeners:
+            del attributes["_loss_listeners"], attributes["scale_loss"]
+
+
+def _scale_and_tell(optimizer: keras.optimizers.Optimizer, loss: torch.Tensor) -> torch.Tensor:
+    for listener in vars(optimizer)["_loss_listeners"]:
+        receive = listener()
+        if receive is not None:
+            receive(loss.detach())
+    return type(optimizer).scale_loss(optimizer, loss)

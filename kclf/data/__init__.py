@@ -1,0 +1,6 @@
+"""Labelled photos as `model.fit` takes them: `ImageData` (train, valid, test) of `ImageDataset` loaders."""
+
+from .image_data import ImageData
+from .loader import ImageDataset
+
+__all__ = ["ImageData", "ImageDataset"]

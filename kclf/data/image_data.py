@@ -1,0 +1,687 @@
+"""`ImageData`: the training, validation and test images of a task, from wherever they lie."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import numpy as np
+
+from ..atomic import replacing
+from ..errors import DataError
+from ..files import (
+    Split,
+    class_table,
+    encode,
+    encode_many,
+    encode_numbers,
+    folder_labels,
+    grouped_split,
+    index_split,
+    list_folders,
+    list_images,
+    random_split,
+    read_table,
+    regex_label,
+    require_classes,
+    require_folder,
+    stratified_split,
+)
+from ..images import ResizeMethod
+from . import plots
+from .cache import cached
+from .loader import ImageDataset, OnError, Task, require_one_of, require_positive
+from .sources import ArrayImages, FileImages, Images
+from .summary import Text, summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+VALID_FOLDERS = ("valid", "val", "validation")
+TEST_FOLDERS = ("test", "test1")
+Path = str | os.PathLike[str]
+Label = Callable[[str], Any]
+
+
+class Loading(TypedDict, total=False):
+    """How images are loaded; every `ImageData.from_...` takes these."""
+
+    size: int
+    presize: int | None
+    batch_size: int
+    resize_method: ResizeMethod
+    num_threads: int | None
+    on_error: OnError
+    class_weight: Any
+    sampling_weights: Any
+
+
+class ImageData:
+    """Training, validation and test images of one task.
+
+    Made by `from_folder`, `from_files`, `from_csv`, `from_table` or `from_arrays`. All of them take, after
+    their source and as keywords:
+
+    Args:
+        valid_fraction: fraction of the images set aside for validation where the source does not say which.
+        seed: fixes the split, the order of the epochs and the random windows.
+        size: side in pixels of the images the model sees, default 224.
+        presize: side in pixels of the squares the loader hands out, from which the augmentation cuts and
+            turns to `size`: 460 for 224 is the course's choice. None for `size` itself.
+        batch_size: images a batch, default 64.
+        resize_method: how a photo becomes a square: "crop" (default), "pad" (mirrored) or "squish".
+        num_threads: threads that decode; None for one a core.
+        on_error: "skip" (default) replaces a photo that cannot be read by another one and lists it in
+            `skipped`; "raise" ends with an `ImageError`.
+        class_weight: weight of each class in the training loss, by name, or "balanced".
+        sampling_weights: "balanced" to draw all classes alike in training.
+
+    Attributes:
+        train: `ImageDataset`, shuffled, with random windows, full batches only.
+        valid: `ImageDataset` in the order of its files with centred windows, or None.
+        test: the same for the test images, or None; its `labels` are None where unknown.
+    """
+
+    def __init__(
+        self,
+        train: ImageDataset,
+        valid: ImageDataset | None = None,
+        test: ImageDataset | None = None,
+        *,
+        size: int | None = None,
+    ) -> None:
+        self.train = train
+        self.valid = valid
+        self.test = test
+        self.size = size or train.presize
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes in order."""
+        return self.train.class_names
+
+    @property
+    def task(self) -> Task:
+        """Single label, multi-label or regression."""
+        return self.train.task
+
+    @property
+    def presize(self) -> int:
+        """Side in pixels of the squares the loader hands out."""
+        return self.train.presize
+
+    @property
+    def batch_size(self) -> int:
+        """Images a batch."""
+        return self.train.batch_size
+
+    @property
+    def splits(self) -> dict[str, ImageDataset]:
+        """The splits that exist, by name."""
+        all_three = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {name: split for name, split in all_three.items() if split is not None}
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(path, reason) of each image of any split found unreadable so far."""
+        return [item for split in self.splits.values() for item in split.skipped]
+
+    def __repr__(self) -> str:
+        return f"ImageData(size={self.size}, {', '.join(f'{k}={v!r}' for k, v in self.splits.items())})"
+
+    def replace(self, *, size: int | None = None, presize: int | None = None, **changes: Any) -> ImageData:
+        """The same images, loaded another way: at another size, in other batches.
+
+        Args:
+            size: the new size; the loader then squares directly to it unless `presize` is given too.
+            presize: the new side of the loader's squares.
+            **changes: other arguments of `ImageDataset`, for all splits.
+
+        Example:
+            >>> data = ImageData.from_arrays((np.zeros((20, 32, 32, 3), np.uint8), [0, 1] * 10), size=32)
+            >>> data.replace(batch_size=4).train
+            ImageDataset(16 images, 2 classes, 4 x 4 squares of 32 px)
+        """
+        if size is not None or presize is not None:
+            size, square = _sizes(size or self.size, presize)
+            changes["presize"] = square
+        splits = {name: split.replace(**changes) for name, split in self.splits.items()}
+        return ImageData(**splits, size=size or self.size)
+
+    def resize(self, size: int, cache_folder: Path) -> ImageData:
+        """The same images, decoded and scaled once and read from a cache from then on.
+
+        Each photo is kept with its short side at `size` pixels, so that windows still move in training.
+        The cache is one file a split, keyed by the photos' paths, sizes and times of change; a build that
+        is interrupted goes on at the next call.
+
+        Args:
+            size: short side in pixels, at least the size the model sees: 460 for random resized crops to
+                224, 340 to train at 224 and then at 299. A photo takes about 4 * size**2 bytes.
+            cache_folder: where caches are kept, made if need be.
+
+        Returns:
+            Data whose `presize` is at most `size`.
+
+        Raises:
+            DataError: the images are not in files, or the disk has not the room.
+        """
+        if size < self.size:
+            raise ValueError(f"Expected size >= {self.size}, which the model sees. Received: size={size}")
+        splits = {}
+        for name, split in self.splits.items():
+            if not isinstance(split.dataset, FileImages):
+                raise DataError(f"The {name} images are not in files, so there is nothing to decode once")
+            images = cached(split.dataset, size, cache_folder, split.num_threads)
+            splits[name] = split.replace(images=images, presize=min(size, split.presize))
+        return ImageData(**splits, size=self.size)
+
+    def summary(self, index: int = 0) -> Text:
+        """What was found, and what becomes of one photo.
+
+        Args:
+            index: the training image whose way is shown: each step with shape, dtype and range of its
+                result, or the step that fails and why.
+
+        Returns:
+            Text: the splits, the images of each class, the sizes of the photos, the steps.
+
+        Example:
+            >>> images = np.zeros((6, 32, 32, 3), np.uint8)
+            >>> data = ImageData.from_arrays((images, ["cat", "dog"] * 3), batch_size=2)
+            >>> data.summary()
+            Single label images, 2 classes, 32 px squares, the model sees 32 px
+              train         4 images  2 batches of 2, shuffled, random windows
+              valid         2 images  1 batch of 2
+            Classes      train    valid
+              cat            2        1
+              dog            2        1
+            The way of training image 0, [0]
+              1. decode           uint8 (32, 32, 3) in [0, 0], mean 0.0
+              2. square by crop   uint8 (32, 32, 3) in [0, 0], mean 0.0
+              3. label            'cat', class 0 of 2
+              4. batch            uint8 (2, 32, 32, 3), int64 (2,)
+        """
+        return summary(self, index)
+
+    def show_batch(self, count: int = 9, split: str = "train") -> Figure:
+        """The first images of the next batch with their labels; looking does not move the epoch.
+
+        Args:
+            count: number of images.
+            split: "train", "valid" or "test".
+
+        Returns:
+            A matplotlib figure, not shown.
+        """
+        return plots.show_batch(self._split(split), count)
+
+    def show_augmented(
+        self, augmentation: plots.Augment | None = None, count: int = 8, index: int = 0
+    ) -> Figure:
+        """One training image as it comes in `count` epochs.
+
+        Args:
+            augmentation: `model.augmentation` or any layer that takes a batch; None for the windows alone.
+            count: number of views.
+            index: which training image.
+
+        Returns:
+            A matplotlib figure, not shown.
+        """
+        return plots.show_augmented(self.train, augmentation, index, count)
+
+    def show_sizes(self, limit: int | None = None) -> Figure:
+        """Histograms of the widths and heights of the training photos, read from their headers.
+
+        Args:
+            limit: look at so many photos only, spread evenly; None for all.
+        """
+        return plots.show_sizes(self.train, limit)
+
+    def show_classes(self) -> Figure:
+        """Images of each class, split by split, as bars."""
+        return plots.show_classes(self)
+
+    def save_skipped(self, csv_file: Path) -> int:
+        """Write path and reason of each image found unreadable so far to a CSV file; returns their number."""
+        with replacing(csv_file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("path", "reason"))
+            writer.writerows(self.skipped)
+        return len(self.skipped)
+
+    def _split(self, name: str) -> ImageDataset:
+        require_one_of("split", name, list(self.splits))
+        return self.splits[name]
+
+    # Sources
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path,
+        *,
+        label_regex: str | None = None,
+        valid_fraction: float = 0.2,
+        seed: int = 0,
+        **loading: Unpack[Loading],
+    ) -> ImageData:
+        r"""Images in one folder a class.
+
+        Where `folder` has a folder `train`, that holds the class folders; validation comes from `valid`,
+        `val` or `validation`, or is set aside from training where there is none; `test` or `test1` is the
+        test set, with labels where it has the class folders. Otherwise `folder` itself holds the class
+        folders, and a share of each class is set aside for validation.
+
+        Args:
+            folder: the folder.
+            label_regex: take the label from the file's name instead of its folder, by the first group of
+                this pattern: r"(.+)_\d+" finds "great_pyrenees" in "great_pyrenees_173.jpg".
+            valid_fraction: see the class, as all that follow.
+            seed: fixes the split, the order and the windows.
+            **loading: see the class.
+
+        Raises:
+            DataError: no such folder, no images, images outside class folders, fewer than 2 classes, a
+                class without validation images, or a label in validation that training does not have.
+        """
+        inside = list_folders(folder)
+        root = os.path.join(folder, "train") if "train" in inside else os.fspath(folder)
+        paths = list_images(root)
+        labels = _labels_of(paths, root, label_regex)
+        if label_regex is None:
+            _require_no_empty_class(root, labels)
+        valid, test = (
+            _first_folder(folder, inside, names) if root != os.fspath(folder) else None
+            for names in (VALID_FOLDERS, TEST_FOLDERS)
+        )
+        names = class_table(labels)
+        test_paths, test_labels = _test_set(test, names, label_regex)
+        if valid is None:
+            require_classes(labels, labels, root)
+            split = stratified_split(labels, valid_fraction, seed)
+        else:
+            valid_paths = list_images(valid)
+            valid_labels = _labels_of(valid_paths, valid, label_regex)
+            encode(valid_labels, names, valid_paths)
+            require_classes(labels, valid_labels, valid)
+            split = index_split(
+                len(paths) + len(valid_paths), range(len(paths), len(paths) + len(valid_paths))
+            )
+            paths, labels = paths + valid_paths, labels + valid_labels
+        return cls._of(
+            FileImages(paths),
+            encode(labels, names, paths),
+            split,
+            names,
+            "single_label",
+            seed,
+            loading,
+            test=FileImages(test_paths) if test_paths else None,
+            test_labels=test_labels,
+        )
+
+    @classmethod
+    def from_files(
+        cls,
+        paths: Sequence[Path] | Path,
+        label: Label,
+        *,
+        task: Task | None = None,
+        group: Callable[[str], Hashable] | None = None,
+        valid_indices: Sequence[int] | np.ndarray | None = None,
+        test: Sequence[Path] | Path | None = None,
+        valid_fraction: float = 0.2,
+        seed: int = 0,
+        **loading: Unpack[Loading],
+    ) -> ImageData:
+        r"""Images in any order and place, with a function that knows their labels.
+
+        Args:
+            paths: the files, or a folder of which all images are taken.
+            label: function path -> label: text for single label, a list or set of texts for multi-label,
+                a number for regression. `regex_label(pattern)` and `parent_label` are such functions.
+            task: "single_label", "multi_label" or "regression"; None to see it from the labels, which takes
+                text as classes and refuses numbers, since they could be either.
+            group: function path -> what must stay on one side of the split (the animal, the patient).
+            valid_indices: which of the paths are for validation; None to set aside `valid_fraction`.
+            test: files without labels, or a folder of them.
+            valid_fraction: see the class, as all that follow.
+            seed: fixes the split, the order and the windows.
+            **loading: see the class.
+
+        Example:
+            >>> import tempfile
+            >>> from PIL import Image
+            >>> folder = tempfile.mkdtemp()
+            >>> for name in ("cat_1.png", "cat_2.png", "cat_3.png", "dog_1.png", "dog_2.png"):
+            ...     Image.new("RGB", (40, 30)).save(os.path.join(folder, name))
+            >>> data = ImageData.from_files(folder, regex_label(r"(.+)_\d+"), size=32)
+            >>> data.class_names, data.train.num_images, data.valid.num_images
+            (['cat', 'dog'], 3, 2)
+        """
+        files = _files(paths)
+        labels = [label(path) for path in files]
+        groups = None if group is None else [group(path) for path in files]
+        return cls._from_labels(
+            files, labels, task, groups, valid_indices, test, valid_fraction, seed, loading
+        )
+
+    @classmethod
+    def from_table(
+        cls,
+        table: Mapping[str, Sequence[Any]],
+        *,
+        folder: Path = "",
+        path_column: str | int = 0,
+        label_column: str | int = 1,
+        group_column: str | int | None = None,
+        suffix: str = "",
+        label_delimiter: str | None = None,
+        task: Task | None = None,
+        valid_indices: Sequence[int] | np.ndarray | None = None,
+        test: Sequence[Path] | Path | None = None,
+        valid_fraction: float = 0.2,
+        seed: int = 0,
+        **loading: Unpack[Loading],
+    ) -> ImageData:
+        """Images and labels in plain columns.
+
+        Args:
+            table: columns by name, all of one length.
+            folder: where the files of the path column lie.
+            path_column: name or number of the column of file names.
+            label_column: name or number of the column of labels.
+            group_column: column of what must stay on one side of the split, or None.
+            suffix: added to each file name, such as ".jpg".
+            label_delimiter: what stands between the labels of an image; None for one label an image. It is
+                never guessed: a class name with a space in it is one class.
+            task: "single_label", "multi_label" or "regression"; None for multi-label with a delimiter, else
+                single label.
+            valid_indices: rows for validation, such as `cv_indices(n)`; None to set aside `valid_fraction`.
+            test: files without labels, or a folder of them.
+            valid_fraction: see the class, as all that follow.
+            seed: fixes the split, the order and the windows.
+            **loading: see the class.
+        """
+        files = [os.path.join(folder, f"{name}{suffix}") for name in _column(table, path_column)]
+        labels: list[Any] = [str(label) for label in _column(table, label_column)]
+        groups = None if group_column is None else _column(table, group_column)
+        if label_delimiter is not None:
+            labels = [_parts(label, label_delimiter) for label in labels]
+        task = task or ("single_label" if label_delimiter is None else "multi_label")
+        return cls._from_labels(
+            files, labels, task, groups, valid_indices, test, valid_fraction, seed, loading
+        )
+
+    @classmethod
+    def from_csv(
+        cls, csv_file: Path, *, folder: Path | None = None, delimiter: str = ",", **arguments: Any
+    ) -> ImageData:
+        """Images and labels in a CSV file with a header row; takes the arguments of `from_table`.
+
+        Args:
+            csv_file: the file.
+            folder: where the images lie; None for the folder of the CSV file.
+            delimiter: between the fields of a row.
+            **arguments: as `from_table`.
+        """
+        folder = os.path.dirname(os.fspath(csv_file)) if folder is None else folder
+        require_folder(folder or ".")
+        return cls.from_table(read_table(csv_file, delimiter), folder=folder, **arguments)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: tuple[np.ndarray, Any],
+        valid: tuple[np.ndarray, Any] | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        task: Task | None = None,
+        test: np.ndarray | tuple[np.ndarray, Any] | None = None,
+        valid_fraction: float = 0.2,
+        seed: int = 0,
+        **loading: Unpack[Loading],
+    ) -> ImageData:
+        """Images in memory.
+
+        Args:
+            train: uint8 images (n, height, width, 3) and their labels: n class numbers or class names,
+                (n, classes) n-hot rows, or n floats for regression.
+            valid: the same for validation; None to set aside `valid_fraction`.
+            class_names: the classes in order; None for the sorted names, or the numbers as text.
+            task: None to see it from the labels.
+            test: images, or images and labels.
+            valid_fraction: see the class, as all that follow.
+            seed: fixes the split, the order and the windows.
+            **loading: see the class; `size` is by default the images' own height.
+
+        Example:
+            >>> images = np.zeros((20, 32, 32, 3), np.uint8)
+            >>> data = ImageData.from_arrays((images, ["cat", "dog"] * 10))
+            >>> data.class_names, data.size, data.train.num_images, data.valid.num_images
+            (['cat', 'dog'], 32, 16, 4)
+        """
+        images, labels = np.asarray(train[0]), np.asarray(train[1])
+        loading.setdefault("size", int(images.shape[1]))
+        if valid is not None:
+            held_out = np.arange(len(images), len(images) + len(valid[0]))
+            images = np.concatenate([images, valid[0]])
+            labels = np.concatenate([labels, np.asarray(valid[1])])
+        task = task or _task_of_array(labels)
+        names, codes = _encode_array(labels, task, class_names)
+        if valid is not None:
+            split = index_split(len(images), held_out)
+        else:
+            split = _automatic_split(codes, task, valid_fraction, seed)
+        test_images, test_labels = test if isinstance(test, tuple) else (test, None)
+        if test_labels is not None:
+            test_labels = _encode_array(np.asarray(test_labels), task, names)[1]
+        return cls._of(
+            ArrayImages(images),
+            codes,
+            split,
+            names,
+            task,
+            seed,
+            loading,
+            test=None if test_images is None else ArrayImages(test_images),
+            test_labels=test_labels,
+        )
+
+    @classmethod
+    def _from_labels(
+        cls,
+        files: list[str],
+        labels: Sequence[Any],
+        task: Task | None,
+        groups: Sequence[Hashable] | None,
+        valid_indices: Sequence[int] | np.ndarray | None,
+        test: Sequence[Path] | Path | None,
+        valid_fraction: float,
+        seed: int,
+        loading: Loading,
+    ) -> ImageData:
+        _require_some_file(files)
+        task = task or _task_of(labels, files)
+        names, codes = _encode_labels(labels, task, files)
+        if valid_indices is not None:
+            split = index_split(len(files), valid_indices)
+        elif groups is not None:
+            split = grouped_split(groups, valid_fraction, seed)
+        else:
+            split = _automatic_split(codes, task, valid_fraction, seed)
+        test_images = None if test is None else FileImages(_files(test))
+        return cls._of(FileImages(files), codes, split, names, task, seed, loading, test=test_images)
+
+    @classmethod
+    def _of(
+        cls,
+        images: Images,
+        labels: np.ndarray,
+        split: Split,
+        class_names: Sequence[str],
+        task: Task,
+        seed: int,
+        loading: Loading,
+        *,
+        test: Images | None = None,
+        test_labels: np.ndarray | None = None,
+    ) -> ImageData:
+        options: dict[str, Any] = dict(loading)
+        size, presize = _sizes(options.pop("size", 224), options.pop("presize", None))
+        only_train = {key: options.pop(key, None) for key in ("class_weight", "sampling_weights")}
+        options |= {"class_names": class_names, "task": task, "presize": presize, "seed": seed}
+        for name, indices in zip(("training", "validation"), split, strict=True):
+            if len(indices) == 0:
+                raise DataError(f"No image is left for {name}: {len(labels):,} in all")
+        train, valid = (images.take(indices) for indices in split)
+        return cls(
+            ImageDataset(
+                train,
+                labels[split[0]],
+                shuffle=True,
+                random_crop=True,
+                drop_last=True,
+                **only_train,
+                **options,
+            ),
+            ImageDataset(valid, labels[split[1]], **options),
+            None if test is None else ImageDataset(test, test_labels, **options),
+            size=size,
+        )
+
+
+def _sizes(size: int, presize: int | None) -> tuple[int, int]:
+    require_positive(size=size, presize=presize or size)
+    if presize is not None and presize < size:
+        raise ValueError(f"Expected presize >= size. Received: presize={presize}, size={size}")
+    return size, presize or size
+
+
+def _files(paths: Sequence[Path] | Path) -> list[str]:
+    if isinstance(paths, str | os.PathLike):
+        return list_images(paths)
+    files = [os.fspath(path) for path in paths]
+    if not files:
+        raise DataError("Expected image files. Received: paths with nothing in it")
+    return files
+
+
+def _require_some_file(files: Sequence[str]) -> None:
+    """One file at least is there; the loader reports those that are not."""
+    if not any(os.path.exists(file) for file in files):
+        raise DataError(
+            f"None of the {len(files):,} files exists. The first: {files[0]}. "
+            "Look at `folder`, and at `suffix` (such as '.jpg') where the names come without one"
+        )
+
+
+# Folders
+
+
+def _labels_of(paths: Sequence[str], root: Path, label_regex: str | None) -> list[str]:
+    if label_regex is None:
+        return folder_labels(paths, root)
+    label = regex_label(label_regex)
+    return [label(path) for path in paths]
+
+
+def _first_folder(folder: Path, inside: Sequence[str], names: Sequence[str]) -> str | None:
+    return next((os.path.join(folder, name) for name in names if name in inside), None)
+
+
+def _require_no_empty_class(root: Path, labels: Sequence[str]) -> None:
+    empty = sorted(set(list_folders(root)) - set(labels))
+    if empty:
+        raise DataError(
+            f"{len(empty)} folders in {root} hold no image, so they are no class: {', '.join(empty[:8])}. "
+            "Remove them, or fill them"
+        )
+
+
+def _test_set(
+    folder: str | None, class_names: Sequence[str], label_regex: str | None
+) -> tuple[list[str], np.ndarray | None]:
+    """Files of the test folder, and their class numbers where it is divided in the classes."""
+    if folder is None:
+        return [], None
+    paths = list_images(folder)
+    if label_regex is not None or not set(list_folders(folder)) & set(class_names):
+        return paths, None
+    return paths, encode(folder_labels(paths, folder), class_names, paths)
+
+
+# Labels
+
+
+def _automatic_split(codes: np.ndarray, task: Task, valid_fraction: float, seed: int) -> Split:
+    if task == "single_label":
+        return stratified_split(codes.tolist(), valid_fraction, seed)
+    return random_split(len(codes), valid_fraction, seed)
+
+
+def _column(table: Mapping[str, Sequence[Any]], column: str | int) -> Sequence[Any]:
+    names = list(table)
+    if isinstance(column, int) and 0 <= column < len(names):
+        return table[names[column]]
+    if column in table:
+        return table[str(column)]
+    raise DataError(f"No such column. Received: {column!r}. The table has: {', '.join(map(str, names))}")
+
+
+def _parts(label: str, delimiter: str) -> list[str]:
+    """The labels of an image whose field holds several, or none."""
+    return [part for part in map(str.strip, label.split(delimiter)) if part]
+
+
+def _task_of(labels: Sequence[Any], files: Sequence[str]) -> Task:
+    if all(isinstance(label, str) for label in labels):
+        return "single_label"
+    if all(isinstance(label, list | tuple | set | frozenset) for label in labels):
+        return "multi_label"
+    at = next(i for i, label in enumerate(labels) if not isinstance(label, str))
+    raise DataError(
+        f"{files[at]}: its label is {labels[at]!r}. Expected text (one class), or a list of texts (several). "
+        'Numbers need task="regression", or str() where they are classes'
+    )
+
+
+def _encode_labels(labels: Sequence[Any], task: Task, files: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    if task == "regression":
+        return [], encode_numbers(labels, files)
+    if task == "multi_label":
+        names = class_table(name for row in labels for name in row)
+        return names, encode_many(labels, names, files)
+    texts = [str(label) for label in labels]
+    names = class_table(texts)
+    require_classes(texts, texts, f"{len(texts):,} images")
+    return names, encode(texts, names, files)
+
+
+def _task_of_array(labels: np.ndarray) -> Task:
+    if labels.ndim == 2:
+        return "multi_label"
+    return "regression" if np.issubdtype(labels.dtype, np.floating) else "single_label"
+
+
+def _encode_array(
+    labels: np.ndarray, task: Task, class_names: Sequence[str] | None
+) -> tuple[list[str], np.ndarray]:
+    if task == "regression":
+        return [], labels.astype(np.float32)
+    if task == "multi_label":
+        names = list(class_names or [str(i) for i in range(labels.shape[1])])
+        return names, labels.astype(np.float32)
+    if labels.dtype.kind in "UO":
+        names = list(class_names or class_table(labels.tolist()))
+        return names, encode(labels.tolist(), names)
+    names = list(class_names or [str(i) for i in range(int(labels.max()) + 1)])
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise DataError(
+            f"Expected class numbers in [0, {len(names)}). Received: {labels.min()} to {labels.max()}"
+        )
+    return names, labels.astype(np.int32)

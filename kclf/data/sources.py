@@ -1,0 +1,92 @@
+"""Where the pixels of a split come from: files on disk, or an array in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ..errors import DataError
+from ..images import CENTRE, ResizeMethod, read_image, to_square
+
+Position = tuple[float, float]
+
+
+class Images(Dataset):
+    """n images: `images[i]` is image i as uint8 (height, width, 3); `paths` names each.
+
+    Subclasses give `paths` and `__getitem__`, and `take`.
+    """
+
+    paths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def take(self, indices: np.ndarray) -> Images:
+        """A source of some of the images, in the order of the indices."""
+        raise NotImplementedError
+
+    def square(
+        self,
+        index: int,
+        size: int,
+        method: ResizeMethod = "crop",
+        position: Position = CENTRE,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Image `index` as a uint8 (size, size, 3) square, in `out` where that is given."""
+        return to_square(self[index], size, method, position, out)
+
+
+class FileImages(Images):
+    """Photos in files."""
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]] | np.ndarray) -> None:
+        self.paths = np.array([os.fspath(path) for path in paths], dtype=np.str_)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return read_image(str(self.paths[index]))
+
+    def take(self, indices: np.ndarray) -> FileImages:
+        """Photos of some of the files."""
+        return FileImages(self.paths[indices])
+
+    def square(
+        self,
+        index: int,
+        size: int,
+        method: ResizeMethod = "crop",
+        position: Position = CENTRE,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Photo `index` as a uint8 (size, size, 3) square, decoded no larger than that needs."""
+        return to_square(read_image(str(self.paths[index]), at_least=size), size, method, position, out)
+
+
+class ArrayImages(Images):
+    """Images in memory: uint8 (n, height, width, 3), or (n, height, width) for grey ones."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        images = np.asarray(images)
+        if images.ndim == 3 and images.dtype == np.uint8:
+            images = np.repeat(images[..., None], 3, axis=-1)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise DataError(
+                "Expected uint8 images in [0, 255] of shape (n, height, width, 3) or (n, height, width). "
+                f"Received: dtype={images.dtype}, shape={images.shape}"
+            )
+        self.images = images
+        self.paths = np.array([f"[{i}]" for i in range(len(images))], dtype=np.str_)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+    def take(self, indices: np.ndarray) -> ArrayImages:
+        """Some of the images."""
+        return ArrayImages(self.images[indices])

@@ -1,0 +1,27 @@
+"""Layers: augmentation in one resample, the backbone's normalisation, pooling, and the mixing of pictures."""
+
+from .augmentation import (
+    Augmentation,
+    Transformation,
+    aug_transforms,
+    basic,
+    none,
+    side_on,
+    top_down,
+    trivial,
+)
+from .normalization import InputNormalization
+from .pooling import ConcatPooling
+
+__all__ = [
+    "Augmentation",
+    "ConcatPooling",
+    "InputNormalization",
+    "Transformation",
+    "aug_transforms",
+    "basic",
+    "none",
+    "side_on",
+    "top_down",
+    "trivial",
+]

@@ -1,0 +1,488 @@
+"""Augmentation: all geometry of a picture in one resample, then the light, on the device of the batch."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import keras
+import torch
+from torch import Tensor
+
+from . import geometry
+from .checks import check_choice, check_range, float32_options, output_size
+from .lighting import adjust_hue, adjust_lighting
+from .sampling import FILL_MODES, INTERPOLATIONS, resampled_parts
+
+_TRIES = 10  # crops drawn for each picture, of which the first that fits is taken, as in Inception's crop
+_ASPECT = 4 / 3  # aspects of a crop lie between 3/4 and 4/3
+_OPERATIONS = ("rotate", "zoom", "warp", "brightness", "contrast", "saturation", "hue")
+
+
+@dataclass(frozen=True)
+class Transformation:
+    """What `Augmentation.draw` drew for n pictures; it can be applied again, to masks or another view.
+
+    Args:
+        maps: (n, 3, 3) float64, from output to input coordinates.
+        brightness: (n,) what middle grey becomes; 0.5 changes nothing.
+        contrast: (n,) factor; 1 changes nothing.
+        saturation: (n,) factor; 1 changes nothing.
+        hue: (n,) in turns; 0 changes nothing.
+    """
+
+    maps: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, rows: slice) -> Transformation:
+        return Transformation(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class Augmentation(keras.layers.Layer):
+    """Random views of pictures for training, and their centre for everything else.
+
+    Crop, flip, rotation, zoom, warp and the final resize of a picture are multiplied to one 3x3 map, and
+    the picture is read once through it, low-pass filtered where the map shrinks it. Every picture has its
+    own draw. It works in float32 under any dtype policy.
+
+    Args:
+        size: height and width of the result, in pixels, or a pair of them; None keeps those of the input.
+        flip: "horizontal" (half of the pictures), "dihedral" (all eight symmetries alike) or None.
+        max_rotate: largest turn either way, in degrees.
+        min_zoom: smallest magnification.
+        max_zoom: largest magnification, at a random place.
+        max_warp: largest tilt of the perspective, as a share of half the side; below 0.5.
+        min_scale: smallest share of the area that a random crop keeps (aspect 3/4 to 4/3); 1 for no crop.
+        max_lighting: largest change of brightness and contrast, in [0, 1).
+        max_saturation: largest change of saturation, in [0, 1).
+        max_hue: largest turn of the colour circle, in whole turns, up to 0.5.
+        p_affine: share of the pictures that are rotated, zoomed and warped, each decided alone.
+        p_lighting: share of the pictures whose light changes, each change decided alone.
+        one_operation: every picture gets the flip, the crop and exactly one other change ("TrivialAugment").
+        interpolation: "bilinear" or "bicubic".
+        fill_mode: what lies outside the picture: "reflect", "border" or "zeros".
+        seed: of the draws; None takes one from Python's generator, which `keras.utils.set_random_seed` seeds.
+
+    Shape:
+        Input (batch, height, width, channels), uint8 or float in [0, 255], usually larger than `size`
+        ("presized"). Output (batch, size, size, channels), float32 in [0, 255].
+
+    Example:
+        >>> import numpy as np
+        >>> augmentation = Augmentation(224, flip="horizontal", max_rotate=10, min_scale=0.75, seed=1)
+        >>> tuple(augmentation(np.zeros((2, 460, 460, 3), "uint8"), training=True).shape)
+        (2, 224, 224, 3)
+
+    References:
+        - Presizing: Howard & Gugger, "Deep Learning for Coders", 2020, chapter 5.
+        - [TrivialAugment](https://arxiv.org/abs/2103.10158), Müller & Hutter 2021.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int] | None = None,
+        *,
+        flip: str | None = None,
+        max_rotate: float = 0.0,
+        min_zoom: float = 1.0,
+        max_zoom: float = 1.0,
+        max_warp: float = 0.0,
+        min_scale: float = 1.0,
+        max_lighting: float = 0.0,
+        max_saturation: float = 0.0,
+        max_hue: float = 0.0,
+        p_affine: float = 0.75,
+        p_lighting: float = 0.75,
+        one_operation: bool = False,
+        interpolation: str = "bilinear",
+        fill_mode: str = "reflect",
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**float32_options(options))
+        self.size = output_size(size)
+        self.flip = check_choice("flip", flip, ("horizontal", "dihedral", None))
+        self.max_rotate = check_range("max_rotate", max_rotate, 0, 180)
+        self.min_zoom = check_range("min_zoom", min_zoom, 0.1, 10)
+        self.max_zoom = check_range("max_zoom", max_zoom, self.min_zoom, 10)
+        self.max_warp = check_range("max_warp", max_warp, 0, 0.5)
+        self.min_scale = check_range("min_scale", min_scale, 0.01, 1)
+        self.max_lighting = check_range("max_lighting", max_lighting, 0, 0.99)
+        self.max_saturation = check_range("max_saturation", max_saturation, 0, 0.99)
+        self.max_hue = check_range("max_hue", max_hue, 0, 0.5)
+        self.p_affine = check_range("p_affine", p_affine, 0, 1)
+        self.p_lighting = check_range("p_lighting", p_lighting, 0, 1)
+        self.one_operation = bool(one_operation)
+        self.interpolation = check_choice("interpolation", interpolation, INTERPOLATIONS[:2])
+        self.fill_mode = check_choice("fill_mode", fill_mode, tuple(FILL_MODES))
+        self.seed = random.randrange(2**31) if seed is None else seed
+        self._generator = torch.Generator().manual_seed(self.seed)
+
+    def call(self, images: Tensor, training: bool | None = None) -> Tensor:
+        """A random view of each picture (training) or its centre, at the final size."""
+        count, height, width, channels = images.shape
+        if images.is_meta:
+            return images.new_empty((count, *(self.size or (height, width)), channels), dtype=torch.float32)
+        return self.apply(images, self.draw(count, height, width, training=bool(training)))
+
+    @torch.compiler.disable
+    def draw(self, count: int, height: int, width: int, *, training: bool = True) -> Transformation:
+        """Draw what happens to `count` pictures of height x width pixels.
+
+        The same number of random numbers is drawn whatever the settings.
+
+        Args:
+            count: how many pictures.
+            height: of the pictures as they come, in pixels.
+            width: of the pictures as they come, in pixels.
+            training: False gives the centre of each picture and draws nothing.
+
+        Returns:
+            What `apply` takes, on the CPU.
+        """
+        size = self.size or (height, width)
+        share_y, share_x = geometry.window_of_aspect(height, width, size)
+        half, one = torch.full((count,), 0.5, dtype=torch.float64), torch.ones(count, dtype=torch.float64)
+        window = geometry.crop(one * share_x, one * share_y, half, half)
+        if not training:
+            return Transformation(window, half, one, one, one - 1)
+        uniform = _uniform(self._generator, count)
+        active = self._active(uniform, count)
+        maps = (
+            window
+            @ self._affine(uniform, active, share_y * height, share_x * width)
+            @ self._crop(uniform, size)
+        )
+        return Transformation(maps, *self._lighting(uniform, active))
+
+    @torch.compiler.disable
+    def apply(
+        self,
+        images: Tensor,
+        transformation: Transformation,
+        *,
+        lighting: bool = True,
+        interpolation: str | None = None,
+    ) -> Tensor:
+        """Do what was drawn.
+
+        Args:
+            images: (n, height, width, channels), uint8 or float in [0, 255].
+            transformation: from `draw`, for n pictures.
+            lighting: False for masks and whatever has no colours.
+            interpolation: instead of the layer's own; "nearest" for masks.
+
+        Returns:
+            (n, size, size, channels), float32 in [0, 255].
+        """
+        if len(images) != len(transformation):
+            raise ValueError(
+                "Expected as many transformations as pictures. "
+                f"Received: {len(images)} pictures, {len(transformation)} transformations"
+            )
+        interpolation = self.interpolation if interpolation is None else interpolation
+        check_choice("interpolation", interpolation, INTERPOLATIONS)
+        size = self.size or (images.shape[1], images.shape[2])
+        out = images.new_empty((len(images), *size, images.shape[3]), dtype=torch.float32)
+        relight = _relight(transformation, images.device) if lighting else None
+        parts = resampled_parts(
+            images,
+            transformation.maps,
+            size,
+            interpolation=interpolation,
+            fill_mode=self.fill_mode,
+            antialias=True,
+        )
+        for rows, part in parts:
+            out[rows] = (part if relight is None else relight(part, rows)).permute(0, 2, 3, 1)
+        return out
+
+    def resized(self, size: int | tuple[int, int] | None) -> Augmentation:
+        """A copy that gives pictures of another size."""
+        return type(self).from_config({**self.get_config(), "size": size})
+
+    def get_random_state(self) -> Tensor:
+        """State of the generator: `set_random_state` goes on from there."""
+        return self._generator.get_state()
+
+    def set_random_state(self, state: Tensor) -> None:
+        """Take back a state that `get_random_state` gave; the next draws are those that followed it."""
+        self._generator.set_state(state)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """(batch, size, size, channels)."""
+        return (input_shape[0], *(self.size or input_shape[1:3]), input_shape[3])
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that give this layer again."""
+        config = super().get_config()
+        del config["dtype"]
+        names = (
+            "size", "flip", "max_rotate", "min_zoom", "max_zoom", "max_warp", "min_scale", "max_lighting",
+            "max_saturation", "max_hue", "p_affine", "p_lighting", "one_operation", "interpolation",
+            "fill_mode", "seed",
+        )  # fmt: skip
+        return config | {name: getattr(self, name) for name in names}
+
+    def _active(self, uniform: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+        """For each operation, which pictures it changes: (n,) bool."""
+        if not self.one_operation:
+            affine = ("rotate", "zoom", "warp")
+            chances = {name: self.p_affine if name in affine else self.p_lighting for name in _OPERATIONS}
+            return {name: uniform[f"{name}?"] < chance for name, chance in chances.items()}
+        strengths = (
+            self.max_rotate, self.max_zoom - self.min_zoom, self.max_warp,
+            self.max_lighting, self.max_lighting, self.max_saturation, self.max_hue,
+        )  # fmt: skip
+        able = [name for name, strength in zip(_OPERATIONS, strengths, strict=True) if strength]
+        chosen = (uniform["operation"] * (len(able) + 1)).long()  # the last one leaves the picture as it is
+        place = {name: i for i, name in enumerate(able)}
+        return {name: chosen == place.get(name, -1) for name in _OPERATIONS}
+
+    def _affine(
+        self, uniform: dict[str, Tensor], active: dict[str, Tensor], height: float, width: float
+    ) -> Tensor:
+        """Warp, flip, rotation and zoom: (n, 3, 3)."""
+        symmetry = uniform["flip"] * {"horizontal": 2, "dihedral": 8, None: 1}[self.flip]
+        turn = _signed(uniform["rotate"], self.max_rotate) * active["rotate"]
+        factor = self.min_zoom + uniform["zoom"] * (self.max_zoom - self.min_zoom)
+        factor = torch.where(active["zoom"], factor, 1.0)
+        tilt_x = _signed(uniform["warp_x"], self.max_warp) * active["warp"]
+        tilt_y = _signed(uniform["warp_y"], self.max_warp) * active["warp"]
+        affine = (
+            geometry.dihedral(symmetry.long())
+            @ geometry.rotation(turn)
+            @ geometry.zoom(factor, uniform["zoom_x"], uniform["zoom_y"])
+        )
+        return geometry.warp(tilt_x, tilt_y) @ geometry.for_aspect(affine, height, width)
+
+    def _crop(self, uniform: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Random resized crop: (n, 3, 3); the whole picture where none of the tries fits in it."""
+        area = self.min_scale + torch.stack([uniform[f"area{i}"] for i in range(_TRIES)], 1) * (
+            1 - self.min_scale
+        )
+        aspect = torch.stack([uniform[f"aspect{i}"] for i in range(_TRIES)], 1)
+        aspect = _ASPECT ** (2 * aspect - 1) if self.min_scale < 1 else torch.ones_like(aspect)
+        width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
+        fits = (width <= 1) & (height <= 1)
+        first = fits.long().argmax(1, keepdim=True)  # 0 where none fits
+        whole = ~fits.any(1)
+        width = torch.where(whole, 1.0, width.gather(1, first).squeeze(1))
+        height = torch.where(whole, 1.0, height.gather(1, first).squeeze(1))
+        return geometry.crop(width, height, uniform["crop_x"], uniform["crop_y"])
+
+    def _lighting(self, uniform: dict[str, Tensor], active: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Brightness, contrast, saturation and hue, each (n,)."""
+        brightness = torch.where(
+            active["brightness"], 0.5 + _signed(uniform["brightness"], self.max_lighting / 2), 0.5
+        )
+        contrast = _factor(uniform["contrast"], self.max_lighting)
+        saturation = _factor(uniform["saturation"], self.max_saturation)
+        hue = _signed(uniform["hue"], self.max_hue)
+        return (
+            brightness,
+            torch.where(active["contrast"], contrast, 1.0),
+            torch.where(active["saturation"], saturation, 1.0),
+            hue * active["hue"],
+        )
+
+
+_COLUMNS = (
+    "flip", "rotate", "zoom", "zoom_x", "zoom_y", "warp_x", "warp_y", "crop_x", "crop_y",
+    "brightness", "contrast", "saturation", "hue", "operation",
+    *(f"{name}?" for name in _OPERATIONS),
+    *(f"area{i}" for i in range(_TRIES)), *(f"aspect{i}" for i in range(_TRIES)),
+)  # fmt: skip
+
+
+def _uniform(generator: torch.Generator, count: int) -> dict[str, Tensor]:
+    """Random numbers in [0, 1) for `count` pictures, by name."""
+    numbers = torch.rand(count, len(_COLUMNS), generator=generator, dtype=torch.float64)
+    return dict(zip(_COLUMNS, numbers.unbind(1), strict=True))
+
+
+def _signed(uniform: Tensor, limit: float) -> Tensor:
+    return (2 * uniform - 1) * limit
+
+
+def _factor(uniform: Tensor, change: float) -> Tensor:
+    """A factor between 1 - change and 1 / (1 - change), its logarithm uniform."""
+    return torch.exp(_signed(uniform, -math.log(1 - change)))
+
+
+def _relight(transformation: Transformation, device: torch.device) -> Callable[[Tensor, slice], Tensor]:
+    """A function of (pictures in [0, 255], which ones) that changes their light as drawn."""
+    values = (
+        transformation.brightness,
+        transformation.contrast,
+        transformation.saturation,
+        transformation.hue,
+    )
+    packed = torch.stack(values, 1).to(torch.float32)
+    sent = packed.to(device)
+    neutral = packed == torch.tensor([0.5, 1.0, 1.0, 0.0])
+
+    def relight(pictures: Tensor, rows: slice) -> Tensor:
+        same = neutral[rows].all(0).tolist()
+        if all(same):
+            return pictures
+        brightness, contrast, saturation, turn = sent[rows].unbind(1)
+        pictures = pictures / 255
+        if not all(same[:3]):
+            pictures = adjust_lighting(pictures, brightness, contrast, None if same[2] else saturation)
+        return (pictures if same[3] else adjust_hue(pictures, turn)) * 255
+
+    return relight
+
+
+def side_on(
+    size: int | tuple[int, int] | None = None, *, max_zoom: float = 1.1, **options: Any
+) -> Augmentation:
+    """For photos taken from the side: mirrored, turned up to 10 degrees, a little light.
+
+    Args:
+        size: height and width of the result, in pixels; None keeps those of the input.
+        max_zoom: largest magnification.
+        **options: further arguments of `Augmentation`.
+
+    Returns:
+        The layer.
+
+    Example:
+        >>> side_on(224).flip
+        'horizontal'
+    """
+    return Augmentation(size, **{"flip": "horizontal"} | _course(max_zoom) | options)
+
+
+def top_down(
+    size: int | tuple[int, int] | None = None, *, max_zoom: float = 1.1, **options: Any
+) -> Augmentation:
+    """For pictures taken from above (satellite, microscope): as `side_on`, with all symmetries of the square.
+
+    Args:
+        size: height and width of the result, in pixels; None keeps those of the input.
+        max_zoom: largest magnification.
+        **options: further arguments of `Augmentation`.
+
+    Returns:
+        The layer.
+    """
+    return Augmentation(size, **{"flip": "dihedral"} | _course(max_zoom) | options)
+
+
+def basic(
+    size: int | tuple[int, int] | None = None, *, max_zoom: float = 1.1, **options: Any
+) -> Augmentation:
+    """For pictures whose left and right differ (letters, X-rays): as `side_on`, never mirrored.
+
+    Args:
+        size: height and width of the result, in pixels; None keeps those of the input.
+        max_zoom: largest magnification.
+        **options: further arguments of `Augmentation`.
+
+    Returns:
+        The layer.
+    """
+    return Augmentation(size, **_course(max_zoom) | options)
+
+
+def _course(max_zoom: float) -> dict[str, Any]:
+    """Figures of fastai 0.7's transforms."""
+    return {"max_rotate": 10.0, "max_zoom": max_zoom, "max_lighting": 0.05}
+
+
+def none(size: int | tuple[int, int] | None = None, **options: Any) -> Augmentation:
+    """No change but the size: the centre, in training as well.
+
+    Args:
+        size: height and width of the result, in pixels; None keeps those of the input.
+        **options: `interpolation`, `fill_mode` or `name` of `Augmentation`.
+
+    Returns:
+        The layer.
+    """
+    return Augmentation(size, **options)
+
+
+def trivial(size: int | tuple[int, int] | None = None, **options: Any) -> Augmentation:
+    """One change for each picture, of random kind and strength: nothing to tune ("TrivialAugment").
+
+    Args:
+        size: height and width of the result, in pixels; None keeps those of the input.
+        **options: further arguments of `Augmentation`.
+
+    Returns:
+        The layer.
+    """
+    policy: dict[str, Any] = {
+        "flip": "horizontal", "max_rotate": 30.0, "max_zoom": 1.5, "max_warp": 0.3,
+        "max_lighting": 0.6, "max_saturation": 0.6, "max_hue": 0.1, "one_operation": True,
+    }  # fmt: skip
+    return Augmentation(size, **policy | options)
+
+
+def aug_transforms(
+    size: int | tuple[int, int] | None = None,
+    *,
+    mult: float = 1.0,
+    do_flip: bool = True,
+    flip_vert: bool = False,
+    max_rotate: float = 10.0,
+    min_zoom: float = 1.0,
+    max_zoom: float = 1.1,
+    max_lighting: float = 0.2,
+    max_warp: float = 0.2,
+    p_affine: float = 0.75,
+    p_lighting: float = 0.75,
+    min_scale: float = 1.0,
+    **options: Any,
+) -> Augmentation:
+    """Fastai 2's `aug_transforms`: the same arguments, the same defaults, one resample in place of two.
+
+    Args:
+        size: height and width of the result, in pixels; None keeps those of the input.
+        mult: factor for `max_rotate`, `max_lighting` and `max_warp`.
+        do_flip: mirror half of the pictures.
+        flip_vert: use all eight symmetries of the square, where `do_flip` is on.
+        max_rotate: largest turn either way, in degrees.
+        min_zoom: smallest magnification.
+        max_zoom: largest magnification.
+        max_lighting: largest change of brightness and contrast.
+        max_warp: largest tilt of the perspective.
+        p_affine: share of the pictures that are rotated, zoomed and warped.
+        p_lighting: share of the pictures whose light changes.
+        min_scale: smallest share of the area that a random crop keeps.
+        **options: further arguments of `Augmentation`.
+
+    Returns:
+        The layer.
+
+    Example:
+        >>> aug_transforms(224, mult=2, min_scale=0.75).max_rotate
+        20.0
+    """
+    flip = ("dihedral" if flip_vert else "horizontal") if do_flip else None
+    return Augmentation(
+        size,
+        flip=flip,
+        max_rotate=max_rotate * mult,
+        min_zoom=min_zoom,
+        max_zoom=max_zoom,
+        max_lighting=max_lighting * mult,
+        max_warp=max_warp * mult,
+        p_affine=p_affine,
+        p_lighting=p_lighting,
+        min_scale=min_scale,
+        **options,
+    )

@@ -1,0 +1,217 @@
+"""Maps from output to input coordinates, one 3x3 homography for each image, and how they are put together.
+
+Coordinates run from -1 to 1 over the width (x, first) and the height (y) of a picture, edge to edge. A map
+takes the place of an output pixel to the place in the input where it is read, so the *last* factor of a
+product is what acts on the output
+first: `rotation @ zoom` looks at the zoomed frame and turns it.
+
+All functions are stateless, take and give float tensors of one dtype, and work for a whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Symmetries of the square in the order of fastai's `Dihedral`.
+_DIHEDRAL = (
+    ((1, 0), (0, 1)),
+    ((-1, 0), (0, 1)),
+    ((1, 0), (0, -1)),
+    ((0, -1), (1, 0)),
+    ((-1, 0), (0, -1)),
+    ((0, 1), (-1, 0)),
+    ((0, 1), (1, 0)),
+    ((0, -1), (-1, 0)),
+)
+
+
+def _matrix(rows: tuple[tuple[Tensor | float, ...], ...]) -> Tensor:
+    """Stack entries, tensors (n,) or numbers, to matrices (n, 3, 3)."""
+    like = next(entry for row in rows for entry in row if isinstance(entry, Tensor))
+    entries = [torch.as_tensor(entry, dtype=like.dtype).expand(like.shape) for row in rows for entry in row]
+    return torch.stack(entries, dim=-1).reshape(*like.shape, 3, 3)
+
+
+def identity(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Maps (count, 3, 3) that read every pixel where it is."""
+    return torch.eye(3, dtype=dtype).expand(count, 3, 3)
+
+
+def rotation(degrees: Tensor) -> Tensor:
+    """Rotation about the centre.
+
+    Args:
+        degrees: (n,) angles in degrees.
+
+    Returns:
+        Maps (n, 3, 3) for square pictures; `for_aspect` adapts them to others.
+
+    Example:
+        >>> rotation(torch.tensor([90.0])).round()[0].tolist()
+        [[-0.0, 1.0, 0.0], [-1.0, -0.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    angle = degrees * (math.pi / 180)
+    cosine, sine = angle.cos(), angle.sin()
+    return _matrix(((cosine, sine, 0), (-sine, cosine, 0), (0, 0, 1)))
+
+
+def zoom(factor: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Magnification about a place.
+
+    Args:
+        factor: (n,) magnification; 1.1 shows 1/1.1 of the width and height.
+        x: (n,) horizontal place of the window, 0 (left) to 1 (right).
+        y: (n,) vertical place of the window, 0 (top) to 1 (bottom).
+
+    Returns:
+        Maps (n, 3, 3).
+    """
+    return crop(1 / factor, 1 / factor, x, y)
+
+
+def crop(width: Tensor, height: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """A window of the picture.
+
+    Args:
+        width: (n,) share of the picture's width.
+        height: (n,) share of the picture's height.
+        x: (n,) horizontal place of the window, 0 (left) to 1 (right).
+        y: (n,) vertical place of the window, 0 (top) to 1 (bottom).
+
+    Returns:
+        Maps (n, 3, 3).
+
+    Example:
+        >>> quarter = torch.tensor([0.25])
+        >>> window = crop(quarter, quarter, torch.zeros(1), torch.ones(1))
+        >>> (window[0] @ torch.tensor([-1.0, 1.0, 1.0])).tolist()
+        [-1.0, 1.0, 1.0]
+    """
+    return _matrix(
+        ((width, 0, (1 - width) * (2 * x - 1)), (0, height, (1 - height) * (2 * y - 1)), (0, 0, 1))
+    )
+
+
+def dihedral(index: Tensor) -> Tensor:
+    """The symmetries of the square: 0 as it is, 1 mirrored left to right, 2 upside down, 4 half a turn.
+
+    3 and 5 are the quarter turns, 6 and 7 the reflections about the diagonals.
+
+    Args:
+        index: (n,) integers 0 to 7.
+
+    Returns:
+        Maps (n, 3, 3), float64.
+    """
+    maps = torch.eye(3, dtype=torch.float64).repeat(len(index), 1, 1)
+    maps[:, :2, :2] = torch.tensor(_DIHEDRAL, dtype=torch.float64)[index]
+    return maps
+
+
+def symmetry_of(maps: Tensor) -> Tensor:
+    """Which symmetry of the square each map is, exactly: (n,) integers 0 to 7, or -1 for none.
+
+    Example:
+        >>> symmetry_of(dihedral(torch.tensor([6, 0]))).tolist()
+        [6, 0]
+        >>> symmetry_of(rotation(torch.tensor([1.0]))).tolist()
+        [-1]
+    """
+    found = (maps.unsqueeze(1) == dihedral(torch.arange(8)).to(maps.dtype)).all(3).all(2)  # (n, 8)
+    return torch.where(found.any(1), found.long().argmax(1), -1)
+
+
+def warp(x: Tensor, y: Tensor) -> Tensor:
+    """A perspective that tilts the picture: its corners move by `x` and `y` against each other.
+
+    The corner (s, t), both ±1, of the tilted picture lies at (s - y s t, t - x s t). The eight coefficients
+    of the map that brings those corners back have the closed form below, since two and two of them are equal.
+
+    Args:
+        x: (n,) tilt about the horizontal, as a share of half the height.
+        y: (n,) tilt about the vertical, as a share of half the width.
+
+    Returns:
+        Maps (n, 3, 3).
+    """
+    q = 2 * x * y / (1 - x * x - y * y)
+    u, v = -x - q * y, -y - q * x
+    return _matrix(((1, q, u), (q, 1, v), (u, v, 1)))
+
+
+def for_aspect(maps: Tensor, height: float, width: float) -> Tensor:
+    """Adapt affine maps made for a square to a picture of height x width, so that a turn stays a turn.
+
+    Args:
+        maps: (n, 3, 3) affine maps.
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+
+    Returns:
+        Maps (n, 3, 3).
+    """
+    adapted = maps.clone()
+    adapted[:, 0, 1] *= height / width
+    adapted[:, 1, 0] *= width / height
+    return adapted
+
+
+def window_of_aspect(height: int, width: int, size: tuple[int, int]) -> tuple[float, float]:
+    """Shares (height, width) of the largest centred window that has the aspect of `size` (height, width).
+
+    Example:
+        >>> window_of_aspect(300, 400, (224, 224))
+        (1.0, 0.75)
+    """
+    wanted = size[1] / size[0]
+    return min(1.0, width / wanted / height), min(1.0, height * wanted / width)
+
+
+def shrinkage(maps: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """How many input pixels lie under one output pixel, at the centre, along the input's height and width.
+
+    Args:
+        maps: (n, 3, 3).
+        source: (height, width) of the input, in pixels.
+        target: (height, width) of the output, in pixels.
+
+    Returns:
+        (n, 2): along the height, along the width.
+    """
+    place = maps[:, :2, 2:] / maps[:, 2:, 2:]
+    jacobian = (maps[:, :2, :2] - place * maps[:, 2:, :2]) / maps[:, 2:, 2:]  # (n, [x, y] in, [x, y] out)
+    per_pixel = torch.tensor([2 / target[1], 2 / target[0]], dtype=maps.dtype)
+    pixels = torch.tensor([source[1] / 2, source[0] / 2], dtype=maps.dtype)
+    return ((jacobian * per_pixel).norm(dim=2) * pixels).flip(1)
+
+
+def sampling_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where each output pixel is read.
+
+    Written as one product of small matrices, since x and y of the output pixels are a row and a column:
+    it costs a twelfth of the product of all pixels with the map.
+
+    Args:
+        maps: (n, 3, 3), float32, on the device of the pictures.
+        size: (height, width) of the output, in pixels.
+
+    Returns:
+        (n, height, width, 2), x first: what `grid_sample` takes.
+    """
+    height, width = size
+    count, options = len(maps), {"dtype": maps.dtype, "device": maps.device}
+    x = torch.arange(width, **options) * (2 / width) + (1 / width - 1)
+    y = torch.arange(height, **options) * (2 / height) + (1 / height - 1)
+    column = torch.stack([y, torch.ones_like(y)], dim=1)  # (height, 2)
+    across = maps[:, :2, 0, None] * x + maps[:, :2, 2, None]  # (n, 2, width)
+    along = maps[:, :2, 1, None].expand(count, 2, width)
+    rows = torch.stack([along, across], dim=1).transpose(2, 3)  # (n, 2: factor of y and rest, width, 2: x, y)
+    places = column @ rows.reshape(count, 2, 2 * width)  # (n, height, 2 width)
+    lower = torch.stack(
+        [maps[:, 2, 1, None].expand(count, width), maps[:, 2, 0, None] * x + maps[:, 2, 2, None]], 1
+    )
+    depth = column @ lower.repeat_interleave(2, dim=2)  # (n, height, 2 width)
+    return (places / depth).view(count, height, width, 2)

@@ -1,0 +1,94 @@
+"""What a backbone wants to see: grey levels in [0, 255] brought to the scale it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import torch
+from torch import Tensor
+
+from .checks import check_choice, float32_options
+
+# Mean and standard deviation in grey levels, red first.
+_STATISTICS = {
+    "tf": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+    "torch": (
+        (123.675, 116.28, 103.53),
+        (58.395, 57.12, 57.375),
+    ),  # ImageNet's .485 .456 .406, .229 .224 .225
+    "caffe": ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),  # ImageNet's mean, blue first after it
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class InputNormalization(keras.layers.Layer):
+    """The backbone's own normalisation: right for whole numbers, never in place, float32 under any policy.
+
+    Args:
+        mode: "tf" (to [-1, 1]), "torch" (ImageNet's mean and standard deviation), "caffe" (mean taken off,
+            blue first) or "none" (for backbones that normalise by themselves), as `keras.applications`
+            names them.
+        mean: instead of a mode: what is taken off, in grey levels; one number or one for each channel.
+        std: with `mean`: what is divided by, in grey levels; one number or one for each channel.
+
+    Shape:
+        Input (batch, height, width, 3), uint8 or float in [0, 255]. Output of the same shape, float32.
+
+    Example:
+        >>> import numpy as np
+        >>> InputNormalization("tf")(np.full((1, 1, 1, 3), 255, "uint8")).flatten().tolist()
+        [1.0, 1.0, 1.0]
+        >>> InputNormalization(mean=127, std=128)(np.full((1, 1, 1, 3), 255.0)).flatten().tolist()
+        [1.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        mode: str | None = None,
+        *,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**float32_options(options))
+        if (mode is None) == (mean is None) or (mean is None) != (std is None):
+            raise ValueError(
+                "Give either `mode` or both `mean` and `std`. "
+                f"Received: mode={mode!r}, mean={mean!r}, std={std!r}"
+            )
+        self.mode = mode if mode is None else check_choice("mode", mode, tuple(_STATISTICS))
+        self.mean = None if mean is None else _levels("mean", mean)
+        self.std = None if std is None else _levels("std", std)
+        if self.std and min(self.std) <= 0:
+            raise ValueError(f"`std` must be above 0. Received: std={std!r}")
+        statistics = _STATISTICS[self.mode] if self.mode else (self.mean, self.std)
+        self._mean, self._std = (torch.tensor(levels) for levels in statistics)
+
+    def call(self, images: Tensor) -> Tensor:
+        """Normalised pictures."""
+        images = images.to(torch.float32)
+        if self.mode == "none":
+            return images
+        mean, std = (levels.to(images.device, non_blocking=True) for levels in (self._mean, self._std))
+        normalized = (images - mean) / std
+        return normalized.flip(-1) if self.mode == "caffe" else normalized
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """That of the input."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that give this layer again."""
+        config = super().get_config()
+        del config["dtype"]
+        return config | {"mode": self.mode, "mean": self.mean, "std": self.std}
+
+
+def _levels(name: str, value: float | Sequence[float]) -> tuple[float, ...]:
+    levels = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if len(levels) not in (1, 3):
+        raise ValueError(f"`{name}` must be one number or three. Received: {name}={value!r}")
+    return tuple(float(level) for level in levels)

@@ -1,0 +1,159 @@
+"""One update of many tensors, by torch's fused and foreach kernels, all rates given as Python floats.
+
+Python floats travel inside the kernel launch, so no update waits for the device. SGD and RMSprop keep torch's
+momentum, `b <- m b + g; p <- p - rate * b`: Keras folds the rate into `b`, which is another optimizer as soon
+as the rate changes. Epsilons stand where Keras has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import keras
+import torch
+
+Tensors = list[torch.Tensor]
+FUSED_DEVICES = {"cpu", "cuda"}
+STATE_NAMES = {
+    "SGD": ("momentums",),
+    "Adam": ("_momentums", "_velocities", "_velocity_hats"),
+    "AdamW": ("_momentums", "_velocities", "_velocity_hats"),
+    "RMSprop": ("_velocities", "_average_gradients", "_momentums"),
+}
+
+
+@dataclass
+class Bucket:
+    """Variables that share multiplier, weight decay, count of updates, dtype and device."""
+
+    multiplier: float
+    weight_decay: float
+    count: int  # updates done
+    positions: list[int] = field(default_factory=list)  # places in the gradients of a step
+    variables: list[keras.Variable] = field(default_factory=list)
+    values: Tensors = field(default_factory=list)
+    state: dict[str, Tensors] = field(default_factory=dict)
+    step: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # float32 scalar, on the device
+
+    def collect(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Look up the tensors of the optimizer's state, laid out in memory like the values."""
+        self.values = [variable.value for variable in self.variables]
+        self.step = torch.zeros((), dtype=torch.float32, device=self.values[0].device)
+        for name in STATE_NAMES.get(kernel_name(optimizer), ()):
+            slots = getattr(optimizer, name, None)
+            if slots:
+                owners = [slots[optimizer._get_variable_index(variable)] for variable in self.variables]
+                self.state[name] = [_laid_like(o.value, v) for o, v in zip(owners, self.values, strict=True)]
+
+    def decay(self, rate: float) -> None:
+        """Decoupled weight decay (Loshchilov & Hutter 2017): p <- p * (1 - rate * weight_decay)."""
+        if self.weight_decay:
+            torch._foreach_mul_(self.values, 1.0 - rate * self.weight_decay)
+
+
+def _laid_like(state: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The state with the strides of the value: fused kernels walk memory, not indices."""
+    if state.stride() != value.stride():
+        state.data = torch.empty_like(value, dtype=state.dtype).copy_(state)
+    return state
+
+
+def kernel_name(optimizer: keras.optimizers.Optimizer) -> str:
+    """Class name of an optimizer that Keras ships, with its own formula; "" for subclasses and others."""
+    kind = type(optimizer)
+    return kind.__name__ if kind.__module__.startswith("keras.src.backend.torch.optimizers") else ""
+
+
+def kernel_for(
+    optimizer: keras.optimizers.Optimizer, device: str
+) -> Callable[[keras.optimizers.Optimizer, Bucket, Tensors, float], None] | None:
+    """The update of this optimizer on this kind of device, or None where Keras' own must be used."""
+    return KERNELS.get(kernel_name(optimizer)) if device in FUSED_DEVICES else None
+
+
+def sgd(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: float) -> None:
+    """Stochastic gradient descent with momentum, Nesterov's or not."""
+    bucket.decay(rate)
+    torch._fused_sgd_(
+        bucket.values,
+        gradients,
+        bucket.state["momentums"] if optimizer.momentum else [],
+        weight_decay=0.0,
+        momentum=optimizer.momentum,
+        lr=rate,
+        dampening=0.0,
+        nesterov=bool(optimizer.nesterov),
+        maximize=False,
+        is_first_step=False,
+    )
+
+
+def adam(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: float) -> None:
+    """Adam and AdamW. Keras adds epsilon before the bias correction and torch after: hence its division."""
+    count = bucket.count + 1
+    torch._fused_adamw_(
+        bucket.values,
+        gradients,
+        bucket.state["_momentums"],
+        bucket.state["_velocities"],
+        bucket.state.get("_velocity_hats", []),
+        [bucket.step.fill_(count)] * len(gradients),
+        lr=rate,
+        beta1=optimizer.beta_1,
+        beta2=optimizer.beta_2,
+        weight_decay=bucket.weight_decay,
+        eps=optimizer.epsilon / (1.0 - optimizer.beta_2**count) ** 0.5,
+        amsgrad=bool(optimizer.amsgrad),
+        maximize=False,
+    )
+
+
+def rmsprop(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: float) -> None:
+    """RMSprop, centered or not, with momentum or not."""
+    bucket.decay(rate)
+    velocities = bucket.state["_velocities"]
+    torch._foreach_mul_(velocities, optimizer.rho)
+    torch._foreach_addcmul_(velocities, gradients, gradients, 1.0 - optimizer.rho)
+    scale = torch._foreach_add(velocities, optimizer.epsilon)
+    if optimizer.centered:
+        averages = bucket.state["_average_gradients"]
+        torch._foreach_lerp_(averages, gradients, 1.0 - optimizer.rho)
+        torch._foreach_addcmul_(scale, averages, averages, -1.0)
+    torch._foreach_sqrt_(scale)
+    if not optimizer.momentum:
+        torch._foreach_addcdiv_(bucket.values, gradients, scale, -rate)
+        return
+    momentums = bucket.state["_momentums"]
+    torch._foreach_mul_(momentums, optimizer.momentum)
+    torch._foreach_addcdiv_(momentums, gradients, scale, 1.0)
+    torch._foreach_add_(bucket.values, momentums, alpha=-rate)
+
+
+KERNELS = {"SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop}
+
+
+def clip(optimizer: keras.optimizers.Optimizer, gradients: Tensors) -> Tensors:
+    """Clip once over all groups, as the optimizer was told: by global norm, norm a variable, or value."""
+    if optimizer.global_clipnorm:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        scale = torch.clamp(optimizer.global_clipnorm / norm, max=1.0) + (norm - norm)  # NaN spreads
+        return torch._foreach_mul(gradients, scale)
+    if optimizer.clipnorm:
+        norms = torch._foreach_norm(gradients)
+        torch._foreach_clamp_min_(norms, optimizer.clipnorm)
+        return torch._foreach_mul(torch._foreach_div(gradients, norms), optimizer.clipnorm)
+    if optimizer.clipvalue:
+        low = torch._foreach_clamp_min(gradients, -optimizer.clipvalue)
+        return torch._foreach_clamp_max(low, optimizer.clipvalue)
+    return gradients
+
+
+def fitting(gradients: Tensors, values: Tensors) -> Tensors:
+    """The gradients with the strides and dtypes of the values; those that fit are passed on as they are."""
+    return [
+        gradient
+        if gradient.stride() == value.stride() and gradient.dtype == value.dtype
+        else torch.empty_like(value).copy_(gradient)
+        for gradient, value in zip(gradients, values, strict=True)
+    ]

@@ -1,0 +1,471 @@
+"""One optimizer, many learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from . import kernels
+from .groups import GroupSpec, LayerGroups, RecordedGroups, Roster, group_rates
+from .kernels import Bucket, Tensors
+from .loss_scale import load_in_order
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class LayerGroupOptimizer(keras.optimizers.Optimizer):
+    """Any Keras optimizer, with a learning rate and weight decay for each layer group.
+
+    One `learning_rate` belongs to the last group, the head; each group runs at it times its multiplier. The
+    multiplier scales the update, not the gradient (scaling gradients does nothing under Adam). State is
+    built once for all variables of the groups, frozen or not: layers can be frozen and unfrozen between fits
+    without compiling again, and each variable counts its own updates. Multiplier 0 is frozen. No step waits
+    for the device. Under float16 the loss scaling goes outermost,
+    `FusedLossScaleOptimizer(LayerGroupOptimizer(...))`; `compile` puts Keras' own there by itself under the
+    policy "mixed_float16".
+
+    SGD and RMSprop keep torch's momentum, which does not fold the learning rate in: under a schedule they are
+    `torch.optim`'s, where Keras' own differ. Weight decay is decoupled, as everywhere in Keras.
+
+    Args:
+        optimizer: the `keras.optimizers.Optimizer` that makes the updates, not built yet.
+        model_or_groups: a model with `layer_groups`; any other Keras model, whose layers with weights are
+            then one group each; or a list of lists of layers, input side first.
+        learning_rate_multipliers: one number for all groups, a list with one a group, `slice(hi)`,
+            `slice(lo, hi)` or `{group index: number}`, as `group_rates` reads them; see also `layer_decay`.
+        weight_decay_multipliers: the same for weight decay.
+        decay_biases_and_norms: True to decay biases and norm parameters too.
+        name: name of the optimizer.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)])
+        >>> optimizer = LayerGroupOptimizer(keras.optimizers.AdamW(1e-3), model, [0.1, 1.0])
+        >>> model.compile(optimizer, loss="mse")
+        >>> optimizer.learning_rates
+        [0.0001, 0.001]
+        >>> optimizer.set_learning_rates(slice(1e-5, 1e-2))
+        >>> optimizer.learning_rates
+        [1e-05, 0.01]
+    """
+
+    built: bool
+
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        model_or_groups: keras.Model | Sequence[Sequence[keras.Layer]] | RecordedGroups,
+        learning_rate_multipliers: GroupSpec = 1.0,
+        weight_decay_multipliers: GroupSpec = 1.0,
+        *,
+        decay_biases_and_norms: bool = False,
+        name: str | None = None,
+    ) -> None:
+        _check_inner(optimizer)
+        super().__init__(learning_rate=0.0, name=name)
+        self._untrack_variable(self._learning_rate)
+        self._untrack_variable(self._iterations)
+        self.inner_optimizer = optimizer
+        object.__setattr__(self, "_learning_rate", None)  # the inner one's is the only rate
+        object.__setattr__(self, "_iterations", optimizer._iterations)
+        self._groups = (
+            model_or_groups if isinstance(model_or_groups, RecordedGroups) else LayerGroups(model_or_groups)
+        )
+        self.learning_rate_multipliers = tuple(group_rates(learning_rate_multipliers, self.num_groups))
+        self.weight_decay_multipliers = tuple(group_rates(weight_decay_multipliers, self.num_groups))
+        self.decay_biases_and_norms = decay_biases_and_norms
+        self.use_ema = optimizer.use_ema
+        self.loss_scale_factor = optimizer.loss_scale_factor
+        self._steps = _HostMirror(optimizer._iterations)
+        self._rate = _HostMirror(optimizer._learning_rate)
+        self._roster = Roster([])
+        self._plan: _Plan | None = None
+
+    # ---- rates -----------------------------------------------------------------------------------
+
+    @property
+    def num_groups(self) -> int:
+        """How many layer groups there are."""
+        return len(self._groups)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate of the last group."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        numeric = isinstance(learning_rate, int | float | np.number)
+        if numeric and isinstance(self.inner_optimizer._learning_rate, keras.Variable):
+            self._rate = _HostMirror(self.inner_optimizer._learning_rate)
+            self._rate.write(float(learning_rate))
+        else:
+            self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """The learning rate of each group now, input side first; read without waiting for the device."""
+        rate = self._rate_now()
+        return [float(f"{rate * multiplier:.6g}") for multiplier in self.learning_rate_multipliers]
+
+    def set_learning_rates(self, learning_rates: GroupSpec) -> None:
+        """Set the rate of every group: `learning_rate` becomes the last one's, the multipliers follow.
+
+        Args:
+            learning_rates: a number (all groups alike), a list, `slice(hi)` or `slice(lo, hi)`.
+        """
+        rates = group_rates(learning_rates, self.num_groups)
+        if rates[-1] <= 0:
+            raise ValueError(
+                "The last group's learning rate must be above 0: the others are kept relative to it. "
+                f"Received: {learning_rates}"
+            )
+        self.learning_rate = rates[-1]
+        self.set_multipliers([rate / rates[-1] for rate in rates])
+
+    def set_multipliers(self, learning_rate_multipliers: GroupSpec) -> None:
+        """Set the multiplier of every group; `learning_rate` stays."""
+        self.learning_rate_multipliers = tuple(group_rates(learning_rate_multipliers, self.num_groups))
+        self._plan = None
+
+    def _rate_now(self) -> float:
+        source = self.inner_optimizer._learning_rate
+        if isinstance(source, keras.Variable):
+            if self._rate.variable is not source:
+                self._rate = _HostMirror(source)
+            return float(self._rate.read())
+        with keras.device("cpu"):  # a schedule or a function: worked out on the host
+            if isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
+                return float(source(self._steps.read()))
+            return float(source())
+
+    # ---- state -----------------------------------------------------------------------------------
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Make the state of all variables of the groups, whichever of them train now."""
+        if self.built:
+            return
+        if self.inner_optimizer.built:
+            raise ValueError("The optimizer inside is already built on other variables: pass a new one")
+        self._roster = Roster(self._groups.members())
+        self._roster.admit(variables)
+        self.inner_optimizer.build(self._roster.variables)
+        object.__setattr__(self, "_trainable_variables", self._roster.variables)
+        object.__setattr__(
+            self, "_trainable_variables_indices", self.inner_optimizer._trainable_variables_indices
+        )
+        self._update_counts = self.add_variable(
+            (len(self._roster.members),), dtype="int64", name="update_counts"
+        )
+        self.built = True
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Counts of updates, and the state of the optimizer inside."""
+        return self._variables + self.inner_optimizer.variables
+
+    @property
+    def iterations(self) -> Any:
+        """Steps done."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def _model_variables_moving_average(self) -> list[keras.Variable]:
+        """Where `keras.callbacks.SwapEMAWeights` looks, through a LossScaleOptimizer."""
+        return self.inner_optimizer._model_variables_moving_average
+
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[keras.Variable] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Leave more variables out of weight decay, as on any Keras optimizer."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the counts of updates; the optimizer inside writes its own part."""
+        for index, variable in enumerate(self._variables):
+            store[str(index)] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read what `save_own_variables` wrote."""
+        load_in_order(self, self._variables, store)
+
+    def get_config(self) -> dict[str, Any]:
+        """The optimizer inside, the multipliers, and a description of every variable with its group."""
+        roster = self._roster if self.built else Roster(self._groups.members())
+        return {
+            "name": self.name,
+            "optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
+            "members": roster.config(),
+            "num_groups": self.num_groups,
+            "learning_rate_multipliers": list(self.learning_rate_multipliers),
+            "weight_decay_multipliers": list(self.weight_decay_multipliers),
+            "decay_biases_and_norms": self.decay_biases_and_norms,
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> LayerGroupOptimizer:
+        """Rebuild from `get_config`; variables find their groups again by name when they are met."""
+        config = dict(config)
+        optimizer = keras.saving.deserialize_keras_object(
+            config.pop("optimizer"), custom_objects=custom_objects
+        )
+        groups = RecordedGroups.from_config(config.pop("members"), config.pop("num_groups"))
+        return cls(optimizer, groups, **config)
+
+    # ---- step ------------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        grads: Sequence[torch.Tensor | None],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
+        """Update the variables by their gradients.
+
+        Args:
+            grads: one gradient for each variable; None where there is none.
+            trainable_variables: the variables, any subset of the groups'; all of them when None.
+        """
+        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        variables, gradients = list(variables), list(grads)
+        if not self.built:
+            self.build(variables)
+        if any(gradient is None for gradient in gradients):
+            gradients, variables = self._filter_empty_gradients(gradients, variables)
+        with torch.no_grad():
+            plan = self._plan_for(variables)
+            if plan.overwrites:
+                plan.overwrite(self.inner_optimizer, gradients)
+            self._step(plan, gradients)
+        self._steps.add_one()
+
+    def _step(self, plan: _Plan, gradients: Tensors) -> None:
+        ready = self._accumulated(plan, gradients)
+        if ready is not None:
+            rate = self._rate_now()
+            ready = kernels.clip(self.inner_optimizer, ready)
+            for bucket in plan.buckets:
+                self._update(bucket, [ready[position] for position in bucket.positions], rate)
+            plan.count(self._update_counts.value)
+            for variable in plan.constrained:
+                variable.assign(variable.constraint(variable))
+        if self.inner_optimizer.use_ema:
+            self._average()
+
+    def _update(self, bucket: Bucket, gradients: Tensors, rate: float) -> None:
+        inner = self.inner_optimizer
+        rate *= bucket.multiplier
+        kernel = kernels.kernel_for(inner, bucket.values[0].device.type)
+        if kernel is not None:
+            kernel(inner, bucket, kernels.fitting(gradients, bucket.values), rate)
+            return
+        bucket.decay(rate)
+        rate_tensor = torch.full((), rate, device=bucket.values[0].device)
+        with self._own_count(bucket):
+            inner._backend_update_step(gradients, bucket.variables, rate_tensor)
+
+    @contextmanager
+    def _own_count(self, bucket: Bucket) -> Iterator[None]:
+        """Let the formulas of the optimizer inside see the updates that these variables have had."""
+        inner = self.inner_optimizer
+        raw_steps = bucket.count * (inner.gradient_accumulation_steps or 1)
+        steps = torch.full((), raw_steps, dtype=torch.int32, device=bucket.values[0].device)
+        iterations = inner._iterations
+        if hasattr(inner, "_u_product"):  # Nadam: a product over the updates so far
+            done = np.arange(1, bucket.count + 1)
+            inner._u_product.assign(float(np.prod(inner.beta_1 * (1.0 - 0.5 * 0.96**done))))
+        object.__setattr__(inner, "_iterations", steps)
+        try:
+            yield
+        finally:
+            object.__setattr__(inner, "_iterations", iterations)
+
+    def _accumulated(self, plan: _Plan, gradients: Tensors) -> Tensors | None:
+        """The gradients to apply now, unscaled and averaged; None while steps are being accumulated."""
+        inner = self.inner_optimizer
+        if self.loss_scale_factor is not None:
+            gradients = torch._foreach_div(gradients, self.loss_scale_factor)
+        every = inner.gradient_accumulation_steps
+        if not every:
+            return gradients
+        sums = [inner._accumulated_gradients[place].value for place in plan.places]
+        torch._foreach_add_(sums, gradients)
+        if (self._steps.read() + 1) % every:
+            return None
+        gradients = torch._foreach_div(sums, float(every))
+        torch._foreach_zero_(sums)
+        return gradients
+
+    def _average(self) -> None:
+        """The moving average of the weights over all variables at hand, as Keras defines it."""
+        inner = self.inner_optimizer
+        done = self._steps.read() // (inner.gradient_accumulation_steps or 1)
+        pairs = [
+            (inner._model_variables_moving_average[place].value, self._roster.variables[place].value)
+            for place in self._roster.seen()
+            if inner._model_variables_moving_average[place] is not None
+        ]
+        averages, values = map(list, zip(*pairs, strict=True))
+        torch._foreach_lerp_(averages, values, 1.0 - inner.ema_momentum if done else 1.0)
+        every = inner.ema_overwrite_frequency
+        if every and (done + 1) % every == 0:
+            torch._foreach_copy_(values, averages)
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """At the end of `fit`: under EMA, the averages become the weights."""
+        if self.inner_optimizer.use_ema and self.built:
+            for place in self._roster.seen():
+                average = self.inner_optimizer._model_variables_moving_average[place]
+                if average is not None:
+                    self._roster.variables[place].assign(average)
+
+    # ---- plan ------------------------------------------------------------------------------------
+
+    def _plan_for(self, variables: list[keras.Variable]) -> _Plan:
+        """The buckets of these variables, made again only where something about them has changed."""
+        key = (
+            [*map(id, variables)],
+            [variable._value.data_ptr() for variable in variables],
+            self._update_counts._value._version,
+        )
+        if self._plan is None or self._plan.key != key:
+            self._plan = self._make_plan(variables)
+            self._plan.key = key
+        return self._plan
+
+    def _make_plan(self, variables: list[keras.Variable]) -> _Plan:
+        for place in self._roster.admit(variables):
+            self._adopt(place)
+        places = [self._roster.place(variable) for variable in variables]
+        counts = self._update_counts.value.tolist()
+        plan = _Plan(variables, places)
+        buckets: dict[tuple[Any, ...], Bucket] = {}
+        for position, (variable, place) in enumerate(zip(variables, places, strict=True)):
+            if self._overwrite_variable_with_gradient(variable):
+                plan.overwrites.append(position)
+                continue
+            multiplier = self.learning_rate_multipliers[self._roster.members[place].group]
+            if multiplier == 0:
+                continue
+            kind = (multiplier, self._decay_of(variable, place), int(counts[place]))
+            bucket = buckets.setdefault((*kind, variable.dtype, variable.value.device), Bucket(*kind))
+            bucket.positions.append(position)
+            bucket.variables.append(variable)
+        for bucket in buckets.values():
+            bucket.collect(self.inner_optimizer)
+        plan.finish(list(buckets.values()), self._update_counts.value)
+        return plan
+
+    def _adopt(self, place: int) -> None:
+        """Put a variable that was met late in the place that its stand-in kept."""
+        inner, variable = self.inner_optimizer, self._roster.variables[place]
+        stand_in = inner._trainable_variables[place]
+        inner._trainable_variables[place] = variable
+        inner._trainable_variables_indices.pop(inner._var_key(stand_in), None)
+        inner._trainable_variables_indices[inner._var_key(variable)] = place
+
+    def _decay_of(self, variable: keras.Variable, place: int) -> float:
+        inner, member = self.inner_optimizer, self._roster.members[place]
+        if not inner._use_weight_decay(variable) or not (member.decays or self.decay_biases_and_norms):
+            return 0.0
+        own = getattr(inner, "_should_use_adamw", None)  # Muon keeps a second rate of decay
+        decay = inner.adam_weight_decay if own is not None and own(variable) else inner.weight_decay
+        return float(decay or 0.0) * self.weight_decay_multipliers[member.group]
+
+
+@dataclass
+class _Plan:
+    """What one step over one list of variables does, worked out once."""
+
+    variables: list[keras.Variable]
+    places: list[int]
+    key: tuple[Any, ...] = ()
+    buckets: list[Bucket] = field(default_factory=list)
+    constrained: list[keras.Variable] = field(default_factory=list)
+    overwrites: list[int] = field(default_factory=list)
+    advance: torch.Tensor | int = 1  # what a step adds to the counts
+
+    def finish(self, buckets: list[Bucket], counts: torch.Tensor) -> None:
+        self.buckets = buckets
+        moving = [variable for bucket in buckets for variable in bucket.variables]
+        self.constrained = [variable for variable in moving if variable.constraint is not None]
+        if len(moving) < len(counts):
+            places = [self.places[position] for bucket in buckets for position in bucket.positions]
+            advance = torch.zeros(len(counts), dtype=counts.dtype)
+            advance[places] = 1
+            self.advance = advance.to(counts.device)
+
+    def count(self, counts: torch.Tensor) -> None:
+        """One more update for every variable that moved, on the device and on the host."""
+        counts.add_(self.advance)
+        self.key = (*self.key[:-1], counts._version)
+        for bucket in self.buckets:
+            bucket.count += 1
+
+    def overwrite(self, optimizer: keras.optimizers.Optimizer, gradients: Tensors) -> None:
+        """Float8 scales arrive in the place of gradients and are assigned as they are."""
+        optimizer._overwrite_variables_directly_with_gradients(gradients, self.variables)
+
+
+class _HostMirror:
+    """The value of a scalar variable, known to the host without asking the device each time.
+
+    torch counts the in-place changes of a tensor (`_version`): the device is asked only after a change that
+    was not made here, such as a load.
+    """
+
+    def __init__(self, variable: keras.Variable) -> None:
+        self.variable = variable
+        self._value: float = 0.0
+        self._version = -1
+
+    def read(self) -> float:
+        tensor = self.variable._value
+        if tensor._version != self._version:
+            self._value, self._version = tensor.item(), tensor._version
+        return self._value
+
+    def write(self, value: float) -> None:
+        tensor = self.variable._value
+        with torch.no_grad():
+            tensor.fill_(value)
+        self._value, self._version = _rounded(value), tensor._version
+
+    def add_one(self) -> None:
+        value = self.read()
+        with torch.no_grad():
+            self.variable._value.add_(1)
+        self._value, self._version = value + 1, self.variable._value._version
+
+
+def _rounded(value: float) -> float:
+    """The value as float32 keeps it, so that a run and its reloaded copy see the same number."""
+    return float(np.float32(value))
+
+
+def _check_inner(optimizer: Any) -> None:
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(f"Expected a Keras optimizer. Received: optimizer={optimizer!r}")
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "Loss scaling goes outermost: LossScaleOptimizer(LayerGroupOptimizer(optimizer, ...))"
+        )
+    if not hasattr(optimizer, "_backend_update_step"):
+        raise TypeError(f"Cannot set rates inside {type(optimizer).__name__}: give it a single optimizer")
+
+
+def layer_group_optimizer(optimizer: Any) -> LayerGroupOptimizer | None:
+    """The `LayerGroupOptimizer` in an optimizer, under loss scaling or not; None where there is none.
+
+    Example:
+        >>> layer_group_optimizer(keras.optimizers.SGD()) is None
+        True
+    """
+    while optimizer is not None and not isinstance(optimizer, LayerGroupOptimizer):
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    return optimizer

@@ -1,0 +1,87 @@
+"""Loss scaling for float16 in one pass over the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import torch
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """`keras.optimizers.LossScaleOptimizer` with one pass over the gradients and one wait for the device.
+
+    Keras checks, divides and counts in three passes with two waits. The arithmetic is the same: an infinite
+    or NaN gradient skips the step and halves the scale; `dynamic_growth_steps` finite steps double it. The
+    gradients are unscaled in place. It belongs outermost, around a `LayerGroupOptimizer` too.
+
+    Args:
+        inner_optimizer: the optimizer that makes the step.
+        initial_scale: first loss scale.
+        dynamic_growth_steps: finite steps in a row before the scale doubles.
+
+    Example:
+        >>> optimizer = FusedLossScaleOptimizer(keras.optimizers.SGD(0.1))
+        >>> optimizer.build([keras.Variable([1.0])])
+        >>> float(optimizer.scale_loss(1.0))
+        32768.0
+    """
+
+    def _common_apply(
+        self,
+        grads: Sequence[torch.Tensor | None],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
+        scale = self.dynamic_scale.value
+        found = torch.zeros((), dtype=torch.float32, device=scale.device)
+        with torch.no_grad():
+            for gradients in self._by_dtype(grads, trainable_variables):
+                torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, scale.reciprocal())
+            if not found.item():  # the one wait of the step
+                self.inner_optimizer.apply(grads, trainable_variables=trainable_variables)
+            torch._amp_update_scale_(
+                scale, self.step_counter.value, found, 2.0, 0.5, self.dynamic_growth_steps
+            )
+
+    def _by_dtype(
+        self,
+        grads: Sequence[torch.Tensor | None],
+        trainable_variables: Sequence[keras.Variable] | None,
+    ) -> list[list[torch.Tensor]]:
+        """Gradients that carry the loss scale, one list a dtype (the kernel takes one at a time)."""
+        variables = trainable_variables or self._trainable_variables
+        found: dict[torch.dtype, list[torch.Tensor]] = {}
+        for gradient, variable in zip(grads, variables, strict=True):
+            if gradient is not None and not self._overwrite_variable_with_gradient(variable):
+                found.setdefault(gradient.dtype, []).append(gradient)
+        return list(found.values())
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the scale and its counter; the inner optimizer writes its own part once."""
+        for index, variable in enumerate(self._variables):
+            store[str(index)] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read what `save_own_variables` wrote."""
+        load_in_order(self, self._variables, store)
+
+
+def load_in_order(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], store: Any
+) -> None:
+    """Assign stored arrays "0", "1", ... to an optimizer's variables.
+
+    A file of weights alone leaves the optimizer as it is; another number of arrays is an error.
+    """
+    if not store.keys():
+        return
+    if len(store.keys()) != len(variables):
+        raise ValueError(
+            f"The saved state of {optimizer.name} has {len(store.keys())} arrays and this optimizer "
+            f"{len(variables)}. Build the optimizer on the same model first: "
+            "optimizer.build(model.trainable_variables)"
+        )
+    for index, variable in enumerate(variables):
+        variable.assign(store[str(index)])

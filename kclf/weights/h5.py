@@ -1,0 +1,122 @@
+"""Read the weights out of Keras files of every age: `.weights.h5`, `.keras` and legacy `.h5`."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zipfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ..errors import FileFormatError
+from ..storage import datasets_of, open_h5
+from .keys import stable_keys
+from .matching import SavedLayer
+
+# What a Keras file holds besides the weights of layers.
+NOT_LAYERS = {"optimizer", "seed_generator", "metrics", "_metrics", "compile_metrics"}
+LARGEST_UNPACKING = 4  # times the size of the archive; Keras stores weights unpacked
+WEIGHTS_MEMBER = "model.weights.h5"  # inside a .keras archive
+
+
+@contextmanager
+def open_saved(path: str | os.PathLike[str], class_words: Collection[str]) -> Iterator[dict[str, SavedLayer]]:
+    """The layers saved in a Keras file, by stable key and in order; their arrays are read while it is open.
+
+    Args:
+        path: the file.
+        class_words: class words (`class_word`) whose automatic names ("conv2d_7") count as made up; legacy
+            files do not say of what class a layer was.
+
+    Raises:
+        FileFormatError: the file is damaged, hostile or not a Keras file.
+    """
+    with open_h5(path) if h5py.is_hdf5(path) else _weights_of_archive(path) as file:
+        root = file.get("model_weights", file)
+        layers = _legacy_layers(root, class_words) if "layer_names" in root.attrs else _keras3_layers(file)
+        if not layers:
+            raise FileFormatError("no weights of Keras layers in it.")
+        yield layers
+
+
+@contextmanager
+def _weights_of_archive(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """The HDF5 member of a `.keras` archive, in memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo(WEIGHTS_MEMBER)
+            if member.file_size > LARGEST_UNPACKING * Path(path).stat().st_size:
+                raise FileFormatError(
+                    f"{os.fspath(path)}: claims to unpack to {member.file_size} bytes. Weights hardly shrink."
+                )
+            content = archive.read(member)
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+        raise FileFormatError(
+            f"{os.fspath(path)}: not a weights file of a kind known here (.weights.h5, .h5, .keras, .pth), "
+            f"or damaged ({error})."
+        ) from error
+    with open_h5(path, io.BytesIO(content)) as file:
+        yield file
+
+
+def _keras3_layers(file: h5py.File) -> dict[str, SavedLayer]:
+    """Layers of Keras 3: `<path>/vars/<place>`, where the layer's name is an attribute of `vars`."""
+    groups: dict[str, dict[str, h5py.Dataset]] = {}
+    for path, dataset in datasets_of(file).items():
+        owner, _, place = path.rpartition("/vars/")
+        if place.isdigit() and not NOT_LAYERS & set(owner.split("/")):
+            groups.setdefault(owner, {})[place] = dataset
+    owners = sorted(groups, key=_natural)
+    names = [(_name_of(file[f"{owner}/vars"], owner), _word_of(owner)) for owner in owners]
+    return {
+        key: dict(sorted(groups[owner].items(), key=lambda item: int(item[0])))
+        for key, owner in zip(stable_keys(names), owners, strict=True)
+    }
+
+
+def _legacy_layers(root: h5py.Group, class_words: Collection[str]) -> dict[str, SavedLayer]:
+    """Layers of Keras 1 and 2: `<layer>/<path of the weight>:0`, in the order two attributes tell.
+
+    A nested model is one "layer" there whose weights are ordered by what was trainable when it was saved.
+    The names of the weights tell the inner layers apart, so that a frozen file fits an unfrozen model.
+    """
+    datasets = datasets_of(root)
+    layers: dict[str, dict[str, h5py.Dataset]] = {}
+    for layer in _names(root, "layer_names"):
+        for weight in _names(root[layer], "weight_names"):
+            *owner, variable = weight.split("/")
+            arrays = layers.setdefault(owner[-1] if owner else layer, {})
+            arrays[variable.partition(":")[0]] = datasets[f"{layer}/{weight}"]
+    words = [next((w for w in class_words if re.fullmatch(rf"{w}(_\d+)?", name)), "") for name in layers]
+    return dict(zip(stable_keys(list(zip(layers, words, strict=True))), layers.values(), strict=True))
+
+
+def _names(group: h5py.Group, attribute: str) -> list[str]:
+    """A list of names in an attribute, which Keras spreads over several where it is long."""
+    parts = [attribute] if attribute in group.attrs else []
+    while f"{attribute}{len(parts)}" in group.attrs:
+        parts.append(f"{attribute}{len(parts)}")
+    found = [name for part in parts for name in np.asarray(group.attrs[part]).tolist()]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in found]
+
+
+def _name_of(variables: h5py.Group, owner: str) -> str:
+    name = variables.attrs.get("name", owner.rpartition("/")[2])
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _word_of(owner: str) -> str:
+    """Class word of a listed layer: `layers/conv2d_3` -> conv2d; "" for a layer that an attribute held."""
+    above, _, last = owner.rpartition("/")
+    return re.sub(r"_\d+$", "", last) if above.endswith("layers") else ""
+
+
+def _natural(path: str) -> list[tuple[str, int]]:
+    """Sort key that puts conv2d_10 after conv2d_9."""
+    parts = (re.fullmatch(r"(.*?)(?:_(\d+))?", part) for part in path.split("/"))
+    return [(match[1], int(match[2] or 0)) for match in parts if match]

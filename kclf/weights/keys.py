@@ -1,0 +1,88 @@
+"""One stable key for each layer that holds variables, and one name for each variable in it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+
+def class_word(layer: keras.layers.Layer) -> str:
+    """The word Keras makes of a layer's class for automatic names: Conv2D -> conv2d."""
+    word = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", word).lower()
+
+
+def layers_with_variables(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Every layer that owns variables itself, depth first, in the order of the model, each once.
+
+    Args:
+        model: a built model or layer, nested as deep as it likes.
+
+    Example:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+        >>> [layer.name for layer in layers_with_variables(model)]
+        ['head']
+    """
+    return _walk(model, set())
+
+
+def _walk(layer: keras.layers.Layer, seen: set[int]) -> Iterator[keras.layers.Layer]:
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+    if own_variables(layer):
+        yield layer
+    for inner in layer._layers:
+        yield from _walk(inner, seen)
+
+
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Variables of this layer alone, in the order Keras saves them, the same frozen and unfrozen."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def named_variables(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """The variables of one layer (not of layers inside it) by name: kernel, bias, gamma, moving_mean, ..."""
+    return {variable.name: variable for variable in own_variables(layer)}
+
+
+def array_of(variable: keras.Variable) -> np.ndarray:
+    """The value of a variable on the CPU; shares memory with it where it lives there."""
+    return variable.value.detach().cpu().numpy()
+
+
+def layer_keys(model: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
+    """Every layer with variables under a key that is the same each time the model is built.
+
+    A layer's name is its key, unless Keras made the name up ("conv2d_94" counts all convolutions of the
+    process): then the key is its class and its place among such layers, "conv2d#0", "conv2d#1", ... A name
+    that comes twice gets its place as well.
+
+    Args:
+        model: a built model or layer.
+
+    Example:
+        >>> import keras
+        >>> layers = [keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(2, name="head")]
+        >>> list(layer_keys(keras.Sequential(layers)))
+        ['dense#0', 'head']
+    """
+    layers = list(layers_with_variables(model))
+    return dict(zip(stable_keys([(layer.name, class_word(layer)) for layer in layers]), layers, strict=True))
+
+
+def stable_keys(names_and_classes: list[tuple[str, str]]) -> list[str]:
+    """Keys for (layer name, class word) pairs in the order of the model, as `layer_keys` describes them."""
+    places: Counter[str] = Counter()
+    keys = []
+    for name, word in names_and_classes:
+        stem = word if re.fullmatch(rf"{re.escape(word)}(_\d+)?", name) else name
+        made_up = stem == word
+        keys.append(f"{stem}#{places[stem]}" if made_up or places[stem] else stem)
+        places[stem] += 1
+    return keys
