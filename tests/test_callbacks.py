@@ -30,8 +30,6 @@ from kclf.callbacks import (
 from kclf.errors import TrainingError
 from kclf.optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 
 def make_model(optimizer=None, grouped=True) -> keras.Sequential:
     model = keras.Sequential([keras.Input((6,)), layers.Dense(8), layers.Dense(7), layers.Dense(3)])

@@ -24,7 +24,6 @@ from kclf.optimizers import (
     loss_scale,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 MULTIPLIERS = [0.1, 0.3, 1.0]
 STEPS = 60
 

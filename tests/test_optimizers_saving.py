@@ -12,7 +12,6 @@ from keras import layers, optimizers
 
 from kclf.optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 MULTIPLIERS = [0.1, 0.3, 1.0]
 KERAS_OPTIMIZERS = sorted(
     name

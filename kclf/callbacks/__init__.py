@@ -1,17 +1,27 @@
 """Callbacks for `model.fit`: schedules of the rate, snapshots, and what a run did."""
 
+from .collapse import CollapseDetector
 from .cycles import CosineRestarts, FlatCosine, OneCycle, Schedule
+from .progress import ProgressBar
+from .range_test import LearningRateFinder, RangeTest, RangeTestRun, Suggestion, find_learning_rate
 from .recording import EpochTable, Recorder, smooth
 from .snapshots import SnapshotSaver, load_snapshot
 
 __all__ = [
+    "CollapseDetector",
     "CosineRestarts",
     "EpochTable",
     "FlatCosine",
+    "LearningRateFinder",
     "OneCycle",
+    "ProgressBar",
+    "RangeTest",
+    "RangeTestRun",
     "Recorder",
     "Schedule",
     "SnapshotSaver",
+    "Suggestion",
+    "find_learning_rate",
     "load_snapshot",
     "smooth",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -89,10 +90,10 @@ class Hyperparameters:
 
 
 class LossTap:
-    """Calls a function with the loss of each training batch, as a tensor on the device.
+    """Calls a method with the loss of each training batch, as a tensor on the device.
 
     Keras reports running means; the loss of the batch itself passes through `optimizer.scale_loss`, which
-    every training step calls and no evaluation does. The function is held weakly by its owner.
+    every training step calls and no evaluation does. The owner of the method is held weakly.
 
     Args:
         model: a compiled model.
@@ -102,14 +103,26 @@ class LossTap:
     def __init__(self, model: keras.Model, receive: Callable[[torch.Tensor], None]) -> None:
         self._optimizer = model.optimizer
         self._receive = weakref.WeakMethod(receive)
-        object.__setattr__(self._optimizer, "scale_loss", self._scale_loss)
-
-    def _scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
-        receive = self._receive()
-        if receive is not None:
-            receive(loss.detach())
-        return type(self._optimizer).scale_loss(self._optimizer, loss)
+        listeners = vars(self._optimizer).get("_loss_listeners", ())
+        self._listen((*listeners, self._receive))
 
     def close(self) -> None:
         """Stop listening."""
-        self._optimizer.__dict__.pop("scale_loss", None)
+        listeners = vars(self._optimizer).get("_loss_listeners", ())
+        self._listen(tuple(one for one in listeners if one is not self._receive))
+
+    def _listen(self, listeners: tuple[weakref.WeakMethod, ...]) -> None:
+        """Let the optimizer's `scale_loss` tell these, and those alone."""
+        attributes = vars(self._optimizer)
+        attributes["_loss_listeners"] = listeners
+        attributes["scale_loss"] = functools.partial(_scale_and_tell, self._optimizer)
+        if not listeners:
+            del attributes["_loss_listeners"], attributes["scale_loss"]
+
+
+def _scale_and_tell(optimizer: keras.optimizers.Optimizer, loss: torch.Tensor) -> torch.Tensor:
+    for listener in vars(optimizer)["_loss_listeners"]:
+        receive = listener()
+        if receive is not None:
+            receive(loss.detach())
+    return type(optimizer).scale_loss(optimizer, loss)

@@ -1,0 +1,125 @@
+"""Remember everything a training run changes, and put it all back."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+from ..errors import TrainingError
+
+Undo = Callable[[], None]
+
+
+def remember_model(model: keras.Model) -> Undo:
+    """Remember what a fit changes in a model, and return the function that puts it back bit for bit.
+
+    Weights, BatchNorm statistics, seeds, metrics, the optimizer with its counts, rate and loss scale, what
+    layers draw at random, and the trainer's own flags.
+
+    Args:
+        model: a compiled and built model; its optimizer is built if it is not yet.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return _all([*_variables(model), *_layers(model), *_flags(model)])
+
+
+def remember_randomness(data: Any = None) -> Undo:
+    """Remember the random state of Python, NumPy, torch and Keras, and the order of a data object.
+
+    Args:
+        data: what `fit` is given. Its `state_dict` and `load_state_dict` are used where it has them, and the
+            `torch.Generator` of a `DataLoader`.
+    """
+    return _all([*_generators(), *_data(data)])
+
+
+def _all(undos: Iterable[Undo]) -> Undo:
+    kept = list(undos)
+
+    def undo() -> None:
+        for one in kept:
+            one()
+
+    return undo
+
+
+def _variables(model: keras.Model) -> Iterator[Undo]:
+    variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+    tensors = {id(variable._value): variable._value for variable in variables}
+    copies = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors.values()]
+
+    def undo() -> None:
+        with torch.no_grad():
+            for tensor, copy in copies:
+                tensor.copy_(copy)
+
+    yield undo
+
+
+def _layers(model: keras.Model) -> Iterator[Undo]:
+    for layer in model._flatten_layers():
+        if hasattr(layer, "get_random_state"):
+            yield _setter(layer.set_random_state, layer.get_random_state())
+
+
+def _flags(model: keras.Model) -> Iterator[Undo]:
+    for name in ("history", "stop_training", "_initial_epoch"):
+        if hasattr(model, name):
+            yield _setter(_attribute(model, name), getattr(model, name))
+        else:
+            yield functools.partial(vars(model).pop, name, None)
+    # fit looks at one batch to build these, which draws from the random state: it must do so again
+    for part in (model._compile_metrics, model._compile_loss):
+        if part is not None and not part.built:
+            yield _setter(_attribute(part, "built"), False)
+    training = model.training
+
+    def undo() -> None:
+        model.zero_grad()
+        model.train(training)
+
+    yield undo
+
+
+def _generators() -> Iterator[Undo]:
+    yield _setter(random.setstate, random.getstate())
+    yield _setter(np.random.set_state, np.random.get_state())  # noqa: NPY002 - others draw from it
+    yield _setter(torch.set_rng_state, torch.get_rng_state())
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        yield _setter(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+    seeds = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    yield lambda: global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, seeds)
+    if seeds is not None:
+        state = seeds.state.value.clone()
+        yield lambda: seeds.state.assign(state)
+
+
+def _data(data: Any) -> Iterator[Undo]:
+    if isinstance(data, Iterator):
+        raise TrainingError(
+            "An iterator cannot be put back to where it was: give an array, a DataLoader or a PyDataset. "
+            f"Received: {type(data).__name__}"
+        )
+    if hasattr(data, "state_dict") and hasattr(data, "load_state_dict"):
+        yield _setter(data.load_state_dict, data.state_dict())
+    for owner in (data, getattr(data, "sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            yield _setter(generator.set_state, generator.get_state())
+
+
+def _attribute(owner: Any, name: str) -> Callable[[Any], None]:
+    return lambda value: setattr(owner, name, value)
+
+
+def _setter(put: Callable[[Any], Any], value: Any) -> Undo:
+    return lambda: put(value)

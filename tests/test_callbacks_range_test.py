@@ -1,0 +1,326 @@
+"""The range test: its rules against the golden figures, and that it leaves no trace."""
+
+from __future__ import annotations
+
+import doctest
+import random
+
+import keras
+import numpy as np
+import pytest
+import torch
+from keras import layers, optimizers
+
+from kclf.callbacks import (
+    LearningRateFinder,
+    OneCycle,
+    RangeTest,
+    RangeTestRun,
+    Recorder,
+    find_learning_rate,
+    range_test,
+)
+from kclf.callbacks.range_test import RULES
+from kclf.errors import TrainingError
+from kclf.optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
+
+
+class Noise(layers.Layer):
+    """Augmentation with a generator of its own, as kclf's has."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.generator = torch.Generator().manual_seed(11)
+
+    def call(self, inputs, training=None):
+        if not training:
+            return inputs
+        return inputs + 0.1 * torch.randn(inputs.shape, generator=self.generator)
+
+    def get_random_state(self):
+        return self.generator.get_state()
+
+    def set_random_state(self, state):
+        self.generator.set_state(state)
+
+
+def make_model(optimizer=None, built=True, grouped=True) -> keras.Sequential:
+    keras.utils.set_random_seed(4)
+    model = keras.Sequential(
+        [
+            *([keras.Input((6,))] if built else []),
+            Noise(),
+            layers.GaussianNoise(0.1, seed=3),
+            layers.Dense(16),
+            layers.BatchNormalization(),
+            layers.Activation("relu"),
+            layers.Dropout(0.3),
+            layers.Dropout(0.1, noise_shape=(None, 1)),
+            layers.Dense(3),
+        ]
+    )
+    optimizer = optimizer or optimizers.AdamW(1e-3)
+    model.compile(
+        LayerGroupOptimizer(optimizer, model, slice(0.01, 1.0)) if grouped else optimizer,
+        loss="mse",
+        metrics=["mae"],
+    )
+    return model
+
+
+def arrays(n: int = 48):
+    generator = np.random.default_rng(3)
+    x = generator.normal(size=(n, 6)).astype("float32")
+    return x, (x @ generator.normal(size=(6, 3))).astype("float32")
+
+
+class OwnOrder(torch.utils.data.DataLoader):
+    """A loader whose order depends on how often it was gone through."""
+
+    def __init__(self):
+        tensors = [torch.from_numpy(part) for part in arrays()]
+        super().__init__(torch.utils.data.TensorDataset(*tensors), batch_size=8)
+        self.epoch = 0
+
+    def __iter__(self):
+        self.epoch += 1
+        order = torch.randperm(48, generator=torch.Generator().manual_seed(self.epoch))
+        for rows in order.split(8):
+            yield tuple(part[rows] for part in self.dataset.tensors)
+
+    def state_dict(self):
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state):
+        self.epoch = state["epoch"]
+
+
+def shuffled_loader():
+    dataset = torch.utils.data.TensorDataset(*(torch.from_numpy(part) for part in arrays()))
+    generator = torch.Generator().manual_seed(7)
+    return torch.utils.data.DataLoader(dataset, batch_size=8, shuffle=True, generator=generator)
+
+
+DATA = {"arrays": arrays, "own order": OwnOrder, "generator": shuffled_loader}
+
+
+def outcome(model, data, callbacks=()):
+    """What a fit of two epochs leaves, and the random numbers drawn after it."""
+    x, y = data if isinstance(data, tuple) else (data, None)
+    history = model.fit(x, y, epochs=2, verbose=0, shuffle=y is not None, callbacks=list(callbacks))
+    state = [*model.get_weights(), *(v.numpy() for v in model.optimizer.variables)]
+    drawn = [random.random(), np.random.rand(), torch.rand(()).item()]  # noqa: NPY002
+    return [np.array(part) for part in (*state, history.history["loss"], history.history["mae"], drawn)]
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_fit_after_the_test_is_fit_without_it(kind, built, repeats):
+    grouped = built  # groups of an unbuilt model are not known yet
+    without = outcome(make_model(built=built, grouped=grouped), DATA[kind]())
+    model, data = make_model(built=built, grouped=grouped), DATA[kind]()
+    find_learning_rate(model, data, num_steps=30, repeats=repeats)
+    assert_same(outcome(model, data), without)
+
+
+def test_between_two_fits_too():
+    plain, tested, data = make_model(), make_model(), arrays()
+    outcome(plain, data)
+    without = outcome(plain, data, [OneCycle(1e-2)])
+    keras.utils.set_random_seed(4)
+    tested = make_model()
+    outcome(tested, data)
+    find_learning_rate(tested, data)
+    assert_same(outcome(tested, data, [OneCycle(1e-2)]), without)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["step", "data"])
+def test_killed_at_step_17_it_leaves_no_trace(error, where, monkeypatch):
+    without = outcome(make_model(), OwnOrder())
+    model, data = make_model(), OwnOrder()
+    calls = []
+
+    def killed(original):
+        def run(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == 17:
+                raise error("killed")
+            return original(*args, **kwargs)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        if where == "step":
+            patch.setattr(model, "train_step", killed(model.train_step))
+        else:
+            patch.setattr(torch, "randperm", killed(torch.randperm))
+        with pytest.raises(error, match="killed"):
+            find_learning_rate(model, data, num_steps=200, stop_factor=1e9)
+    assert len(calls) == 17
+    assert_same(outcome(model, data), without)
+
+
+def test_the_callback_puts_the_model_back_when_a_batch_fails(monkeypatch):
+    model = make_model()
+    model.fit(*arrays(), verbose=0)
+    before = [*model.get_weights(), *(v.numpy() for v in model.optimizer.variables)]
+    calls = []
+
+    def failing(data, original=model.train_step):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(data)
+
+    monkeypatch.setattr(model, "train_step", failing)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*arrays(), epochs=10, verbose=0, callbacks=[LearningRateFinder()])
+    assert_same([*model.get_weights(), *(v.numpy() for v in model.optimizer.variables)], before)
+
+
+def test_the_callback_ends_its_fit_and_keeps_the_curve():
+    model, finder = make_model(), LearningRateFinder(1e-5, 1e-1, 20)
+    model.fit(*arrays(), epochs=100, verbose=0, batch_size=8, callbacks=[finder])
+    assert len(finder.run.losses) == 20
+    assert finder.run.learning_rates[[0, 19]] == pytest.approx([1e-5, 1e-5 * 1e4 ** (19 / 20)])
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_loss_scale_and_half_precision_are_put_back(policy):
+    keras.config.set_dtype_policy(policy)
+    wrap = FusedLossScaleOptimizer if policy == "mixed_float16" else (lambda inner: inner)
+
+    def model():
+        made = make_model(grouped=False)
+        made.compile(wrap(LayerGroupOptimizer(optimizers.AdamW(1e-3), made)), loss="mse", metrics=["mae"])
+        return made
+
+    without = outcome(model(), arrays())
+    tested = model()
+    find_learning_rate(tested, arrays(), num_steps=20, stop_factor=1e9)
+    assert_same(outcome(tested, arrays()), without)
+
+
+def test_a_schedule_inside_the_optimizer_is_put_back():
+    schedule = optimizers.schedules.CosineDecay(1e-2, 20)
+    without = outcome(make_model(optimizers.SGD(schedule), grouped=False), arrays())
+    model = make_model(optimizers.SGD(schedule), grouped=False)
+    test = find_learning_rate(model, arrays(), num_steps=20)
+    assert test.learning_rates[0] == 1e-7
+    assert_same(outcome(model, arrays()), without)
+
+
+def test_ratios_between_groups_are_kept():
+    model, seen = make_model(), []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: seen.append(model.optimizer.learning_rates)
+    )
+    find_learning_rate(model, arrays(), num_steps=10, callbacks=[watch])
+    np.testing.assert_allclose(np.array(seen[1:])[:, 0] / np.array(seen[1:])[:, -1], 0.01, rtol=1e-4)
+
+
+def test_three_batches_are_gone_through_again():
+    test = find_learning_rate(make_model(), arrays(24), num_steps=40, batch_size=8)
+    assert len(test.learning_rates) >= 30
+
+
+def test_it_stops_where_the_loss_explodes():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+    model.compile(optimizers.SGD(), loss="mse")
+    test = find_learning_rate(model, arrays(), end=1e6, batch_size=8)
+    assert len(test.learning_rates) < 100
+    assert test.runs[0].smoothed[-1] > 4 * test.runs[0].smoothed.min() or np.isnan(test.runs[0].smoothed[-1])
+
+
+def test_an_iterator_is_refused():
+    with pytest.raises(TrainingError, match="iterator"):
+        find_learning_rate(make_model(), iter([arrays()]))
+
+
+def test_other_callbacks_may_listen_too():
+    recorder = Recorder()
+    find_learning_rate(make_model(), arrays(), num_steps=12, callbacks=[recorder])
+    assert len(recorder.losses) == 12
+
+
+# ---- rules ---------------------------------------------------------------------------------------
+
+
+def golden_run() -> RangeTestRun:
+    rates = np.logspace(-7, 1, 100)
+    exponent = np.log10(rates)
+    falling = 1.4 - 1 / (1 + np.exp(-(exponent + 3.5) * 2.2))
+    losses = falling + np.clip(np.exp(3 * (exponent + 0.6)), 0, 8)
+    return RangeTestRun(rates, losses, 100, smoothing=0.0)
+
+
+def test_golden_suggestions(golden):
+    found = {rule: golden_run().suggest(rule).learning_rate for rule in RULES}
+    assert found == pytest.approx(golden["synthetic suggest"], rel=1e-6)
+
+
+def test_agreement_is_the_factor_between_the_suggestions():
+    assert RangeTest((golden_run(),)).agreement == pytest.approx(15.2, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "reasons"),
+    [
+        (np.full(100, 0.7), dict.fromkeys(RULES, "flat")),
+        (np.linspace(1, 2, 100), {"minimum": "never falls", "steep": "never falls", "valley": "never falls"}),
+        (np.linspace(2, 1, 100), {"minimum": "still falls", "slide": "hardly changes"}),
+        (np.linspace(2, 1, 16), dict.fromkeys(RULES, "too few points")),
+        (np.full(100, np.nan), dict.fromkeys(RULES, "too few points")),
+    ],
+)
+def test_a_rule_that_does_not_apply_says_why(losses, reasons):
+    run = RangeTestRun(np.logspace(-7, 1, 100)[: len(losses)], losses, 100, smoothing=0.0)
+    for rule, reason in reasons.items():
+        suggestion = run.suggest(rule)
+        assert suggestion.learning_rate is None
+        assert reason in suggestion.reason
+
+
+def test_losses_are_cut_at_the_first_nan():
+    run = golden_run()
+    losses = run.losses.copy()
+    losses[80:] = np.nan
+    cut = RangeTestRun(run.learning_rates, losses, 100, smoothing=0.0)
+    assert len(cut.clear_part()[1]) == 70
+    assert cut.suggest("steep").learning_rate == run.suggest("steep").learning_rate
+
+
+def test_repeats_give_median_and_spread():
+    test = find_learning_rate(make_model(), arrays(), repeats=3, batch_size=8, end=100.0)
+    steep = test.suggestions["steep"]
+    assert len({tuple(run.losses) for run in test.runs}) == 3
+    assert steep.low <= steep.learning_rate <= steep.high
+
+
+def test_text_names_every_rule_and_the_agreement():
+    text = str(RangeTest((golden_run(),)))
+    assert all(rule in text for rule in RULES)
+    assert "15.2 times" in text
+
+
+def test_plot_marks_the_suggestions():
+    from matplotlib import pyplot
+
+    figure, ax = pyplot.subplots()
+    assert RangeTest((golden_run(),)).plot(ax=ax) is ax
+    assert ax.get_xscale() == "log"
+    assert len(ax.lines[0].get_xdata()) == 85
+    assert len(ax.lines) == 5
+    pyplot.close(figure)
+
+
+def test_examples_run():
+    assert doctest.testmod(range_test).failed == 0
