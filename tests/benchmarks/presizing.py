@@ -2,11 +2,12 @@
 
     .venv/bin/python tests/benchmarks/presizing.py --photos FOLDER --figure docs/presizing.png
 
-Each way of doing it gets the same geometry: kclf reads once through the product of the maps; fastai's chain
-reads twice (460 -> 460, then the window -> 224, corners aligned, as recorded from fastai 2.8); the Keras
-chain is `keras.ops.image` map by map and an antialiased resize of the window; the torch chain is `grid_sample` for
-each map and then for the window. The reference reads 64 places under each pixel of the result, bicubic, and
-takes their mean; for fastai's chain by fastai's own meaning of the coordinates.
+Each way of doing it gets the same geometry. kclf reads once through the product of the maps. fastai's
+chain reads twice (460 -> 460, then the window -> 224, corners aligned, as recorded from fastai 2.8). The
+Keras chain is `keras.ops.image` map by map and an antialiased resize of the window. The torch chain is
+`grid_sample` map by map and for the window. The reference reads 64 places under each pixel of the result,
+bicubic, and takes their mean; for fastai's chain by fastai's own meaning of the coordinates. Pixels that come
+from outside the picture at any step do not count: the ways fill them differently.
 """
 
 from __future__ import annotations
@@ -148,9 +149,18 @@ WAYS: dict[str, tuple[Callable[[Tensor, Geometry], Tensor], bool]] = {
 }
 
 
-def psnr(result: Tensor, wanted: Tensor) -> float:
-    """In dB, without the outer 8 pixels, whose edges the chains treat differently."""
-    error = (result - wanted)[..., 8:-8, 8:-8].square().mean().item()
+def within(g: Geometry) -> Tensor:
+    """Pixels (SIZE, SIZE) of the result that lie inside the picture at every step, and not at its edge."""
+    step, mask = g.crop(False), torch.ones(SIZE, SIZE, dtype=torch.bool)
+    for m in (*reversed(g.maps), torch.eye(3, dtype=torch.float64)[None]):
+        mask &= (places(step, SIZE, SIZE, False)[0].abs() < 0.98).all(-1)
+        step = m @ step
+    return mask
+
+
+def psnr(result: Tensor, wanted: Tensor, counted: Tensor) -> float:
+    """In dB, over the pixels that count."""
+    error = (result - wanted)[..., counted].square().mean().item()
     return 10 * math.log10(255**2 / error)
 
 
@@ -185,7 +195,7 @@ def table(pictures: dict[str, list[Tensor]], geometries: list[Geometry]) -> dict
             for g in geometries:
                 wanted = {aligned: reference(picture, g, aligned) for aligned in (True, False)}
                 for way, (do, aligned) in WAYS.items():
-                    values[way].append(psnr(do(picture, g), wanted[aligned]))
+                    values[way].append(psnr(do(picture, g), wanted[aligned], within(g)))
         for way in WAYS:
             result[way][kind] = statistics.mean(values[way])
     return result
