@@ -313,6 +313,16 @@ def test_text_names_every_rule_and_the_agreement():
     assert "15.2 times" in text
 
 
+def test_a_rule_far_from_the_others_is_named():
+    rates = np.logspace(-7, 1, 100)
+    losses = golden_run().losses.copy()
+    losses[12:] -= 0.4  # one lucky batch at a tiny rate
+    test = RangeTest((RangeTestRun(rates, losses, 100, smoothing=0.0),))
+    assert test.outlier == "steep"
+    assert "steep is far from the others" in str(test)
+    assert RangeTest((golden_run(),)).outlier is None
+
+
 def test_plot_marks_the_suggestions():
     from matplotlib import pyplot
 
