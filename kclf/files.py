@@ -58,11 +58,24 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     return images
 
 
+def image_files(path: str | os.PathLike[str]) -> list[str]:
+    """The file itself, or all images of a folder as `list_images` gives them.
+
+    Raises:
+        DataError: there is no such file or folder, or the folder holds no images.
+    """
+    if os.path.isfile(path):
+        return [os.fspath(path)]
+    if not os.path.isdir(path):
+        raise DataError(f"No such file or folder: {os.fspath(path)}")
+    return list_images(path)
+
+
 def list_folders(folder: str | os.PathLike[str]) -> list[str]:
     """Names of the folders directly in a folder, sorted; names that start with a dot are left out."""
     require_folder(folder)
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
 
 
 def require_folder(folder: str | os.PathLike[str]) -> None:
@@ -87,15 +100,22 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     with os.scandir(folder) as entries:
         visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     for entry in visible:
-        if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not entry.is_dir():
+        if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not _is_folder(entry):
             yield entry.path
-        elif entry.is_dir():
+        elif _is_folder(entry):
             yield from _walk(entry.path, seen)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _found(folder: str | os.PathLike[str]) -> str:
     with os.scandir(folder) as entries:
-        names = sorted(e.name + "/" * e.is_dir() for e in entries)
+        names = sorted(e.name + "/" * _is_folder(e) for e in entries)
     return _words(names) or "nothing, it is empty"
 
 

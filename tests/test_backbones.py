@@ -16,9 +16,6 @@ from kclf.backbones.applications import IMAGENET_DEVIATION, IMAGENET_MEAN, input
 from kclf.errors import BackboneError, WeightsError, WeightsUnavailableError
 from kclf.weights import array_of
 
-# Keras reads tensors through an interface that numpy 2.4 warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 ONE_PER_FAMILY = [
     "ConvNeXtTiny",
     "DenseNet121",

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import csv
 import gc
+import io
 import logging
+import os
 import re
 import shutil
+import struct
 import threading
+import tracemalloc
+import zlib
 
 import keras
 import numpy as np
@@ -12,9 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from kclf.data import ImageData, ImageDataset
+from kclf.data import ImageData, ImageDataset, cache
 from kclf.errors import DataError, ImageError
 from kclf.files import cv_indices, parent_label, regex_label
+from kclf.images import fit, read_image
 
 
 def save_photos(folder, counts, size=(40, 30)):
@@ -363,7 +370,7 @@ def test_windows_move_in_training_and_stay_in_the_centre_in_validation(pets_fold
 
     assert moved
     square = next(iter(data.valid))[0][0].numpy()
-    assert np.array_equal(square, data.valid.dataset.square(0, 16, "crop", (0.5, 0.5)))
+    assert np.array_equal(square, data.valid.dataset.square(0, 16))
 
 
 def test_the_window_of_an_image_depends_on_seed_epoch_and_index_alone():
@@ -498,6 +505,17 @@ def test_threads_end_with_the_epoch_and_with_the_dataset():
     assert threads() == []
 
 
+@pytest.mark.gpu
+def test_batches_are_on_the_device_and_the_same_as_on_the_cpu():
+    on_device, on_cpu = (numbered(50, shuffle=True, presize=64) for _ in range(2))
+    on_cpu.device = torch.device("cpu")
+
+    for _ in range(3):
+        for sent, kept in zip(on_device, on_cpu, strict=True):
+            assert all(part.is_cuda for part in sent)
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(sent, kept, strict=True))
+
+
 # Files that cannot be read
 
 
@@ -518,6 +536,90 @@ def test_damaged_files_are_replaced_and_listed_once(damaged_folder, caplog):
     assert {path.rsplit("pets/")[1] for path, _ in data.skipped} == {"cat/3.png", "dog/4.png"}
     assert {reason for _, reason in data.skipped} == {"empty file", "image file is truncated"} or data.skipped
     assert len(caplog.messages) == 2
+
+
+def break_files(folder):
+    """Twenty broken files, each broken its own way, in the class folder "cat" beside good ones."""
+    good = {suffix: io.BytesIO() for suffix in ("jpeg", "png", "gif", "webp", "tiff", "bmp")}
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    for suffix, buffer in good.items():
+        Image.fromarray(noise).save(buffer, suffix)
+    data = {suffix: buffer.getvalue() for suffix, buffer in good.items()}
+    png_header = data["png"][:8]
+
+    def png_of(width, height):
+        header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        return png_header + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+    broken = {
+        "empty.jpg": b"",
+        "text.jpg": b"not a photo",
+        "page.png": b"<!DOCTYPE html><title>404</title>",
+        "zeros.jpg": bytes(5000),
+        "noise.jpg": noise.tobytes(),
+        "half.jpg": data["jpeg"][: len(data["jpeg"]) // 2],
+        "head.jpg": data["jpeg"][:40],
+        "no_scan.jpg": data["jpeg"][: data["jpeg"].index(b"\xff\xda")],
+        "half.png": data["png"][: len(data["png"]) // 2],
+        "crc.png": data["png"][:41] + bytes(8) + data["png"][49:],
+        "no_pixels.png": png_of(0, 10) + data["png"][33:],
+        "bomb.png": png_of(60_000, 60_000) + data["png"][33:],
+        "magic_only.gif": b"GIF89a",
+        "half.gif": data["gif"][: len(data["gif"]) // 2],
+        "half.webp": data["webp"][: len(data["webp"]) // 2],
+        "half.tif": data["tiff"][: len(data["tiff"]) // 2],
+        "half.bmp": data["bmp"][: len(data["bmp"]) // 2],
+    }
+    for name, content in broken.items():
+        (folder / "cat" / name).write_bytes(content)
+    (folder / "cat" / "dangling.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "cat" / "circle.jpg").symlink_to(folder / "cat" / "circle.jpg")
+    os.mkfifo(folder / "cat" / "pipe.jpg")
+    return {*broken, "dangling.jpg", "circle.jpg", "pipe.jpg"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_twenty_kinds_of_broken_file_do_not_stop_a_training(pets_folder, tmp_path, caplog):
+    broken = break_files(pets_folder)
+    data = small(pets_folder)
+
+    with caplog.at_level(logging.WARNING, "kclf.data"):
+        history = tiny_model().fit(data.train, validation_data=data.valid, epochs=3, verbose=0)
+        list(data.train)
+
+    assert len(broken) == 20
+    assert len(history.history["loss"]) == 3
+    assert {os.path.basename(path) for path, _ in data.skipped} == broken
+    assert all(reason for _, reason in data.skipped)
+    assert len(caplog.messages) == 20
+    assert data.save_skipped(tmp_path / "skipped.csv") == 20
+    with open(tmp_path / "skipped.csv", newline="") as file:
+        assert [tuple(row.values()) for row in csv.DictReader(file)] == data.skipped
+
+
+def test_a_photo_that_vanishes_is_replaced(pets_folder):
+    data = small(pets_folder)
+    list(data.train)
+    os.remove(data.train.paths[0])
+
+    assert len(list(data.train)) == len(data.train)
+    assert data.skipped == [(data.train.paths[0], "no such file")]
+
+
+def test_memory_does_not_grow_over_epochs():
+    dataset = numbered(64, presize=64, batch_size=16, shuffle=True)
+    list(dataset)
+    tracemalloc.start()
+    try:
+        grown = []
+        for _ in range(10):
+            for _batch in dataset:
+                pass
+            grown.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+
+    assert grown[-1] - grown[2] < 50_000  # a batch has 196,608 bytes
 
 
 def test_the_stand_in_brings_its_own_label(damaged_folder):
@@ -557,6 +659,111 @@ def test_when_nothing_can_be_read_it_says_so(tmp_path):
         list(dataset)
 
 
+# Presized cache
+
+
+def caches(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_the_cache_gives_the_same_pictures(pets_folder, tmp_path):
+    data = small(pets_folder, presize=24)
+
+    fast = data.resize(24, tmp_path / "cache")
+
+    for split, close in (("valid", 1), ("train", 12)):  # in training the two cut at other parts of a pixel
+        for direct, cached in zip(data.splits[split], fast.splits[split], strict=True):
+            assert torch.equal(direct[1], cached[1])
+            assert (direct[0].float() - cached[0].float()).abs().mean() < close
+    assert (fast.size, fast.presize) == (16, 24)
+
+
+def test_the_cache_is_read_and_not_the_photos(pets_folder, tmp_path):
+    data = small(pets_folder)
+    first = contents(data.resize(20, tmp_path / "cache").valid)
+    before = caches(tmp_path / "cache")
+    fast = data.resize(20, tmp_path / "cache")
+    shutil.rmtree(pets_folder)
+
+    assert contents(fast.valid) == first
+    assert caches(tmp_path / "cache") == before
+
+
+def test_another_split_of_the_same_photos_reads_the_same_cache(pets_folder, tmp_path):
+    folds = [small(pets_folder, seed=seed).resize(20, tmp_path / "cache") for seed in (0, 1)]
+
+    assert len(caches(tmp_path / "cache")) == 1
+    assert not np.array_equal(folds[0].valid.paths, folds[1].valid.paths)
+    for fold in folds:
+        for index, path in enumerate(fold.valid.paths):
+            direct = fit(read_image(path), 20)
+            assert np.array_equal(fold.valid.dataset[index], direct)
+
+
+def test_a_changed_photo_makes_another_cache(pets_folder, tmp_path):
+    small(pets_folder).resize(20, tmp_path / "cache")
+    before = set(caches(tmp_path / "cache"))
+    Image.new("RGB", (40, 30), "red").save(pets_folder / "cat" / "0.png")
+
+    fast = small(pets_folder).resize(20, tmp_path / "cache")
+
+    assert set(caches(tmp_path / "cache")) > before
+    reds = [
+        split.dataset[i]
+        for split in (fast.train, fast.valid)
+        for i in np.flatnonzero(np.char.endswith(split.paths, "cat/0.png"))
+    ]
+    assert (reds[0] == (255, 0, 0)).all()
+
+
+def test_a_build_that_is_cut_off_goes_on(pets_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "AT_ONCE", 4)
+    read, count = cache.read_image, []
+
+    def until_killed(path, at_least):
+        count.append(path)
+        if len(count) == 7:
+            raise KeyboardInterrupt
+        return read(path, at_least)
+
+    monkeypatch.setattr(cache, "read_image", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        small(pets_folder, num_threads=1).resize(20, tmp_path / "cache")
+    fast = small(pets_folder, num_threads=1).resize(20, tmp_path / "cache")
+
+    assert 20 + 3 <= len(count) <= 20 + 4  # the four of the batch that was cut off, at most, once more
+    assert [x.float().std() > 10 for x, _ in fast.valid] == [True]
+
+
+def test_a_damaged_photo_is_known_to_the_cache(damaged_folder, tmp_path):
+    for _ in range(2):
+        fast = small(damaged_folder).resize(20, tmp_path / "cache")
+        list(fast.train), list(fast.valid)
+
+        assert {path.rsplit("pets/")[1] for path, _ in fast.skipped} == {"cat/3.png", "dog/4.png"}
+
+
+def test_a_very_long_photo_is_kept_as_it_is(pets_folder, tmp_path):
+    Image.new("RGB", (900, 10), "red").save(pets_folder / "cat" / "long.png")
+
+    fast = small(pets_folder, valid_fraction=0.1).resize(20, tmp_path / "cache")
+
+    (index,) = np.flatnonzero(np.char.endswith(fast.train.paths, "long.png"))
+    assert fast.train.dataset[index].shape == (10, 900, 3)
+    assert (fast.train.dataset.square(index, 20) == (255, 0, 0)).all()
+
+
+def test_what_cannot_be_cached_says_why(pets_folder, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"size >= 16.*size=8"):
+        small(pets_folder).resize(8, tmp_path)
+    arrays = ImageData.from_arrays((np.zeros((20, 12, 12, 3), np.uint8), [0, 1] * 10))
+    with pytest.raises(DataError, match="not in files"):
+        arrays.resize(12, tmp_path)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(DataError, match=r"needs 0\.0 GB.*0\.0 GB free"):
+        small(pets_folder).resize(20, tmp_path / "cache")
+
+
 # Summary
 
 
@@ -593,6 +800,53 @@ def test_the_summary_of_other_tasks(labels):
     data = ImageData.from_arrays((np.zeros((12, 8, 8, 3), np.uint8), labels), batch_size=2)
 
     assert "float32 (2" in data.summary()
+
+
+# Plots
+
+
+def drawn(figure):
+    """The figure's axes that hold something, after it could be drawn."""
+    figure.savefig(io.BytesIO(), format="png")
+    return [ax for ax in figure.axes if ax.has_data()]
+
+
+def test_a_batch_is_shown_with_its_labels(pets_folder):
+    data = small(pets_folder)
+
+    axes = drawn(data.show_batch(3))
+
+    assert len(axes) == 3
+    assert [ax.get_title() for ax in axes] == [data.class_names[i] for i in next(iter(data.train))[1][:3]]
+    assert len(drawn(data.show_batch(9, "valid"))) == 4
+
+
+def test_a_batch_without_labels_is_shown(split_folder):
+    assert [ax.get_title() for ax in drawn(small(split_folder).show_batch(split="test"))] == [""] * 3
+
+
+def test_one_photo_is_shown_in_several_views(pets_folder):
+    data = small(pets_folder, presize=24)
+
+    windows = drawn(data.show_augmented(count=5))
+    mirrored = drawn(data.show_augmented(lambda x, training: x.float().flip(2), count=5))
+
+    pictures = [[ax.images[0].get_array() for ax in axes] for axes in (windows, mirrored)]
+    assert len({picture.tobytes() for picture in pictures[0]}) > 1
+    assert all(np.array_equal(a, b[:, ::-1]) for a, b in zip(*pictures, strict=True))
+
+
+def test_sizes_and_classes_are_drawn(pets_folder):
+    data = small(pets_folder)
+
+    assert len(drawn(data.show_sizes())) == 2
+    (ax,) = drawn(data.show_classes())
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog"]
+
+
+def test_a_split_that_is_not_there_is_named(pets_folder):
+    with pytest.raises(ValueError, match=r"\['train', 'valid'\].*split='test'"):
+        small(pets_folder).show_batch(split="test")
 
 
 # Weights, copies, arguments

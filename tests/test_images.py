@@ -4,7 +4,9 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional
 
 from kclf import images
 from kclf.errors import ImageError
@@ -256,6 +258,28 @@ def test_fit_then_place_is_to_square(method, position):
 
     difference = np.abs(in_two.astype(int) - images.to_square(image, 96, method, position))
     assert difference.mean() < 2  # the crop begins at a fraction of a pixel in one of the two
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (50, 50)])
+@pytest.mark.parametrize("method", images.RESIZE_METHODS)
+def test_a_square_is_written_where_it_belongs(method, shape):
+    image, batch = photo(*shape), np.zeros((2, 50, 50, 3), np.uint8)
+
+    written = images.to_square(image, 50, method, out=batch[1])
+
+    assert np.shares_memory(written, batch)
+    assert np.array_equal(batch[1], images.to_square(image, 50, method))
+    assert not batch[0].any()
+
+
+@pytest.mark.parametrize("size", [37, 150, 400])
+def test_resize_is_torch_s_antialiased_interpolation(size):
+    image = photo(300, 200)
+    planes = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
+
+    expected = functional.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
+
+    assert np.array_equal(images.resize(image, size, size), expected[0].permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("size", [37, 150, 400])

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import keras
 import numpy as np
 
-from ..errors import WeightsUnavailableError
-from ..weights import array_of, named_variables
+from ..weights import TORCH, array_of, named_variables, with_conventions
+from .downloads import keras_cache, network_timeout, unavailable
 
-NETWORK_TIMEOUT = 10.0  # seconds without a byte before a download counts as failed
 # Means and standard deviations of ImageNet's pixels in [0, 1], red, green, blue.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], "float32")
 IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], "float32")
@@ -44,7 +38,21 @@ def application(
         model.set_weights(values)
         correct_variance(model)
         return model
-    model = _construct(name, None, input_shape)
+    return _with_statistics(_construct(name, None, input_shape))
+
+
+def torch_application(name: str, input_shape: tuple[int | None, int | None, int]) -> keras.Model:
+    """A model of `keras.applications` that pads and normalises as torchvision's, with random weights.
+
+    Args:
+        name: its name there.
+        input_shape: (height, width, channels); None leaves a side open.
+    """
+    return _with_statistics(with_conventions(_construct(name, None, input_shape), TORCH))
+
+
+def _with_statistics(model: keras.Model) -> keras.Model:
+    """The model with ImageNet's mean and variance where it normalises its input by variables."""
     if statistics := input_statistics(model):
         mean, variance = statistics
         mean.assign(IMAGENET_MEAN.reshape(mean.shape))
@@ -85,35 +93,11 @@ def _construct(
 
 def _imagenet(name: str, input_shape: tuple[int | None, int | None, int]) -> keras.Model:
     try:
-        with _network_timeout(NETWORK_TIMEOUT):
+        with network_timeout():
             return _construct(name, "imagenet", input_shape)
     except Exception as error:
         failure = re.search(r"URL fetch failure on (\S+): (.*)", str(error), re.DOTALL)
         if failure is None and not isinstance(error, OSError):
             raise
         url, reason = failure.groups() if failure else ("", str(error))
-        raise WeightsUnavailableError(_what_to_do(name, url, reason)) from error
-
-
-def _what_to_do(name: str, url: str, reason: str) -> str:
-    file = url.rpartition("/")[2] or "its no-top weights file"
-    return (
-        f"The ImageNet weights of {name} are not on this machine, and the download failed ({reason}). "
-        f"Put {file} ({url}) in the folder {_keras_home()}/models, or pass weights=PATH to a "
-        "weights file. weights=None trains from random values, and EfficientNetLite0 needs no download."
-    )
-
-
-def _keras_home() -> Path:
-    """Where Keras keeps its downloads."""
-    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-
-
-@contextmanager
-def _network_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+        raise unavailable(name, url, keras_cache(), reason) from error

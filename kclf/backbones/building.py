@@ -8,10 +8,13 @@ from pathlib import Path
 
 import keras
 
-from ..weights import layers_with_variables, load_weights
-from .applications import application, correct_variance
+from ..errors import WeightsError
+from ..weights import is_torch_file, layers_with_variables, load_weights
+from .applications import application, correct_variance, torch_application
+from .downloads import fetch_torch_weights
 from .lite import efficientnet_lite0, load_imagenet_weights
-from .registry import BackboneSpec, backbone_spec
+from .registry import BackboneSpec, backbone_names, backbone_spec
+from .resnet import resnet
 
 # Layers above the feature map: a file with top serves a backbone without.
 TOP_LAYERS = (
@@ -59,21 +62,45 @@ def build_backbone(
         (None, None, None, 1280)
     """
     spec = backbone_spec(name)
-    imagenet = weights == "imagenet"
-    if weights is not None and not imagenet and not Path(weights).is_file():
+    if weights is None or weights == "imagenet":
+        model = _built(spec, weights, input_shape)
+        if weights and spec.torch_file:
+            load_weights(model, fetch_torch_weights(name, spec.torch_file), skip=TOP_LAYERS)
+        return model
+    if not Path(weights).is_file():
         raise FileNotFoundError(
-            f'No such weights file (nor "imagenet" or None). Received: weights={weights!r}.'
+            f'No such weights file, and not "imagenet" or None. Received: weights={os.fspath(weights)!r}.'
         )
-    if spec.family == "lite":
-        model = efficientnet_lite0(input_shape)
-        if imagenet:
-            load_imagenet_weights(model)
-    else:
-        model = application(name, "imagenet" if imagenet else None, input_shape)
-    if weights is not None and not imagenet:
-        load_weights(model, weights, skip=TOP_LAYERS)
-        correct_variance(model)
+    _refuse_other_pixels(spec, weights)
+    model = _built(spec, None, input_shape)
+    load_weights(model, weights, skip=TOP_LAYERS)
+    correct_variance(model)
     return model
+
+
+def _built(spec: BackboneSpec, weights: str | None, input_shape: InputShape) -> keras.Model:
+    """The model with random weights, or with ImageNet's where its builder brings them."""
+    if spec.family == "applications":
+        return application(spec.name, weights, input_shape)
+    if spec.family == "torch":
+        return torch_application(spec.name.removeprefix("Torch"), input_shape)
+    if spec.family == "resnet":
+        return resnet(spec.name, input_shape)
+    model = efficientnet_lite0(input_shape)
+    if weights:
+        load_imagenet_weights(model)
+    return model
+
+
+def _refuse_other_pixels(spec: BackboneSpec, weights: str | os.PathLike[str]) -> None:
+    """Torch's weights want pixels by ImageNet's mean and deviation; Keras' own of VGG and others do not."""
+    if spec.normalization in ("tf", "caffe") and is_torch_file(weights):
+        twin = f"Torch{spec.name}"
+        hint = f" Build {twin!r}, which does." if twin in backbone_names() else ""
+        raise WeightsError(
+            f"{os.fspath(weights)}: torch weights expect pixels normalised by ImageNet's mean and standard "
+            f"deviation, and {spec.name!r} gets them in the {spec.normalization!r} way.{hint}"
+        )
 
 
 def split_backbone(model: keras.Model, name: str) -> list[list[keras.layers.Layer]]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import BackboneError
+from .resnet import PLANS
 
 Normalization = Literal["caffe", "tf", "torch", "none"]
-Family = Literal["applications", "lite", "resnet"]
+Family = Literal["applications", "lite", "resnet", "torch"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class BackboneSpec:
         min_size: smallest side it can be built for, in pixels.
         starts_second_group: pattern of the names of layers that begin the second layer group, or
         ends_first_group: pattern of the names of layers that end the first.
-        family: who builds it.
+        family: who builds it: Keras Applications, kclf ("lite", "resnet"), or Keras Applications by torch's
+            conventions of padding and BatchNorm ("torch").
+        torch_file: torchvision's file of its ImageNet weights, where these are used.
     """
 
     name: str
@@ -34,6 +37,7 @@ class BackboneSpec:
     starts_second_group: str = ""
     ends_first_group: str = ""
     family: Family = "applications"
+    torch_file: str = ""
 
 
 def _specs() -> list[BackboneSpec]:
@@ -60,6 +64,32 @@ def _specs() -> list[BackboneSpec]:
         *[spec(f"ResNet{depth}V2", "tf", 224, 32, resnet) for depth in (50, 101, 152)],
         *[spec(f"VGG{depth}", "caffe", 224, 32, r"block4_conv1") for depth in (16, 19)],
         spec("Xception", "tf", 299, 71, r"block5_.*"),
+        *[
+            spec(name, "torch", 224, 32, resnet, family="resnet", torch_file=plan.file)
+            for name, plan in PLANS.items()
+        ],
+        *_torch_specs(),
+    ]
+
+
+def _torch_specs() -> list[BackboneSpec]:
+    """Networks that Keras and torchvision both have and compute differently: here torchvision's version."""
+    efficientnet = {
+        "B0": (224, "efficientnet_b0_rwightman-7f5810bc.pth"),
+        "B1": (240, "efficientnet_b1_rwightman-bac287d4.pth"),
+        "B2": (288, "efficientnet_b2_rwightman-c35c1473.pth"),
+        "B3": (300, "efficientnet_b3_rwightman-b3899882.pth"),
+        "B4": (380, "efficientnet_b4_rwightman-23ab8bcd.pth"),
+    }
+
+    def spec(name: str, normalization: Normalization, size: int, cut: str, file: str) -> BackboneSpec:
+        return BackboneSpec(f"Torch{name}", normalization, size, 32, cut, family="torch", torch_file=file)
+
+    return [
+        *[spec(f"EfficientNet{b}", "none", row[0], r"block4a_.*", row[1]) for b, row in efficientnet.items()],
+        spec("MobileNetV2", "torch", 224, r"block_6_.*", "mobilenet_v2-b0353104.pth"),
+        spec("VGG16", "torch", 224, r"block4_conv1", "vgg16-397923af.pth"),
+        spec("VGG19", "torch", 224, r"block4_conv1", "vgg19-dcbb9e9d.pth"),
     ]
 
 

@@ -9,30 +9,67 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..errors import DataError
-from ..images import ResizeMethod, read_image, to_square
+from ..images import CENTRE, ResizeMethod, read_image, to_square
+
+Position = tuple[float, float]
 
 
-class FileImages(Dataset):
-    """Photos in files; `images[i]` decodes the whole photo i to uint8 (height, width, 3)."""
+class Images(Dataset):
+    """n images: `images[i]` is image i as uint8 (height, width, 3); `paths` names each.
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
-        self.paths = np.array([os.fspath(path) for path in paths], dtype=np.str_)
+    Subclasses give `paths` and `__getitem__`, and `take`.
+    """
+
+    paths: np.ndarray
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return read_image(str(self.paths[index]))
+        raise NotImplementedError
+
+    def take(self, indices: np.ndarray) -> Images:
+        """A source of some of the images, in the order of the indices."""
+        raise NotImplementedError
 
     def square(
-        self, index: int, size: int, method: ResizeMethod, position: tuple[float, float]
+        self,
+        index: int,
+        size: int,
+        method: ResizeMethod = "crop",
+        position: Position = CENTRE,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Photo `index` as a uint8 (size, size, 3) square."""
-        image = read_image(str(self.paths[index]), at_least=size)
-        return to_square(image, size, method, position)
+        """Image `index` as a uint8 (size, size, 3) square, in `out` where that is given."""
+        return to_square(self[index], size, method, position, out)
 
 
-class ArrayImages(Dataset):
+class FileImages(Images):
+    """Photos in files."""
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]] | np.ndarray) -> None:
+        self.paths = np.array([os.fspath(path) for path in paths], dtype=np.str_)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return read_image(str(self.paths[index]))
+
+    def take(self, indices: np.ndarray) -> FileImages:
+        """Photos of some of the files."""
+        return FileImages(self.paths[indices])
+
+    def square(
+        self,
+        index: int,
+        size: int,
+        method: ResizeMethod = "crop",
+        position: Position = CENTRE,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Photo `index` as a uint8 (size, size, 3) square, decoded no larger than that needs."""
+        return to_square(read_image(str(self.paths[index]), at_least=size), size, method, position, out)
+
+
+class ArrayImages(Images):
     """Images in memory: uint8 (n, height, width, 3), or (n, height, width) for grey ones."""
 
     def __init__(self, images: np.ndarray) -> None:
@@ -47,17 +84,9 @@ class ArrayImages(Dataset):
         self.images = images
         self.paths = np.array([f"[{i}]" for i in range(len(images))], dtype=np.str_)
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __getitem__(self, index: int) -> np.ndarray:
         return self.images[index]
 
-    def square(
-        self, index: int, size: int, method: ResizeMethod, position: tuple[float, float]
-    ) -> np.ndarray:
-        """Image `index` as a uint8 (size, size, 3) square."""
-        return to_square(self.images[index], size, method, position)
-
-
-Images = FileImages | ArrayImages
+    def take(self, indices: np.ndarray) -> ArrayImages:
+        """Some of the images."""
+        return ArrayImages(self.images[indices])

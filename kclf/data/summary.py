@@ -132,7 +132,7 @@ def _array(image: np.ndarray) -> str:
 
 
 def _square(split: ImageDataset, index: int) -> np.ndarray:
-    return split.dataset.square(index, split.presize, split.resize_method, (0.5, 0.5))
+    return split.dataset.square(index, split.presize, split.resize_method)
 
 
 def _label(split: ImageDataset, index: int) -> str:

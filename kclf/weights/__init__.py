@@ -1,17 +1,26 @@
 """Weights in and out of models: Keras h5 files of every age and torch state dicts, always checked."""
 
+from .conventions import TENSORFLOW, TORCH, Conventions, with_conventions
 from .keys import array_of, layer_keys, layers_with_variables, named_variables
 from .loading import load_weights
 from .matching import LoadReport
-from .torch_exchange import from_torch, read_state_dict
+from .saving import save_weights
+from .torch_exchange import from_torch, is_torch_file, read_state_dict, to_torch
 
 __all__ = [
+    "TENSORFLOW",
+    "TORCH",
+    "Conventions",
     "LoadReport",
     "array_of",
     "from_torch",
+    "is_torch_file",
     "layer_keys",
     "layers_with_variables",
     "load_weights",
     "named_variables",
     "read_state_dict",
+    "save_weights",
+    "to_torch",
+    "with_conventions",
 ]

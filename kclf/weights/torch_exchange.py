@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Collection, Mapping
 
@@ -11,13 +12,26 @@ import keras
 import numpy as np
 import torch
 
-from ..errors import FileFormatError
-from .keys import layer_keys
+from ..errors import FileFormatError, WeightsError
+from .conventions import Conventions, check_conventions
+from .keys import array_of, layer_keys, named_variables
 from .matching import LoadReport, assign_saved
-from .torch_names import keras_name_function
+from .torch_names import LAYOUTS, Layout, best_layout, torch_names
 
 LEGACY_PICKLE = b"\x80\x02"  # how torch.save began before torch 1.6
 COUNTER = "num_batches_tracked"  # BatchNorm's step counter; Keras has none
+# Layers above the features, so that they can be skipped by Keras' names where the model has none.
+TOP_LAYERS = ("predictions", "fc1", "fc2", "convnext_head_dense")
+VGG_MAP = 7  # side of the feature map that VGG's first dense layer reads, at 224 pixels
+
+NORMALISING = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
+TO_KERAS = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
+}
+TO_TORCH = {ours: theirs for theirs, ours in TO_KERAS.items()}
 
 
 def is_torch_file(path: str | os.PathLike[str]) -> bool:
@@ -59,15 +73,23 @@ def from_torch(
     model: keras.Model,
     state_dict: Mapping[str, torch.Tensor],
     *,
+    conventions: Conventions | None = None,
     skip: Collection[str] = (),
     report: bool = False,
     source: str = "the state dict",
 ) -> LoadReport:
-    """Load a torch state dict into a Keras model of the same architecture.
+    """Load a torch state dict into a Keras model that computes the same.
+
+    Knows the names of torchvision, timm and efficientnet_pytorch for ResNet, DenseNet, VGG, MobileNetV2,
+    EfficientNet (and Lite) and ConvNeXt. Weights do not tell how their network pads convolutions with a
+    stride, nor the epsilon of BatchNorm: both follow from the library where they can, and the model must
+    agree. A MobileNetV2 padded the other way loses a point of accuracy and says nothing.
 
     Args:
         model: a built model whose layers bear the names of Keras Applications or of kclf's own backbones.
         state_dict: tensors by name, as `torch_model.state_dict()` gives them.
+        conventions: how the torch network pads and normalises (`TORCH` or `TENSORFLOW`); needed where the
+            names do not tell: timm's MobileNetV2 and EfficientNets, whose `tf_` versions follow TENSORFLOW.
         skip: names or patterns of Keras layers to leave out on both sides.
         report: print what matched and what did not.
         source: what to call the state dict in a message.
@@ -76,34 +98,129 @@ def from_torch(
         What was matched and skipped.
 
     Raises:
-        WeightsError: the layout of the names is unknown, or anything does not fit; the model stays as it was.
+        WeightsError: the names are unknown, the conventions differ or are needed, or anything does not fit;
+            the model stays as it was.
+
+    Example:
+        >>> import keras
+        >>> model = keras.applications.DenseNet121(weights=None, include_top=False)
+        >>> from_torch(model, to_torch(model)).complete
+        True
     """
-    keras_name = keras_name_function(state_dict)
     layers = layer_keys(model)
+    layout = _layout_of(layers, state_dict, source, model.name)
+    check_conventions(model, conventions or layout.conventions, source)
+    named = torch_names([*layers, *(top for top in TOP_LAYERS if top not in layers)], layout)
+    keras_names = {module: key for key, module in named.items()}
     saved: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in state_dict.items():
-        module, _, parameter = name.rpartition(".")
-        if parameter == COUNTER:
-            continue
-        key = keras_name(module) or module
-        variable, array = to_keras_layout(parameter, tensor.detach().cpu().numpy(), layers.get(key))
-        saved.setdefault(key, {})[variable] = array
-    return assign_saved(model, saved, skip=skip, report=report, source=source)
+        module, _, parameter = _todays_name(name).rpartition(".")
+        if parameter != COUNTER:
+            key = keras_names.get(module, module)
+            variable, array = _to_keras(parameter, tensor.detach().cpu().numpy(), layers.get(key))
+            saved.setdefault(key, {})[variable] = array
+    return assign_saved(model, saved, skip=[*skip, *_constants(layers)], report=report, source=source)
 
 
-def to_keras_layout(
-    parameter: str, array: np.ndarray, layer: keras.layers.Layer | None
-) -> tuple[str, np.ndarray]:
+def to_torch(model: keras.Model, library: str = "torchvision") -> dict[str, torch.Tensor]:
+    """The weights of a Keras model as a torch state dict.
+
+    Args:
+        model: a built model of a family that `from_torch` knows.
+        library: whose names to give: "torchvision", "timm" or "efficientnet_pytorch".
+
+    Returns:
+        Tensors by name, on the CPU, for `torch_model.load_state_dict`. BatchNorm's step counters, which
+        Keras does not keep, are 0.
+
+    Raises:
+        WeightsError: a layer has no name in that library.
+    """
+    layers = layer_keys(model)
+    wanted = [key for key in layers if key not in _constants(layers)]
+    layouts = [torch_names(wanted, layout) for layout in LAYOUTS if layout.library == library]
+    names = max(layouts, key=len, default={})
+    if nameless := [key for key in wanted if key not in names]:
+        raise WeightsError(
+            f"{library} has no names for these layers of {model.name!r}: {', '.join(nameless)}."
+        )
+    return {
+        f"{names[key]}.{parameter}": torch.from_numpy(np.array(array))
+        for key in wanted
+        for parameter, array in _to_torch(layers[key], library).items()
+    }
+
+
+def _layout_of(
+    layers: Mapping[str, keras.layers.Layer], state_dict: Mapping[str, object], source: str, model: str
+) -> Layout:
+    modules = {_todays_name(name).rpartition(".")[0] for name in state_dict}
+    layout = best_layout(layers, modules)
+    if layout is None:
+        libraries = sorted({layout.library for layout in LAYOUTS})
+        raise WeightsError(
+            f"{source} does not fit {model!r}: none of its modules ({', '.join(sorted(modules)[:5])}, ...) "
+            f"is one of that model's, under the names of {', '.join(libraries)}."
+        )
+    return layout
+
+
+def _constants(layers: Mapping[str, keras.layers.Layer]) -> list[str]:
+    """Means and variances of the input: Keras keeps them as weights, torch libraries do not."""
+    return [key for key, layer in layers.items() if isinstance(layer, keras.layers.Normalization)]
+
+
+def _todays_name(name: str) -> str:
+    """Torchvision's DenseNet files still say `norm.1` and `conv.2`."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", name)
+
+
+def _to_keras(parameter: str, array: np.ndarray, layer: keras.layers.Layer | None) -> tuple[str, np.ndarray]:
     """Keras' name and layout for one torch parameter of a layer."""
-    normalises = isinstance(layer, (keras.layers.BatchNormalization, keras.layers.LayerNormalization))
-    if parameter == "weight" and (normalises or array.ndim == 1):
-        return "gamma", array
-    if parameter == "bias" and normalises:
-        return "beta", array
+    if isinstance(layer, NORMALISING):
+        return TO_KERAS.get(parameter, parameter), array
+    if parameter in ("layer_scale", "gamma"):  # torchvision's and timm's ConvNeXt
+        return "gamma", array.reshape(-1)
     if parameter != "weight":
         return parameter, array
-    if array.ndim == 2:
-        return "kernel", array.T
-    if isinstance(layer, keras.layers.DepthwiseConv2D):  # (channels, 1, h, w) -> (h, w, channels, 1)
-        return "kernel", array.transpose(2, 3, 0, 1)
-    return "kernel", array.transpose(2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
+    return "kernel", _kernel_to_keras(array, layer)
+
+
+def _kernel_to_keras(array: np.ndarray, layer: keras.layers.Layer | None) -> np.ndarray:
+    if array.ndim == 4 and isinstance(layer, keras.layers.DepthwiseConv2D):
+        return array.transpose(2, 3, 0, 1)  # (channels, 1, h, w) -> (h, w, channels, 1)
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
+    if array.ndim == 2 and _reads_a_map(layer):  # torch flattens (channels, 7, 7), Keras (7, 7, channels)
+        maps = array.reshape(len(array), -1, VGG_MAP, VGG_MAP)
+        return maps.transpose(2, 3, 1, 0).reshape(-1, len(array))
+    return array.T
+
+
+def _to_torch(layer: keras.layers.Layer, library: str) -> dict[str, np.ndarray]:
+    """Torch's names and layouts for the variables of one layer."""
+    arrays = {name: array_of(variable) for name, variable in named_variables(layer).items()}
+    if isinstance(layer, NORMALISING):
+        counter = {COUNTER: np.array(0)} if "moving_mean" in arrays else {}
+        return {**{TO_TORCH[name]: array for name, array in arrays.items()}, **counter}
+    if "kernel" not in arrays:  # ConvNeXt's scale of a block
+        (scale,) = arrays.values()
+        return {"layer_scale": scale.reshape(-1, 1, 1)} if library == "torchvision" else {"gamma": scale}
+    kernel = {"weight": _kernel_to_torch(arrays.pop("kernel"), layer)}
+    return {**kernel, **arrays}
+
+
+def _kernel_to_torch(array: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
+    if array.ndim == 4 and isinstance(layer, keras.layers.DepthwiseConv2D):
+        return array.transpose(2, 3, 0, 1)  # (h, w, channels, 1) -> (channels, 1, h, w)
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)  # (h, w, in, out) -> (out, in, h, w)
+    if _reads_a_map(layer):
+        maps = array.reshape(VGG_MAP, VGG_MAP, -1, array.shape[-1])
+        return maps.transpose(3, 2, 0, 1).reshape(array.shape[-1], -1)
+    return array.T
+
+
+def _reads_a_map(layer: keras.layers.Layer | None) -> bool:
+    """True for VGG's first dense layer, the only one here that reads a flattened feature map."""
+    return layer is not None and layer.name == "fc1"

@@ -1,0 +1,193 @@
+"""Keras on torch at torch's speed: `accelerate(model)` keeps the model and changes how it runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from .graph import functional_of
+from .kernels import store_for_keras, store_for_torch
+from .plan import MASKING, Plan
+from .step import LeanStep, why_not
+
+__all__ = ["accelerate", "deaccelerate", "is_accelerated"]
+
+logger = logging.getLogger(__name__)
+_STATE = "_kclf_acceleration"
+
+
+@dataclass
+class _Acceleration:
+    """What was hung on a model, so that it can be taken off again."""
+
+    switches: dict[str, bool]
+    replaced: list[tuple[Any, str]] = field(default_factory=list)
+    plans: list[_PlannedCall] = field(default_factory=list)
+    step: LeanStep | None = None
+
+    def replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
+        """Let an instance have a method that hides its class's, out of sight of Keras' tracking."""
+        owner.__dict__[name] = function
+        self.replaced.append((owner, name))
+
+    def refresh(self) -> None:
+        """Compile anew at the next call: layers may have been changed since the last `fit`."""
+        for plan in self.plans:
+            plan.forget()
+        if self.step is not None:
+            self.step.refresh()
+
+    def remove(self) -> None:
+        for owner, name in self.replaced:
+            owner.__dict__.pop(name, None)
+
+
+class _PlannedCall:
+    """Stands in for `call` of a functional model; hands to Keras what the plan does not take."""
+
+    def __init__(self, model: Any, switches: dict[str, bool]) -> None:
+        self.model, self.stock = model, type(model).call
+        self.options = {name: switches[name] for name in ("batchnorm", "folding")}
+        self._plan: Plan | None = None
+
+    @property
+    def plan(self) -> Plan:
+        if self._plan is None:
+            self._plan = Plan(self.model, **self.options)
+            if self._plan.foreign:
+                kinds = sorted({type(layer).__name__ for layer in self._plan.foreign})
+                logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
+        return self._plan
+
+    def forget(self) -> None:
+        self._plan = None
+
+    def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None, **context: Any) -> Any:
+        if mask is None and not context:
+            outputs = self.fast(inputs, bool(training))
+            if outputs is not None:
+                return outputs
+        return self.stock(self.model, inputs, training=training, mask=mask, **context)
+
+    def fast(self, inputs: Any, training: bool) -> Any:
+        """The result of the plan; None where Keras has to run the model."""
+        plan = self.plan
+        tensors = plan.accept(inputs)
+        return None if tensors is None else plan.pack(plan(tensors, training=training))
+
+
+def accelerate(
+    model: keras.Model,
+    *,
+    plan: bool = True,
+    batchnorm: bool = True,
+    folding: bool = True,
+    kernels: bool = True,
+    step: bool = True,
+) -> keras.Model:
+    """Let a Keras model run at the speed of plain torch; its results, files and layers stay as they are.
+
+    Takes functional models, Sequential, and subclasses of `keras.Model` that hold such models. Layers,
+    weights, `summary`, saving and loading are untouched, and `trainable` flags count from the next step on.
+    A model or a part of it that this cannot run (a `train_step` of its own, masks, layers with LoRA) is left
+    to Keras, and the log says why. Calling it again sets the switches anew.
+
+    Args:
+        model: a Keras model on the torch backend, compiled or not.
+        plan: run functional models as a flat list of torch calls on the Keras variables' own tensors.
+        batchnorm: run batch normalisation as one operation (in the plan).
+        folding: fold batch norms that stand still into the convolutions before them (in the plan).
+        kernels: store convolution kernels in the order in which torch reads them; shapes stay.
+        step: take Keras' train and test step by one that reads nothing back from the device.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: on another backend than torch.
+
+    Example:
+        >>> import keras, kclf.acceleration
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
+        >>> kclf.acceleration.accelerate(model) is model
+        True
+    """
+    if keras.backend.backend() != "torch":
+        raise ValueError(
+            f"accelerate() needs Keras' torch backend: set KERAS_BACKEND=torch before importing keras. "
+            f"Received: backend={keras.backend.backend()!r}"
+        )
+    deaccelerate(model)
+    state = _Acceleration({"batchnorm": batchnorm, "folding": folding})
+    if plan:
+        _plan_calls(model, state)
+    if kernels:
+        store_for_torch(model)
+    if step:
+        _lean_step(model, state)
+    for name in ("make_train_function", "make_test_function", "make_predict_function"):
+        state.replace(model, name, _refreshing(model, state, name))
+    model.__dict__[_STATE] = state
+    return model
+
+
+def deaccelerate(model: keras.Model) -> keras.Model:
+    """Let a model run as Keras runs it again.
+
+    Args:
+        model: a Keras model, accelerated or not.
+
+    Returns:
+        The model itself.
+    """
+    state = model.__dict__.pop(_STATE, None)
+    if state is not None:
+        state.remove()
+        store_for_keras(model)
+        model.train_function = model.test_function = model.predict_function = None
+    return model
+
+
+def is_accelerated(model: keras.Model) -> bool:
+    """Whether `accelerate` is at work on a model."""
+    return _STATE in model.__dict__
+
+
+def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
+    """Hang a plan on every functional model that is this model or lies in it."""
+    graphs = [functional_of(layer) for layer in model._flatten_layers()]
+    for graph in dict.fromkeys(graph for graph in graphs if graph is not None):
+        masking = [layer.name for layer in graph._flatten_layers() if isinstance(layer, MASKING)]
+        if masking:
+            logger.info("%s is run by Keras: %s make masks", graph.name, ", ".join(masking))
+            continue
+        call = _PlannedCall(graph, state.switches)
+        state.plans.append(call)
+        state.replace(graph, "call", call)
+
+
+def _lean_step(model: keras.Model, state: _Acceleration) -> None:
+    reason = why_not(model)
+    if reason is not None:
+        logger.info("%s keeps Keras' step: %s", model.name, reason)
+        return
+    graph = functional_of(model)
+    call = None if graph is None else graph.__dict__.get("call")
+    state.step = LeanStep(model, call.fast if isinstance(call, _PlannedCall) else None)
+    state.replace(model, "train_step", state.step.train_step)
+    state.replace(model, "test_step", state.step.test_step)
+
+
+def _refreshing(model: keras.Model, state: _Acceleration, name: str) -> Callable[..., Any]:
+    """The start of each `fit`, `evaluate` and `predict`, with a fresh look at the model."""
+    make = getattr(type(model), name)
+
+    def refresh_and_make(*args: Any, **kwargs: Any) -> Any:
+        state.refresh()
+        return make(model, *args, **kwargs)
+
+    return refresh_and_make

@@ -1,0 +1,240 @@
+"""Run a functional Keras model as a flat list of torch calls on its own variables.
+
+Skips what `Layer.__call__` costs a layer, the copies between NHWC and NCHW (an NHWC tensor is an NCHW tensor
+in torch's channels_last memory) and the unfused batch norm, and frees each activation as soon as nothing
+needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import torch
+from keras import tree
+from keras.src.backend.common import masking, stateless_scope
+from keras.src.backend.torch.core import get_device, to_torch_dtype
+
+from .batchnorm import BatchNorm, follow
+from .convolutions import Convolution, FoldedConvolution
+from .graph import Graph, Node, flatten
+from .pointwise import Padding
+from .run import Function, Run, Site, to_nchw, to_nhwc
+from .table import compiled
+
+OVERWRITABLE = (keras.layers.Add, keras.layers.BatchNormalization)
+MASKING = (keras.layers.Masking, keras.layers.Embedding)
+
+
+@dataclass(eq=False)
+class Step:
+    """One call: what it reads, what it writes, and whether its result is new and needed by no gradient."""
+
+    function: Any
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+    fresh: bool = False
+    dead: tuple[int, ...] = ()
+
+
+class Plan:
+    """The compiled form of a functional model.
+
+    Args:
+        model: a functional `keras.Model`, or the `_functional` of a Sequential.
+        batchnorm: whether batch norms run as one operation.
+        folding: whether batch norms that stand still are folded into the convolutions before them.
+
+    Attributes:
+        foreign: the layers that run as Keras runs them.
+    """
+
+    def __init__(self, model: Any, *, batchnorm: bool = True, folding: bool = True) -> None:
+        self.graph = flatten(model)
+        self.views = _has_channels_last(self.graph)
+        self.foreign: list[Any] = []
+        self._output_struct = model._outputs_struct
+        self._input_dtypes = [to_torch_dtype(tensor.dtype) for tensor in model.inputs]
+        self._skip = () if batchnorm else (keras.layers.BatchNormalization,)
+        self._uses = self.graph.uses()
+        self._producers: dict[int, Step] = {}
+        self.steps: list[Step] = []
+        for node in self.graph.nodes:
+            self._add(node, folding=folding)
+        _note_deaths(self.steps, self.graph.outputs)
+        self._hooks = [
+            hooks
+            for layer in _layers_of(self.graph)
+            for hooks in (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
+        ]
+
+    def __call__(self, inputs: Sequence[torch.Tensor], *, training: bool) -> list[torch.Tensor]:
+        """Run on flat inputs in Keras' layout; returns flat outputs in Keras' layout."""
+        run = Run(training=training, gradients=torch.is_grad_enabled())
+        values: list[Any] = [None] * len(self.graph.values)
+        for number, tensor in zip(self.graph.inputs, inputs, strict=True):
+            values[number] = self._inward(tensor)
+        for step in self.steps:
+            sources = step.sources
+            if len(sources) == 1:
+                result = step.function(run, values[sources[0]])
+            else:
+                result = step.function(run, *[values[number] for number in sources])
+            for number in step.dead:
+                values[number] = None
+            if len(step.targets) == 1:
+                values[step.targets[0]] = result
+            else:
+                for number, tensor in zip(step.targets, result, strict=True):
+                    values[number] = tensor
+        if run.statistics:
+            follow(run.statistics)
+        return [self._outward(values[number]) for number in self.graph.outputs]
+
+    def accept(self, inputs: Any) -> list[torch.Tensor] | None:
+        """The flat inputs on the device and in the dtypes of the model; None where Keras has to take them."""
+        flat = [inputs] if isinstance(inputs, torch.Tensor) else inputs
+        if not isinstance(flat, list | tuple) or len(flat) != len(self.graph.inputs):
+            return None
+        if stateless_scope.in_stateless_scope() or any(self._hooks):
+            return None
+        for tensor, number in zip(flat, self.graph.inputs, strict=True):
+            if not _fits(tensor, self.graph.values[number].shape):
+                return None
+        device = get_device()
+        return [
+            tensor.to(device=device, dtype=dtype, non_blocking=True)
+            for tensor, dtype in zip(flat, self._input_dtypes, strict=True)
+        ]
+
+    def pack(self, outputs: list[torch.Tensor]) -> Any:
+        """Flat outputs in the structure that the model's `call` gives."""
+        packed = tree.pack_sequence_as(self._output_struct, outputs)
+        return packed[0] if isinstance(packed, list | tuple) and len(packed) == 1 else packed
+
+    def _inward(self, tensor: torch.Tensor) -> torch.Tensor:
+        return to_nchw(tensor) if self.views and tensor.ndim == 4 else tensor
+
+    def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
+        return to_nhwc(tensor) if self.views and tensor.ndim == 4 else tensor
+
+    # ---- compiling
+
+    def _add(self, node: Node, *, folding: bool) -> None:
+        site = self._site(node)
+        skip = isinstance(node.operation, self._skip) if self._skip else False
+        function = None if skip else compiled(site)
+        if function is None:
+            self.foreign.append(node.operation)
+            step = Step(self._foreign(node), node.inputs, node.outputs)
+        else:
+            fresh = isinstance(node.operation, OVERWRITABLE) or _bare(function)
+            step = Step(_casting(function, site), node.inputs, node.outputs, fresh)
+            if folding and self._fold(step, function):
+                return
+            self._absorb_padding(step, function)
+        self.steps.append(step)
+        self._producers |= dict.fromkeys(step.targets, step)
+
+    def _site(self, node: Node) -> Site:
+        first = node.inputs[0] if node.inputs else -1
+        producer = self._producers.get(first)
+        values = self.graph.values
+        return Site(
+            layer=node.operation,
+            record=node.record,
+            inputs=tuple(values[number] for number in node.inputs),
+            output=values[node.outputs[0]],
+            views=self.views,
+            overwrite=producer is not None and producer.fresh and self._uses[first] == 1,
+        )
+
+    def _before(self, step: Step) -> Step | None:
+        """The step that made the only input of this one, if nothing else reads that value."""
+        if len(step.sources) != 1 or self._uses[step.sources[0]] != 1:
+            return None
+        return self._producers.get(step.sources[0])
+
+    def _fold(self, step: Step, function: Function) -> bool:
+        """Let a batch norm join the convolution before it."""
+        before = self._before(step)
+        if not isinstance(function, BatchNorm) or before is None or not _bare(before.function):
+            return False
+        before.function = FoldedConvolution(before.function, function)
+        before.targets = step.targets
+        self._producers[step.targets[0]] = before
+        return True
+
+    def _absorb_padding(self, step: Step, function: Function) -> None:
+        """Let a convolution do the zero padding before it."""
+        before = self._before(step)
+        if not isinstance(function, Convolution) or function.same or before is None:
+            return
+        border = before.function.border if isinstance(before.function, Padding) else None
+        if border is not None and step.function is function:
+            function.border = border
+            step.sources = before.sources
+            self.steps.remove(before)
+
+    def _foreign(self, node: Node) -> Function:
+        """Run a layer as Keras does, on values in Keras' layout."""
+        operation, arguments = node.operation, node.record.arguments
+        takes_training = "training" in getattr(operation, "_call_context_args", {})
+        symbols = [id(tensor) for tensor in node.record.input_tensors]
+
+        def foreign(run: Run, *values: torch.Tensor) -> Any:
+            tensors = dict(zip(symbols, map(self._outward, values), strict=True))
+            args, kwargs = arguments.fill_in(tensors)
+            if takes_training:
+                kwargs["training"] = run.training
+            results = [self._inward(result) for result in tree.flatten(operation(*args, **kwargs))]
+            return results[0] if len(results) == 1 else results
+
+        return foreign
+
+
+def _bare(function: Any) -> bool:
+    """Whether a function is a convolution with nothing after it."""
+    return isinstance(function, Convolution) and function.activation is None
+
+
+def _casting(function: Function, site: Site) -> Function:
+    """Cast the inputs where the layer computes in another dtype than they come in, as Keras does."""
+    layer = site.layer
+    if not isinstance(layer, keras.layers.Layer):
+        return function
+    wanted = layer.compute_dtype
+    kinds = {tensor.dtype for tensor in site.inputs if keras.backend.is_float_dtype(tensor.dtype)}
+    if kinds <= {wanted}:
+        return function
+    dtype = to_torch_dtype(wanted)
+    return lambda run, *values: function(run, *[value.to(dtype) for value in values])
+
+
+def _has_channels_last(graph: Graph) -> bool:
+    return any(getattr(node.operation, "data_format", None) == "channels_last" for node in graph.nodes)
+
+
+def _layers_of(graph: Graph) -> list[Any]:
+    return [node.operation for node in graph.nodes if isinstance(node.operation, keras.layers.Layer)]
+
+
+def _fits(tensor: Any, shape: tuple[int | None, ...]) -> bool:
+    """Whether a value is a plain tensor of a shape that the model was made for."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.device.type != "meta"
+        and tensor.ndim == len(shape)
+        and masking.get_keras_mask(tensor) is None
+        and all(want is None or have == want for have, want in zip(tensor.shape, shape, strict=True))
+    )
+
+
+def _note_deaths(steps: list[Step], outputs: tuple[int, ...]) -> None:
+    """Note with each step the values that nothing reads after it."""
+    needed = set(outputs)
+    for step in reversed(steps):
+        step.dead = tuple(set(step.sources) - needed)
+        needed |= set(step.sources)

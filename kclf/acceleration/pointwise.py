@@ -1,0 +1,200 @@
+"""The layers between convolutions as torch calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import torch
+import torch.nn.functional as F
+
+from .activations import activation_function
+from .convolutions import pair, same_padding
+from .run import Function, Run, Site, to_nchw, to_nhwc
+
+
+def identity(run: Run, x: torch.Tensor) -> torch.Tensor:
+    """The value as it is."""
+    return x
+
+
+def compile_activation(site: Site) -> Function:
+    """An Activation."""
+    function = activation_function(site.layer.activation, image=site.image, in_place=site.overwrite)
+    return identity if function is None else lambda run, x: function(x)
+
+
+def compile_relu(site: Site) -> Function | None:
+    """A ReLU, with or without an upper bound."""
+    layer = site.layer
+    if layer.negative_slope != 0 or layer.threshold != 0:
+        return None
+    in_place, limit = site.overwrite, layer.max_value
+    if limit is None:
+        return lambda run, x: F.relu(x, inplace=in_place)
+    return lambda run, x: F.hardtanh(x, 0.0, float(limit), inplace=in_place)
+
+
+def compile_softmax(site: Site) -> Function | None:
+    """A Softmax over the last axis of (batch, classes)."""
+    if site.rank != 2 or site.layer.axis not in (-1, 1):
+        return None
+    return lambda run, x: torch.softmax(x, -1)
+
+
+def _same_rank(site: Site) -> bool:
+    return len({len(tensor.shape) for tensor in site.inputs}) == 1
+
+
+def compile_add(site: Site) -> Function | None:
+    """An Add; the first summand is overwritten where nothing else needs it."""
+    if not _same_rank(site):
+        return None
+    if site.overwrite and len(site.inputs) == 2 and site.inputs[0].shape == site.output.shape:
+        return lambda run, a, b: a.add_(b)
+    return lambda run, *xs: sum(xs[1:], xs[0])
+
+
+def compile_multiply(site: Site) -> Function | None:
+    """A Multiply of two values."""
+    if not _same_rank(site) or len(site.inputs) != 2:
+        return None
+    return lambda run, a, b: a * b
+
+
+def compile_concatenate(site: Site) -> Function | None:
+    """A Concatenate; the channels of an image are on axis 1 here."""
+    if not _same_rank(site):
+        return None
+    axis = site.layer.axis % site.rank
+    if site.image:
+        axis = (0, 2, 3, 1)[axis]
+    return lambda run, *xs: torch.cat(xs, axis)
+
+
+def arithmetic(function: Callable[[Any, Any], torch.Tensor]) -> Callable[[Site], Function | None]:
+    """The compile function of `keras.ops.add` and its like: two values, or a value and a number."""
+
+    def compile_arithmetic(site: Site) -> Function | None:
+        arguments = site.record.arguments
+        if arguments.kwargs or len(arguments.args) != 2 or not _same_rank(site):
+            return None
+        first, second = arguments.args
+        if isinstance(first, keras.KerasTensor) and isinstance(second, keras.KerasTensor):
+            return lambda run, a, b: function(a, b)
+        if isinstance(second, int | float):
+            return lambda run, a: function(a, second)
+        if isinstance(first, int | float):
+            return lambda run, b: function(first, b)
+        return None
+
+    return compile_arithmetic
+
+
+class Padding:
+    """A ZeroPadding2D on NCHW values."""
+
+    def __init__(self, layer: Any) -> None:
+        (self.top, self.bottom), (self.left, self.right) = layer.padding
+
+    def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
+        """Pad (batch, channels, height, width)."""
+        return F.pad(x, (self.left, self.right, self.top, self.bottom))
+
+    @property
+    def border(self) -> tuple[int, int] | None:
+        """Rows and columns on each side, where both sides have as many."""
+        even = self.top == self.bottom and self.left == self.right
+        return (self.top, self.left) if even else None
+
+
+def compile_padding(site: Site) -> Padding | None:
+    """A ZeroPadding2D."""
+    return Padding(site.layer) if site.channels_first else None
+
+
+def pooling(pool: Callable[..., torch.Tensor], **options: Any) -> Callable[[Site], Function | None]:
+    """The compile function of a 2D pooling layer."""
+
+    def compile_pooling(site: Site) -> Function | None:
+        layer = site.layer
+        if not site.channels_first:
+            return None
+        size, strides = pair(layer.pool_size), pair(layer.strides)
+        if layer.padding == "valid":
+            return lambda run, x: pool(x, size, strides, **options)
+
+        def pool_same(run: Run, x: torch.Tensor) -> torch.Tensor:
+            rows, columns = (same_padding(*part) for part in zip(x.shape[2:], size, strides, strict=True))
+            if rows[0] == rows[1] and columns[0] == columns[1]:
+                return pool(x, size, strides, (rows[0], columns[0]), **options)
+            return pool(F.pad(x, (*columns, *rows), mode="replicate"), size, strides, **options)
+
+        return pool_same
+
+    return compile_pooling
+
+
+def compile_global_average(site: Site) -> Function | None:
+    """A GlobalAveragePooling2D."""
+    keep = site.layer.keepdims
+    return (lambda run, x: x.mean((2, 3), keepdim=keep)) if site.channels_first else None
+
+
+def compile_global_max(site: Site) -> Function | None:
+    """A GlobalMaxPooling2D."""
+    keep = site.layer.keepdims
+    return (lambda run, x: x.amax((2, 3), keepdim=keep)) if site.channels_first else None
+
+
+def compile_reshape(site: Site) -> Function | None:
+    """A Reshape; its size is taken in Keras' order of the axes."""
+    target = site.output.shape[1:]
+    if None in target:
+        return None
+    image_in, image_out = site.image, site.is_image(site.output)
+
+    def reshape(run: Run, x: torch.Tensor) -> torch.Tensor:
+        x = (to_nhwc(x) if image_in else x).reshape(x.shape[0], *target)
+        return to_nchw(x) if image_out else x
+
+    return reshape
+
+
+def compile_flatten(site: Site) -> Function | None:
+    """A Flatten, in Keras' order of the axes."""
+    if site.layer._channels_first:
+        return None
+    image = site.image
+    return lambda run, x: (to_nhwc(x) if image else x).flatten(1)
+
+
+def compile_dropout(site: Site) -> Function | None:
+    """A Dropout without a seed of its own; `noise_shape` with ones, as drop-connect has it, included."""
+    layer = site.layer
+    if layer.seed is not None:
+        return None
+    if layer.noise_shape is None:
+        return lambda run, x: F.dropout(x, layer.rate, True) if run.training and layer.rate > 0 else x
+    if len(layer.noise_shape) != site.rank:
+        return None
+    order = (0, 3, 1, 2) if site.image else range(site.rank)
+    noise_shape = [layer.noise_shape[axis] for axis in order]
+
+    def dropout(run: Run, x: torch.Tensor) -> torch.Tensor:
+        if not run.training or layer.rate == 0:
+            return x
+        shape = [size if noise is None else noise for size, noise in zip(x.shape, noise_shape, strict=True)]
+        keep = 1.0 - layer.rate
+        return x * x.new_empty(shape).bernoulli_(keep).div_(keep)
+
+    return dropout
+
+
+def compile_rescaling(site: Site) -> Function | None:
+    """A Rescaling by two numbers."""
+    scale, offset = site.layer.scale, site.layer.offset
+    if not isinstance(scale, int | float) or not isinstance(offset, int | float):
+        return None
+    return lambda run, x: x * scale + offset

@@ -1,0 +1,169 @@
+"""The train and test step of `model.fit`, without synchronisation with the device or walks over layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from keras.src.backend.torch.core import get_device
+from keras.src.trainers.trainer import Trainer
+
+from . import losses, metrics
+
+OWN_PACKAGES = ("keras", "kclf")
+
+
+def why_not(model: keras.Model) -> str | None:
+    """Why a model keeps the step that it has; None if the lean step may take its place."""
+    for name in ("train_step", "test_step"):
+        if getattr(type(model), name) is not getattr(keras.Model, name):
+            return f"{type(model).__name__} has a {name} of its own"
+    for name in ("compute_loss", "compute_metrics", "get_metrics_result"):
+        if getattr(type(model), name) is not getattr(Trainer, name):
+            return f"{type(model).__name__} has a {name} of its own"
+    if model.compiled and model.jit_compile:
+        return "jit_compile=True compiles Keras' own step"
+    return None
+
+
+class LeanStep:
+    """One training or test step of a compiled model: Keras' results, in fewer and quieter operations.
+
+    What it does not know (a custom loss or metric, sample weights, several outputs, activity losses) it
+    leaves to Keras, part by part.
+
+    Args:
+        model: a Keras model whose class has Keras' own steps.
+        forward: a function `(x, training) -> y_pred`, or None where `model(x, training=...)` has to run.
+    """
+
+    def __init__(self, model: keras.Model, forward: Any = None) -> None:
+        self.model, self.forward = model, forward
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the model again: variables, losses and metrics may have changed since the last `fit`."""
+        model = self.model
+        self._variables = list(model.variables)
+        self._strange = [layer for layer in model._flatten_layers() if not _is_known(layer)]
+        self._regularized = any(variable.regularizer is not None for variable in self._variables) or any(
+            getattr(layer, "activity_regularizer", None) for layer in model._flatten_layers()
+        )
+        self._loss: losses.BatchLoss | None = None
+        self._totals: list[tuple[Any, Any]] | None = None
+        self._looked = False
+
+    def _look(self) -> None:
+        """Find the device forms of the loss and of the metrics, once they are built."""
+        model = self.model
+        self._loss = None if self._regularized else losses.batch_loss(model._compile_loss)
+        self._totals = _device_metrics(model._compile_metrics)
+        if model._metrics or any(layer.metrics for layer in model._flatten_layers(include_self=False)):
+            self._totals = None
+        self._looked = True
+
+    def trainable(self) -> list[Any]:
+        """The variables that train now; `trainable` flags count from the next step on."""
+        if not self.model.trainable:
+            return []
+        return [variable for variable in self._variables if variable.trainable]
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One step of `fit`: forward, loss, backward, update, metrics."""
+        model = self.model
+        trainable = self.trainable()
+        if not trainable:
+            return type(model).train_step(model, data)
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, weight = _to_device(x), _to_device(y), _to_device(weight)
+        y_pred = self._predict(x, training=True)
+        for variable in trainable:
+            variable._value.grad = None
+        loss = self._compute_loss(x, y, y_pred, weight, training=True)
+        scaled = loss if model.optimizer is None else model.optimizer.scale_loss(loss)
+        scaled.backward()
+        with torch.no_grad():
+            model.optimizer.apply([variable._value.grad for variable in trainable], trainable)
+            return self._update_metrics(x, y, y_pred, weight, loss.detach())
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """One step of `evaluate`: forward, loss, metrics."""
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, weight = _to_device(x), _to_device(y), _to_device(weight)
+        y_pred = self._predict(x, training=False)
+        loss = self._compute_loss(x, y, y_pred, weight, training=False)
+        return self._update_metrics(x, y, y_pred, weight, loss)
+
+    def _predict(self, x: Any, *, training: bool) -> Any:
+        if self.forward is not None and not self._strange and not self._regularized:
+            y_pred = self.forward(x, training)
+            if y_pred is not None:
+                return y_pred
+        if self.model._call_has_training_arg:
+            return self.model(x, training=training)
+        return self.model(x)
+
+    def _compute_loss(self, x: Any, y: Any, y_pred: Any, weight: Any, *, training: bool) -> torch.Tensor:
+        if not self._looked:
+            self._look()
+        if self._loss is None or weight is not None or not losses.fits(y, y_pred) or self._added_losses():
+            loss = self.model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=weight, training=training)
+            self._looked = self._looked and self._loss is not None
+            return loss
+        return self._loss(y, y_pred)
+
+    def _added_losses(self) -> bool:
+        return any(layer._losses for layer in self._strange)
+
+    def _update_metrics(self, x: Any, y: Any, y_pred: Any, weight: Any, loss: torch.Tensor) -> dict[str, Any]:
+        model, size = self.model, _batch_size(x)
+        metrics.add(model._loss_tracker, loss * size, float(size))
+        totals = self._totals
+        if totals is None or weight is not None or not losses.fits(y, y_pred):
+            return model.compute_metrics(x, y, y_pred, sample_weight=weight)
+        if not all(metrics.takes(metric, y, y_pred) for metric, _ in totals):
+            return model.compute_metrics(x, y, y_pred, sample_weight=weight)
+        for metric, total in totals:
+            metrics.add(metric, total(y, y_pred), float(size))
+        logs = {model._loss_tracker.name: metrics.value(model._loss_tracker)}
+        return logs | {metric.name: metrics.value(metric) for metric, _ in totals}
+
+
+def _is_known(layer: Any) -> bool:
+    """Whether a layer is Keras' or ours, so that it adds no loss in its call."""
+    package = type(layer).__module__.split(".")[0]
+    return package in OWN_PACKAGES and not isinstance(layer, keras.layers.ActivityRegularization)
+
+
+def _device_metrics(compiled: Any) -> list[tuple[Any, Any]] | None:
+    """Pairs of a metric and its device form; None where one has to be left to Keras."""
+    if compiled is None:
+        return []
+    if not compiled.built or any(compiled._flat_weighted_metrics) or len(compiled._flat_metrics) != 1:
+        return None
+    group = compiled._flat_metrics[0]
+    found = [(metric, metrics.batch_total(metric)) for metric in (group.metrics if group else [])]
+    names = {metric.name for metric, _ in found}
+    usable = all(total is not None for _, total in found) and len(names) == len(found)
+    return found if usable and not (group and group.output_name) else None
+
+
+def _to_device(value: Any) -> Any:
+    """A tensor or array, or each of a list or dict, on the device of the model; anything else as it is."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if isinstance(value, torch.Tensor):
+        return value.to(get_device(), non_blocking=True)
+    if isinstance(value, list | tuple):
+        return type(value)(_to_device(item) for item in value)
+    if isinstance(value, dict):
+        return {name: _to_device(item) for name, item in value.items()}
+    return value
+
+
+def _batch_size(x: Any) -> int:
+    if not isinstance(x, torch.Tensor):
+        x = next(item for item in keras.tree.flatten(x) if item is not None)
+    return x.shape[0]

@@ -1,0 +1,213 @@
+"""Photos decoded and scaled once, kept in one file that the loader reads at the speed of memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..atomic import replacing
+from ..errors import DataError, ImageError
+from ..images import CENTRE, ResizeMethod, image_size, place, read_image, resize, to_square
+from .sources import Images, Position
+
+FORMAT = 1  # part of the key: a change of what is stored makes old caches unread
+TODO, DONE, UNREADABLE = 0, 1, 2
+AT_ONCE = 256  # images marked as done together, after their pixels are on disk
+LONGEST = 4  # photos longer than 4 to 1 are kept as they are: scaled by their short side they could be huge
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each image lies in the file of pixels."""
+
+    shapes: np.ndarray  # int64 (n, 2), height and width; 0 for a file whose header cannot be read
+    offsets: np.ndarray  # int64 (n + 1,), bytes
+
+
+class CachedImages(Images):
+    """Photos scaled so that their short side is `size`, in a memory-mapped file.
+
+    Args:
+        paths: the n files the images come from.
+        layout: where each image of the cache lies.
+        pixels: uint8 memory of all images of the cache.
+        reasons: why an image of the cache is not there.
+        rows: int64 (n,), which image of the cache each path is; None for all of them in order.
+    """
+
+    def __init__(
+        self,
+        paths: np.ndarray,
+        layout: Layout,
+        pixels: np.ndarray,
+        reasons: dict[int, str],
+        rows: np.ndarray | None = None,
+    ) -> None:
+        self.paths = paths
+        self._layout = layout
+        self._pixels = pixels
+        self._reasons = reasons
+        self._rows = np.arange(len(paths)) if rows is None else rows
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        row = int(self._rows[index])
+        if row in self._reasons:
+            raise ImageError(str(self.paths[index]), self._reasons[row])
+        start, end = self._layout.offsets[row : row + 2]
+        return self._pixels[start:end].reshape(*self._layout.shapes[row], 3)
+
+    def take(self, indices: np.ndarray) -> CachedImages:
+        """Some of the images, of the same cache."""
+        rows = self._rows[indices]
+        return CachedImages(self.paths[indices], self._layout, self._pixels, self._reasons, rows)
+
+    def square(
+        self,
+        index: int,
+        size: int,
+        method: ResizeMethod = "crop",
+        position: Position = CENTRE,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Image `index` as a uint8 (size, size, 3) square: at the size of the cache only copied."""
+        image = self[index]
+        if method == "crop" and min(image.shape[:2]) == size:
+            return place(image, size, position, out)
+        return to_square(image, size, method, position, out)
+
+
+def cached(paths: np.ndarray, size: int, folder: str | os.PathLike[str], num_threads: int) -> CachedImages:
+    """The photos from the cache in a folder, which is filled first, or filled to the end.
+
+    The cache is keyed by the photos' paths, file sizes and times of change, so that a stale one is never
+    read. A build that is killed goes on where it stopped.
+
+    Args:
+        paths: the files, each once.
+        size: short side in pixels.
+        folder: where caches are kept, made if need be.
+        num_threads: threads that decode.
+
+    Raises:
+        DataError: the disk has not the room.
+    """
+    cache = Path(folder) / f"{size}px-{_key(paths, size)}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="kclf-cache") as pool:
+        layout = _layout(paths, size, cache, pool)
+        reasons = _fill(paths, size, cache, layout, pool)
+    pixels = np.memmap(cache / "pixels", dtype=np.uint8, mode="r")
+    return CachedImages(paths, layout, pixels, reasons)
+
+
+def _key(paths: np.ndarray, size: int) -> str:
+    """Sixteen hexadecimal digits that change with any of the files."""
+    digest = hashlib.sha256(f"{FORMAT} {size}".encode())
+    for path in paths:
+        try:
+            status = os.stat(path)
+            state = (status.st_size, status.st_mtime_ns)
+        except OSError:
+            state = (-1, -1)
+        digest.update(repr((os.path.abspath(path), *state)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _layout(paths: np.ndarray, size: int, folder: Path, pool: ThreadPoolExecutor) -> Layout:
+    file = folder / "shapes.npy"
+    if file.exists():
+        shapes = np.load(file)
+    else:
+        shapes = np.array(list(pool.map(lambda path: _stored_shape(str(path), size), paths)), dtype=np.int64)
+        with replacing(file) as temporary:
+            np.save(temporary, shapes)
+    return Layout(shapes, np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)]))
+
+
+def _stored_shape(path: str, size: int) -> tuple[int, int]:
+    """Height and width that a photo has in the cache."""
+    try:
+        width, height = image_size(path)
+    except ImageError:
+        return 0, 0
+    short, long = sorted((width, height))
+    if long > LONGEST * short:
+        return height, width
+    return round(height * size / short), round(width * size / short)
+
+
+def _fill(
+    paths: np.ndarray, size: int, folder: Path, layout: Layout, pool: ThreadPoolExecutor
+) -> dict[int, str]:
+    """Decode what is still to do; the reasons of those that cannot be."""
+    _reserve(folder / "pixels", int(layout.offsets[-1]))
+    _reserve(folder / "states", len(paths))
+    reasons = _read_reasons(folder)
+    states = np.memmap(folder / "states", dtype=np.uint8, mode="r+")
+    todo = np.flatnonzero(states == TODO)
+    if not len(todo):
+        return reasons
+    pixels = np.memmap(folder / "pixels", dtype=np.uint8, mode="r+")
+
+    def store(index: int) -> str | None:
+        height, width = layout.shapes[index]
+        start, end = layout.offsets[index : index + 2]
+        try:
+            photo = read_image(str(paths[index]), at_least=size)
+            resize(photo, int(width), int(height), out=pixels[start:end].reshape(height, width, 3))
+        except ImageError as error:
+            return error.reason
+        return None
+
+    with tqdm(total=len(paths), initial=len(paths) - len(todo), unit="photo", disable=None) as bar:
+        bar.set_description(f"Presizing to {size} px")
+        for some in _batches(todo):
+            found = list(pool.map(store, some))
+            reasons |= {int(i): reason for i, reason in zip(some, found, strict=True) if reason is not None}
+            pixels.flush()
+            _write_reasons(folder, reasons)
+            states[some] = [DONE if reason is None else UNREADABLE for reason in found]
+            states.flush()
+            bar.update(len(some))
+    return reasons
+
+
+def _batches(indices: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(indices), AT_ONCE):
+        yield indices[start : start + AT_ONCE]
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Make a file of zeros of a size, with its room on the disk, unless it is there."""
+    if file.exists() and file.stat().st_size == max(1, size):
+        return
+    free = shutil.disk_usage(file.parent).free
+    if size > free:
+        raise DataError(
+            f"The cache needs {size / 1e9:.1f} GB, and {file.parent} has {free / 1e9:.1f} GB free. "
+            "Take a smaller size or another cache_folder"
+        )
+    with open(file, "wb") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, max(1, size))
+        else:
+            stream.truncate(max(1, size))
+
+
+def _read_reasons(folder: Path) -> dict[int, str]:
+    file = folder / "unreadable.json"
+    return {int(i): reason for i, reason in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+def _write_reasons(folder: Path, reasons: dict[int, str]) -> None:
+    with replacing(folder / "unreadable.json") as temporary:
+        temporary.write_text(json.dumps(reasons, indent=1))

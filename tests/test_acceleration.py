@@ -1,0 +1,410 @@
+"""accelerate(model): Keras' results, Keras' files, Keras' rules, in fewer operations."""
+
+from __future__ import annotations
+
+import logging
+
+import keras
+import numpy as np
+import pytest
+import torch
+from keras import layers
+
+from kclf.acceleration import accelerate, deaccelerate, is_accelerated
+from kclf.acceleration.graph import functional_of
+
+# Keras reads a torch tensor into numpy by a protocol that numpy 2 calls old.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+CLASSES = 3
+SIZE = 16
+
+
+def convolution(x, filters, **options):
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=False, **options)(x)
+    return layers.BatchNormalization()(x)
+
+
+def residual():
+    """Like a ResNet: zero padding, a shortcut, in-place additions."""
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = layers.ZeroPadding2D(1)(inputs)
+    x = layers.Conv2D(8, 3, strides=2)(x)
+    x = shortcut = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Activation("relu")(convolution(x, 8))
+    x = layers.Add()([shortcut, convolution(x, 8)])
+    x = layers.MaxPooling2D(2)(layers.Activation("relu")(x))
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
+
+
+def inverted():
+    """Like an EfficientNet: depthwise convolutions, squeeze and excitation, swish, rescaling."""
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = layers.Rescaling(1 / 2.0, 0.1)(inputs)
+    x = layers.Activation("silu")(convolution(x, 8, strides=2))
+    x = layers.DepthwiseConv2D(3, strides=2, padding="same", depth_multiplier=2)(x)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    squeeze = layers.Reshape((1, 1, 16))(layers.GlobalAveragePooling2D()(x))
+    squeeze = layers.Conv2D(16, 1, activation="sigmoid")(layers.Conv2D(4, 1, activation="silu")(squeeze))
+    x = layers.Multiply()([x, squeeze])
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.Flatten()(x)))
+
+
+def dense_blocks():
+    """Like a DenseNet or an Inception: concatenation, average pooling, separable convolutions."""
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(8, 3, activation="relu")(inputs)
+    branch = layers.AveragePooling2D(3, strides=1, padding="same")(x)
+    x = layers.Concatenate()([x, layers.SeparableConv2D(8, 3, padding="same")(branch)])
+    x = layers.MaxPooling2D(3, strides=2, padding="same")(layers.BatchNormalization()(x))
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalMaxPooling2D()(x)))
+
+
+def arithmetic():
+    """Like a MobileNetV3: operations on symbolic tensors, and a layer that nobody planned for."""
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = convolution(inputs, 8)
+    x = x * (layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0))
+    x = layers.UpSampling2D()(x - 1.0)
+    x = layers.LayerNormalization()(x)
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.Input((SIZE, SIZE, 3)),
+            layers.Conv2D(8, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.BatchNormalization(),
+            layers.Dense(8, activation="tanh"),
+            layers.Dense(CLASSES),
+        ]
+    )
+
+
+def nested():
+    """A backbone inside a functional model, called as the Keras guides call it."""
+    inputs = keras.Input((SIZE, SIZE, 3))
+    backbone = keras.Model(inputs, convolution(layers.ReLU()(convolution(inputs, 8)), 4), name="backbone")
+    outer = keras.Input((SIZE, SIZE, 3))
+    x = layers.GlobalAveragePooling2D()(backbone(outer, training=False))
+    return keras.Model(outer, layers.Dense(CLASSES)(x))
+
+
+@keras.saving.register_keras_serializable(package="kclf_tests")
+class Classifier(keras.Model):
+    """A subclass that holds functional models, with a plain batch norm of its own between them."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        inputs = keras.Input((SIZE, SIZE, 3))
+        self.backbone = keras.Model(inputs, layers.ReLU()(convolution(inputs, 8, strides=2)))
+        self.norm = layers.BatchNormalization()
+        self.head = keras.Sequential([keras.Input((8, 8, 8)), layers.Flatten(), layers.Dense(CLASSES)])
+
+    def call(self, x, training=None):
+        return self.head(self.norm(self.backbone(x, training=training), training=training), training=training)
+
+
+def subclass():
+    model = Classifier()
+    model(np.zeros((1, SIZE, SIZE, 3), "float32"))
+    return model
+
+
+MODELS = [residual, inverted, dense_blocks, arithmetic, sequential, nested, subclass]
+
+
+def images(count=40):
+    return np.random.default_rng(0).normal(size=(count, SIZE, SIZE, 3)).astype("float32")
+
+
+def labels(count=40):
+    return np.random.default_rng(1).integers(0, CLASSES, count).astype("int32")
+
+
+def compiled(make, **options):
+    """The same model each time, compiled."""
+    keras.utils.set_random_seed(1)
+    model = make()
+    model.compile(
+        optimizer=keras.optimizers.SGD(0.01, momentum=0.9),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        **options,
+    )
+    return model
+
+
+def history(model, x=None, y=None, epochs=4, **options):
+    """Losses and metrics of 20 steps of `fit` with validation."""
+    x, y = images() if x is None else x, labels() if y is None else y
+    given = {"batch_size": 8, "shuffle": False, "verbose": 0, "validation_data": (x[:16], y[:16])}
+    return model.fit(x, y, epochs=epochs, **(given | options)).history
+
+
+def assert_same(found, expected, relative=1e-5):
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert [float(v) for v in found[name]] == pytest.approx(
+            [float(v) for v in values], rel=relative, abs=1e-6
+        ), name
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_twenty_steps_of_fit_equal_stock_keras(make):
+    expected = history(compiled(make))
+    assert_same(history(accelerate(compiled(make))), expected)
+
+
+@pytest.mark.parametrize("switch", ["plan", "batchnorm", "folding", "kernels", "step"])
+def test_each_part_can_be_switched_off(switch):
+    expected = history(compiled(residual))
+    assert_same(history(accelerate(compiled(residual), **{switch: False})), expected)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_predictions_equal_stock_keras(make):
+    model = compiled(make)
+    history(model, epochs=1)
+    expected = model.predict(images(), verbose=0)
+    found = accelerate(model).predict(images(), verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_run_as_torch_calls():
+    model = accelerate(compiled(inverted))
+    assert functional_of(model).__dict__["call"].plan.foreign == []
+
+
+def test_deaccelerate_leaves_nothing_behind():
+    model = compiled(subclass)
+    before = {layer: set(layer.__dict__) for layer in model._flatten_layers()}
+    deaccelerate(accelerate(model))
+    assert {layer: set(layer.__dict__) for layer in model._flatten_layers()} == before
+    assert not is_accelerated(model)
+    assert all(variable.value.is_contiguous() for variable in model.variables)
+
+
+@pytest.mark.parametrize("make", [residual, subclass])
+def test_freezing_counts_from_the_next_step(make):
+    model = accelerate(compiled(make))
+    history(model, epochs=1)
+    frozen = model.layers[0] if make is subclass else model.layers[2]
+    before = [variable.numpy() for variable in frozen.variables]
+    frozen.trainable = False
+    model.train_on_batch(images(8), labels(8))
+    assert all(
+        (variable.numpy() == old).all() for variable, old in zip(frozen.variables, before, strict=True)
+    )
+    frozen.trainable = True
+    model.train_on_batch(images(8), labels(8))
+    assert any(
+        (variable.numpy() != old).any() for variable, old in zip(frozen.variables, before, strict=True)
+    )
+
+
+def test_frozen_training_equals_stock_keras():
+    def frozen():
+        model = subclass()
+        model.backbone.trainable = False
+        return model
+
+    expected = history(compiled(frozen))
+    assert_same(history(accelerate(compiled(frozen))), expected)
+
+
+def test_folded_weights_follow_every_change():
+    model = accelerate(compiled(residual))
+    norm = next(layer for layer in model.layers if isinstance(layer, layers.BatchNormalization))
+    for change in (
+        lambda: norm.gamma.assign(norm.gamma * 2.0),
+        lambda: norm.moving_mean.assign(norm.moving_mean + 1.0),
+        lambda: model.layers[2].kernel.assign(model.layers[2].kernel * 0.5),
+        lambda: model.train_on_batch(images(8), labels(8)),
+        lambda: model.set_weights([weight * 0.9 for weight in model.get_weights()]),
+    ):
+        accelerated = model(images(4)).detach(), model.predict(images(4), verbose=0)
+        change()
+        found = model.predict(images(4), verbose=0)
+        deaccelerate(model)
+        expected = model.predict(images(4), verbose=0)
+        accelerate(model)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        assert np.abs(found - accelerated[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("make", [residual, inverted, subclass])
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_files_go_both_ways(make, suffix, tmp_path):
+    stock, fast = compiled(make), accelerate(compiled(make))
+    history(stock, epochs=1)
+    history(fast, epochs=1)
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".keras":
+        fast.save(path)
+        loaded = keras.saving.load_model(path)
+    else:
+        fast.save_weights(path)
+        loaded = stock
+        loaded.load_weights(path)
+    assert not is_accelerated(loaded)
+    np.testing.assert_allclose(
+        loaded.predict(images(4), verbose=0), fast.predict(images(4), verbose=0), atol=1e-5
+    )
+    history(loaded, epochs=1)
+    loaded.save_weights(tmp_path / "back.weights.h5")
+    fast.load_weights(tmp_path / "back.weights.h5")
+    np.testing.assert_allclose(
+        loaded.predict(images(4), verbose=0), fast.predict(images(4), verbose=0), atol=1e-5
+    )
+
+
+def test_layers_and_summary_stay(capsys):
+    model = compiled(residual)
+    before = [(layer.name, type(layer)) for layer in model._flatten_layers()]
+    model.summary(print_fn=print)
+    expected = capsys.readouterr().out
+    accelerate(model).summary(print_fn=print)
+    assert capsys.readouterr().out == expected
+    assert [(layer.name, type(layer)) for layer in model._flatten_layers()] == before
+
+
+def test_a_train_step_of_ones_own_is_kept(caplog):
+    class Own(keras.Model):
+        def train_step(self, data):
+            logs = super().train_step(data)
+            return logs | {"extra": 1.0}
+
+    def own():
+        stock = residual()
+        return Own(stock.inputs, stock.outputs)
+
+    with caplog.at_level(logging.INFO, "kclf.acceleration"):
+        model = accelerate(compiled(own))
+    assert history(model, epochs=1, validation_data=None)["extra"] == [1.0]
+    assert "has a train_step of its own" in caplog.text
+
+
+def test_models_with_masks_are_left_to_keras(caplog):
+    with caplog.at_level(logging.INFO, "kclf.acceleration"):
+        accelerate(
+            keras.Sequential([keras.Input((4,)), layers.Embedding(5, 2, mask_zero=True), layers.LSTM(2)])
+        )
+    assert "make masks" in caplog.text
+
+
+def regularized():
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(4, 3, kernel_regularizer="l2", activity_regularizer="l1")(inputs)
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
+
+
+class AddsLoss(layers.Layer):
+    def call(self, x):
+        self.add_loss(0.1 * keras.ops.mean(keras.ops.square(x)))
+        return x * 1.0
+
+
+def added_loss():
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = AddsLoss()(layers.Conv2D(4, 3)(inputs))
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("make", [regularized, added_loss])
+def test_losses_of_layers_are_counted(make):
+    expected = history(compiled(make))
+    assert_same(history(accelerate(compiled(make))), expected)
+
+
+def test_sample_weights_equal_stock_keras():
+    weights = np.linspace(0, 2, 40).astype("float32")
+    expected = history(compiled(residual), sample_weight=weights)
+    assert_same(history(accelerate(compiled(residual)), sample_weight=weights), expected)
+
+
+def test_several_outputs_equal_stock_keras():
+    def two_heads():
+        inputs = keras.Input((SIZE, SIZE, 3))
+        x = layers.GlobalAveragePooling2D()(convolution(inputs, 8))
+        return keras.Model(
+            inputs, {"a": layers.Dense(CLASSES, name="a")(x), "b": layers.Dense(1, name="b")(x)}
+        )
+
+    def run(wrap):
+        keras.utils.set_random_seed(1)
+        model = two_heads()
+        model.compile(
+            optimizer=keras.optimizers.SGD(0.01),
+            loss={"a": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "b": "mse"},
+            metrics={"a": ["accuracy"], "b": ["mae"]},
+        )
+        y = {"a": labels(), "b": labels().astype("float32")[:, None]}
+        return wrap(model).fit(images(), y, batch_size=8, epochs=4, shuffle=False, verbose=0).history
+
+    assert_same(run(accelerate), run(lambda model: model))
+
+
+LOSSES = [
+    (keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1), "one-hot", ["accuracy"]),
+    (keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.1), "one-hot", ["binary_accuracy"]),
+    (keras.losses.MeanSquaredError(), "one-hot", ["mae"]),
+    (keras.losses.MeanAbsoluteError(), "one-hot", []),
+    (keras.losses.Huber(), "one-hot", []),
+    (keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1), "index", ["accuracy"]),
+    (keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"), "index", ["accuracy"]),
+    (
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "column",
+        ["accuracy", "mae"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("loss", "kind", "metrics"), LOSSES)
+def test_losses_and_metrics_equal_stock_keras(loss, kind, metrics):
+    y = {
+        "index": labels(),
+        "column": labels()[:, None],
+        "one-hot": np.eye(CLASSES, dtype="float32")[labels()],
+    }[kind]
+
+    def run(wrap):
+        model = compiled(residual)
+        model.compile(optimizer=keras.optimizers.SGD(0.01), loss=loss, metrics=metrics)
+        return history(wrap(model), y=y)
+
+    assert_same(run(accelerate), run(lambda model: model))
+
+
+def test_forward_hooks_still_fire():
+    model = accelerate(compiled(residual))
+    seen = []
+    handle = model.layers[2].register_forward_hook(lambda layer, inputs, output: seen.append(output.shape))
+    model.predict(images(2), verbose=0)
+    handle.remove()
+    model.predict(images(2), verbose=0)
+    assert len(seen) == 1
+
+
+def test_changing_a_layer_is_seen_by_the_next_fit():
+    model = accelerate(compiled(residual))
+    model.predict(images(2), verbose=0)
+    model.layers[-1].activation = keras.activations.softmax
+    assert model.predict(images(2), verbose=0).sum(-1) == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+def test_wrong_shapes_get_keras_own_message():
+    model = accelerate(compiled(residual))
+    with pytest.raises(ValueError, match="expected shape"):
+        model(np.zeros((1, SIZE + 1, SIZE, 3), "float32"))
+
+
+def test_frozen_backbone_records_no_gradients():
+    model = accelerate(compiled(subclass))
+    model.backbone.trainable = False
+    features = model.backbone(torch.from_numpy(images(2)), training=True)
+    assert not features.requires_grad
