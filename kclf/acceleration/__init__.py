@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from .batchnorm import lone_batchnorm
 from .graph import functional_of
 from .kernels import store_for_keras, store_for_torch
 from .plan import MASKING, Plan
@@ -99,7 +100,7 @@ def accelerate(
     Args:
         model: a Keras model on the torch backend, compiled or not.
         plan: run functional models as a flat list of torch calls on the Keras variables' own tensors.
-        batchnorm: run batch normalisation as one operation (in the plan).
+        batchnorm: run batch normalisation as one operation.
         folding: fold batch norms that stand still into the convolutions before them (in the plan).
         kernels: store convolution kernels in the order in which torch reads them; shapes stay.
         step: take Keras' train and test step by one that reads nothing back from the device.
@@ -125,6 +126,8 @@ def accelerate(
     state = _Acceleration({"batchnorm": batchnorm, "folding": folding})
     if plan:
         _plan_calls(model, state)
+    if batchnorm:
+        _lone_batchnorms(model, state)
     if kernels:
         store_for_torch(model)
     if step:
@@ -168,6 +171,16 @@ def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
         call = _PlannedCall(graph, state.switches)
         state.plans.append(call)
         state.replace(graph, "call", call)
+
+
+def _lone_batchnorms(model: keras.Model, state: _Acceleration) -> None:
+    """Fuse the batch norms that no plan runs."""
+    planned = {id(layer) for call in state.plans for layer in call.model._flatten_layers()}
+    for layer in model._flatten_layers():
+        if type(layer) is keras.layers.BatchNormalization and id(layer) not in planned:
+            call = lone_batchnorm(layer)
+            if call is not None:
+                state.replace(layer, "call", call)
 
 
 def _lean_step(model: keras.Model, state: _Acceleration) -> None:
