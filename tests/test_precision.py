@@ -75,3 +75,13 @@ def test_accelerated_mixed_precision_is_near_stock_keras(make, name, tolerance):
     assert found == pytest.approx(expected, rel=tolerance)
     assert fast.dtype == np.float32
     np.testing.assert_allclose(fast, logits, atol=20 * tolerance)
+
+
+@pytest.mark.parametrize("wrap", [accelerate, lambda model: model])
+def test_the_first_layer_that_overflows_is_named(wrap):
+    model = wrap(compiled(residual))
+    x = precision.torch.from_numpy(images(2))
+    assert precision.first_non_finite_layer(model, x) is None
+    norm = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)][1]
+    norm.gamma.assign(norm.gamma * float("inf"))
+    assert precision.first_non_finite_layer(model, x).endswith(norm.name)
