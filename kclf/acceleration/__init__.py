@@ -25,6 +25,7 @@ _STATE = "_kclf_acceleration"
 class _Acceleration:
     """What was hung on a model, so that it can be taken off again."""
 
+    model: keras.Model
     switches: dict[str, bool]
     replaced: list[tuple[Any, str]] = field(default_factory=list)
     plans: list[_PlannedCall] = field(default_factory=list)
@@ -36,7 +37,9 @@ class _Acceleration:
         self.replaced.append((owner, name))
 
     def refresh(self) -> None:
-        """Compile anew at the next call: layers may have been changed since the last `fit`."""
+        """Compile anew at the next call: layers and optimizer may have changed since the last `fit`."""
+        if self.switches["kernels"]:
+            store_for_torch(self.model)
         for plan in self.plans:
             plan.forget()
         if self.step is not None:
@@ -123,7 +126,7 @@ def accelerate(
             f"Received: backend={keras.backend.backend()!r}"
         )
     deaccelerate(model)
-    state = _Acceleration({"batchnorm": batchnorm, "folding": folding})
+    state = _Acceleration(model, {"batchnorm": batchnorm, "folding": folding, "kernels": kernels})
     if plan:
         _plan_calls(model, state)
     if batchnorm:
