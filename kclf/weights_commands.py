@@ -14,6 +14,7 @@ from .weights import overview, save_weights
 app = typer.Typer(no_args_is_help=True, help="Look into weights files, convert them, check that they fit.")
 
 File = Annotated[Path, typer.Argument(help="A saved classifier, a Keras file or a torch state dict.")]
+Fits = Annotated[str | None, typer.Option(help="The backbone that it should fit.")]
 Backbone = Annotated[str, typer.Option(help="The backbone whose weights these are, such as ResNet34.")]
 
 
