@@ -74,7 +74,7 @@ def _heats(squares: list[np.ndarray], model: Any) -> Any:
 def _heat(heat: np.ndarray) -> str:
     rgba = np.empty((*heat.shape, 4), np.uint8)
     rgba[..., :3] = HEAT
-    rgba[..., 3] = (heat * 200).round()
+    rgba[..., 3] = (heat * 160).round()
     return _address(Image.fromarray(rgba), "png", optimize=True)
 
 
