@@ -1,0 +1,98 @@
+"""The best model of a run, by any metric."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ..atomic import replacing
+from ..callbacks import load_snapshot
+from ..callbacks.snapshots import without_optimizer
+from ..errors import TrainingError
+
+SMALLER_IS_BETTER = ("loss", "error", "mae", "mse", "absolute", "squared", "entropy")
+
+
+def better_direction(monitor: str, model: keras.Model | None = None) -> str:
+    """Whether more or less of a figure is better: "max" or "min".
+
+    Args:
+        monitor: name of the figure as `fit` logs it, such as "val_error_rate".
+        model: where it is compiled with a metric of that name which knows its direction, that counts.
+
+    Example:
+        >>> better_direction("val_accuracy"), better_direction("val_error_rate"), better_direction("val_loss")
+        ('max', 'min', 'min')
+    """
+    name = monitor.removeprefix("val_")
+    for metric in [] if model is None else model.metrics:
+        inner = getattr(metric, "metrics", [metric])
+        for known in inner:
+            direction = getattr(known, "_direction", None)
+            if known.name == name and direction:
+                return {"up": "max", "down": "min"}[direction]
+    return "min" if any(word in name for word in SMALLER_IS_BETTER) else "max"
+
+
+class BestModel(keras.callbacks.Callback):
+    """Saves the weights whenever a figure is the best of the run, and loads the best when the run ends.
+
+    Args:
+        path: a file that ends in `.weights.h5`.
+        classifier: the model to save; None for the one that is trained (not the same with `precompute`).
+        monitor: the figure as `fit` logs it.
+        patience: stop after as many epochs without a better one; None trains to the end.
+        restore: load the best weights when the run ends.
+
+    Attributes:
+        best: the best figure so far, or None.
+        best_epoch: the epoch it was reached in.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        classifier: keras.Model | None = None,
+        *,
+        monitor: str = "val_loss",
+        patience: int | None = None,
+        restore: bool = True,
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.classifier = classifier
+        self.monitor = monitor
+        self.patience = patience
+        self.restore = restore
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Forget an earlier run, and fail now rather than after an epoch."""
+        self.best: float | None = None
+        self.best_epoch = -1
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save the weights if this is the best epoch; stop if none came for long."""
+        logs = logs or {}
+        if self.monitor not in logs:
+            raise TrainingError(f"fit logs no {self.monitor!r}, only: {', '.join(logs)}")
+        value, sign = float(logs[self.monitor]), 1 if self._direction == "max" else -1
+        if value == value and (self.best is None or sign * value > sign * self.best):
+            self.best, self.best_epoch = value, epoch
+            model = self.classifier or self.model
+            with without_optimizer(model), replacing(self.path) as temporary:
+                model.save_weights(temporary, overwrite=True)
+        elif self.patience is not None and epoch - self.best_epoch >= self.patience:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Load the best weights."""
+        if self.restore and self.best is not None:
+            load_snapshot(self.classifier or self.model, self.path)
+
+    @property
+    def _direction(self) -> str:
+        return better_direction(self.monitor, self.model)

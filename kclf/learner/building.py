@@ -1,0 +1,87 @@
+"""The classifier of a `Learner`: made for its data, made again at another size or in other number formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from ..acceleration import accelerate, is_accelerated
+from ..activations import head_model
+from ..data import ImageData
+from ..images import CENTRE, to_square
+from ..layers import Augmentation
+from ..models import ImageClassifier
+
+
+def classifier_for(
+    data: ImageData | None, backbone: str | keras.Model, settings: dict[str, Any]
+) -> ImageClassifier:
+    """A classifier for the data, or the one that was given."""
+    if isinstance(backbone, ImageClassifier):
+        if settings:
+            raise TypeError(f"A classifier that stands takes no settings. Received: {', '.join(settings)}")
+        return backbone
+    if data is None:
+        raise TypeError("A new classifier needs data to know its classes. Received: data=None")
+    known = {
+        "size": data.size,
+        "task": data.task,
+        "presize": data.presize,
+        "resize_method": data.train.resize_method,
+    }
+    return ImageClassifier(backbone, output_names(data), **(known | settings))
+
+
+def output_names(data: ImageData) -> list[str]:
+    """The classes; data with numbers has none, and its one output is called "value"."""
+    return list(data.class_names) or ["value"]
+
+
+def rebuilt(model: ImageClassifier, **changes: Any) -> ImageClassifier:
+    """The same classifier with another setting: its weights, and what is frozen, are carried over.
+
+    Args:
+        model: the classifier.
+        **changes: settings of `ImageClassifier`, such as `size` or `dtype`.
+    """
+    other = ImageClassifier.from_config(model.get_config() | changes)
+    for part in ("backbone", "head"):
+        pairs = zip(getattr(other, part).weights, getattr(model, part).weights, strict=True)
+        for variable, source in pairs:
+            variable.assign(source.value.detach())
+    other.freeze_to(model.first_trainable_group)
+    return other
+
+
+def head_for(model: ImageClassifier) -> keras.Model:
+    """The head as a model on activations, as fast as the classifier it belongs to."""
+    head = head_model(model)
+    return accelerate(head) if is_accelerated(model) else head
+
+
+def is_random(augmentation: Augmentation) -> bool:
+    """Whether training photos differ from plain ones."""
+    passing = ("name", "seed", "trainable", "dtype")
+    plain = Augmentation(augmentation.size).get_config()
+    return any(value != plain[key] for key, value in augmentation.get_config().items() if key not in passing)
+
+
+def one_dropout(ps: float | Sequence[float]) -> float:
+    """The classifier's dropout from the course's `ps`: a number, or one for each layer of the head."""
+    if not isinstance(ps, Sequence):
+        return float(ps)
+    last = float(ps[-1])
+    if any(abs(p - last / 2) > 1e-9 for p in ps[:-1]):
+        raise ValueError(
+            "The head has one dropout before its last layer and half of it before the others: pass ps=0.5 or "
+            f"ps=[0.25, 0.5]. Received: ps={list(ps)}"
+        )
+    return last
+
+
+def square(pixels: np.ndarray, model: ImageClassifier) -> np.ndarray:
+    """Pixels uint8 (height, width, 3) as the classifier takes them: uint8 (1, side, side, 3)."""
+    return np.array(to_square(pixels, model.presize or model.size, model.resize_method, CENTRE))[None]

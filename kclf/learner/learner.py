@@ -1,0 +1,564 @@
+"""`Learner`: data and a classifier, and the course's commands over them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from .. import schedules
+from ..activations import activations, precompute
+from ..callbacks import (
+    CosineRestarts,
+    EpochTable,
+    FlatCosine,
+    OneCycle,
+    Recorder,
+    Schedule,
+    SnapshotSaver,
+    find_learning_rate,
+    load_snapshot,
+)
+from ..data import ImageData, ImageDataset
+from ..ensembles import SnapshotEnsemble
+from ..errors import DataError, WeightsError
+from ..interpret import Interpretation
+from ..models import assign_arrays, load
+from ..predict import Predictions, predict, predict_files, predict_tta
+from ..storage import read_arrays
+from .best import BestModel
+from .building import classifier_for, head_for, is_random, one_dropout, output_names, rebuilt, square
+from .cycles import CycleSnapshots, TriangularCycles
+from .folds import write_submission
+from .options import Training
+from .plots import Sched, SuggestedRates
+
+Rates = float | slice | Sequence[float]
+Callbacks = Sequence[keras.callbacks.Callback]
+AnyPath = str | os.PathLike[str]
+
+
+class Learner:
+    """Data, a classifier for it, and the commands of the course to train, look at and use it.
+
+    Nothing is hidden: `learner.model` is an `ImageClassifier` (a Keras model), `learner.data` an `ImageData`,
+    and each method is a few lines over them that you can write yourself. docs/migration.md has the words of
+    fastai beside these.
+
+    Args:
+        data: the photos.
+        backbone: a name of `backbone_names()`, a Keras model of feature maps, or a whole `ImageClassifier`.
+        precompute: train the head on activations that are computed once; see `precompute`.
+        precompute_views: augmented views of each training photo to compute; 1 takes the plain one.
+        precompute_dtype: "float32", or "float16" for half the room.
+        path: folder in which `models/` and `activations/` are made.
+        ps: the course's name for the classifier's `dropout`.
+        xtra_fc: the course's name for the classifier's `hidden`.
+        callbacks: Keras callbacks for every fit.
+        verbose: print a table of the epochs, and progress bars.
+        **settings: those of `Training` (`optimizer`, `loss`, `metrics`, `weight_decay`, `clip`,
+            `gradient_accumulation`, `ema`, `label_smoothing`, `focal_gamma`), and of `ImageClassifier`
+            (`augmentation`, `weights`, `batchnorm`, ...).
+
+    Attributes:
+        model: the `ImageClassifier`.
+        data: the `ImageData`, or None for a learner that only predicts.
+        recorder: rate, momentum and loss of every batch so far.
+        sched: plots of the last fit and the last range test, under the names of fastai 0.7.
+
+    Example:
+        >>> import tempfile
+        >>> photos = np.zeros((20, 32, 32, 3), np.uint8)
+        >>> photos[::2, ..., 0] = 255
+        >>> data = ImageData.from_arrays((photos, ["cat", "dog"] * 10), batch_size=8)
+        >>> learner = Learner(data, "MobileNetV2", weights=None, path=tempfile.mkdtemp(), verbose=False)
+        >>> history = learner.fit_one_cycle(1, 1e-3)
+        >>> probabilities, labels = learner.get_preds()
+        >>> probabilities.shape
+        (4, 2)
+    """
+
+    def __init__(
+        self,
+        data: ImageData | None,
+        backbone: str | keras.Model,
+        *,
+        precompute: bool = False,
+        precompute_views: int = 1,
+        precompute_dtype: str = "float32",
+        path: AnyPath = ".",
+        ps: float | Sequence[float] | None = None,
+        xtra_fc: Sequence[int] | None = None,
+        callbacks: Callbacks = (),
+        verbose: bool = True,
+        **settings: Any,
+    ) -> None:
+        training = {f.name: settings.pop(f.name) for f in fields(Training) if f.name in settings}
+        settings |= {} if ps is None else {"dropout": one_dropout(ps)}
+        settings |= {} if xtra_fc is None else {"hidden": tuple(xtra_fc)}
+        self.training = Training(**training)
+        self.data = data
+        self.model = classifier_for(data, backbone, settings)
+        self.path = Path(path)
+        self.callbacks = list(callbacks)
+        self.verbose = verbose
+        self.recorder = Recorder()
+        self.sched = Sched(self.recorder)
+        self.precompute_views = precompute_views
+        self.precompute_dtype = precompute_dtype
+        self.precompute = precompute
+
+    def __repr__(self) -> str:
+        return f"Learner({self.data!r}, {self.model.backbone_name or self.model.backbone.name!r})"
+
+    # ---- layer groups ------------------------------------------------------------
+
+    @property
+    def precompute(self) -> bool:
+        """Whether the head trains on cached activations; setting it to True freezes the backbone.
+
+        The activations are computed at the next fit and kept in `path/activations`. Augmentation has no
+        effect on them unless `precompute_views` asks for several augmented views.
+        """
+        return self._precompute
+
+    @precompute.setter
+    def precompute(self, on: bool) -> None:
+        if on:
+            self.model.freeze()
+        self._precompute = bool(on)
+
+    def freeze(self) -> None:
+        """Train the head alone."""
+        self.model.freeze()
+
+    def unfreeze(self) -> None:
+        """Train all layer groups; this ends `precompute`."""
+        self.freeze_to(0)
+
+    def freeze_to(self, n: int) -> None:
+        """Freeze the layer groups before group `n`; ends `precompute` where more than the head trains."""
+        self.model.freeze_to(n)
+        if n not in (-1, len(self.model.layer_groups) - 1):
+            self._precompute = False
+
+    # ---- training in the words of fastai 0.7 ------------------------------------------------------------
+
+    def fit(
+        self,
+        lrs: Rates,
+        n_cycle: int,
+        wds: float | Sequence[float] | None = None,
+        *,
+        cycle_len: int | None = None,
+        cycle_mult: int = 1,
+        cycle_save_name: str | None = None,
+        best_save_name: str | None = None,
+        use_clr: tuple[float, ...] | None = None,
+        callbacks: Callbacks = (),
+    ) -> keras.callbacks.History:
+        """Train at constant rates, or in cosine cycles with restarts (SGDR).
+
+        Args:
+            lrs: learning rates: one for all layer groups, a list with one for each, or a slice.
+            n_cycle: epochs; with `cycle_len` cycles, of 1 + 2 + 4 epochs for 3, cycle_len=1, cycle_mult=2.
+            wds: weight decay: one for all layer groups, or a list; None for the learner's.
+            cycle_len: epochs of the first cycle; None keeps the rates constant.
+            cycle_mult: how many times longer each next cycle is.
+            cycle_save_name: save the weights after each cycle as `models/{cycle_save_name}_cyc_{k}`.
+            best_save_name: save the best weights as `models/{best_save_name}` and load them in the end.
+            use_clr: (div, cut_div[, highest momentum, lowest momentum]): cycles with a straight rise over
+                1/cut_div of their length from 1/div of the rate, and a straight fall back.
+            callbacks: more callbacks for this fit.
+
+        Returns:
+            Keras' history.
+        """
+        if cycle_save_name is not None and cycle_len is None:
+            raise ValueError(
+                "Snapshots are taken at the end of cycles: pass cycle_len. "
+                f"Received: cycle_save_name={cycle_save_name!r}, cycle_len=None"
+            )
+        rates = self._check_rates(lrs)
+        ends = schedules.cycle_ends(cycle_len or 1, cycle_mult if cycle_len else 1, n_cycle)
+        more = list(callbacks)
+        if cycle_save_name is not None:
+            more.append(CycleSnapshots(self.model, self._file(cycle_save_name), ends))
+        if best_save_name is not None:
+            more.append(self.best_model(best_save_name))
+        if use_clr is not None:
+            schedule: Schedule = TriangularCycles(rates, ends, *use_clr)
+        elif cycle_len is not None:
+            schedule = CosineRestarts(rates, cycle_len=cycle_len, cycle_mult=cycle_mult, num_cycles=n_cycle)
+        else:
+            schedule = FlatCosine(rates, pct_start=1.0)
+        return self._fit(ends[-1], schedule, more, wds)
+
+    def load_cycle(self, name: str, cycle: int) -> None:
+        """Load the weights saved at the end of a cycle, counted from 0."""
+        load_snapshot(self.model, SnapshotSaver(self._file(name)).path(cycle))
+
+    def snapshots(self, name: str, *, last: int | None = None) -> SnapshotEnsemble:
+        """The snapshots of a fit as an ensemble.
+
+        Args:
+            name: the `cycle_save_name` of the fit.
+            last: only so many of the last cycles.
+        """
+        saver, files = SnapshotSaver(self._file(name)), []
+        while Path(saver.path(len(files))).is_file():
+            files.append(saver.path(len(files)))
+        return SnapshotEnsemble(self.model, files[-last if last else None :])
+
+    # ---- training in the words of fastai 2 ------------------------------------------------------------
+
+    def fit_one_cycle(
+        self,
+        n_epoch: int,
+        lr_max: Rates = 1e-3,
+        *,
+        div: float = 25.0,
+        div_final: float = 1e5,
+        pct_start: float = 0.25,
+        wd: float | Sequence[float] | None = None,
+        callbacks: Callbacks = (),
+    ) -> keras.callbacks.History:
+        """Train with one rise and fall of the rate over `n_epoch` epochs; see `OneCycle`."""
+        cycle = OneCycle(self._check_rates(lr_max), pct_start=pct_start, div=div, div_final=div_final)
+        return self._fit(n_epoch, cycle, callbacks, wd)
+
+    def fit_flat_cos(
+        self,
+        n_epoch: int,
+        lr: Rates = 1e-3,
+        *,
+        div_final: float = 1e5,
+        pct_start: float = 0.75,
+        wd: float | Sequence[float] | None = None,
+        callbacks: Callbacks = (),
+    ) -> keras.callbacks.History:
+        """Train at a flat rate that falls along a cosine in the end; see `FlatCosine`."""
+        return self._fit(
+            n_epoch,
+            FlatCosine(self._check_rates(lr), pct_start=pct_start, div_final=div_final),
+            callbacks,
+            wd,
+        )
+
+    def fit_sgdr(
+        self,
+        n_cycles: int,
+        cycle_len: int,
+        lr_max: Rates = 1e-3,
+        *,
+        cycle_mult: int = 2,
+        wd: float | Sequence[float] | None = None,
+        callbacks: Callbacks = (),
+    ) -> keras.callbacks.History:
+        """Train in cosine cycles with restarts; see `fit`."""
+        return self.fit(lr_max, n_cycles, wd, cycle_len=cycle_len, cycle_mult=cycle_mult, callbacks=callbacks)
+
+    def fine_tune(
+        self,
+        epochs: int,
+        base_lr: float = 2e-3,
+        freeze_epochs: int = 1,
+        *,
+        lr_mult: float = 100.0,
+        pct_start: float = 0.3,
+        div: float = 5.0,
+        callbacks: Callbacks = (),
+    ) -> None:
+        """Train the head for `freeze_epochs`, then everything for `epochs`, the input side at lower rates.
+
+        Args:
+            epochs: epochs with everything trainable.
+            base_lr: highest rate of the head's epochs; twice that of the head afterwards.
+            freeze_epochs: epochs of the head alone.
+            lr_mult: ratio of the head's rate to the first group's afterwards.
+            pct_start: share of the epochs with everything trainable that the rate rises.
+            div: their first rate is the highest by `div`.
+            callbacks: more callbacks for both parts.
+        """
+        self.freeze()
+        self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, callbacks=callbacks)
+        self.unfreeze()
+        rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
+        self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, callbacks=callbacks)
+
+    def best_model(
+        self, name: str = "best", *, monitor: str = "val_loss", patience: int | None = None
+    ) -> BestModel:
+        """A callback that saves the best model of a fit, loads it in the end, and can stop early.
+
+        Args:
+            name: the weights go to `models/{name}.weights.h5`.
+            monitor: the figure; "val_accuracy" is better when larger, "val_loss" when smaller.
+            patience: stop after as many epochs without a better one.
+        """
+        return BestModel(self._file(name, ".weights.h5"), self.model, monitor=monitor, patience=patience)
+
+    # ---- the range test ------------------------------------------------------------
+
+    def lr_find(
+        self,
+        start_lr: float = 1e-7,
+        end_lr: float = 10.0,
+        num_it: int = 100,
+        *,
+        suggest: Sequence[str] = ("minimum", "steep"),
+        **options: Any,
+    ) -> SuggestedRates:
+        """Smith's learning rate range test; it leaves everything as it was, bit for bit.
+
+        Args:
+            start_lr: first rate of the last layer group.
+            end_lr: last rate.
+            num_it: batches.
+            suggest: rules whose rates the result unpacks to, of "minimum", "steep", "valley" and "slide".
+            **options: as for `find_learning_rate`.
+
+        Returns:
+            All suggestions and the curve, which `.plot()` draws (as does `sched.plot()`);
+            `lr_min, lr_steep = learner.lr_find()` unpacks it.
+        """
+        model, data = self._trained()
+        self._compile(model)
+        test = find_learning_rate(model, data.train, start=start_lr, end=end_lr, num_steps=num_it, **options)
+        self.sched.finder = SuggestedRates(test.runs, rules=tuple(suggest))
+        return self.sched.finder
+
+    # ---- data and number formats ------------------------------------------------------------
+
+    def set_data(self, data: ImageData) -> None:
+        """Go on with other data: larger photos (progressive resizing), more of them, or a test set.
+
+        Args:
+            data: with the same classes. Where its size differs, the model changes to that size.
+        """
+        if output_names(data) != self.model.class_names:
+            raise DataError(
+                f"Expected data of the classes {self.model.class_names}. Received: {output_names(data)}"
+            )
+        if data.size != self.model.size:
+            self.model = rebuilt(self.model, size=data.size)
+        self.data = data
+
+    def to_fp16(self) -> Learner:
+        """Compute in float16 where it is safe, with loss scaling; for GPUs."""
+        return self._to("mixed_float16")
+
+    def to_bf16(self) -> Learner:
+        """Compute in bfloat16 where it is safe; for recent GPUs and CPUs."""
+        return self._to("mixed_bfloat16")
+
+    def to_fp32(self) -> Learner:
+        """Compute in float32."""
+        return self._to("float32")
+
+    def summary(self) -> None:
+        """Print the layers, as Keras does."""
+        self.model.summary(expand_nested=True, show_trainable=True)
+
+    # ---- predictions ------------------------------------------------------------
+
+    def predictions(self, split: str = "valid") -> Predictions:
+        """Probabilities, labels and paths of "train", "valid" or "test", in the order of the data."""
+        photos = self._split(split)
+        if self.precompute:
+            return predict(head_for(self.model), activations(self.model, photos, **self._cache))
+        return predict(self.model, photos)
+
+    def predict(self, photo: Any = None, *, is_test: bool = False) -> Any:
+        """With a photo: its class, class number and probabilities. Without: log-probabilities of a split.
+
+        Args:
+            photo: a path, or pixels (height, width, 3), uint8.
+            is_test: the test photos in place of the validation photos.
+
+        Returns:
+            (class name, class number, probabilities (classes,)) for a photo; float32 (n, classes) otherwise.
+        """
+        if photo is None:
+            return _log(self.predictions("test" if is_test else "valid").probabilities)
+        if isinstance(photo, np.ndarray):
+            return _decoded(predict(self.model, square(photo, self.model)))
+        return _decoded(predict_files(self.model, [photo])[0])
+
+    def TTA(self, n_aug: int = 4, *, is_test: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """Log-probabilities averaged over augmented views and the plain one, which counts as one of them.
+
+        Args:
+            n_aug: augmented views.
+            is_test: the test photos in place of the validation photos.
+
+        Returns:
+            Float32 (n, classes), and the labels (n,), None where unknown.
+        """
+        split = self._split("test" if is_test else "valid")
+        averaged = predict_tta(self.model, split, n_aug, weight=1 / (n_aug + 1))
+        return _log(averaged.probabilities), averaged.labels
+
+    def tta(
+        self, split: str = "valid", *, n: int = 4, beta: float = 0.25, use_max: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Probabilities averaged over `n` augmented views and the plain one (share `beta`), and labels."""
+        average = "max" if use_max else "arithmetic"
+        averaged = predict_tta(self.model, self._split(split), n, weight=beta, average=average)
+        return averaged.probabilities, averaged.labels
+
+    def get_preds(self, split: str = "valid", *, dl: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Probabilities (n, classes) and labels of a split, or of any iterable of batches."""
+        found = self.predictions(split) if dl is None else predict(self.model, dl)
+        return found.probabilities, found.labels
+
+    def submission(self, path: AnyPath, *, n_aug: int = 4, id_column: str = "id") -> None:
+        """Write the test photos' probabilities, averaged over augmented views, as a Kaggle submission."""
+        write_submission(predict_tta(self.model, self._split("test"), n_aug), path, id_column=id_column)
+
+    def interpret(self) -> Interpretation:
+        """Where the model errs on the validation photos."""
+        return Interpretation.from_predictions(self.predictions("valid"))
+
+    def show_results(self, max_n: int = 9, *, seed: int | None = None) -> Any:
+        """Draw some validation photos with their labels and predictions; returns the gallery."""
+        found = self.predictions("valid")
+        some = np.random.default_rng(seed).permutation(len(found))[:max_n]
+        paths = None if found.paths is None else found.paths[some]
+        shown = Interpretation(found.probabilities[some], found.labels[some], found.class_names, paths)
+        return shown.top_losses(max_n).plot()
+
+    # ---- files ------------------------------------------------------------
+
+    def save(self, name: str) -> Path:
+        """Save the classifier as `models/{name}.h5`, which `kclf.load` reads too; gives the path."""
+        path = self._file(name, ".h5")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.model.save(path)
+        return path
+
+    def load(self, name: str) -> Learner:
+        """Load the weights of `models/{name}.h5` into the model; what is frozen stays frozen."""
+        path = self._file(name, ".h5")
+        arrays, attributes = read_arrays(path)
+        saved = attributes.get("config") or {}
+        for setting in ("backbone", "class_names"):
+            if saved.get(setting) != (ours := self.model.get_config()[setting]):
+                raise WeightsError(
+                    f"{path}: holds another classifier. Expected {setting}={ours!r}. "
+                    f"Received: {saved.get(setting)!r}"
+                )
+        weights = {key: array for key, array in arrays.items() if not key.startswith("probe/")}
+        assign_arrays(self.model, weights, path)
+        return self
+
+    def export(self, path: AnyPath = "export.h5") -> Path:
+        """Save the classifier in one file that `load_learner` and `kclf.load` read; it holds no code."""
+        target = self.path / path
+        self.model.save(target)
+        return target
+
+    # ---- how it works ------------------------------------------------------------
+
+    def _fit(
+        self, epochs: int, schedule: Schedule, callbacks: Callbacks = (), weight_decay: Any = None
+    ) -> keras.callbacks.History:
+        model, data = self._trained()
+        self._compile(model, weight_decay)
+        table = [EpochTable()] if self.verbose else []
+        return model.fit(
+            data.train,
+            validation_data=data.valid,
+            epochs=epochs,
+            callbacks=[schedule, self.recorder, *table, *self.callbacks, *callbacks],
+            shuffle=False,
+            verbose=0,
+        )
+
+    def _trained(self) -> tuple[keras.Model, Any]:
+        """The model that trains now and its data: the classifier on photos, or its head on activations."""
+        data = self._require_data()
+        if not self.precompute:
+            return self.model, data
+        if self.precompute_views == 1 and is_random(self.model.augmentation):
+            warnings.warn(
+                "The augmentation has no effect with precompute=True: the head trains on activations of the "
+                "plain photos. Set precompute = False to train with it, or precompute_views=4 to compute "
+                "activations of 4 augmented views of each photo.",
+                stacklevel=4,
+            )
+        cached = precompute(
+            self.model, data, views=self.precompute_views, dtype=self.precompute_dtype, **self._cache
+        )
+        return head_for(self.model), cached
+
+    @property
+    def _cache(self) -> dict[str, Any]:
+        return {"folder": self.path / "activations", "progress": self.verbose}
+
+    def _compile(self, model: keras.Model, weight_decay: Any = None) -> None:
+        groups = self.model.layer_groups[-1:] if self.precompute else self.model.layer_groups
+        self.training.compile(model, groups, self.model.task, weight_decay)
+
+    def _check_rates(self, rates: Rates) -> Rates:
+        if self.precompute and not isinstance(rates, slice) and np.size(rates) > 1:
+            raise ValueError(
+                "With precompute=True only the head trains, which is one layer group: pass one rate, or set "
+                f"precompute = False first. Received: {np.size(rates)} rates, {rates}"
+            )
+        return rates
+
+    def _to(self, policy: str) -> Learner:
+        self.model = rebuilt(self.model, dtype=policy)
+        return self
+
+    def _require_data(self) -> ImageData:
+        if self.data is None:
+            raise DataError("This learner has no data: pass some to set_data")
+        return self.data
+
+    def _split(self, name: str) -> ImageDataset:
+        data = self._require_data()
+        split = data.splits.get(name)
+        if split is None:
+            raise DataError(
+                f"The data has no {name} photos, only: {', '.join(data.splits)}. Make data that has some "
+                f"(such as test=folder) and pass it to set_data. Received: split={name!r}"
+            )
+        return split
+
+    def _file(self, name: str, ending: str = "") -> Path:
+        return self.path / "models" / f"{name}{ending}"
+
+
+def load_learner(path: AnyPath, data: ImageData | None = None, **options: Any) -> Learner:
+    """A learner from a file that `Learner.export` (or `save`) wrote; no code from the file runs.
+
+    Args:
+        path: the file.
+        data: to train on or predict; None is enough for `predict(photo)`.
+        **options: as for `Learner`.
+    """
+    return Learner(data, load(path), **options)
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    """Log-probabilities, float32; a probability of 0 counts as the smallest normal number."""
+    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def _decoded(found: Predictions) -> tuple[Any, Any, np.ndarray]:
+    """What is said of one photo: in words, in numbers, and the probabilities."""
+    answer = found.predicted[0]
+    if found.task == "single_label":
+        return found.class_names[int(answer)], int(answer), found.probabilities[0]
+    if found.task == "multi_label":
+        names = [name for name, has in zip(found.class_names, answer, strict=True) if has]
+        return names, answer, found.probabilities[0]
+    return answer, answer, found.probabilities[0]

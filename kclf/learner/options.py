@@ -1,0 +1,136 @@
+"""What a `Learner` compiles a model with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from .. import metrics as figures
+from ..losses import CrossEntropy
+from ..models import auto_loss
+from ..optimizers import LayerGroupOptimizer
+
+LayerGroups = Sequence[Sequence[keras.layers.Layer]]
+
+OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
+    # fastai 2's Adam: betas (.9, .99), epsilon 1e-5
+    "adamw": lambda **settings: keras.optimizers.AdamW(beta_2=0.99, epsilon=1e-5, **settings),
+    # fastai 0.7's default, for which the rates of its notebooks were found
+    "sgd": lambda **settings: keras.optimizers.SGD(momentum=0.9, **settings),
+}
+# The course's metrics, by name or as the functions of `kclf.metrics`.
+METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
+    "accuracy": lambda task: _accuracy(task),
+    "error_rate": lambda task: figures.ErrorRate(),
+    "accuracy_multi": lambda task: _accuracy("multi_label"),
+    figures.accuracy: lambda task: _accuracy(task),
+    figures.error_rate: lambda task: figures.ErrorRate(),
+    figures.accuracy_multi: lambda task: _accuracy("multi_label"),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """Optimizer, loss and metrics of a `Learner`.
+
+    Args:
+        optimizer: "adamw", "sgd", or a function (such as a Keras class) that makes an optimizer from
+            `learning_rate` and whichever of the settings below are in use.
+        loss: "auto" takes it from the labels; otherwise as for Keras' `compile`, on logits.
+        metrics: "auto" is accuracy (none for numbers); otherwise Keras metrics, names, or `accuracy`,
+            `error_rate` and `accuracy_multi` of `kclf.metrics`; one or a list.
+        weight_decay: decoupled; biases and norm parameters are left alone.
+        clip: largest norm of the gradient of all weights together.
+        gradient_accumulation: batches to one step.
+        ema: decay of an average of the weights, which takes their place when a fit ends.
+        label_smoothing: share of each label spread over all classes, in [0, 1).
+        focal_gamma: how much less the photos count that are already right; 2 in the paper.
+    """
+
+    optimizer: str | Callable[..., keras.optimizers.Optimizer] = "adamw"
+    loss: Any = "auto"
+    metrics: Any = "auto"
+    weight_decay: float | Sequence[float] = 0.01
+    clip: float | None = None
+    gradient_accumulation: int | None = None
+    ema: float | None = None
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+
+    def compile(self, model: keras.Model, groups: LayerGroups, task: str, weight_decay: Any = None) -> None:
+        """Compile a model that gives logits, with a fresh optimizer.
+
+        Args:
+            model: the model.
+            groups: its layer groups.
+            task: "single_label", "multi_label" or "regression".
+            weight_decay: instead of the one set; a list has one value for each layer group.
+        """
+        decay = self.weight_decay if weight_decay is None else weight_decay
+        optimizer = self.build_optimizer(groups, decay)
+        model.compile(optimizer=optimizer, loss=self.build_loss(task), metrics=self.build_metrics(task))
+
+    def build_optimizer(
+        self, groups: LayerGroups, weight_decay: float | Sequence[float]
+    ) -> LayerGroupOptimizer:
+        """The optimizer; its rate is set by whatever schedule comes."""
+        decays = list(weight_decay) if isinstance(weight_decay, Sequence) else [weight_decay] * len(groups)
+        if len(decays) != len(groups):
+            raise ValueError(
+                f"Expected one weight decay, or one for each of the {len(groups)} layer groups. "
+                f"Received: {len(decays)} values, {weight_decay}"
+            )
+        largest = max(decays)
+        settings: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": largest}
+        if self.clip is not None:
+            settings["global_clipnorm"] = self.clip
+        if self.gradient_accumulation is not None and self.gradient_accumulation > 1:
+            settings["gradient_accumulation_steps"] = self.gradient_accumulation
+        if self.ema is not None:
+            settings |= {"use_ema": True, "ema_momentum": self.ema}
+        multipliers = [decay / largest for decay in decays] if largest else 1.0
+        return LayerGroupOptimizer(self._make(**settings), groups, weight_decay_multipliers=multipliers)
+
+    def _make(self, **settings: Any) -> keras.optimizers.Optimizer:
+        if not isinstance(self.optimizer, str):
+            return self.optimizer(**settings)
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"Expected {' or '.join(map(repr, OPTIMIZERS))}, or a function that makes a Keras optimizer. "
+                f"Received: optimizer={self.optimizer!r}"
+            )
+        return OPTIMIZERS[self.optimizer](**settings)
+
+    def build_loss(self, task: str) -> Any:
+        """The loss, on logits."""
+        if self.loss != "auto":
+            return self.loss
+        plain = not self.label_smoothing and not self.focal_gamma
+        if task == "regression" or plain:
+            return auto_loss(task)
+        if task == "single_label":
+            return CrossEntropy(self.label_smoothing, self.focal_gamma)
+        return keras.losses.BinaryFocalCrossentropy(
+            gamma=self.focal_gamma, from_logits=True, label_smoothing=self.label_smoothing
+        )
+
+    def build_metrics(self, task: str) -> list[Any]:
+        """Fresh metrics."""
+        wanted = self.metrics
+        if isinstance(wanted, str) and wanted == "auto":
+            wanted = [] if task == "regression" else ["accuracy"]
+        wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+        return [METRICS[metric](task) if _is_ours(metric) else metric for metric in wanted]
+
+
+def _is_ours(metric: Any) -> bool:
+    return isinstance(metric, str | type(figures.accuracy)) and metric in METRICS
+
+
+def _accuracy(task: str) -> keras.metrics.Metric:
+    if task == "multi_label":  # a logit of 0 is probability .5
+        return keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")
+    return keras.metrics.SparseCategoricalAccuracy(name="accuracy")

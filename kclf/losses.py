@@ -1,0 +1,78 @@
+"""Cross-entropy with what recipes add to it: label smoothing, the focal factor, and mixed labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class CrossEntropy(keras.losses.Loss):
+    """Cross-entropy from logits, for whole labels and for the soft ones that MixUp and CutMix make.
+
+    loss = -sum_c q_c (1 - p_c)^gamma log p_c, with q = (1 - s) * label + s / classes.
+
+    Args:
+        label_smoothing: s in [0, 1): how much of each label is spread evenly over all classes.
+            Szegedy 2016, https://arxiv.org/abs/1512.00567; .1 there and in fastai.
+        focal_gamma: gamma >= 0: how much less the photos count that are already right. Lin 2017,
+            https://arxiv.org/abs/1708.02002; 2 there.
+        reduction: as for every Keras loss.
+        name: of the loss.
+        dtype: as for every Keras loss.
+
+    Call arguments:
+        y_true: int (batch,) or (batch, 1) classes, or float (batch, classes) shares that sum to 1.
+        y_pred: (batch, classes) logits.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = CrossEntropy(label_smoothing=0.1)
+        >>> logits = np.array([[2.0, -2.0], [-2.0, 2.0]])
+        >>> round(float(loss(np.array([0, 1]), logits)), 4)
+        0.2181
+    """
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        *,
+        reduction: str = "sum_over_batch_size",
+        name: str = "cross_entropy",
+        dtype: Any = None,
+    ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"Expected a value in [0, 1). Received: label_smoothing={label_smoothing}")
+        if focal_gamma < 0:
+            raise ValueError(f"Expected a value of 0 or more. Received: focal_gamma={focal_gamma}")
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.label_smoothing = float(label_smoothing)
+        self.focal_gamma = float(focal_gamma)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Loss of each photo, float (batch,)."""
+        classes = y_pred.shape[-1]
+        targets = _shares(y_true, classes, y_pred.dtype)
+        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / classes
+        log_probabilities = ops.log_softmax(y_pred, axis=-1)
+        if self.focal_gamma:
+            targets = targets * (1 - ops.exp(log_probabilities)) ** self.focal_gamma
+        return -ops.sum(targets * log_probabilities, axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` needs."""
+        return {
+            **super().get_config(),
+            "label_smoothing": self.label_smoothing,
+            "focal_gamma": self.focal_gamma,
+        }
+
+
+def _shares(labels: Any, classes: int, dtype: Any) -> Any:
+    """Labels as (batch, classes) shares, whether they came as classes or as shares."""
+    if len(labels.shape) == 2 and labels.shape[-1] == classes and classes > 1:
+        return ops.cast(labels, dtype)
+    return ops.one_hot(ops.cast(ops.reshape(labels, (-1,)), "int32"), classes, dtype=dtype)

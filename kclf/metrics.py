@@ -1,0 +1,178 @@
+"""Metrics on finished predictions (numpy arrays, torch tensors and lists alike), and two for `compile`.
+
+The functions need no model: `accuracy(log_preds, y)` works on what `Learner.TTA` gives, on a tensor of logits
+on the GPU, and on nested lists.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from keras import ops
+
+
+def accuracy(predictions: Any, labels: Any) -> float:
+    """Share of the photos whose largest score is that of their label.
+
+    Args:
+        predictions: (n, classes) logits, probabilities or log-probabilities: only their order counts.
+        labels: int (n,), places of the right classes.
+
+    Returns:
+        A share in [0, 1].
+
+    Raises:
+        ValueError: the shapes do not go together, or there is no photo.
+
+    Example:
+        >>> accuracy([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 1, 1])
+        0.6666666666666666
+    """
+    scores, labels = _scores_and_classes(predictions, labels)
+    return float(np.mean(scores.argmax(axis=1) == labels))
+
+
+def error_rate(predictions: Any, labels: Any) -> float:
+    """Share of the photos whose largest score is not that of their label: 1 - accuracy.
+
+    Args:
+        predictions: (n, classes) logits, probabilities or log-probabilities.
+        labels: int (n,), places of the right classes.
+
+    Example:
+        >>> error_rate([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]], [0, 1, 1, 1])
+        0.25
+    """
+    return 1.0 - accuracy(predictions, labels)
+
+
+def accuracy_multi(probabilities: Any, labels: Any, threshold: float = 0.5) -> float:
+    """Share of the yes-or-no answers that are right, where a photo can have many labels.
+
+    Args:
+        probabilities: (n, classes) in [0, 1]. For logits pass `threshold=0.0`, which is probability .5.
+        labels: (n, classes), 0 or 1.
+        threshold: an answer is yes above it.
+
+    Example:
+        >>> accuracy_multi([[0.9, 0.2], [0.4, 0.6]], [[1, 0], [1, 1]])
+        0.75
+    """
+    scores, labels = _array(probabilities), _array(labels)
+    if scores.shape != labels.shape or scores.size == 0:
+        raise ValueError(
+            "Expected predictions and labels of one shape (n, classes), n >= 1. "
+            f"Received: predictions.shape={scores.shape}, labels.shape={labels.shape}"
+        )
+    return float(np.mean((scores > threshold) == (labels > 0.5)))
+
+
+def log_loss(labels: Any, probabilities: Any) -> float:
+    """Mean of -log(probability given to the right class), the figure many competitions are scored by.
+
+    The order of the arguments is that of `sklearn.metrics.log_loss`, which the course calls. A probability
+    of 0 counts as the smallest that float32 tells from 0 beside 1 (1.2e-7, a loss of 15.9).
+
+    Args:
+        labels: int (n,), places of the right classes.
+        probabilities: (n, classes), rows that sum to 1.
+
+    Raises:
+        ValueError: the shapes do not go together, or the rows are no probabilities.
+
+    Example:
+        >>> round(log_loss([0, 1], [[0.9, 0.1], [0.2, 0.8]]), 4)
+        0.1643
+    """
+    probabilities, labels = _scores_and_classes(probabilities, labels)
+    sums = probabilities.sum(axis=1)
+    if probabilities.min() < 0 or not np.allclose(sums, 1.0, atol=1e-3):
+        raise ValueError(
+            "Expected rows of probabilities that sum to 1 (np.exp turns log-probabilities into them). "
+            f"Received: values from {probabilities.min():.3g}, sums from {sums.min():.3g} to {sums.max():.3g}"
+        )
+    smallest = float(np.finfo(np.float32).eps)
+    right = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.clip(right, smallest, 1.0)).mean())
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class LabelAccuracy(keras.metrics.MeanMetricWrapper):
+    """Accuracy while training, for whole labels and for mixed ones, of which the largest share counts.
+
+    Args:
+        name: of the metric.
+        dtype: as for every Keras metric.
+
+    Example:
+        >>> metric = LabelAccuracy()
+        >>> metric.update_state([[0.7, 0.3], [0.4, 0.6]], [[1.0, 0.0], [2.0, 0.0]])
+        >>> float(metric.result())
+        0.5
+    """
+
+    def __init__(self, name: str = "accuracy", dtype: Any = None) -> None:
+        super().__init__(_hits, name=name, dtype=dtype)
+        self._direction = "up"
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` needs."""
+        return {"name": self.name, "dtype": self.dtype}
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class ErrorRate(keras.metrics.MeanMetricWrapper):
+    """1 - accuracy while training; labels as for `LabelAccuracy`.
+
+    Args:
+        name: of the metric.
+        dtype: as for every Keras metric.
+    """
+
+    def __init__(self, name: str = "error_rate", dtype: Any = None) -> None:
+        super().__init__(_misses, name=name, dtype=dtype)
+        self._direction = "down"
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` needs."""
+        return {"name": self.name, "dtype": self.dtype}
+
+
+def _hits(y_true: Any, y_pred: Any) -> Any:
+    """1.0 where the largest score is that of the label, float32 (batch,)."""
+    y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+    if len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1]:
+        y_true = ops.argmax(y_true, axis=-1)
+    labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
+    return ops.cast(ops.equal(labels, ops.cast(ops.argmax(y_pred, axis=-1), "int32")), "float32")
+
+
+def _misses(y_true: Any, y_pred: Any) -> Any:
+    return 1.0 - _hits(y_true, y_pred)
+
+
+def _array(values: Any) -> np.ndarray:
+    """Anything with numbers as float64 numpy, brought from whatever device it is on."""
+    if isinstance(values, keras.Variable):
+        values = values.value
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _scores_and_classes(predictions: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    scores, classes = _array(predictions), _array(labels)
+    if scores.ndim != 2 or classes.shape != scores.shape[:1] or len(scores) == 0:
+        raise ValueError(
+            "Expected scores of shape (n, classes) and labels of shape (n,), n >= 1. "
+            f"Received: scores of shape {scores.shape}, labels of shape {classes.shape}"
+        )
+    if classes.min() < 0 or classes.max() >= scores.shape[1] or (classes != classes.round()).any():
+        raise ValueError(
+            f"Expected whole labels from 0 to {scores.shape[1] - 1}. "
+            f"Received: labels from {classes.min():g} to {classes.max():g}"
+        )
+    return scores, classes.astype(np.intp)

@@ -1,0 +1,113 @@
+"""The course's eight steps to a classifier, on dogs against cats, with the accuracy after each of them.
+
+    .venv/bin/python tests/benchmarks/eight_steps.py PHOTOS --backbone ResNet50 --weights FILE --json out.json
+
+PHOTOS holds files named cat.N.jpg and dog.N.jpg. The split is stratified: a fifth of each class is kept for
+validation. Every figure has its 95 % Wilson interval; several `--seeds` give their mean too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import keras
+import torch
+
+import kclf
+from kclf.interpret import wilson_interval
+from kclf.learner import Learner
+from kclf.metrics import accuracy
+
+
+class Log:
+    """Accuracy on validation and seconds after each step."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner, self.rows, self.start = learner, [], time.perf_counter()
+
+    def step(self, name: str, share: float | None = None) -> None:
+        photos = self.learner.data.valid.num_images
+        share = self.learner.predictions().accuracy() if share is None else share
+        interval = wilson_interval(round(share * photos), photos)
+        seconds = time.perf_counter() - self.start
+        self.rows.append({"step": name, "accuracy": share, "interval": str(interval), "seconds": seconds})
+        print(f"{name:42} {interval}  {seconds:6.0f} s", flush=True)
+
+
+def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
+    keras.utils.set_random_seed(seed)
+    data = kclf.ImageData.from_files(
+        options.photos,
+        kclf.regex_label(r"(cat|dog)\.\d+"),
+        seed=0,
+        size=options.size,
+        presize=options.presize,
+        batch_size=options.batch_size,
+    )
+    learner = Learner(
+        data,
+        options.backbone,
+        weights=options.weights or "imagenet",
+        augmentation=kclf.side_on(max_zoom=1.1),  # 1. data augmentation, and precompute=True
+        precompute=True,
+        optimizer=options.optimizer,
+        path=options.out,
+    )
+    log = Log(learner)
+    if options.range_tests:
+        print(learner.lr_find())  # 2. find the rate where the loss still clearly falls
+    learner.fit(1e-2, 2)  # 3. train the head on precomputed activations for 1-2 epochs
+    log.step("precompute, 2 epochs at 1e-2")
+    learner.precompute = False
+    learner.fit(1e-2, 3, cycle_len=1)  # 4. train the head with augmentation for 2-3 epochs, cycle_len=1
+    log.step("head with augmentation, 3 cycles of 1")
+    learner.unfreeze()  # 5. unfreeze all layers
+    rates = [1e-4, 1e-3, 1e-2]  # 6. rates 3-10 times lower for earlier layers
+    if options.range_tests:
+        print(learner.lr_find())  # 7. the range test again
+    learner.fit(rates, 3, cycle_len=1, cycle_mult=2, cycle_save_name=f"eight{seed}")  # 8. cycle_mult=2
+    log.step("all layers, cycles of 1, 2 and 4")
+    log.step("with TTA", accuracy(*learner.TTA()))
+    print(learner.snapshots(f"eight{seed}").table(data.valid), flush=True)
+    return log.rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--backbone", default="EfficientNetLite0")
+    parser.add_argument("--weights", help="a weights file without top; else kclf's ImageNet weights")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--presize", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--no-range-tests", action="store_false", dest="range_tests", help="leave out steps 2, 7"
+    )
+    parser.add_argument("--out", type=Path, default=Path("eight-steps"), help="models and activations")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    runs = {}
+    for seed in options.seeds:
+        print(f"\nseed {seed}")
+        runs[seed] = eight_steps(options, seed)
+        if options.json:
+            settings = {name: str(value) for name, value in vars(options).items()}
+            options.json.write_text(json.dumps({"settings": settings, "runs": runs}, indent=2) + "\n")
+    for rows in zip(*runs.values(), strict=True):
+        mean = statistics.mean(row["accuracy"] for row in rows)
+        print(f"{rows[0]['step']:42} mean of {len(rows)}: {mean:.4f}")
+
+
+if __name__ == "__main__":
+    main()
