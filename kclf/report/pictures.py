@@ -38,7 +38,7 @@ def pictures(paths: Sequence[str], model: Any = None, *, side: int = SIDE) -> li
         model: an `ImageClassifier`, or None for no heat maps.
         side: pixels.
     """
-    presize = getattr(model, "presize", None) or getattr(model, "size", side)
+    presize = int(getattr(model, "presize", None) or getattr(model, "size", side))
     squares = [_square(path, presize, getattr(model, "resize_method", "crop")) for path in paths]
     heats = _heats([square for square in squares if isinstance(square, np.ndarray)], model)
     return [
