@@ -44,6 +44,7 @@ from .building import (
 )
 from .cycles import CycleSnapshots, TriangularCycles
 from .folds import write_submission
+from .mixing import mixed
 from .options import Training
 from .plots import Sched, SuggestedRates
 
@@ -71,8 +72,8 @@ class Learner:
         callbacks: Keras callbacks for every fit.
         verbose: print a table of the epochs, and progress bars.
         **settings: those of `Training` (`optimizer`, `loss`, `metrics`, `weight_decay`, `clip`,
-            `gradient_accumulation`, `ema`, `label_smoothing`, `focal_gamma`), and of `ImageClassifier`
-            (`augmentation`, `weights`, `batchnorm`, ...).
+            `gradient_accumulation`, `ema`, `label_smoothing`, `focal_gamma`, `mixup`, `cutmix`), and those
+            of `ImageClassifier` (`augmentation`, `weights`, `batchnorm`, ...).
 
     Attributes:
         model: the `ImageClassifier`.
@@ -476,9 +477,10 @@ class Learner:
     ) -> keras.callbacks.History:
         model, data = self._trained()
         self._compile(model, weight_decay)
+        train = mixed(data.train, self.training.mixup, self.training.cutmix)
         table = [EpochTable()] if self.verbose else []
         return model.fit(
-            data.train,
+            train,
             validation_data=data.valid,
             epochs=epochs,
             callbacks=[schedule, self.recorder, *table, *self.callbacks, *callbacks],
