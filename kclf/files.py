@@ -58,6 +58,19 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     return images
 
 
+def image_files(path: str | os.PathLike[str]) -> list[str]:
+    """The file itself, or all images of a folder as `list_images` gives them.
+
+    Raises:
+        DataError: there is no such file or folder, or the folder holds no images.
+    """
+    if os.path.isfile(path):
+        return [os.fspath(path)]
+    if not os.path.isdir(path):
+        raise DataError(f"No such file or folder: {os.fspath(path)}")
+    return list_images(path)
+
+
 def list_folders(folder: str | os.PathLike[str]) -> list[str]:
     """Names of the folders directly in a folder, sorted; names that start with a dot are left out."""
     require_folder(folder)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from .atomic import replacing
+from .data import ImageDataset
+from .files import image_files
 from .layers import Augmentation, geometry
 
 TASKS = ("single_label", "multi_label", "regression")
@@ -155,6 +157,30 @@ class Predictions:
         """Mean of -log(probability of what is right); with several labels, the mean over the classes."""
         return float(self._losses().mean())
 
+    def top(self, k: int = 1) -> list[list[tuple[str, float]]]:
+        """The k likeliest classes of each photo with their probabilities, likeliest first.
+
+        Example:
+            >>> Predictions(np.array([[0.25, 0.75]]), class_names=["cat", "dog"]).top()
+            [[('dog', 0.75)]]
+        """
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        return [
+            [(self.class_names[column], float(self.probabilities[row, column])) for column in columns]
+            for row, columns in enumerate(order)
+        ]
+
+    @property
+    def files(self) -> list[str]:
+        """Path of each photo, or its number where the photos are no files."""
+        paths = range(len(self)) if self.paths is None else self.paths
+        return [str(path) for path in paths]
+
+    def __str__(self) -> str:
+        if self.labels is None or self.task == "regression":
+            return f"{len(self):,} photos predicted"
+        return f"accuracy {self.accuracy():.4f}, log loss {self.log_loss():.4f} on {len(self):,} photos"
+
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line for each photo: file, label where known, prediction, confidence, all probabilities.
 
@@ -224,6 +250,33 @@ def predict(model: keras.Model, dataset: Any, *, from_logits: bool = True) -> Pr
     """
     (plain,), _ = _predict_views(model, dataset, from_logits, lambda pictures: iter([pictures]))
     return plain
+
+
+def predict_files(
+    model: Any, photos: Sequence[str | os.PathLike[str]], *, batch_size: int = 64
+) -> tuple[Predictions, list[tuple[str, str]]]:
+    """Predict photos from files, read as the model's own preprocessing has it.
+
+    Args:
+        model: an `ImageClassifier`.
+        photos: files, and folders of which all images are taken.
+        batch_size: photos a step.
+
+    Returns:
+        The predictions of the photos that can be read, in their order, and (path, reason) of the others.
+
+    Raises:
+        DataError: a path does not exist, there are no images, or none of them can be read.
+    """
+    dataset = ImageDataset(
+        [file for photo in photos for file in image_files(photo)],
+        class_names=model.class_names,
+        task=model.task,
+        presize=model.presize or model.size,
+        resize_method=model.resize_method,
+        batch_size=batch_size,
+    )
+    return predict(model, dataset), dataset.skipped
 
 
 def predict_tta(

@@ -21,6 +21,7 @@ from PIL import Image
 from kclf.data import ImageData, ImageDataset, cache
 from kclf.errors import DataError, ImageError
 from kclf.files import cv_indices, parent_label, regex_label
+from kclf.images import fit, read_image
 
 
 def save_photos(folder, counts, size=(40, 30)):
@@ -504,6 +505,17 @@ def test_threads_end_with_the_epoch_and_with_the_dataset():
     assert threads() == []
 
 
+@pytest.mark.gpu
+def test_batches_are_on_the_device_and_the_same_as_on_the_cpu():
+    on_device, on_cpu = (numbered(50, shuffle=True, presize=64) for _ in range(2))
+    on_cpu.device = torch.device("cpu")
+
+    for _ in range(3):
+        for sent, kept in zip(on_device, on_cpu, strict=True):
+            assert all(part.is_cuda for part in sent)
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(sent, kept, strict=True))
+
+
 # Files that cannot be read
 
 
@@ -675,6 +687,17 @@ def test_the_cache_is_read_and_not_the_photos(pets_folder, tmp_path):
 
     assert contents(fast.valid) == first
     assert caches(tmp_path / "cache") == before
+
+
+def test_another_split_of_the_same_photos_reads_the_same_cache(pets_folder, tmp_path):
+    folds = [small(pets_folder, seed=seed).resize(20, tmp_path / "cache") for seed in (0, 1)]
+
+    assert len(caches(tmp_path / "cache")) == 1
+    assert not np.array_equal(folds[0].valid.paths, folds[1].valid.paths)
+    for fold in folds:
+        for index, path in enumerate(fold.valid.paths):
+            direct = fit(read_image(path), 20)
+            assert np.array_equal(fold.valid.dataset[index], direct)
 
 
 def test_a_changed_photo_makes_another_cache(pets_folder, tmp_path):

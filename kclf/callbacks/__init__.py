@@ -2,6 +2,7 @@
 
 from .collapse import CollapseDetector
 from .cycles import CosineRestarts, FlatCosine, OneCycle, Schedule
+from .progress import ProgressBar
 from .range_test import LearningRateFinder, RangeTest, RangeTestRun, Suggestion, find_learning_rate
 from .recording import EpochTable, Recorder, smooth
 from .snapshots import SnapshotSaver, load_snapshot
@@ -13,6 +14,7 @@ __all__ = [
     "FlatCosine",
     "LearningRateFinder",
     "OneCycle",
+    "ProgressBar",
     "RangeTest",
     "RangeTestRun",
     "Recorder",

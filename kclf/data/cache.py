@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..atomic import replacing
 from ..errors import DataError, ImageError
 from ..images import CENTRE, ResizeMethod, image_size, place, read_image, resize, to_square
-from .sources import FileImages, Images, Position
+from .sources import Images, Position
 
 FORMAT = 1  # part of the key: a change of what is stored makes old caches unread
 TODO, DONE, UNREADABLE = 0, 1, 2
@@ -38,26 +38,37 @@ class CachedImages(Images):
 
     Args:
         paths: the n files the images come from.
-        size: the short side in pixels.
-        layout: where each image lies.
-        pixels: uint8 memory of all images.
-        reasons: why a photo is not there, by index.
+        layout: where each image of the cache lies.
+        pixels: uint8 memory of all images of the cache.
+        reasons: why an image of the cache is not there.
+        rows: int64 (n,), which image of the cache each path is; None for all of them in order.
     """
 
     def __init__(
-        self, paths: np.ndarray, size: int, layout: Layout, pixels: np.ndarray, reasons: dict[int, str]
+        self,
+        paths: np.ndarray,
+        layout: Layout,
+        pixels: np.ndarray,
+        reasons: dict[int, str],
+        rows: np.ndarray | None = None,
     ) -> None:
         self.paths = paths
-        self.size = size
         self._layout = layout
         self._pixels = pixels
         self._reasons = reasons
+        self._rows = np.arange(len(paths)) if rows is None else rows
 
     def __getitem__(self, index: int) -> np.ndarray:
-        if index in self._reasons:
-            raise ImageError(str(self.paths[index]), self._reasons[index])
-        start, end = self._layout.offsets[index : index + 2]
-        return self._pixels[start:end].reshape(*self._layout.shapes[index], 3)
+        row = int(self._rows[index])
+        if row in self._reasons:
+            raise ImageError(str(self.paths[index]), self._reasons[row])
+        start, end = self._layout.offsets[row : row + 2]
+        return self._pixels[start:end].reshape(*self._layout.shapes[row], 3)
+
+    def take(self, indices: np.ndarray) -> CachedImages:
+        """Some of the images, of the same cache."""
+        rows = self._rows[indices]
+        return CachedImages(self.paths[indices], self._layout, self._pixels, self._reasons, rows)
 
     def square(
         self,
@@ -74,14 +85,14 @@ class CachedImages(Images):
         return to_square(image, size, method, position, out)
 
 
-def cached(images: FileImages, size: int, folder: str | os.PathLike[str], num_threads: int) -> CachedImages:
+def cached(paths: np.ndarray, size: int, folder: str | os.PathLike[str], num_threads: int) -> CachedImages:
     """The photos from the cache in a folder, which is filled first, or filled to the end.
 
     The cache is keyed by the photos' paths, file sizes and times of change, so that a stale one is never
     read. A build that is killed goes on where it stopped.
 
     Args:
-        images: the photos.
+        paths: the files, each once.
         size: short side in pixels.
         folder: where caches are kept, made if need be.
         num_threads: threads that decode.
@@ -89,13 +100,13 @@ def cached(images: FileImages, size: int, folder: str | os.PathLike[str], num_th
     Raises:
         DataError: the disk has not the room.
     """
-    place_ = Path(folder) / f"{size}px-{_key(images.paths, size)}"
-    place_.mkdir(parents=True, exist_ok=True)
+    cache = Path(folder) / f"{size}px-{_key(paths, size)}"
+    cache.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="kclf-cache") as pool:
-        layout = _layout(images.paths, size, place_, pool)
-        reasons = _fill(images.paths, size, place_, layout, pool)
-    pixels = np.memmap(place_ / "pixels", dtype=np.uint8, mode="r")
-    return CachedImages(images.paths, size, layout, pixels, reasons)
+        layout = _layout(paths, size, cache, pool)
+        reasons = _fill(paths, size, cache, layout, pool)
+    pixels = np.memmap(cache / "pixels", dtype=np.uint8, mode="r")
+    return CachedImages(paths, layout, pixels, reasons)
 
 
 def _key(paths: np.ndarray, size: int) -> str:

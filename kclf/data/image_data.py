@@ -15,16 +15,11 @@ from ..files import (
     Split,
     class_table,
     encode,
-    encode_many,
-    encode_numbers,
-    folder_labels,
     grouped_split,
     index_split,
     list_folders,
     list_images,
-    random_split,
     read_table,
-    regex_label,
     require_classes,
     require_folder,
     stratified_split,
@@ -32,6 +27,22 @@ from ..files import (
 from ..images import ResizeMethod
 from . import plots
 from .cache import cached
+from .labelling import (
+    Path,
+    as_files,
+    automatic_split,
+    column_of,
+    encode_array,
+    encode_labels,
+    first_folder,
+    label_parts,
+    labels_of,
+    read_test_folder,
+    require_no_empty_class,
+    require_some_file,
+    task_of,
+    task_of_array,
+)
 from .loader import ImageDataset, OnError, Task, require_one_of, require_positive
 from .sources import ArrayImages, FileImages, Images
 from .summary import Text, summary
@@ -41,7 +52,6 @@ if TYPE_CHECKING:
 
 VALID_FOLDERS = ("valid", "val", "validation")
 TEST_FOLDERS = ("test", "test1")
-Path = str | os.PathLike[str]
 Label = Callable[[str], Any]
 
 
@@ -154,8 +164,8 @@ class ImageData:
         """The same images, decoded and scaled once and read from a cache from then on.
 
         Each photo is kept with its short side at `size` pixels, so that windows still move in training.
-        The cache is one file a split, keyed by the photos' paths, sizes and times of change; a build that
-        is interrupted goes on at the next call.
+        The cache is one file for all splits, keyed by the photos' paths, sizes and times of change, so that
+        other folds of the same photos share it. A build that is interrupted goes on at the next call.
 
         Args:
             size: short side in pixels, at least the size the model sees: 460 for random resized crops to
@@ -170,12 +180,17 @@ class ImageData:
         """
         if size < self.size:
             raise ValueError(f"Expected size >= {self.size}, which the model sees. Received: size={size}")
-        splits = {}
         for name, split in self.splits.items():
             if not isinstance(split.dataset, FileImages):
                 raise DataError(f"The {name} images are not in files, so there is nothing to decode once")
-            images = cached(split.dataset, size, cache_folder, split.num_threads)
-            splits[name] = split.replace(images=images, presize=min(size, split.presize))
+        paths = np.unique(np.concatenate([split.paths for split in self.splits.values()]))
+        images = cached(paths, size, cache_folder, self.train.num_threads)
+        splits = {
+            name: split.replace(
+                images=images.take(np.searchsorted(paths, split.paths)), presize=min(size, split.presize)
+            )
+            for name, split in self.splits.items()
+        }
         return ImageData(**splits, size=self.size)
 
     def summary(self, index: int = 0) -> Text:
@@ -291,21 +306,21 @@ class ImageData:
         inside = list_folders(folder)
         root = os.path.join(folder, "train") if "train" in inside else os.fspath(folder)
         paths = list_images(root)
-        labels = _labels_of(paths, root, label_regex)
+        labels = labels_of(paths, root, label_regex)
         if label_regex is None:
-            _require_no_empty_class(root, labels)
+            require_no_empty_class(root, labels)
         valid, test = (
-            _first_folder(folder, inside, names) if root != os.fspath(folder) else None
+            first_folder(folder, inside, names) if root != os.fspath(folder) else None
             for names in (VALID_FOLDERS, TEST_FOLDERS)
         )
         names = class_table(labels)
-        test_paths, test_labels = _test_set(test, names, label_regex)
+        test_paths, test_labels = read_test_folder(test, names, label_regex)
         if valid is None:
             require_classes(labels, labels, root)
             split = stratified_split(labels, valid_fraction, seed)
         else:
             valid_paths = list_images(valid)
-            valid_labels = _labels_of(valid_paths, valid, label_regex)
+            valid_labels = labels_of(valid_paths, valid, label_regex)
             encode(valid_labels, names, valid_paths)
             require_classes(labels, valid_labels, valid)
             split = index_split(
@@ -355,6 +370,7 @@ class ImageData:
 
         Example:
             >>> import tempfile
+            >>> from kclf.files import regex_label
             >>> from PIL import Image
             >>> folder = tempfile.mkdtemp()
             >>> for name in ("cat_1.png", "cat_2.png", "cat_3.png", "dog_1.png", "dog_2.png"):
@@ -363,7 +379,7 @@ class ImageData:
             >>> data.class_names, data.train.num_images, data.valid.num_images
             (['cat', 'dog'], 3, 2)
         """
-        files = _files(paths)
+        files = as_files(paths)
         labels = [label(path) for path in files]
         groups = None if group is None else [group(path) for path in files]
         return cls._from_labels(
@@ -407,11 +423,11 @@ class ImageData:
             seed: fixes the split, the order and the windows.
             **loading: see the class.
         """
-        files = [os.path.join(folder, f"{name}{suffix}") for name in _column(table, path_column)]
-        labels: list[Any] = [str(label) for label in _column(table, label_column)]
-        groups = None if group_column is None else _column(table, group_column)
+        files = [os.path.join(folder, f"{name}{suffix}") for name in column_of(table, path_column)]
+        labels: list[Any] = [str(label) for label in column_of(table, label_column)]
+        groups = None if group_column is None else column_of(table, group_column)
         if label_delimiter is not None:
-            labels = [_parts(label, label_delimiter) for label in labels]
+            labels = [label_parts(label, label_delimiter) for label in labels]
         task = task or ("single_label" if label_delimiter is None else "multi_label")
         return cls._from_labels(
             files, labels, task, groups, valid_indices, test, valid_fraction, seed, loading
@@ -471,15 +487,15 @@ class ImageData:
             held_out = np.arange(len(images), len(images) + len(valid[0]))
             images = np.concatenate([images, valid[0]])
             labels = np.concatenate([labels, np.asarray(valid[1])])
-        task = task or _task_of_array(labels)
-        names, codes = _encode_array(labels, task, class_names)
+        task = task or task_of_array(labels)
+        names, codes = encode_array(labels, task, class_names)
         if valid is not None:
             split = index_split(len(images), held_out)
         else:
-            split = _automatic_split(codes, task, valid_fraction, seed)
+            split = automatic_split(codes, task, valid_fraction, seed)
         test_images, test_labels = test if isinstance(test, tuple) else (test, None)
         if test_labels is not None:
-            test_labels = _encode_array(np.asarray(test_labels), task, names)[1]
+            test_labels = encode_array(np.asarray(test_labels), task, names)[1]
         return cls._of(
             ArrayImages(images),
             codes,
@@ -505,16 +521,16 @@ class ImageData:
         seed: int,
         loading: Loading,
     ) -> ImageData:
-        _require_some_file(files)
-        task = task or _task_of(labels, files)
-        names, codes = _encode_labels(labels, task, files)
+        require_some_file(files)
+        task = task or task_of(labels, files)
+        names, codes = encode_labels(labels, task, files)
         if valid_indices is not None:
             split = index_split(len(files), valid_indices)
         elif groups is not None:
             split = grouped_split(groups, valid_fraction, seed)
         else:
-            split = _automatic_split(codes, task, valid_fraction, seed)
-        test_images = None if test is None else FileImages(_files(test))
+            split = automatic_split(codes, task, valid_fraction, seed)
+        test_images = None if test is None else FileImages(as_files(test))
         return cls._of(FileImages(files), codes, split, names, task, seed, loading, test=test_images)
 
     @classmethod
@@ -560,128 +576,3 @@ def _sizes(size: int, presize: int | None) -> tuple[int, int]:
     if presize is not None and presize < size:
         raise ValueError(f"Expected presize >= size. Received: presize={presize}, size={size}")
     return size, presize or size
-
-
-def _files(paths: Sequence[Path] | Path) -> list[str]:
-    if isinstance(paths, str | os.PathLike):
-        return list_images(paths)
-    files = [os.fspath(path) for path in paths]
-    if not files:
-        raise DataError("Expected image files. Received: paths with nothing in it")
-    return files
-
-
-def _require_some_file(files: Sequence[str]) -> None:
-    """One file at least is there; the loader reports those that are not."""
-    if not any(os.path.exists(file) for file in files):
-        raise DataError(
-            f"None of the {len(files):,} files exists. The first: {files[0]}. "
-            "Look at `folder`, and at `suffix` (such as '.jpg') where the names come without one"
-        )
-
-
-# Folders
-
-
-def _labels_of(paths: Sequence[str], root: Path, label_regex: str | None) -> list[str]:
-    if label_regex is None:
-        return folder_labels(paths, root)
-    label = regex_label(label_regex)
-    return [label(path) for path in paths]
-
-
-def _first_folder(folder: Path, inside: Sequence[str], names: Sequence[str]) -> str | None:
-    return next((os.path.join(folder, name) for name in names if name in inside), None)
-
-
-def _require_no_empty_class(root: Path, labels: Sequence[str]) -> None:
-    empty = sorted(set(list_folders(root)) - set(labels))
-    if empty:
-        raise DataError(
-            f"{len(empty)} folders in {root} hold no image, so they are no class: {', '.join(empty[:8])}. "
-            "Remove them, or fill them"
-        )
-
-
-def _test_set(
-    folder: str | None, class_names: Sequence[str], label_regex: str | None
-) -> tuple[list[str], np.ndarray | None]:
-    """Files of the test folder, and their class numbers where it is divided in the classes."""
-    if folder is None:
-        return [], None
-    paths = list_images(folder)
-    if label_regex is not None or not set(list_folders(folder)) & set(class_names):
-        return paths, None
-    return paths, encode(folder_labels(paths, folder), class_names, paths)
-
-
-# Labels
-
-
-def _automatic_split(codes: np.ndarray, task: Task, valid_fraction: float, seed: int) -> Split:
-    if task == "single_label":
-        return stratified_split(codes.tolist(), valid_fraction, seed)
-    return random_split(len(codes), valid_fraction, seed)
-
-
-def _column(table: Mapping[str, Sequence[Any]], column: str | int) -> Sequence[Any]:
-    names = list(table)
-    if isinstance(column, int) and 0 <= column < len(names):
-        return table[names[column]]
-    if column in table:
-        return table[str(column)]
-    raise DataError(f"No such column. Received: {column!r}. The table has: {', '.join(map(str, names))}")
-
-
-def _parts(label: str, delimiter: str) -> list[str]:
-    """The labels of an image whose field holds several, or none."""
-    return [part for part in map(str.strip, label.split(delimiter)) if part]
-
-
-def _task_of(labels: Sequence[Any], files: Sequence[str]) -> Task:
-    if all(isinstance(label, str) for label in labels):
-        return "single_label"
-    if all(isinstance(label, list | tuple | set | frozenset) for label in labels):
-        return "multi_label"
-    at = next(i for i, label in enumerate(labels) if not isinstance(label, str))
-    raise DataError(
-        f"{files[at]}: its label is {labels[at]!r}. Expected text (one class), or a list of texts (several). "
-        'Numbers need task="regression", or str() where they are classes'
-    )
-
-
-def _encode_labels(labels: Sequence[Any], task: Task, files: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    if task == "regression":
-        return [], encode_numbers(labels, files)
-    if task == "multi_label":
-        names = class_table(name for row in labels for name in row)
-        return names, encode_many(labels, names, files)
-    texts = [str(label) for label in labels]
-    names = class_table(texts)
-    require_classes(texts, texts, f"{len(texts):,} images")
-    return names, encode(texts, names, files)
-
-
-def _task_of_array(labels: np.ndarray) -> Task:
-    if labels.ndim == 2:
-        return "multi_label"
-    return "regression" if np.issubdtype(labels.dtype, np.floating) else "single_label"
-
-
-def _encode_array(
-    labels: np.ndarray, task: Task, class_names: Sequence[str] | None
-) -> tuple[list[str], np.ndarray]:
-    if task == "regression":
-        return [], labels.astype(np.float32)
-    if task == "multi_label":
-        names = list(class_names or [str(i) for i in range(labels.shape[1])])
-        return names, labels.astype(np.float32)
-    if labels.dtype.kind in "UO":
-        names = list(class_names or class_table(labels.tolist()))
-        return names, encode(labels.tolist(), names)
-    names = list(class_names or [str(i) for i in range(int(labels.max()) + 1)])
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise DataError(
-            f"Expected class numbers in [0, {len(names)}). Received: {labels.min()} to {labels.max()}"
-        )
-    return names, labels.astype(np.int32)

@@ -377,6 +377,8 @@ class _Pass:
         self._requested = start
         self._pending: deque[_Pending] = deque()
         self._first: Batch | None = None
+        self._sending: Batch | None = None
+        self._stream = torch.cuda.Stream(dataset.device) if dataset.device.type == "cuda" else None
         self._pool = ThreadPoolExecutor(dataset.num_threads, thread_name_prefix="kclf-data")
 
     @property
@@ -406,7 +408,7 @@ class _Pass:
         for pending in self._pending:
             pending.cancel()
         self._pending.clear()
-        self._first = None
+        self._first = self._sending = None
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _request(self) -> None:
@@ -431,6 +433,19 @@ class _Pass:
         return _Pending(images, jobs)
 
     def _take(self) -> Batch:
+        stream = self._stream
+        if stream is None:
+            return self._decoded()
+        batch, self._sending = self._sending or _sent(self._decoded(), stream), None
+        if self._pending and all(job.done() for job in self._pending[0].jobs):
+            self._sending = _sent(self._decoded(), stream)  # while the device works on this batch
+        here = torch.cuda.current_stream(stream.device)
+        here.wait_stream(stream)
+        for part in batch:
+            part.record_stream(here)
+        return batch
+
+    def _decoded(self) -> Batch:
         pending = self._pending.popleft()
         try:
             indices = np.array([job.result() for job in pending.jobs])
@@ -439,6 +454,12 @@ class _Pass:
             self.close()
             raise
         return self._dataset.collate(pending.images, indices)
+
+
+def _sent(batch: Batch, stream: torch.cuda.Stream) -> Batch:
+    """The batch on its way to the device; the images are pinned already."""
+    with torch.cuda.stream(stream):
+        return tuple(part.pin_memory().to(stream.device, non_blocking=True) for part in batch)
 
 
 def as_images(images: Images | Sequence[str | os.PathLike[str]] | np.ndarray) -> Images:

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import geometry
 from .checks import check_choice, check_range, float32_options, output_size
 from .lighting import adjust_hue, adjust_lighting
-from .sampling import FILL_MODES, INTERPOLATIONS, resampled_parts
+from .sampling import FILL_MODES, INTERPOLATIONS, resampled_parts, to_device
 
 _TRIES = 10  # crops drawn for each picture, of which the first that fits is taken, as in Inception's crop
 _ASPECT = 4 / 3  # aspects of a crop lie between 3/4 and 4/3
@@ -329,7 +329,7 @@ def _relight(transformation: Transformation, device: torch.device) -> Callable[[
         transformation.hue,
     )
     packed = torch.stack(values, 1).to(torch.float32)
-    sent = packed.to(device)
+    sent = to_device(packed, device)
     neutral = packed == torch.tensor([0.5, 1.0, 1.0, 0.0])
 
     def relight(pictures: Tensor, rows: slice) -> Tensor:

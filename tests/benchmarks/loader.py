@@ -47,6 +47,14 @@ def kclf_loader(settings: SimpleNamespace) -> Iterator:
     )
 
 
+def cached_loader(settings: SimpleNamespace) -> Iterator:
+    from kclf.data.cache import cached
+
+    loader = kclf_loader(settings)
+    folder = os.path.join(tempfile.gettempdir(), "kclf-benchmark-cache")
+    return loader.replace(images=cached(loader.paths, PRESIZE, folder, settings.workers))
+
+
 def augmented(loader: Iterator) -> harness.Round:
     from kclf.layers import aug_transforms
 
@@ -88,11 +96,7 @@ def kclf_augment(settings: SimpleNamespace) -> harness.Round:
 
 @harness.contestant("augment: kclf from its cache")
 def kclf_cache(settings: SimpleNamespace) -> harness.Round:
-    from kclf.data.cache import cached
-
-    loader = kclf_loader(settings)
-    folder = os.path.join(tempfile.gettempdir(), "kclf-benchmark-cache")
-    return augmented(loader.replace(images=cached(loader.dataset, PRESIZE, folder, settings.workers)))
+    return augmented(cached_loader(settings))
 
 
 @harness.contestant("presize: Pillow + DataLoader, 2 workers", reference=True)
@@ -129,12 +133,8 @@ def kclf_presize(settings: SimpleNamespace) -> harness.Round:
 
 @harness.contestant("presize: kclf from its cache")
 def kclf_presized(settings: SimpleNamespace) -> harness.Round:
-    from kclf.data.cache import cached
-
-    loader = kclf_loader(settings)
-    folder = os.path.join(tempfile.gettempdir(), "kclf-benchmark-cache")
-    fast = loader.replace(images=cached(loader.dataset, PRESIZE, folder, settings.workers))
-    return lambda: sum(len(batch[0]) for batch in fast)
+    loader = cached_loader(settings)
+    return lambda: sum(len(batch[0]) for batch in loader)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,5 @@
+"""`python -m kclf` is the `kclf` command."""
+
+from .cli import main
+
+main()

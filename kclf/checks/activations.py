@@ -1,0 +1,37 @@
+"""What a classifier's backbone makes of photos: one vector each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..images import read_image, to_square
+
+BATCH_SIZE = 32
+
+
+def pooled_activations(model: Any, paths: Sequence[str]) -> np.ndarray:
+    """Mean over the cells of the backbone's last feature map, float32 (n, channels).
+
+    Args:
+        model: an `ImageClassifier`: has `augmentation`, `normalization`, `backbone` and `size`, and perhaps
+            `presize` and `resize_method`.
+        paths: readable photos.
+    """
+    device = next(iter(model.parameters())).device
+    batches = []
+    with torch.no_grad():
+        for start in range(0, len(paths), BATCH_SIZE):
+            squares = [_square(path, model) for path in paths[start : start + BATCH_SIZE]]
+            batch = torch.from_numpy(np.stack(squares)).to(device)
+            seen = model.normalization(model.augmentation(batch, training=False))
+            batches.append(model.backbone(seen, training=False).float().mean(dim=(1, 2)).cpu().numpy())
+    return np.concatenate(batches)
+
+
+def _square(path: str, model: Any) -> np.ndarray:
+    size = getattr(model, "presize", None) or model.size
+    return to_square(read_image(path, at_least=size), size, getattr(model, "resize_method", "crop"))

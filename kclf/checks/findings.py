@@ -1,0 +1,153 @@
+"""What a check found, as a ledger that a person can edit in a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..atomic import replacing
+from ..errors import FileFormatError
+
+Problem = Literal[
+    "unreadable", "leak", "duplicate", "near_duplicate", "label", "wrong_extension", "odd", "small", "long"
+]
+Action = Literal["keep", "delete", "relabel", "move"]
+PROBLEMS: tuple[str, ...] = get_args(Problem)
+ACTIONS: tuple[str, ...] = get_args(Action)
+MEANING = {
+    "unreadable": "cannot be decoded: training would stop or skip it",
+    "leak": "the same photo lies in another set: validation figures come out too good",
+    "duplicate": "the same file as another photo",
+    "near_duplicate": "looks the same as another photo (re-encoded, resized, mirrored)",
+    "label": "a model trained on the other photos is sure of another class",
+    "wrong_extension": "its content is of another format than its name says",
+    "odd": "animated, CMYK or not an image file",
+    "small": "so few pixels that little can be seen",
+    "long": "so long that a square crop loses most of it",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One photo with one problem; a row of the ledger.
+
+    Args:
+        path: of the photo, below `folder`.
+        problem: one of `PROBLEMS`.
+        score: how bad, in [0, 1]; within a problem the worst come first.
+        detail: what was seen, in a few words.
+        label: class of the photo, or "".
+        other: the photo that this one repeats, below `folder`, or "".
+        advice: the action that seems right; "keep" where only a person can tell.
+        action: what to do: "keep", "delete", "relabel" or "move". A check writes "keep"; a person edits it.
+        target: the new class for "relabel", the other set's folder for "move".
+        folder: the folder that holds all photos.
+    """
+
+    path: str
+    problem: str
+    score: float
+    detail: str
+    label: str = ""
+    other: str = ""
+    advice: str = "keep"
+    action: str = "keep"
+    target: str = ""
+    folder: str = ""
+
+
+COLUMNS = [column.name for column in fields(Finding)]
+
+
+@dataclass
+class Findings(Sequence[Finding]):
+    """All that a check found: photos with a problem, worst kinds first, and remarks on the whole.
+
+    Args:
+        items: the photos.
+        notes: remarks on the whole data: balance of the classes, sizes that give the class away.
+        num_photos: how many photos were looked at.
+    """
+
+    items: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    num_photos: int = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.items)
+
+    def __getitem__(self, place):  # type: ignore[no-untyped-def]  # int or slice, as a list
+        return self.items[place]
+
+    def of(self, *problems: str) -> list[Finding]:
+        """The findings of some kinds, worst first."""
+        unknown = set(problems) - set(PROBLEMS)
+        if unknown:
+            raise ValueError(f"problems are {', '.join(PROBLEMS)}. Received: {sorted(unknown)}")
+        return [finding for finding in self.items if finding.problem in problems]
+
+    def summary(self) -> str:
+        """How many photos have which problem, what it means, and the remarks on the whole."""
+        counts = Counter(finding.problem for finding in self.items)
+        lines = [f"{counts[p]:6,} {p.replace('_', ' '):16} {MEANING[p]}" for p in PROBLEMS if counts[p]]
+        head = f"{self.num_photos:,} photos looked at, {len({f.path for f in self.items}):,} with a problem"
+        return "\n".join([head, *lines, *(f"note: {note}" for note in self.notes)])
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def to_csv(self, path: str | os.PathLike[str], *, accept: Collection[str] = ()) -> None:
+        """Write the ledger, one row a finding.
+
+        Args:
+            path: the CSV file to write.
+            accept: problems whose `advice` is written as `action`; all others get their own `action`,
+                "keep" after a check.
+        """
+        self.of(*accept)
+        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for item in self.items:
+                row = {name: getattr(item, name) for name in COLUMNS} | {"score": f"{item.score:.4f}"}
+                if item.problem in accept:
+                    row["action"] = item.advice
+                writer.writerow(row.values())
+
+
+def read_ledger(path: str | os.PathLike[str]) -> list[Finding]:
+    """Read a ledger back, edited or not, with commas or semicolons, in any order of columns.
+
+    Raises:
+        FileFormatError: columns are missing, or a row's action is none.
+    """
+    text = Path(path).read_text(encoding="utf-8-sig")
+    delimiter = ";" if text.split("\n", 1)[0].count(";") > text.split("\n", 1)[0].count(",") else ","
+    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
+    missing = {"path", "action", "target", "folder"} - set(reader.fieldnames or ())
+    if missing:
+        raise FileFormatError(
+            f"{path} is no ledger: it has no column {', '.join(sorted(missing))}. "
+            f"Received: columns {reader.fieldnames}"
+        )
+    return [_finding(row, f"{path}, row {number}") for number, row in enumerate(reader, start=2)]
+
+
+def _finding(row: dict[str, str], where: str) -> Finding:
+    given = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    action = given["action"].lower() or "keep"
+    if action not in ACTIONS:
+        raise FileFormatError(f"{where}: action is {', '.join(ACTIONS)}. Received: {given['action']!r}")
+    try:
+        score = float(given["score"].replace(",", ".") or 0)
+    except ValueError as error:
+        raise FileFormatError(f"{where}: score is a number or empty. Received: {given['score']!r}") from error
+    return Finding(**(given | {"action": action, "score": score}))  # type: ignore[arg-type]

@@ -1,0 +1,254 @@
+"""The `kclf` command: train, predict, demo. It parses words and prints; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from .errors import KclfError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Image classifiers from a folder of photos, by transfer learning.",
+)
+
+BAD_INPUT = 2
+
+
+class Augment(StrEnum):
+    """The augmentation presets, by the course's names."""
+
+    standard = "standard"
+    side_on = "side_on"
+    top_down = "top_down"
+    basic = "basic"
+    none = "none"
+
+
+class Precision(StrEnum):
+    """The number formats that a model can compute in."""
+
+    float32 = "float32"
+    mixed_float16 = "mixed_float16"
+    mixed_bfloat16 = "mixed_bfloat16"
+    auto = "auto"
+
+
+DATA = "Data"
+MODEL = "Model"
+TRAINING = "Training"
+OUTPUT = "Output"
+
+
+@app.command()
+def train(
+    folder: Annotated[Path, typer.Argument(help="The folder of photos.", show_default=False)],
+    label_regex: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the class from the file name: the first group of this pattern.", rich_help_panel=DATA
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="Take file names and classes from the first two columns.", rich_help_panel=DATA),
+    ] = None,
+    valid_fraction: Annotated[
+        float,
+        typer.Option(
+            help="Share of the photos kept for validation.", min=0.01, max=0.9, rich_help_panel=DATA
+        ),
+    ] = 0.2,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Stop at the first photo that cannot be read.", rich_help_panel=DATA),
+    ] = False,
+    backbone: Annotated[
+        str, typer.Option(help="The pretrained network.", rich_help_panel=MODEL)
+    ] = "EfficientNetLite0",
+    weights: Annotated[
+        str, typer.Option(help="imagenet, none, or a weights file without top.", rich_help_panel=MODEL)
+    ] = "imagenet",
+    size: Annotated[
+        int, typer.Option(help="Side of the square the network sees, pixels.", min=16, rich_help_panel=MODEL)
+    ] = 224,
+    presize: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the square photos are read at, before augmentation. [default: 1.25 x size]",
+            min=16,
+            show_default=False,
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    augment: Annotated[
+        Augment, typer.Option(help="What happens to training photos.", rich_help_panel=MODEL)
+    ] = Augment.standard,
+    epochs: Annotated[
+        int, typer.Option(help="Epochs with everything trainable.", min=0, rich_help_panel=TRAINING)
+    ] = 3,
+    freeze_epochs: Annotated[
+        int,
+        typer.Option(help="Epochs before, with only the head trainable.", min=0, rich_help_panel=TRAINING),
+    ] = 1,
+    batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1, rich_help_panel=TRAINING)] = 64,
+    learning_rate: Annotated[
+        float, typer.Option(help="Peak rate of the head's cycle.", min=1e-9, rich_help_panel=TRAINING)
+    ] = 2e-3,
+    mixed_precision: Annotated[
+        Precision, typer.Option(help="auto takes what this device is fastest with.", rich_help_panel=TRAINING)
+    ] = Precision.float32,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Governs split, order, augmentation and initial weights.", rich_help_panel=TRAINING
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the classifier and what belongs to it. [default: FOLDER's name + -classifier]",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write into an --out that exists.", rich_help_panel=OUTPUT)
+    ] = False,
+) -> None:
+    """Train a classifier on FOLDER and save it.
+
+    FOLDER holds train/ and valid/ with a folder for each class, or a folder for each class alone, which is
+    split by --seed; photos in one flat folder need --label-regex or --csv.
+    """
+    from .runs import RunSettings, train_run
+
+    train_run(
+        RunSettings(
+            folder=folder,
+            out=out or Path(f"{folder.resolve().name}-classifier"),
+            label_regex=label_regex,
+            csv=csv,
+            valid_fraction=valid_fraction,
+            strict=strict,
+            backbone=backbone,
+            weights=None if weights == "none" else weights,
+            size=size,
+            presize=presize or round(size * 1.25),
+            augment=augment.value,
+            epochs=epochs,
+            freeze_epochs=freeze_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            mixed_precision=mixed_precision.value,
+            seed=seed,
+        ),
+        force=force,
+    )
+
+
+@app.command()
+def predict(
+    classifier: Annotated[
+        Path, typer.Argument(help="The classifier.h5 of a training run.", show_default=False)
+    ],
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    top: Annotated[int, typer.Option(help="How many classes to print a photo.", min=1)] = 1,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 64,
+) -> None:
+    """Print class and probability of each photo."""
+    from .models import load
+    from .predict import predict_files
+
+    if as_csv and as_json:
+        raise typer.BadParameter("choose one of --csv and --json")
+    predictions, unreadable = predict_files(load(classifier), photos, batch_size=batch_size)
+    for path, reason in unreadable:
+        typer.echo(f"skipped {path}: {reason}", err=True)
+    rows = [
+        {"path": path, "classes": [{"class": name, "probability": p} for name, p in ranked]}
+        for path, ranked in zip(predictions.files, predictions.top(top), strict=True)
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    elif as_csv:
+        _print_csv(rows)
+    else:
+        _print_lines(rows)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the photos and the classifier.")] = Path("kclf-demo"),
+    epochs: Annotated[int, typer.Option(help="Epochs with everything trainable.", min=0)] = 3,
+    seed: Annotated[int, typer.Option(help="Governs split, order, augmentation and initial weights.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Write into an --out that exists.")] = False,
+) -> None:
+    """Train on handwritten digits: no data and no network needed, under two minutes on a laptop."""
+    from .demo import write_digits
+    from .runs import RunSettings, check_out, train_run
+
+    check_out(out, force=force)
+    photos = write_digits(out / "photos")
+    settings = RunSettings(
+        folder=photos,
+        out=out,
+        backbone="EfficientNetLite0",
+        size=64,
+        presize=64,
+        augment="basic",
+        epochs=epochs,
+        seed=seed,
+    )
+    train_run(settings, force=True)
+    typer.echo(f"\nTry it:  kclf predict {out / 'classifier.h5'} {photos / '3'} --top 2")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command; bad input ends with one message and exit status 2.
+
+    Args:
+        words: the command's words; None takes those of the process.
+    """
+    logging.getLogger("kclf").addHandler(logging.NullHandler())  # what it warns of, the commands print
+    try:
+        app(words)
+    except (KclfError, OSError) as error:
+        _fail(str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"kclf: {message}", err=True)
+    sys.exit(status)
+
+
+def _print_csv(rows: list[dict[str, Any]]) -> None:
+    import csv
+
+    most = max(len(row["classes"]) for row in rows)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    ranks = [""] if most == 1 else [f"_{rank}" for rank in range(1, most + 1)]
+    writer.writerow(["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
+    for row in rows:
+        cells = [cell for c in row["classes"] for cell in (c["class"], f"{c['probability']:.6f}")]
+        writer.writerow([row["path"], *cells])
+
+
+def _print_lines(rows: list[dict[str, Any]]) -> None:
+    width = max(len(row["path"]) for row in rows)
+    for row in rows:
+        classes = "   ".join(f"{c['class']} {c['probability']:.4f}" for c in row["classes"])
+        typer.echo(f"{row['path']:<{width}}  {classes}")

