@@ -61,8 +61,8 @@ def mixed(images: Any, mixup: float | None, cutmix: float | None) -> Any:
         return images
     if not isinstance(images, ImageDataset) or images.task == "regression":
         raise ValueError(
-            "MixUp and CutMix mix photos that have classes: set precompute=False, and take labels that are no "
-            f"numbers. Received: {images!r}"
+            "MixUp and CutMix mix photos that have classes: set precompute=False, and take no numbers as "
+            f"labels. Received: {images!r}"
         )
     classes = len(images.class_names) if images.task == "single_label" else None
     return MixedDataset(images, [kind(classes, alpha=a) for kind, a in alphas if a is not None])
