@@ -173,8 +173,8 @@ def timm(settings):
 
 @harness.contestant("fastai", peer=True)
 def fastai(settings):
-    from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, accuracy
     from fastai.vision.all import SGD as FastaiSGD
+    from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, accuracy
 
     x, y = fixed_batch(settings, channels_last=True)
     batches = [(x.contiguous(), y)] * settings.steps
