@@ -46,7 +46,6 @@ from .layers import (
 from .models import ImageClassifier, load
 from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 from .predict import Predictions, predict, predict_files, predict_tta
-from .training import fine_tune, fit_one_cycle
 
 __version__ = "0.1.0.dev0"
 
@@ -85,8 +84,6 @@ __all__ = [
     "datasets",
     "deaccelerate",
     "find_learning_rate",
-    "fine_tune",
-    "fit_one_cycle",
     "load",
     "none",
     "predict",

@@ -1,4 +1,4 @@
-"""The `kclf` command: train, predict, demo. It parses words and prints; the work is done elsewhere."""
+"""The `kclf` command. It parses words and prints; the work is done elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .errors import KclfError
+from .errors import KclfError, OutputExistsError
 
 app = typer.Typer(
     add_completion=False,
@@ -84,7 +84,7 @@ def train(
     presize: Annotated[
         int | None,
         typer.Option(
-            help="Side of the square photos are read at, before augmentation. [default: 1.25 x size]",
+            help="Side of the square photos are read at, before augmentation. Default: 1.25 x --size.",
             min=16,
             show_default=False,
             rich_help_panel=MODEL,
@@ -116,7 +116,7 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the classifier and what belongs to it. [default: FOLDER's name + -classifier]",
+            help="Folder for the classifier and what belongs to it. Default: FOLDER's name and -classifier.",
             show_default=False,
             rich_help_panel=OUTPUT,
         ),
@@ -132,6 +132,8 @@ def train(
     """
     from .runs import RunSettings, train_run
 
+    if not epochs + freeze_epochs:
+        raise typer.BadParameter("there is nothing to train with --epochs 0 and --freeze-epochs 0")
     train_run(
         RunSettings(
             folder=folder,
@@ -213,6 +215,88 @@ def demo(
     )
     train_run(settings, force=True)
     typer.echo(f"\nTry it:  kclf predict {out / 'classifier.h5'} {photos / '3'} --top 2")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a training run.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file to write. Default: report.html in the run.", show_default=False),
+    ] = None,
+) -> None:
+    """Write the report of a run: one HTML page that needs no network."""
+    from .report import write_report
+
+    typer.echo(write_report(run, out or run / "report.html"))
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="The folder of photos.", show_default=False)],
+    label_regex: Annotated[
+        str | None, typer.Option(help="Take the class from the file name: the first group of this pattern.")
+    ] = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(help="A classifier.h5: its backbone then looks for wrong labels as well."),
+    ] = None,
+    ledger: Annotated[Path, typer.Option(help="Where to write the findings, to be edited.")] = Path(
+        "ledger.csv"
+    ),
+    page: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page on which the ledger is edited.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a ledger that exists.")] = False,
+) -> None:
+    """Look for what is wrong with photos and labels; nothing is changed."""
+    from .checks import check as check_photos
+    from .files import regex_label
+    from .models import load
+
+    if ledger.exists() and not force:
+        raise OutputExistsError(f"{ledger} exists. Choose another --ledger, or pass --force to replace it.")
+    findings = check_photos(
+        folder,
+        load(classifier) if classifier else None,
+        label=regex_label(label_regex) if label_regex else None,
+    )
+    typer.echo(findings.summary())
+    findings.to_csv(ledger)
+    typer.echo(f"\nWritten to {ledger}. Edit its column action, then: kclf clean {ledger}")
+    if page is not None:
+        from .report import write_ledger_page
+
+        typer.echo(f"The page to edit it on: {write_ledger_page(findings, page)}")
+
+
+@app.command()
+def clean(
+    ledger: Annotated[Path, typer.Argument(help="The edited ledger, or an undo log.", show_default=False)],
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Move the files; else only say what would be.")
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Move back what an undo log tells of.")] = False,
+) -> None:
+    """Do what an edited ledger says. Nothing is deleted: photos move to a folder `removed`."""
+    from .checks import apply_ledger, undo_ledger
+
+    typer.echo(undo_ledger(ledger) if undo else apply_ledger(ledger, apply=apply))
+
+
+@app.command()
+def doctor(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Photos to measure with; made-up ones without.", show_default=False)
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="The network to measure with.")] = "MobileNetV2",
+    size: Annotated[int, typer.Option(help="Side of the square the network sees, pixels.", min=32)] = 224,
+    batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 32,
+) -> None:
+    """Say what this machine has, how fast each stage runs, and whether learning works at all."""
+    from .doctor import examine
+
+    typer.echo(examine(folder, backbone=backbone, size=size, batch_size=batch_size))
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from .storage import read_arrays, write_arrays
 from .weights import array_of, layer_keys, layers_with_variables, named_variables
 
 TASKS = ("single_label", "multi_label", "regression")
-BATCHNORM_POLICIES = ("frozen", "train", "inference")
+BATCHNORM_POLICIES = ("inference", "frozen", "train")
 BATCHNORM_MOMENTUM = 0.9
 FILE_FORMAT = "kclf-classifier"
 FILE_VERSION = 1
@@ -48,10 +48,11 @@ class ImageClassifier(keras.Model):
         hidden: widths of the head's hidden layers.
         dropout: rate before the last layer; half of it before each hidden layer.
         task: "single_label", "multi_label" or "regression".
-        batchnorm: what BatchNormalization does in the backbone. "frozen": frozen groups use their stored
-            statistics, trainable ones learn (Keras' rule and fastai 0.7's). "train": statistics and scales
-            live on in frozen groups too (fastai 2's `train_bn`). "inference": stored statistics
-            everywhere, also after `unfreeze`.
+        batchnorm: what BatchNormalization does in the backbone. "inference": it normalises by its stored
+            statistics always, also after `unfreeze`; its scales and shifts learn with their groups. "frozen":
+            so in frozen groups, but by the batch in trainable ones (Keras' rule and fastai 0.7's): the
+            features change all at once when a group thaws. "train": statistics and scales live on in frozen
+            groups too (fastai 2's `train_bn`), at the price of a backward pass through the whole backbone.
         presize: side of the square that photos are brought to when they are read from files for a
             prediction; None reads them at `size`.
         resize_method: "crop", "pad" or "squish": how they are brought to it.
@@ -82,7 +83,7 @@ class ImageClassifier(keras.Model):
         hidden: Sequence[int] = (512,),
         dropout: float = 0.5,
         task: str = "single_label",
-        batchnorm: str = "frozen",
+        batchnorm: str = "inference",
         presize: int | None = None,
         resize_method: str = "crop",
         accelerate: bool = True,

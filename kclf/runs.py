@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,11 +23,11 @@ from .callbacks import EpochTable, ProgressBar, Recorder
 from .data import ImageData
 from .errors import DataError, OutputExistsError
 from .files import regex_label
+from .learner import Learner
 from .models import ImageClassifier
-from .optimizers import LayerGroupOptimizer
 from .precision import best_precision
-from .predict import Predictions, predict
-from .training import fine_tune
+from .predict import Predictions
+from .report import write_report
 
 AUGMENTATIONS = {
     "standard": layers.aug_transforms,
@@ -36,6 +36,9 @@ AUGMENTATIONS = {
     "basic": layers.basic,
     "none": layers.none,
 }
+
+
+RESULTS = ("classifier.h5", "report.html", "curves.png", "history.csv", "settings.json")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class RunSettings:
         weights: "imagenet", None or the path of a weights file without top.
         size: side of the square the backbone sees, pixels.
         presize: side of the square photos are read at, pixels.
+        batchnorm: "frozen", "train" or "inference", as `ImageClassifier` has it.
         augment: a key of `AUGMENTATIONS`.
         epochs: epochs with everything trainable.
         freeze_epochs: epochs before them with only the head trainable.
@@ -72,6 +76,7 @@ class RunSettings:
     weights: str | None = "imagenet"
     size: int = 224
     presize: int = 280
+    batchnorm: str = "inference"
     augment: str = "standard"
     epochs: int = 3
     freeze_epochs: int = 1
@@ -81,29 +86,19 @@ class RunSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a training run left: the trained model, its data, history and validation predictions."""
-
-    model: ImageClassifier
-    data: ImageData
-    history: Mapping[str, Sequence[float]]
-    predictions: Predictions
-
-
-def train_run(settings: RunSettings, *, force: bool = False) -> Run:
+def train_run(settings: RunSettings, *, force: bool = False) -> Learner:
     """Find the data, train the head, fine-tune the whole, and write the results; says so as it goes.
 
-    Nothing is written before training has ended well, and each file whole or not at all:
-    `classifier.h5`, `history.csv`, `batches.csv`, `predictions.csv` (of the validation photos),
-    `settings.json` and `curves.png`.
+    Nothing is written before training has ended well, and each file whole or not at all: `classifier.h5`,
+    `history.csv`, `batches.csv`, `predictions.csv` (of the validation photos), `settings.json`, `curves.png`
+    and `report.html`.
 
     Args:
         settings: what to do.
         force: write into a folder that exists.
 
     Returns:
-        The run.
+        The learner, trained.
 
     Raises:
         OutputExistsError: `settings.out` exists and `force` is False.
@@ -114,25 +109,15 @@ def train_run(settings: RunSettings, *, force: bool = False) -> Run:
     keras.utils.set_random_seed(settings.seed)
     data = find_data(settings)
     print(data.summary())
-    model = build_model(settings, data)
-    print(describe_model(model))
-    recorder, table = Recorder(), EpochTable()
-    history = fine_tune(
-        model,
-        data.train,
-        data.valid,
-        epochs=settings.epochs,
-        freeze_epochs=settings.freeze_epochs,
-        base_lr=settings.learning_rate,
-        callbacks=[ProgressBar(), recorder, table],
-    )
-    run = Run(model, data, history, predict(model, data.valid))
-    write_run(run, settings, recorder, table)
+    table = EpochTable()
+    learner = build_learner(settings, data, callbacks=[ProgressBar(), table])
+    print(describe_model(learner.model))
+    learner.fine_tune(settings.epochs, settings.learning_rate, settings.freeze_epochs)
+    predictions = learner.predictions()
+    write_run(learner, data, predictions, table, settings)
     print(describe_skipped(data))
-    print(
-        f"\n{run.predictions}\nSaved in {settings.out}: classifier.h5, curves.png, history.csv, settings.json"
-    )
-    return run
+    print(f"{predictions}\nSaved in {settings.out}: {', '.join(RESULTS)}")
+    return learner
 
 
 def check_out(out: Path, *, force: bool) -> None:
@@ -168,21 +153,21 @@ def find_data(settings: RunSettings) -> ImageData:
     return ImageData.from_folder(settings.folder, **options)
 
 
-def build_model(settings: RunSettings, data: ImageData) -> ImageClassifier:
-    """The compiled classifier for the data."""
-    model = ImageClassifier(
+def build_learner(
+    settings: RunSettings, data: ImageData, callbacks: Sequence[keras.callbacks.Callback]
+) -> Learner:
+    """The learner of a new classifier for the data."""
+    precision = settings.mixed_precision
+    return Learner(
+        data,
         settings.backbone,
-        data.class_names,
-        size=settings.size,
         weights=settings.weights,
         augmentation=AUGMENTATIONS[settings.augment](),
-        task=data.task,
-        presize=settings.presize,
-        dtype=best_precision() if settings.mixed_precision == "auto" else settings.mixed_precision,
+        batchnorm=settings.batchnorm,
+        dtype=best_precision() if precision == "auto" else precision,
+        callbacks=callbacks,
+        verbose=False,
     )
-    adamw = keras.optimizers.AdamW(settings.learning_rate, weight_decay=0.01, beta_2=0.99, epsilon=1e-5)
-    model.compile(LayerGroupOptimizer(adamw, model))
-    return model
 
 
 def describe_model(model: ImageClassifier) -> str:
@@ -205,18 +190,21 @@ def describe_skipped(data: ImageData) -> str:
 # ---- results ------------------------------------------------------------
 
 
-def write_run(run: Run, settings: RunSettings, recorder: Recorder, table: EpochTable) -> None:
+def write_run(
+    learner: Learner, data: ImageData, predictions: Predictions, table: EpochTable, settings: RunSettings
+) -> None:
     """Write the results of a run into its folder."""
     out = settings.out
     out.mkdir(parents=True, exist_ok=True)
-    run.model.save(out / "classifier.h5")
-    run.predictions.to_csv(out / "predictions.csv")
-    recorder.to_csv(out / "batches.csv")
+    learner.model.save(out / "classifier.h5")
+    predictions.to_csv(out / "predictions.csv")
+    learner.recorder.to_csv(out / "batches.csv")
     write_history(table, settings.freeze_epochs, out / "history.csv")
     with replacing(out / "settings.json") as temporary:
-        temporary.write_text(json.dumps(describe_settings(settings, run.data), indent=2) + "\n")
+        temporary.write_text(json.dumps(describe_settings(settings, data), indent=2) + "\n")
     with replacing(out / "curves.png") as temporary:
-        plot_curves(recorder).savefig(temporary, dpi=120)
+        plot_curves(learner.recorder).savefig(temporary, dpi=120)
+    write_report(out, out / "report.html")
 
 
 def write_history(table: EpochTable, freeze_epochs: int, path: Path) -> None:

@@ -82,9 +82,8 @@ def trained(tmp_path_factory):
 def test_a_run_leaves_its_results(trained):
     left = {path.name for path in (trained / "out").iterdir()}
 
-    assert left == {
-        "classifier.h5", "curves.png", "history.csv", "batches.csv", "predictions.csv", "settings.json"
-    }  # fmt: skip
+    tables = {"history.csv", "batches.csv", "predictions.csv", "settings.json"}
+    assert left == tables | {"classifier.h5", "report.html", "curves.png"}
 
 
 def test_history_has_the_columns_of_the_course(trained):
@@ -206,6 +205,14 @@ def test_results_are_not_overwritten_unasked(photos, tmp_path, capsys):
 
     assert "--force" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
+
+
+def test_nothing_at_all_to_train_is_refused(photos, tmp_path, capsys):
+    assert (
+        run("train", photos, *SMALL, "--epochs", "0", "--freeze-epochs", "0", "--out", tmp_path / "out") == 2
+    )
+
+    assert "epochs" in capsys.readouterr().err
 
 
 # ---- predict ------------------------------------------------------------

@@ -20,9 +20,10 @@ FLOORS = [
     {"backbones"},
     {"models"},
     {"activations", "callbacks", "predict"},
-    {"checks", "ensembles", "interpret", "training"},
+    {"checks", "ensembles", "export", "interpret"},
     {"learner"},
-    {"doctor", "report", "runs"},
+    {"doctor", "report"},
+    {"runs"},
     {"cli"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

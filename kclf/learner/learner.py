@@ -296,11 +296,13 @@ class Learner:
             div: their first rate is the highest by `div`.
             callbacks: more callbacks for both parts.
         """
-        self.freeze()
-        self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, callbacks=callbacks)
-        self.unfreeze()
-        rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
-        self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, callbacks=callbacks)
+        if freeze_epochs:
+            self.freeze()
+            self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, callbacks=callbacks)
+        if epochs:
+            self.unfreeze()
+            rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
+            self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, callbacks=callbacks)
 
     def best_model(
         self, name: str = "best", *, monitor: str = "val_loss", patience: int | None = None
