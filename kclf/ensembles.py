@@ -290,18 +290,25 @@ def _cross_fitted(predictions: Sequence[Predictions]) -> Predictions:
     stacked = np.stack([p.probabilities for p in predictions]).astype(np.float64)
     mean = np.empty_like(stacked[0])
     for half in (0, 1):
-        others = [
-            replace(
-                p,
-                **{name: None if (v := getattr(p, name)) is None else v[1 - half :: 2] for name in PER_PHOTO},
-            )
-            for p in predictions
-        ]
+        others = [take(p, slice(1 - half, None, 2)) for p in predictions]
         mean[half::2] = np.tensordot(member_weights(others), stacked[:, half::2], axes=1)
     return replace(predictions[0], probabilities=mean.astype(predictions[0].probabilities.dtype))
 
 
-PER_PHOTO = ("probabilities", "labels", "paths")
+def take(predictions: Predictions, rows: Any) -> Predictions:
+    """Those of some photos.
+
+    Args:
+        predictions: of all photos.
+        rows: a slice, or an array of places.
+    """
+    labels, paths = predictions.labels, predictions.paths
+    return replace(
+        predictions,
+        probabilities=predictions.probabilities[rows],
+        labels=None if labels is None else labels[rows],
+        paths=None if paths is None else paths[rows],
+    )
 
 
 def _hits(predictions: Predictions) -> np.ndarray:

@@ -116,7 +116,7 @@ def test_wrong_weights_are_refused(weights):
     [
         {"paths": np.array([f"{i}.png" for i in range(NUM_IMAGES)])},
         {"class_names": ["dog", "cat", "horse"]},
-        {"probabilities": np.ones((NUM_IMAGES, 2), "float32"), "class_names": ["a", "b"]},
+        {"probabilities": np.ones((NUM_IMAGES, 4), "float32"), "class_names": ["a", "b", "c", "d"]},
     ],
     ids=lambda change: next(iter(change)),
 )

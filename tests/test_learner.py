@@ -7,6 +7,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import kclf.metrics as figures
@@ -14,6 +15,7 @@ from kclf.data import ImageData
 from kclf.errors import DataError, TrainingError, WeightsError
 from kclf.layers import side_on
 from kclf.learner import BestModel, Learner, Training, better_direction, cross_validate, load_learner
+from kclf.learner.mixing import mixed
 from kclf.losses import CrossEntropy
 from kclf.models import ImageClassifier
 from kclf.predict import Predictions, predict
@@ -543,6 +545,8 @@ def test_an_unknown_setting(tmp_path):
         {"ema": 0.9},
         {"label_smoothing": 0.1},
         {"focal_gamma": 2.0},
+        {"mixup": 0.4},
+        {"mixup": 0.4, "cutmix": 1.0, "metrics": [figures.accuracy, figures.error_rate]},
         {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
         {"metrics": figures.error_rate},
         {"metrics": ["accuracy", figures.error_rate]},
@@ -556,6 +560,21 @@ def test_settings_train(tmp_path, settings):
     history = learner.fit(1e-3, 2).history
     assert not same(before, head_weights(learner))
     assert np.isfinite(history["loss"]).all()
+
+
+def test_mixed_batches_have_shares_as_labels():
+    mixes = mixed(make_data().train, mixup=0.4, cutmix=1.0)
+    for photos, shares in mixes:
+        assert photos.dtype == shares.dtype == torch.float32
+        assert tuple(shares.shape) == (8, 2)
+        np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
+    assert mixes.state_dict()["epoch"] == 1
+
+
+def test_activations_are_not_mixed(tmp_path):
+    learner = make_learner(tmp_path, precompute=True, mixup=0.4)
+    with pytest.raises(ValueError, match="precompute=False"):
+        learner.fit(1e-3, 1)
 
 
 def test_metrics_have_the_courses_names(tmp_path):

@@ -10,13 +10,17 @@ from .augmentation import (
     top_down,
     trivial,
 )
+from .mixing import CutMix, MixUp, RandomErasing
 from .normalization import InputNormalization
 from .pooling import ConcatPooling
 
 __all__ = [
     "Augmentation",
     "ConcatPooling",
+    "CutMix",
     "InputNormalization",
+    "MixUp",
+    "RandomErasing",
     "Transformation",
     "aug_transforms",
     "basic",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from ..acceleration import accelerate, is_accelerated
 from ..activations import head_model
 from ..data import ImageData
-from ..images import CENTRE, to_square
+from ..images import CENTRE, ResizeMethod, to_square
 from ..layers import Augmentation
 from ..models import ImageClassifier
 
@@ -48,17 +48,27 @@ def rebuilt(model: ImageClassifier, **changes: Any) -> ImageClassifier:
         **changes: settings of `ImageClassifier`, such as `size` or `dtype`.
     """
     other = ImageClassifier.from_config(model.get_config() | changes)
-    for part in ("backbone", "head"):
-        pairs = zip(getattr(other, part).weights, getattr(model, part).weights, strict=True)
-        for variable, source in pairs:
-            variable.assign(source.value.detach())
+    copy_weights(model, other)
     other.freeze_to(model.first_trainable_group)
     return other
 
 
+def copy_weights(source: ImageClassifier, target: ImageClassifier) -> None:
+    """Give a classifier the weights of another one of the same layers."""
+    for part in ("backbone", "head"):
+        pairs = zip(getattr(source, part).weights, getattr(target, part).weights, strict=True)
+        for value, variable in pairs:
+            variable.assign(value.value.detach())
+
+
 def head_for(model: ImageClassifier) -> keras.Model:
-    """The head as a model on activations, as fast as the classifier it belongs to."""
-    head = head_model(model)
+    """The head as a model on activations, as fast and as precise as the classifier it belongs to."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(model.dtype_policy)  # by which `compile` decides on loss scaling
+    try:
+        head = head_model(model)
+    finally:
+        keras.config.set_dtype_policy(before)
     return accelerate(head) if is_accelerated(model) else head
 
 
@@ -84,4 +94,5 @@ def one_dropout(ps: float | Sequence[float]) -> float:
 
 def square(pixels: np.ndarray, model: ImageClassifier) -> np.ndarray:
     """Pixels uint8 (height, width, 3) as the classifier takes them: uint8 (1, side, side, 3)."""
-    return np.array(to_square(pixels, model.presize or model.size, model.resize_method, CENTRE))[None]
+    side = model.presize or model.size
+    return np.array(to_square(pixels, side, cast(ResizeMethod, model.resize_method), CENTRE))[None]

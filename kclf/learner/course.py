@@ -143,12 +143,12 @@ def cnn_learner(dls: ImageData, arch: str, metrics: Any = "auto", **settings: An
         metrics: one, or a list.
         **settings: as for `Learner`.
     """
-    carried = {"augmentation": getattr(dls, "augmentation", None)}
+    carried: dict[str, Any] = {"augmentation": getattr(dls, "augmentation", None)}
     return Learner(dls, arch, metrics=metrics, **(carried | settings))
 
 
 vision_learner = cnn_learner
 
 
-def _size(tfms: Transforms | None) -> dict[str, int]:
+def _size(tfms: Transforms | None) -> dict[str, Any]:
     return {} if tfms is None else {"size": tfms.size}

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def cross_validate(
 
 
 def _one_after_another(parts: list[Predictions]) -> Predictions:
-    columns = {
+    columns: dict[str, Any] = {
         name: None if getattr(parts[0], name) is None else np.concatenate([getattr(p, name) for p in parts])
         for name in ("probabilities", "labels", "paths")
     }

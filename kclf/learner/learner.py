@@ -26,16 +26,25 @@ from ..callbacks import (
     load_snapshot,
 )
 from ..data import ImageData, ImageDataset
-from ..ensembles import SnapshotEnsemble
+from ..ensembles import SnapshotEnsemble, take
 from ..errors import DataError, WeightsError
 from ..interpret import Interpretation
-from ..models import assign_arrays, load
+from ..models import load
 from ..predict import Predictions, predict, predict_files, predict_tta
-from ..storage import read_arrays
 from .best import BestModel
-from .building import classifier_for, head_for, is_random, one_dropout, output_names, rebuilt, square
+from .building import (
+    classifier_for,
+    copy_weights,
+    head_for,
+    is_random,
+    one_dropout,
+    output_names,
+    rebuilt,
+    square,
+)
 from .cycles import CycleSnapshots, TriangularCycles
 from .folds import write_submission
+from .mixing import mixed
 from .options import Training
 from .plots import Sched, SuggestedRates
 
@@ -63,8 +72,8 @@ class Learner:
         callbacks: Keras callbacks for every fit.
         verbose: print a table of the epochs, and progress bars.
         **settings: those of `Training` (`optimizer`, `loss`, `metrics`, `weight_decay`, `clip`,
-            `gradient_accumulation`, `ema`, `label_smoothing`, `focal_gamma`), and of `ImageClassifier`
-            (`augmentation`, `weights`, `batchnorm`, ...).
+            `gradient_accumulation`, `ema`, `label_smoothing`, `focal_gamma`, `mixup`, `cutmix`), and those
+            of `ImageClassifier` (`augmentation`, `weights`, `batchnorm`, ...).
 
     Attributes:
         model: the `ImageClassifier`.
@@ -211,7 +220,8 @@ class Learner:
             name: the `cycle_save_name` of the fit.
             last: only so many of the last cycles.
         """
-        saver, files = SnapshotSaver(self._file(name)), []
+        saver = SnapshotSaver(self._file(name))
+        files: list[str] = []
         while Path(saver.path(len(files))).is_file():
             files.append(saver.path(len(files)))
         return SnapshotEnsemble(self.model, files[-last if last else None :])
@@ -430,9 +440,7 @@ class Learner:
         """Draw some validation photos with their labels and predictions; returns the gallery."""
         found = self.predictions("valid")
         some = np.random.default_rng(seed).permutation(len(found))[:max_n]
-        paths = None if found.paths is None else found.paths[some]
-        shown = Interpretation(found.probabilities[some], found.labels[some], found.class_names, paths)
-        return shown.top_losses(max_n).plot()
+        return Interpretation.from_predictions(take(found, some)).top_losses(max_n).plot()
 
     # ---- files ------------------------------------------------------------
 
@@ -446,16 +454,14 @@ class Learner:
     def load(self, name: str) -> Learner:
         """Load the weights of `models/{name}.h5` into the model; what is frozen stays frozen."""
         path = self._file(name, ".h5")
-        arrays, attributes = read_arrays(path)
-        saved = attributes.get("config") or {}
-        for setting in ("backbone", "class_names"):
-            if saved.get(setting) != (ours := self.model.get_config()[setting]):
+        saved = load(path)
+        for setting in ("backbone_name", "class_names", "hidden"):
+            theirs, ours = getattr(saved, setting), getattr(self.model, setting)
+            if theirs != ours:
                 raise WeightsError(
-                    f"{path}: holds another classifier. Expected {setting}={ours!r}. "
-                    f"Received: {saved.get(setting)!r}"
+                    f"{path}: holds another classifier. Expected {setting}={ours!r}. Received: {theirs!r}"
                 )
-        weights = {key: array for key, array in arrays.items() if not key.startswith("probe/")}
-        assign_arrays(self.model, weights, path)
+        copy_weights(saved, self.model)
         return self
 
     def export(self, path: AnyPath = "export.h5") -> Path:
@@ -471,9 +477,10 @@ class Learner:
     ) -> keras.callbacks.History:
         model, data = self._trained()
         self._compile(model, weight_decay)
+        train = mixed(data.train, self.training.mixup, self.training.cutmix)
         table = [EpochTable()] if self.verbose else []
         return model.fit(
-            data.train,
+            train,
             validation_data=data.valid,
             epochs=epochs,
             callbacks=[schedule, self.recorder, *table, *self.callbacks, *callbacks],

@@ -32,6 +32,9 @@ METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
 }
 
 
+ACCURACY = ("accuracy", figures.accuracy)
+
+
 @dataclass(frozen=True)
 class Training:
     """Optimizer, loss and metrics of a `Learner`.
@@ -48,6 +51,8 @@ class Training:
         ema: decay of an average of the weights, which takes their place when a fit ends.
         label_smoothing: share of each label spread over all classes, in [0, 1).
         focal_gamma: how much less the photos count that are already right; 2 in the paper.
+        mixup: alpha of MixUp, which blends photos; .4 in fastai.
+        cutmix: alpha of CutMix, which cuts parts of photos into others; 1 in the paper. By turns with MixUp.
     """
 
     optimizer: str | Callable[..., keras.optimizers.Optimizer] = "adamw"
@@ -59,6 +64,8 @@ class Training:
     ema: float | None = None
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
+    mixup: float | None = None
+    cutmix: float | None = None
 
     def compile(self, model: keras.Model, groups: LayerGroups, task: str, weight_decay: Any = None) -> None:
         """Compile a model that gives logits, with a fresh optimizer.
@@ -108,8 +115,7 @@ class Training:
         """The loss, on logits."""
         if self.loss != "auto":
             return self.loss
-        plain = not self.label_smoothing and not self.focal_gamma
-        if task == "regression" or plain:
+        if task == "regression" or not (self.label_smoothing or self.focal_gamma or self.mixes):
             return auto_loss(task)
         if task == "single_label":
             return CrossEntropy(self.label_smoothing, self.focal_gamma)
@@ -117,12 +123,19 @@ class Training:
             gamma=self.focal_gamma, from_logits=True, label_smoothing=self.label_smoothing
         )
 
+    @property
+    def mixes(self) -> bool:
+        """Whether photos are mixed, so that labels come as shares."""
+        return self.mixup is not None or self.cutmix is not None
+
     def build_metrics(self, task: str) -> list[Any]:
         """Fresh metrics."""
         wanted = self.metrics
         if isinstance(wanted, str) and wanted == "auto":
             wanted = [] if task == "regression" else ["accuracy"]
         wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+        if self.mixes and task == "single_label":
+            wanted = [figures.LabelAccuracy() if metric in ACCURACY else metric for metric in wanted]
         return [METRICS[metric](task) if _is_ours(metric) else metric for metric in wanted]
 
 

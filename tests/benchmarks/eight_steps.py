@@ -65,9 +65,13 @@ def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
         print(learner.lr_find())  # 2. find the rate where the loss still clearly falls
     learner.fit(1e-2, 2)  # 3. train the head on precomputed activations for 1-2 epochs
     log.step("precompute, 2 epochs at 1e-2")
+    if options.last_step == 3:
+        return log.rows
     learner.precompute = False
     learner.fit(1e-2, 3, cycle_len=1)  # 4. train the head with augmentation for 2-3 epochs, cycle_len=1
     log.step("head with augmentation, 3 cycles of 1")
+    if options.last_step == 4:
+        return log.rows
     learner.unfreeze()  # 5. unfreeze all layers
     rates = [1e-4, 1e-3, 1e-2]  # 6. rates 3-10 times lower for earlier layers
     if options.range_tests:
@@ -93,6 +97,7 @@ def main() -> None:
     parser.add_argument(
         "--no-range-tests", action="store_false", dest="range_tests", help="leave out steps 2, 7"
     )
+    parser.add_argument("--last-step", type=int, choices=(3, 4, 8), default=8, help="stop after it")
     parser.add_argument("--out", type=Path, default=Path("eight-steps"), help="models and activations")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -1,0 +1,236 @@
+"""Pictures mixed with one another, labels alike, and pictures with a part wiped out.
+
+All draws come from one seeded generator on the CPU and go to the device in one transfer.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import check_range, float32_options
+from .sampling import to_device
+
+_MEAN, _STD = 118.0, 58.0  # grey levels of ImageNet's photos, all channels together
+
+
+class _Drawing(keras.layers.Layer):
+    """What the layers of this module share: float32, and a generator that can be read and set."""
+
+    _settings: tuple[str, ...] = ()
+
+    def __init__(self, *, seed: int | None, options: dict[str, Any]) -> None:
+        super().__init__(**float32_options(options))
+        self.seed = random.randrange(2**31) if seed is None else seed
+        self._generator = torch.Generator().manual_seed(self.seed)
+
+    def get_random_state(self) -> Tensor:
+        """State of the generator: `set_random_state` goes on from there."""
+        return self._generator.get_state()
+
+    def set_random_state(self, state: Tensor) -> None:
+        """Take back a state that `get_random_state` gave."""
+        self._generator.set_state(state)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that give this layer again."""
+        config = super().get_config()
+        del config["dtype"]
+        return config | {name: getattr(self, name) for name in (*self._settings, "seed")}
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self._generator)
+
+    def _beta(self, alpha: float, count: int) -> Tensor:
+        """Draws of Beta(alpha, alpha), (count,)."""
+        seed = int(torch.randint(2**62, (1,), generator=self._generator))
+        return torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, count)).to(torch.float32)
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class RandomErasing(_Drawing):
+    """A rectangle of random size and place in a part of the pictures takes one random colour.
+
+    Args:
+        p: share of the pictures.
+        max_area: largest share of the area that is wiped out.
+        min_aspect: smallest aspect of the rectangle; the largest is its inverse.
+        seed: of the draws; None takes one from Python's generator.
+
+    Shape:
+        Input (batch, height, width, channels), uint8 or float in [0, 255]. Output the same, float32.
+
+    Example:
+        >>> layer = RandomErasing(p=1.0, seed=3)
+        >>> pictures = torch.full((1, 32, 32, 3), 7.0)
+        >>> bool((layer(pictures, training=True) != 7).any()), bool((layer(pictures) != 7).any())
+        (True, False)
+
+    References:
+        - [Random Erasing Data Augmentation](https://arxiv.org/abs/1708.04896), Zhong et al. 2017.
+    """
+
+    _settings = ("p", "max_area", "min_aspect")
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        max_area: float = 0.3,
+        min_aspect: float = 0.3,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(seed=seed, options=options)
+        self.p = check_range("p", p, 0, 1)
+        self.max_area = check_range("max_area", max_area, 0, 1)
+        self.min_aspect = check_range("min_aspect", min_aspect, 0.01, 1)
+
+    def call(self, images: Tensor, training: bool | None = None) -> Tensor:
+        """Pictures, in training some with a rectangle of one colour."""
+        images = images.to(torch.float32)
+        return self._erase(images) if training and not images.is_meta else images
+
+    @torch.compiler.disable
+    def _erase(self, images: Tensor) -> Tensor:
+        count, _, _, channels = images.shape
+        chosen, area, aspect, x, y = self._uniform(count, 5).unbind(1)
+        colour = _MEAN + _STD * torch.randn(count, channels, generator=self._generator)
+        area, aspect = area * self.max_area, self.min_aspect ** (2 * aspect - 1)
+        sides = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], 1).clamp(max=1)
+        sides = torch.where((chosen < self.p).unsqueeze(1), sides, 0.0)  # (n, 2): height, width
+        numbers = torch.cat([_box(sides, torch.stack([y, x], 1)), colour.clamp(0, 255)], 1)
+        numbers = to_device(numbers, images.device)
+        return torch.where(_inside(numbers[:, :4], images), numbers[:, None, None, 4:], images)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """That of the input."""
+        return input_shape
+
+
+class _Mixing(_Drawing):
+    """Layers that mix each picture with another one of its batch, and the labels by the same shares."""
+
+    def call(self, images: Tensor, labels: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Mixed pictures and their labels, or both as they are where it is not training."""
+        images, targets = images.to(torch.float32), self._as_shares(labels)
+        return self._mix(images, targets) if training and not images.is_meta else (images, targets)
+
+    def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _as_shares(self, labels: Tensor) -> Tensor:
+        """Class numbers (n,) as float (n, num_classes); rows of shares as they are."""
+        if labels.ndim == 2:
+            return labels.to(torch.float32)
+        if self.num_classes is None:
+            raise ValueError(
+                "Class numbers can only be mixed as shares of classes: give the layer `num_classes`. "
+                f"Received: labels of shape {tuple(labels.shape)}"
+            )
+        return F.one_hot(labels.long(), self.num_classes).to(torch.float32)
+
+    def compute_output_shape(
+        self, images_shape: tuple[int | None, ...], labels_shape: tuple[int | None, ...]
+    ) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+        """Those of the pictures and of the shares."""
+        return images_shape, labels_shape if len(labels_shape) == 2 else (labels_shape[0], self.num_classes)
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class MixUp(_Mixing):
+    """Each picture is blended with another one of its batch, and its label by the same share.
+
+    Args:
+        num_classes: where the labels are class numbers; None where they are rows of shares already.
+        alpha: the share is drawn from Beta(alpha, alpha) for each picture, the larger part being its own.
+        seed: of the draws; None takes one from Python's generator.
+
+    Shape:
+        Input (batch, height, width, channels) in [0, 255] and labels (batch,) or (batch, classes).
+        Output of the same shape, float32, and labels (batch, classes), float32: train with
+        `CategoricalCrossentropy(from_logits=True)`.
+
+    Example:
+        >>> layer = MixUp(num_classes=2, seed=0)
+        >>> pictures, labels = layer(torch.zeros(2, 4, 4, 3), torch.tensor([0, 1]), training=True)
+        >>> labels.sum(1).tolist()
+        [1.0, 1.0]
+
+    References:
+        - [mixup](https://arxiv.org/abs/1710.09412), Zhang et al. 2017.
+    """
+
+    _settings = ("num_classes", "alpha")
+
+    def __init__(
+        self, num_classes: int | None = None, *, alpha: float = 0.4, seed: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(seed=seed, options=options)
+        self.num_classes = num_classes
+        self.alpha = check_range("alpha", alpha, 1e-3, 1e3)
+
+    @torch.compiler.disable
+    def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        share = self._beta(self.alpha, len(images))
+        share = torch.maximum(share, 1 - share)  # a picture stays mostly itself, so that no pair comes twice
+        order = torch.randperm(len(images), generator=self._generator)
+        share, order = to_device(share, images.device), to_device(order, images.device)
+        mixed = torch.lerp(images[order], images, share.view(-1, 1, 1, 1))
+        return mixed, torch.lerp(targets[order], targets, share.unsqueeze(1))
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class CutMix(_Mixing):
+    """A rectangle of each picture shows another one of its batch, which takes that share of the label.
+
+    Args:
+        num_classes: where the labels are class numbers; None where they are rows of shares already.
+        alpha: the share is drawn from Beta(alpha, alpha) for each picture.
+        seed: of the draws; None takes one from Python's generator.
+
+    Shape:
+        As `MixUp`.
+
+    References:
+        - [CutMix](https://arxiv.org/abs/1905.04899), Yun et al. 2019.
+    """
+
+    _settings = ("num_classes", "alpha")
+
+    def __init__(
+        self, num_classes: int | None = None, *, alpha: float = 1.0, seed: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(seed=seed, options=options)
+        self.num_classes = num_classes
+        self.alpha = check_range("alpha", alpha, 1e-3, 1e3)
+
+    @torch.compiler.disable
+    def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        side = (1 - self._beta(self.alpha, len(images))).sqrt().unsqueeze(1).expand(-1, 2)
+        box = to_device(_box(side, self._uniform(len(images), 2)), images.device)
+        order = to_device(torch.randperm(len(images), generator=self._generator), images.device)
+        other = _inside(box, images)  # (n, height, width, 1)
+        share = 1 - other.to(torch.float32).mean((1, 2))  # of whole pixels, so that labels are exact
+        return torch.where(other, images[order], images), torch.lerp(targets[order], targets, share)
+
+
+def _box(sides: Tensor, centres: Tensor) -> Tensor:
+    """Edges (n, 4) top, left, bottom, right in [0, 1] of boxes by sides and centres (n, 2), y first."""
+    return torch.cat([centres - sides / 2, centres + sides / 2], 1).clamp(0, 1)
+
+
+def _inside(box: Tensor, images: Tensor) -> Tensor:
+    """Which pixel centres lie in the box: (n, height, width, 1) bool."""
+    _, height, width, _ = images.shape
+    y = (torch.arange(height, device=images.device) + 0.5) / height
+    x = (torch.arange(width, device=images.device) + 0.5) / width
+    top, left, bottom, right = (edge.unsqueeze(1) for edge in box.unbind(1))
+    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (n, height), (n, width)
+    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(3)
