@@ -164,6 +164,13 @@ def test_a_ledger_page_shows_photo_and_advice(tmp_path):
     assert text.count("data:image/jpeg") == 1
     assert "looks like dog (0.97)" in text
     assert "9 photos looked at" in text
+    assert "advice: " not in text
+
+
+def test_advice_is_shown_where_there_is_some(tmp_path):
+    rows = [Finding("a.png", "label", 0.9, "", "cat", advice="relabel", target="dog", folder=str(tmp_path))]
+    text = write_ledger_page(Findings(rows), tmp_path / "ledger.html").read_text(encoding="utf-8")
+    assert "advice: relabel to dog" in text
 
 
 def test_a_chart_of_nothing_is_nothing():

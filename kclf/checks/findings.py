@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 from ..atomic import replacing
 from ..errors import FileFormatError
@@ -84,7 +84,11 @@ class Findings(Sequence[Finding]):
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.items)
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]  # int or slice, as a list
+    @overload
+    def __getitem__(self, place: int) -> Finding: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Finding]: ...
+    def __getitem__(self, place: int | slice) -> Finding | list[Finding]:
         return self.items[place]
 
     def of(self, *problems: str) -> list[Finding]:
