@@ -165,6 +165,12 @@ def seal(path: AnyPath) -> None:
         file.write(_seal_of(file))
 
 
+def is_sealed(path: AnyPath) -> bool:
+    """True for a file that begins as `write_arrays` begins it; says nothing about the rest."""
+    with open(path, "rb") as file:
+        return _MARK.match(file.read(USER_BLOCK)) is not None
+
+
 def check_seal(path: AnyPath) -> None:
     """Verify the user block without parsing any HDF5.
 

@@ -179,6 +179,17 @@ def test_layers_run_as_torch_calls():
     assert functional_of(model).__dict__["call"].plan.foreign == []
 
 
+def test_kernels_gradients_and_momenta_lie_alike():
+    model = accelerate(compiled(inverted))
+    history(model, epochs=1)
+    strides = {variable.value.shape: variable.value.stride() for variable in model.trainable_variables}
+    assert any(not variable.value.is_contiguous() for variable in model.trainable_variables)
+    for variable in model.optimizer.variables:
+        assert strides.get(variable.value.shape, variable.value.stride()) == variable.value.stride()
+    for variable in model.trainable_variables:
+        assert variable.value.grad.stride() == variable.value.stride()
+
+
 def test_deaccelerate_leaves_nothing_behind():
     model = compiled(subclass)
     before = {layer: set(layer.__dict__) for layer in model._flatten_layers()}

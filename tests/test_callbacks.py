@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, optimizers
+from waits import Waits
 
 from kclf import schedules
 from kclf.callbacks import (
@@ -82,6 +83,38 @@ def test_a_schedule_leaves_the_optimizer_as_it_was():
     assert (model.optimizer.learning_rates, model.optimizer.inner_optimizer.beta_1) == before
 
 
+def test_an_interrupted_run_is_tidied_by_the_next():
+    model = make_model()
+    before = model.optimizer.learning_rates, model.optimizer.inner_optimizer.beta_1
+
+    def interrupt(batch, logs):
+        if batch == 4:
+            raise KeyboardInterrupt
+
+    stop = keras.callbacks.LambdaCallback(on_train_batch_begin=interrupt)
+    recorder = Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [OneCycle(slice(1e-5, 1e-3)), recorder, stop])
+    fit(model, [FlatCosine(), recorder])
+    assert len(recorder.losses) == len(recorder.momentums) == 20
+    assert recorder.learning_rates[0] == pytest.approx(1e-2)
+    assert (model.optimizer.learning_rates, model.optimizer.inner_optimizer.beta_1) == before
+
+
+def test_a_rate_set_after_an_interruption_counts():
+    model = make_model()
+    callback = OneCycle(1e-3)
+    callback.set_model(model)
+    callback.set_params({"steps": 10, "epochs": 1})
+    callback.on_train_begin()
+    callback.on_epoch_begin(0)
+    callback.on_train_batch_begin(3)
+    model.optimizer.learning_rate = 0.5
+    recorder = Recorder()
+    fit(model, [FlatCosine(), recorder])
+    assert recorder.learning_rates[0] == 0.5
+
+
 @pytest.mark.parametrize(
     ("callback", "schedule"),
     [
@@ -107,6 +140,49 @@ def test_a_resumed_run_goes_on_in_the_schedule():
     fit(make_model(), [OneCycle(1e-2), whole], epochs=4)
     fit(make_model(), [OneCycle(1e-2), second], epochs=4, initial_epoch=3)
     assert second.learning_rates == whole.learning_rates[30:]
+
+
+class StopAfter(keras.callbacks.Callback):
+    """A run that is killed in the middle of a cycle, after a checkpoint."""
+
+    def __init__(self, path, epoch):
+        super().__init__()
+        self.path, self.epoch = path, epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            self.model.save(self.path)
+            self.model.stop_training = True
+
+
+@pytest.mark.parametrize("optimizer", [optimizers.AdamW, optimizers.SGD, optimizers.Nadam])
+@pytest.mark.parametrize("schedule", [OneCycle, CosineRestarts])
+def test_a_checkpoint_goes_on_bit_exactly_in_the_middle_of_a_cycle(optimizer, schedule, tmp_path):
+    settings = {"cycle_len": 4} if schedule is CosineRestarts else {}
+    rates = [1e-4, 1e-3, 1e-2]
+    momentum = {"momentum": 0.9} if optimizer is optimizers.SGD else {}
+    whole, killed = make_model(optimizer(1e-3, **momentum)), make_model(optimizer(1e-3, **momentum))
+    killed.set_weights(whole.get_weights())
+    fit(whole, [schedule(rates, **settings)], epochs=4)
+    fit(killed, [schedule(rates, **settings), StopAfter(tmp_path / "m.keras", 1)], epochs=4)
+    resumed = keras.models.load_model(tmp_path / "m.keras")
+    fit(resumed, [schedule(rates, **settings)], epochs=4, initial_epoch=2)
+    for ours, theirs in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_callbacks_cost_no_wait_a_step(monkeypatch):
+    """Ten more steps cost as many waits with all callbacks as with none: those of Keras itself."""
+
+    def waits(steps, callbacks):
+        model = make_model(optimizers.AdamW(1e-2))
+        fit(model, [], epochs=1)
+        with monkeypatch.context() as patch, Waits(patch) as counted:
+            fit(model, callbacks, epochs=1, batch_size=80 // steps)
+        return counted.count
+
+    every = [OneCycle(slice(1e-4, 1e-2)), Recorder(), EpochTable(io.StringIO())]
+    assert waits(20, every) - waits(10, every) == waits(20, []) - waits(10, [])
 
 
 def test_momentum_of_each_kind_of_optimizer():

@@ -21,7 +21,9 @@ from kclf.callbacks import (
     range_test,
 )
 from kclf.callbacks.range_test import RULES
+from kclf.data import ImageData
 from kclf.errors import TrainingError
+from kclf.layers import Augmentation, InputNormalization
 from kclf.optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 
 
@@ -110,7 +112,7 @@ def outcome(model, data, callbacks=()):
     history = model.fit(x, y, epochs=2, verbose=0, shuffle=y is not None, callbacks=list(callbacks))
     state = [*model.get_weights(), *(v.numpy() for v in model.optimizer.variables)]
     drawn = [random.random(), np.random.rand(), torch.rand(()).item()]  # noqa: NPY002
-    return [np.array(part) for part in (*state, history.history["loss"], history.history["mae"], drawn)]
+    return [np.array(part) for part in (*state, *history.history.values(), drawn)]
 
 
 def assert_same(ours, theirs):
@@ -311,6 +313,16 @@ def test_text_names_every_rule_and_the_agreement():
     assert "15.2 times" in text
 
 
+def test_a_rule_far_from_the_others_is_named():
+    rates = np.logspace(-7, 1, 100)
+    losses = golden_run().losses.copy()
+    losses[12:] -= 0.4  # one lucky batch at a tiny rate
+    test = RangeTest((RangeTestRun(rates, losses, 100, smoothing=0.0),))
+    assert test.outlier == "steep"
+    assert "steep is far from the others" in str(test)
+    assert RangeTest((golden_run(),)).outlier is None
+
+
 def test_plot_marks_the_suggestions():
     from matplotlib import pyplot
 
@@ -324,3 +336,55 @@ def test_plot_marks_the_suggestions():
 
 def test_examples_run():
     assert doctest.testmod(range_test).failed == 0
+
+
+# ---- with kclf's own parts -----------------------------------------------------------------------
+
+
+def photo_data():
+    """24 small pictures in two classes, read by the package's own loader."""
+    images = np.random.default_rng(1).integers(0, 256, (24, 20, 20, 3), dtype=np.uint8)
+    images[12:, :10] //= 4
+    return ImageData.from_arrays((images, np.repeat([0, 1], 12)), size=16, presize=20, batch_size=4).train
+
+
+def photo_model():
+    keras.utils.set_random_seed(4)
+    model = keras.Sequential(
+        [
+            keras.Input((20, 20, 3), dtype="uint8"),
+            Augmentation(16, flip="horizontal", max_rotate=10, max_zoom=1.2, max_lighting=0.2, seed=5),
+            InputNormalization("tf"),
+            layers.Conv2D(8, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dropout(0.3),
+            layers.Dense(2),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = LayerGroupOptimizer(optimizers.AdamW(1e-3), model, slice(0.1, 1.0))
+    model.compile(optimizer, loss=loss, metrics=["accuracy"])
+    return model
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_photos_augmentation_batchnorm_dropout_and_adamw(killed, monkeypatch):
+    without = outcome(photo_model(), photo_data())
+    model, data = photo_model(), photo_data()
+    if killed:
+        calls = []
+
+        def dies(batch, original=model.train_step):
+            calls.append(1)
+            if len(calls) == 17:
+                raise RuntimeError("killed")
+            return original(batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "train_step", dies)
+            with pytest.raises(RuntimeError, match="killed"):
+                find_learning_rate(model, data, num_steps=40, stop_factor=1e9)
+    else:
+        find_learning_rate(model, data, num_steps=40)
+    assert_same(outcome(model, data), without)

@@ -482,6 +482,27 @@ def test_restoring_the_state_undoes_a_range_test():
     assert [numbers(batch) for batch in dataset] == [numbers(batch) for batch in numbered(20, shuffle=True)]
 
 
+def test_an_iterator_that_was_left_does_not_count_in_the_state():
+    dataset = numbered(20, shuffle=True)
+    for batches in (1, 3):
+        for _ in zip(range(batches), dataset, strict=False):
+            pass
+
+    assert dataset.state_dict() == {"seed": 0, "epoch": 0, "batch": 0}
+
+
+def test_the_state_inside_fit_is_the_batch_that_was_done():
+    states = []
+    tell = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: states.append(dataset.state_dict())
+    )
+    dataset = numbered(12, shuffle=True)
+
+    tiny_model(12).fit(dataset, epochs=2, verbose=0, callbacks=[tell])
+
+    assert [(s["epoch"], s["batch"]) for s in states] == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+
 def test_a_state_that_does_not_fit_is_refused():
     with pytest.raises(DataError, match=r"batch in \[0, 3\).*'batch': 3"):
         numbered(12).load_state_dict({"seed": 0, "epoch": 0, "batch": 3})

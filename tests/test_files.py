@@ -5,6 +5,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kclf import files
 from kclf.errors import DataError
@@ -200,6 +202,21 @@ def test_stratified_split_gives_each_class_its_share():
     _, valid = files.stratified_split(LABELS, 0.2)
 
     assert np.unique([LABELS[i] for i in valid], return_counts=True)[1].tolist() == [10, 6, 1]
+
+
+@given(
+    counts=st.lists(st.integers(2, 30), min_size=1, max_size=6),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None)
+def test_a_stratified_split_keeps_every_class_on_both_sides(counts, fraction, seed):
+    labels = [name for name, count in enumerate(counts) for _ in range(count)]
+
+    train, valid = files.stratified_split(labels, fraction, seed)
+
+    assert sorted([*train, *valid]) == list(range(len(labels)))
+    assert {labels[i] for i in train} == {labels[i] for i in valid} == set(labels)
 
 
 def test_a_class_of_one_image_cannot_be_split():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from keras import layers, optimizers
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import Waits
 
 from kclf.optimizers import (
     FusedLossScaleOptimizer,
@@ -132,6 +132,40 @@ def test_three_groups_are_torch_parameter_groups(name):
     optimizer = LayerGroupOptimizer(ours(), model, MULTIPLIERS, decay_biases_and_norms=True)
     train_keras(model, optimizer)
     assert largest_difference(model, train_torch(start, theirs)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", AGAINST_TORCH)
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_groups_are_torch_parameter_groups(name, policy):
+    """The same half-precision gradients through both: float16 ones scaled, with an overflow on the way."""
+    keras.config.set_dtype_policy(policy)
+    ours, theirs = AGAINST_TORCH[name]
+    model = small_model()
+    optimizer = LayerGroupOptimizer(ours(), model, MULTIPLIERS, decay_biases_and_norms=True)
+    if policy == "mixed_float16":
+        optimizer = FusedLossScaleOptimizer(optimizer, initial_scale=2.0**10)
+    variables = model.trainable_variables
+    optimizer.build(variables)
+    twins = [torch.tensor(v.numpy(), requires_grad=True) for v in variables]
+    reference = theirs([{"params": twins[i : i + 2]} for i in range(0, len(twins), 2)])
+    for step in range(STEPS):
+        optimizer.learning_rate = warm_cosine(step)
+        for group, multiplier in zip(reference.param_groups, MULTIPLIERS, strict=True):
+            group["lr"] = warm_cosine(step) * multiplier
+        x, y = DATA[step]
+        model.zero_grad()
+        optimizer.scale_loss(((model(x, training=True) - y) ** 2).mean()).backward()
+        gradients = [v.value.grad for v in variables]
+        scale = float(optimizer.scale_loss(1.0))
+        if scale > 1 and step == 30:
+            gradients[0][0, 0] = float("inf")  # this step is skipped by both
+        else:
+            for twin, gradient in zip(twins, gradients, strict=True):
+                twin.grad = gradient.float() / scale
+            reference.step()
+        with torch.no_grad():
+            optimizer.apply(gradients, variables)
+    assert largest_difference(model, [twin.detach().numpy() for twin in twins]) <= 1e-5
 
 
 @pytest.mark.parametrize("rule", ["clipnorm", "global_clipnorm", "clipvalue"])
@@ -363,17 +397,35 @@ def data(n: int = 32):
     return generator.normal(size=(n, 6)).astype("float32"), generator.normal(size=(n, 3)).astype("float32")
 
 
-def test_keras_callbacks_set_its_rate():
+@pytest.mark.parametrize(
+    "wrap", [lambda inner: inner, FusedLossScaleOptimizer, optimizers.LossScaleOptimizer]
+)
+def test_keras_callbacks_set_its_rate(wrap):
     model = small_model()
-    model.compile(LayerGroupOptimizer(optimizers.AdamW(0.1), model, MULTIPLIERS), loss="mse")
+    grouped = LayerGroupOptimizer(optimizers.AdamW(0.1), model, MULTIPLIERS)
+    model.compile(wrap(grouped), loss="mse")
     seen = []
     watch = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: seen.append(model.optimizer.learning_rates)
+        on_epoch_begin=lambda epoch, logs: seen.append(grouped.learning_rates)
     )
     plateau = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.1, patience=0, min_delta=1e9)
     drop = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate if epoch else 0.2)
     model.fit(*data(), epochs=3, verbose=0, callbacks=[drop, plateau, watch])
     np.testing.assert_allclose(seen, np.outer([0.2, 0.2, 0.02], MULTIPLIERS), rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: inner, FusedLossScaleOptimizer])
+def test_keras_swaps_its_averages_in(wrap):
+    model = small_model()
+    model.compile(wrap(LayerGroupOptimizer(optimizers.SGD(0.1, use_ema=True), model)), loss="mse")
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    model.fit(*data(), epochs=2, verbose=0, validation_data=data(), callbacks=[swap])
+    averages = layer_group_optimizer(model.optimizer)._model_variables_moving_average
+    assert largest_difference(model, [average.numpy() for average in averages]) == 0.0
+
+
+def test_an_optimizer_may_be_named():
+    assert isinstance(LayerGroupOptimizer("adamw", small_model()).inner_optimizer, optimizers.AdamW)
 
 
 def test_freeze_fit_thaw_fit_without_compiling_again():
@@ -386,27 +438,6 @@ def test_freeze_fit_thaw_fit_without_compiling_again():
     model.fit(*data(), epochs=1, verbose=0, batch_size=8)
     assert np.abs(model.layers[0].get_weights()[0] - frozen).max() > 0
     assert model.optimizer._update_counts.numpy().tolist() == [4, 4, 4, 4, 8, 8]
-
-
-class Waits(TorchDispatchMode):
-    """Counts what stops the host on a GPU: reading a tensor, and sending a number or an array."""
-
-    def __init__(self, monkeypatch):
-        super().__init__()
-        self.count = 0
-        for name in ("as_tensor", "tensor", "from_numpy"):
-            monkeypatch.setattr(torch, name, self._counting(getattr(torch, name)))
-
-    def _counting(self, function):
-        def counted(*args, **kwargs):
-            self.count += not torch.is_tensor(args[0])
-            return function(*args, **kwargs)
-
-        return counted
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])

@@ -14,6 +14,7 @@ from PIL import Image
 from kclf.checks import Finding, Findings
 from kclf.errors import DataError, FileFormatError
 from kclf.interpret import Interpretation
+from kclf.models import ImageClassifier
 from kclf.report import ReportInputs, read_run, write_ledger_page, write_report
 from kclf.report.charts import Curve, line_chart
 
@@ -83,6 +84,13 @@ def test_the_page_shows_the_run(run, tmp_path):
     ):
         assert shown in text
     assert text.count("data:image/jpeg") == 3
+
+
+def test_heat_maps_come_from_the_classifier_of_the_run(run, tmp_path):
+    ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None).save(run / "classifier.h5")
+    assert page(run, tmp_path).count('class="heat"') == 3
+    without = write_report(run, tmp_path / "plain.html", heat=False).read_text(encoding="utf-8")
+    assert 'class="heat"' not in without
 
 
 def test_the_page_names_no_other_file(run, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from .batchnorm import lone_batchnorm
 from .graph import functional_of
 from .kernels import store_for_keras, store_for_torch
 from .plan import MASKING, Plan
@@ -24,6 +25,7 @@ _STATE = "_kclf_acceleration"
 class _Acceleration:
     """What was hung on a model, so that it can be taken off again."""
 
+    model: keras.Model
     switches: dict[str, bool]
     replaced: list[tuple[Any, str]] = field(default_factory=list)
     plans: list[_PlannedCall] = field(default_factory=list)
@@ -35,7 +37,9 @@ class _Acceleration:
         self.replaced.append((owner, name))
 
     def refresh(self) -> None:
-        """Compile anew at the next call: layers may have been changed since the last `fit`."""
+        """Compile anew at the next call: layers and optimizer may have changed since the last `fit`."""
+        if self.switches["kernels"]:
+            store_for_torch(self.model)
         for plan in self.plans:
             plan.forget()
         if self.step is not None:
@@ -99,7 +103,7 @@ def accelerate(
     Args:
         model: a Keras model on the torch backend, compiled or not.
         plan: run functional models as a flat list of torch calls on the Keras variables' own tensors.
-        batchnorm: run batch normalisation as one operation (in the plan).
+        batchnorm: run batch normalisation as one operation.
         folding: fold batch norms that stand still into the convolutions before them (in the plan).
         kernels: store convolution kernels in the order in which torch reads them; shapes stay.
         step: take Keras' train and test step by one that reads nothing back from the device.
@@ -122,9 +126,11 @@ def accelerate(
             f"Received: backend={keras.backend.backend()!r}"
         )
     deaccelerate(model)
-    state = _Acceleration({"batchnorm": batchnorm, "folding": folding})
+    state = _Acceleration(model, {"batchnorm": batchnorm, "folding": folding, "kernels": kernels})
     if plan:
         _plan_calls(model, state)
+    if batchnorm:
+        _lone_batchnorms(model, state)
     if kernels:
         store_for_torch(model)
     if step:
@@ -168,6 +174,16 @@ def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
         call = _PlannedCall(graph, state.switches)
         state.plans.append(call)
         state.replace(graph, "call", call)
+
+
+def _lone_batchnorms(model: keras.Model, state: _Acceleration) -> None:
+    """Fuse the batch norms that no plan runs."""
+    planned = {id(layer) for call in state.plans for layer in call.model._flatten_layers()}
+    for layer in model._flatten_layers():
+        if type(layer) is keras.layers.BatchNormalization and id(layer) not in planned:
+            call = lone_batchnorm(layer)
+            if call is not None:
+                state.replace(layer, "call", call)
 
 
 def _lean_step(model: keras.Model, state: _Acceleration) -> None:

@@ -71,6 +71,29 @@ def compile_batchnorm(site: Site) -> BatchNorm | None:
     return BatchNorm(layer)
 
 
+class LoneBatchNorm:
+    """Stands in for `call` of a BatchNormalization that is in no plan."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer, self.norm = layer, BatchNorm(layer)
+
+    def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Normalise a tensor in Keras' layout."""
+        layer = self.layer
+        if mask is not None or not isinstance(inputs, torch.Tensor) or inputs.is_meta:
+            return type(layer).call(layer, inputs, training=training, mask=mask)
+        run = Run(training=bool(training), gradients=torch.is_grad_enabled())
+        y = self.norm(run, inputs.movedim(layer.axis, 1)).movedim(1, layer.axis)
+        follow(run.statistics)
+        return y
+
+
+def lone_batchnorm(layer: Any) -> LoneBatchNorm | None:
+    """The fused form of a layer wherever it is called; None where that is for Keras."""
+    plain = isinstance(layer.axis, int) and layer.built and not (layer.renorm or layer.synchronized)
+    return LoneBatchNorm(layer) if plain else None
+
+
 @torch.no_grad()
 def follow(statistics: Iterable[Statistics]) -> None:
     """Move the moving statistics of all layers towards those of the batch, in a few calls for all layers.

@@ -24,6 +24,8 @@ def _order(layer: Any, variable: Any) -> tuple[int, ...] | None:
 
 def _reorder(tensor: torch.Tensor, order: tuple[int, ...]) -> None:
     """Give a tensor the same values in another order in memory."""
+    if tensor.permute(order).is_contiguous():
+        return
     back = sorted(range(len(order)), key=order.__getitem__)
     tensor.data = tensor.data.permute(order).contiguous().permute(back)
 

@@ -67,8 +67,9 @@ class OneCycle(Schedule):
     """Smith's 1cycle policy: one rise and one fall of the rate over the run, the momentum against it.
 
     Args:
-        lr_max: the highest rate; a number, or with a `LayerGroupOptimizer` also a list, `slice(hi)` or
-            `slice(lo, hi)` over its groups. None takes the optimizer's own rates.
+        lr_max: the highest rate. Under a `LayerGroupOptimizer` a number is the last group's and the others
+            keep their ratios to it; a list, `slice(hi)` or `slice(lo, hi)` sets all groups. None takes the
+            optimizer's own rates; when a checkpoint is resumed within a run, give the number.
         pct_start: share of the run spent rising.
         div: the run starts at `lr_max / div`.
         div_final: it ends at `lr_max / div_final`.

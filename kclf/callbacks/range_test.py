@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -185,8 +185,22 @@ class RangeTest:
     @property
     def agreement(self) -> float | None:
         """Highest suggestion over lowest: 1 where all agree, often 10 and more; None where there are none."""
-        rates = [s.learning_rate for s in self.suggestions.values() if s.learning_rate is not None]
-        return max(rates) / min(rates) if rates else None
+        rates = self._rates()
+        return _factor(rates.values()) if rates else None
+
+    @property
+    def outlier(self) -> str | None:
+        """The one rule without which the others agree ten times better; None where there is no such rule."""
+        rates = self._rates()
+        if len(rates) < 3:
+            return None
+        without = {name: _factor(rate for other, rate in rates.items() if other != name) for name in rates}
+        closest = min(without, key=lambda name: without[name])
+        return closest if 10 * without[closest] < _factor(rates.values()) else None
+
+    def _rates(self) -> dict[str, float]:
+        found = {rule: suggestion.learning_rate for rule, suggestion in self.suggestions.items()}
+        return {rule: rate for rule, rate in found.items() if rate is not None}
 
     @property
     def valley(self) -> float | None:
@@ -210,8 +224,10 @@ class RangeTest:
 
     def __str__(self) -> str:
         lines = [str(suggestion) for suggestion in self.suggestions.values()]
-        agree = "no rule applies" if self.agreement is None else f"they differ by {self.agreement:.1f} times"
-        return "\n".join([*lines, agree])
+        if self.agreement is None:
+            return "\n".join([*lines, "no rule applies"])
+        odd = f"; {self.outlier} is far from the others" if self.outlier else ""
+        return "\n".join([*lines, f"they differ by {self.agreement:.1f} times{odd}"])
 
     def __repr__(self) -> str:
         return f"<RangeTest of {len(self.learning_rates)} steps>\n{self}"
@@ -239,6 +255,12 @@ class RangeTest:
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
         return axes
+
+
+def _factor(rates: Iterable[float]) -> float:
+    """Highest over lowest."""
+    found = list(rates)
+    return max(found) / min(found)
 
 
 class LearningRateFinder(keras.callbacks.Callback):

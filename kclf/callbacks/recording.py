@@ -52,16 +52,16 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Start listening."""
-        self._pending: list[torch.Tensor] = []
-        self._pending_rates: list[float | torch.Tensor] = []
+        if self._tap is not None:  # the last fit was interrupted
+            self._tap.close()
+        self._pending: list[tuple[torch.Tensor, float | torch.Tensor, float]] = []
         self._momentum_name = momentum_name(self.model.optimizer)
         self._tap = LossTap(self.model, self._receive)
 
     def _receive(self, loss: torch.Tensor) -> None:
-        self._pending.append(loss)
-        self._pending_rates.append(current_rate(self.model.optimizer))
-        inner = innermost(self.model.optimizer)
-        self.momentums.append(getattr(inner, self._momentum_name) if self._momentum_name else float("nan"))
+        optimizer, name = self.model.optimizer, self._momentum_name
+        momentum = getattr(innermost(optimizer), name) if name else float("nan")
+        self._pending.append((loss, current_rate(optimizer), momentum))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Fetch what the epoch left on the device."""
@@ -76,9 +76,11 @@ class Recorder(keras.callbacks.Callback):
 
     def _fetch(self) -> None:
         if self._pending:
-            self.losses += torch.stack(self._pending).float().tolist()
-            self.learning_rates += [float(rate) for rate in self._pending_rates]
-        self._pending, self._pending_rates = [], []
+            losses, rates, momentums = zip(*self._pending, strict=True)
+            self.losses += torch.stack(losses).float().tolist()
+            self.learning_rates += [float(rate) for rate in rates]
+            self.momentums += momentums
+        self._pending = []
 
     @property
     def smoothed_losses(self) -> np.ndarray:

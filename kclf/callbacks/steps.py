@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import torch
 
 from ..errors import TrainingError
@@ -44,12 +45,17 @@ def momentum_name(optimizer: Any) -> str | None:
 class Hyperparameters:
     """The rate and momentum of an optimizer while a schedule owns them.
 
+    Keras does not tell callbacks of a fit that was interrupted. So the optimizer keeps what it had before,
+    and the next schedule finds it there.
+
     Args:
         optimizer: the compiled optimizer, wrapped or not.
     """
 
     def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
+        _finish_interrupted(optimizer)
         self._optimizer = optimizer
+        self._last_rate: float | None = None
         self._groups = layer_group_optimizer(optimizer)
         self._multipliers = () if self._groups is None else self._groups.learning_rate_multipliers
         self._inner = innermost(optimizer)
@@ -61,12 +67,13 @@ class Hyperparameters:
         self._momentum_name = momentum_name(optimizer)
         self.learning_rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
         self.momentum = getattr(self._inner, self._momentum_name) if self._momentum_name else None
+        vars(optimizer)["_before_schedule"] = self
 
     def spread(self, learning_rate: GroupSpec | None) -> float:
         """Set the rates of all groups and return the last one's; None keeps what the optimizer has."""
         if learning_rate is None:
             return self.learning_rate
-        if isinstance(learning_rate, int | float):
+        if isinstance(learning_rate, int | float | np.number):
             return float(learning_rate)
         if self._groups is None:
             raise TrainingError(
@@ -78,7 +85,7 @@ class Hyperparameters:
 
     def set(self, learning_rate: float, momentum: float | None) -> None:
         """Set the values of one batch."""
-        self._optimizer.learning_rate = learning_rate
+        self._optimizer.learning_rate = self._last_rate = learning_rate
         if momentum is not None and self._momentum_name:
             setattr(self._inner, self._momentum_name, momentum)
 
@@ -87,6 +94,19 @@ class Hyperparameters:
         self.set(self.learning_rate, self.momentum)
         if self._groups is not None:
             self._groups.set_multipliers(self._multipliers)
+        vars(self._optimizer).pop("_before_schedule", None)
+
+    def holds(self) -> bool:
+        """True while the optimizer still has the rate that was set here last."""
+        now = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
+        return self._last_rate is not None and now == np.float32(self._last_rate)
+
+
+def _finish_interrupted(optimizer: keras.optimizers.Optimizer) -> None:
+    """Put back what a schedule left behind when its fit was cut off, unless the rate was set anew since."""
+    before = vars(optimizer).pop("_before_schedule", None)
+    if before is not None and before.holds():
+        before.restore()
 
 
 class LossTap:

@@ -17,8 +17,7 @@ def pooled_activations(model: Any, paths: Sequence[str]) -> np.ndarray:
     """Mean over the cells of the backbone's last feature map, float32 (n, channels).
 
     Args:
-        model: an `ImageClassifier`: has `augmentation`, `normalization`, `backbone` and `size`, and perhaps
-            `presize` and `resize_method`.
+        model: an `ImageClassifier`: brings the photos to squares as its loader does.
         paths: readable photos.
     """
     device = next(iter(model.parameters())).device
@@ -33,5 +32,5 @@ def pooled_activations(model: Any, paths: Sequence[str]) -> np.ndarray:
 
 
 def _square(path: str, model: Any) -> np.ndarray:
-    size = getattr(model, "presize", None) or model.size
-    return to_square(read_image(path, at_least=size), size, getattr(model, "resize_method", "crop"))
+    size = model.presize or model.size
+    return to_square(read_image(path, at_least=size), size, model.resize_method)

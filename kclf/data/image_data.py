@@ -12,13 +12,10 @@ import numpy as np
 from ..atomic import replacing
 from ..errors import DataError
 from ..files import (
-    Split,
     class_table,
     encode,
     grouped_split,
     index_split,
-    list_folders,
-    list_images,
     read_table,
     require_classes,
     require_folder,
@@ -28,30 +25,30 @@ from ..images import ResizeMethod
 from . import plots
 from .cache import cached
 from .labelling import (
+    Part,
     Path,
     as_files,
     automatic_split,
     column_of,
+    divide,
     encode_array,
     encode_labels,
-    first_folder,
+    encoded_arrays,
+    find_splits,
     label_parts,
-    labels_of,
+    read_folder,
     read_test_folder,
-    require_no_empty_class,
     require_some_file,
     task_of,
     task_of_array,
 )
 from .loader import ImageDataset, OnError, Task, require_one_of, require_positive
-from .sources import ArrayImages, FileImages, Images
+from .sources import ArrayImages, FileImages
 from .summary import Text, summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-VALID_FOLDERS = ("valid", "val", "validation")
-TEST_FOLDERS = ("test", "test1")
 Label = Callable[[str], Any]
 
 
@@ -303,41 +300,22 @@ class ImageData:
             DataError: no such folder, no images, images outside class folders, fewer than 2 classes, a
                 class without validation images, or a label in validation that training does not have.
         """
-        inside = list_folders(folder)
-        root = os.path.join(folder, "train") if "train" in inside else os.fspath(folder)
-        paths = list_images(root)
-        labels = labels_of(paths, root, label_regex)
-        if label_regex is None:
-            require_no_empty_class(root, labels)
-        valid, test = (
-            first_folder(folder, inside, names) if root != os.fspath(folder) else None
-            for names in (VALID_FOLDERS, TEST_FOLDERS)
-        )
+        folders = find_splits(folder)
+        paths, labels = read_folder(folders.train, label_regex)
         names = class_table(labels)
-        test_paths, test_labels = read_test_folder(test, names, label_regex)
-        if valid is None:
-            require_classes(labels, labels, root)
-            split = stratified_split(labels, valid_fraction, seed)
+        codes = encode(labels, names)
+        if folders.valid is None:
+            require_classes(labels, labels, folders.train)
+            train, valid = divide(FileImages(paths), codes, stratified_split(labels, valid_fraction, seed))
         else:
-            valid_paths = list_images(valid)
-            valid_labels = labels_of(valid_paths, valid, label_regex)
-            encode(valid_labels, names, valid_paths)
-            require_classes(labels, valid_labels, valid)
-            split = index_split(
-                len(paths) + len(valid_paths), range(len(paths), len(paths) + len(valid_paths))
+            valid_paths, valid_labels = read_folder(folders.valid, label_regex)
+            train, valid = (
+                (FileImages(paths), codes),
+                (FileImages(valid_paths), encode(valid_labels, names, valid_paths)),
             )
-            paths, labels = paths + valid_paths, labels + valid_labels
-        return cls._of(
-            FileImages(paths),
-            encode(labels, names, paths),
-            split,
-            names,
-            "single_label",
-            seed,
-            loading,
-            test=FileImages(test_paths) if test_paths else None,
-            test_labels=test_labels,
-        )
+            require_classes(labels, valid_labels, folders.valid)
+        test = None if folders.test is None else read_test_folder(folders.test, names, label_regex)
+        return cls._of(names, "single_label", seed, loading, train, valid, test)
 
     @classmethod
     def from_files(
@@ -481,32 +459,16 @@ class ImageData:
             >>> data.class_names, data.size, data.train.num_images, data.valid.num_images
             (['cat', 'dog'], 32, 16, 4)
         """
-        images, labels = np.asarray(train[0]), np.asarray(train[1])
-        loading.setdefault("size", int(images.shape[1]))
-        if valid is not None:
-            held_out = np.arange(len(images), len(images) + len(valid[0]))
-            images = np.concatenate([images, valid[0]])
-            labels = np.concatenate([labels, np.asarray(valid[1])])
+        images, labels = ArrayImages(train[0]), np.asarray(train[1])
+        loading.setdefault("size", int(images.images.shape[1]))
         task = task or task_of_array(labels)
         names, codes = encode_array(labels, task, class_names)
-        if valid is not None:
-            split = index_split(len(images), held_out)
+        if valid is None:
+            parts = divide(images, codes, automatic_split(codes, task, valid_fraction, seed))
         else:
-            split = automatic_split(codes, task, valid_fraction, seed)
-        test_images, test_labels = test if isinstance(test, tuple) else (test, None)
-        if test_labels is not None:
-            test_labels = encode_array(np.asarray(test_labels), task, names)[1]
-        return cls._of(
-            ArrayImages(images),
-            codes,
-            split,
-            names,
-            task,
-            seed,
-            loading,
-            test=None if test_images is None else ArrayImages(test_images),
-            test_labels=test_labels,
-        )
+            parts = (images, codes), encoded_arrays(valid, task, names)
+        tested = None if test is None else encoded_arrays(test, task, names)
+        return cls._of(names, task, seed, loading, *parts, tested)
 
     @classmethod
     def _from_labels(
@@ -530,43 +492,37 @@ class ImageData:
             split = grouped_split(groups, valid_fraction, seed)
         else:
             split = automatic_split(codes, task, valid_fraction, seed)
-        test_images = None if test is None else FileImages(as_files(test))
-        return cls._of(FileImages(files), codes, split, names, task, seed, loading, test=test_images)
+        train, valid = divide(FileImages(files), codes, split)
+        tested = None if test is None else (FileImages(as_files(test)), None)
+        return cls._of(names, task, seed, loading, train, valid, tested)
 
     @classmethod
     def _of(
         cls,
-        images: Images,
-        labels: np.ndarray,
-        split: Split,
         class_names: Sequence[str],
         task: Task,
         seed: int,
         loading: Loading,
-        *,
-        test: Images | None = None,
-        test_labels: np.ndarray | None = None,
+        train: Part,
+        valid: Part,
+        test: Part | None,
     ) -> ImageData:
         options: dict[str, Any] = dict(loading)
         size, presize = _sizes(options.pop("size", 224), options.pop("presize", None))
         only_train = {key: options.pop(key, None) for key in ("class_weight", "sampling_weights")}
         options |= {"class_names": class_names, "task": task, "presize": presize, "seed": seed}
-        for name, indices in zip(("training", "validation"), split, strict=True):
-            if len(indices) == 0:
-                raise DataError(f"No image is left for {name}: {len(labels):,} in all")
-        train, valid = (images.take(indices) for indices in split)
         return cls(
             ImageDataset(
-                train,
-                labels[split[0]],
+                train[0],
+                train[1],
                 shuffle=True,
                 random_crop=True,
                 drop_last=True,
                 **only_train,
                 **options,
             ),
-            ImageDataset(valid, labels[split[1]], **options),
-            None if test is None else ImageDataset(test, test_labels, **options),
+            ImageDataset(valid[0], valid[1], **options),
+            None if test is None else ImageDataset(test[0], test[1], **options),
             size=size,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,13 @@ from ..files import (
     stratified_split,
 )
 from .loader import Task
+from .sources import ArrayImages, FileImages, Images
 
+TRAIN_FOLDER = "train"
+VALID_FOLDERS = ("valid", "val", "validation")
+TEST_FOLDERS = ("test", "test1")
 Path = str | os.PathLike[str]
+Part = tuple[Images, np.ndarray | None]  # images of one split, and their labels
 
 
 def as_files(paths: Sequence[Path] | Path) -> list[str]:
@@ -50,42 +56,61 @@ def require_some_file(files: Sequence[str]) -> None:
 # Folders
 
 
-def labels_of(paths: Sequence[str], root: Path, label_regex: str | None) -> list[str]:
-    """The label of each file: its class folder below `root`, or what the pattern finds in its name."""
-    if label_regex is None:
-        return folder_labels(paths, root)
-    label = regex_label(label_regex)
-    return [label(path) for path in paths]
+@dataclass(frozen=True)
+class SplitFolders:
+    """Where the splits lie; None for those that have no folder."""
+
+    train: str
+    valid: str | None = None
+    test: str | None = None
 
 
-def first_folder(folder: Path, inside: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first of the names that is a folder in `folder`."""
-    return next((os.path.join(folder, name) for name in names if name in inside), None)
+def find_splits(folder: Path) -> SplitFolders:
+    """The folders of the splits, where there is one named "train"; else all is for training."""
+    inside = list_folders(folder)
+    if TRAIN_FOLDER not in inside:
+        return SplitFolders(os.fspath(folder))
+
+    def first(names: Sequence[str]) -> str | None:
+        return next((os.path.join(folder, name) for name in names if name in inside), None)
+
+    return SplitFolders(os.path.join(folder, TRAIN_FOLDER), first(VALID_FOLDERS), first(TEST_FOLDERS))
 
 
-def require_no_empty_class(root: Path, labels: Sequence[str]) -> None:
-    """Raise `DataError` where a class folder has no image."""
+def read_folder(root: Path, label_regex: str | None) -> tuple[list[str], list[str]]:
+    """The images below a folder, and the label of each: its class folder, or what the pattern finds."""
+    paths = list_images(root)
+    if label_regex is not None:
+        label = regex_label(label_regex)
+        return paths, [label(path) for path in paths]
+    labels = folder_labels(paths, root)
     empty = sorted(set(list_folders(root)) - set(labels))
     if empty:
         raise DataError(
             f"{len(empty)} folders in {root} hold no image, so they are no class: {', '.join(empty[:8])}. "
             "Remove them, or fill them"
         )
+    return paths, labels
 
 
-def read_test_folder(
-    folder: str | None, class_names: Sequence[str], label_regex: str | None
-) -> tuple[list[str], np.ndarray | None]:
-    """Files of the test folder, and their class numbers where it is divided in the classes."""
-    if folder is None:
-        return [], None
+def read_test_folder(folder: Path, class_names: Sequence[str], label_regex: str | None) -> Part:
+    """The test images, with their class numbers where the folder is divided in the classes."""
     paths = list_images(folder)
     if label_regex is not None or not set(list_folders(folder)) & set(class_names):
-        return paths, None
-    return paths, encode(folder_labels(paths, folder), class_names, paths)
+        return FileImages(paths), None
+    return FileImages(paths), encode(folder_labels(paths, folder), class_names, paths)
 
 
 # Labels
+
+
+def divide(images: Images, labels: np.ndarray, split: Split) -> tuple[Part, Part]:
+    """Training and validation images with their labels."""
+    for name, indices in zip(("training", "validation"), split, strict=True):
+        if len(indices) == 0:
+            raise DataError(f"No image is left for {name}: {len(labels):,} in all")
+    train, valid = ((images.take(indices), labels[indices]) for indices in split)
+    return train, valid
 
 
 def automatic_split(codes: np.ndarray, task: Task, valid_fraction: float, seed: int) -> Split:
@@ -161,3 +186,12 @@ def encode_array(
             f"Expected class numbers in [0, {len(names)}). Received: {labels.min()} to {labels.max()}"
         )
     return names, labels.astype(np.int32)
+
+
+def encoded_arrays(
+    arrays: np.ndarray | tuple[np.ndarray, Any], task: Task, class_names: Sequence[str]
+) -> Part:
+    """Images in memory, alone or with their labels."""
+    if not isinstance(arrays, tuple):
+        return ArrayImages(arrays), None
+    return ArrayImages(arrays[0]), encode_array(np.asarray(arrays[1]), task, class_names)[1]

@@ -47,7 +47,8 @@ class ImageDataset(DataLoader, DataAdapter):
     the batches come pinned and already on the way to the device.
 
     An epoch is over when its last batch has been handed out; an iterator left before that leaves the epoch
-    where it was. So looking at one batch, or a learning-rate range test, does not change what training sees.
+    where it was. So looking at one batch, or a learning-rate range test, does not change what training sees
+    (but to look at the only batch of a dataset is an epoch).
 
     Args:
         images: paths of n files, or uint8 (n, height, width, 3), or a source of images.
@@ -184,9 +185,13 @@ class ImageDataset(DataLoader, DataAdapter):
         return other
 
     def state_dict(self) -> dict[str, int]:
-        """Where the dataset stands: seed, epoch, and batches of that epoch already handed out."""
+        """Where the dataset stands: seed, epoch, and batches of that epoch already handed out.
+
+        Inside an epoch this is where the iterator stands that goes through it; one that was left counts for
+        nothing.
+        """
         batch = self._start
-        if self._pass is not None and self._pass.epoch == self._epoch:
+        if self._pass is not None and self._pass.in_use and self._pass.epoch == self._epoch:
             batch = self._pass.handed_out
         return {"seed": self.seed, "epoch": self._epoch, "batch": batch}
 

@@ -14,7 +14,6 @@ import keras
 import torch
 
 Tensors = list[torch.Tensor]
-FUSED_DEVICES = {"cpu", "cuda"}
 STATE_NAMES = {
     "SGD": ("momentums",),
     "Adam": ("_momentums", "_velocities", "_velocity_hats"),
@@ -66,10 +65,10 @@ def kernel_name(optimizer: keras.optimizers.Optimizer) -> str:
 
 
 def kernel_for(
-    optimizer: keras.optimizers.Optimizer, device: str
+    optimizer: keras.optimizers.Optimizer,
 ) -> Callable[[keras.optimizers.Optimizer, Bucket, Tensors, float], None] | None:
-    """The update of this optimizer on this kind of device, or None where Keras' own must be used."""
-    return KERNELS.get(kernel_name(optimizer)) if device in FUSED_DEVICES else None
+    """The update of this optimizer, or None where Keras' own must be used."""
+    return KERNELS.get(kernel_name(optimizer))
 
 
 def sgd(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: float) -> None:

@@ -33,7 +33,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     `torch.optim`'s, where Keras' own differ. Weight decay is decoupled, as everywhere in Keras.
 
     Args:
-        optimizer: the `keras.optimizers.Optimizer` that makes the updates, not built yet.
+        optimizer: the Keras optimizer that makes the updates, not built yet, or its name.
         model_or_groups: a model with `layer_groups`; any other Keras model, whose layers with weights are
             then one group each; or a list of lists of layers, input side first.
         learning_rate_multipliers: one number for all groups, a list with one a group, `slice(hi)`,
@@ -57,7 +57,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        optimizer: keras.optimizers.Optimizer,
+        optimizer: keras.optimizers.Optimizer | str,
         model_or_groups: keras.Model | Sequence[Sequence[keras.Layer]] | RecordedGroups,
         learning_rate_multipliers: GroupSpec = 1.0,
         weight_decay_multipliers: GroupSpec = 1.0,
@@ -65,6 +65,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         decay_biases_and_norms: bool = False,
         name: str | None = None,
     ) -> None:
+        optimizer = keras.optimizers.get(optimizer)
         _check_inner(optimizer)
         super().__init__(learning_rate=0.0, name=name)
         self._untrack_variable(self._learning_rate)
@@ -260,7 +261,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     def _update(self, bucket: Bucket, gradients: Tensors, rate: float) -> None:
         inner = self.inner_optimizer
         rate *= bucket.multiplier
-        kernel = kernels.kernel_for(inner, bucket.values[0].device.type)
+        kernel = kernels.kernel_for(inner)
         if kernel is not None:
             kernel(inner, bucket, kernels.fitting(gradients, bucket.values), rate)
             return
@@ -449,8 +450,6 @@ def _rounded(value: float) -> float:
 
 
 def _check_inner(optimizer: Any) -> None:
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise TypeError(f"Expected a Keras optimizer. Received: optimizer={optimizer!r}")
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
             "Loss scaling goes outermost: LossScaleOptimizer(LayerGroupOptimizer(optimizer, ...))"

@@ -15,6 +15,7 @@ import numpy as np
 from ..checks import Findings, read_ledger
 from ..errors import DataError, FileFormatError
 from ..interpret import Interpretation
+from ..models import load
 
 Columns = Mapping[str, Sequence[float] | np.ndarray]
 CLASSIFIER, HISTORY, BATCHES, SETTINGS = "classifier.h5", "history.csv", "batches.csv", "settings.json"
@@ -47,12 +48,12 @@ class ReportInputs:
     model: Any = None
 
 
-def read_run(run: str | os.PathLike[str], *, model: Any = None) -> ReportInputs:
+def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
     """Read the folder that a training run left; any of its files may be missing, but not all.
 
     Args:
         run: the folder.
-        model: the loaded classifier, for Grad-CAM.
+        heat: load the classifier, for Grad-CAM.
 
     Raises:
         DataError: there is no such folder, or none of the files of a run in it.
@@ -72,7 +73,7 @@ def read_run(run: str | os.PathLike[str], *, model: Any = None) -> ReportInputs:
         range_test=read_columns(folder / RANGE_TEST),
         interpretation=_if_there(read_predictions, folder / PREDICTIONS) if single_label else None,
         findings=_if_there(lambda path: Findings(read_ledger(path)), folder / LEDGER),
-        model=model,
+        model=load(folder / CLASSIFIER) if heat and (folder / CLASSIFIER).is_file() else None,
     )
 
 

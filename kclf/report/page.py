@@ -30,20 +30,20 @@ PROMISES = (0.9, 0.95, 0.99, 0.995)  # precisions to ask for
 
 
 def write_report(
-    run: str | os.PathLike[str] | ReportInputs, path: str | os.PathLike[str], *, model: Any = None
+    run: str | os.PathLike[str] | ReportInputs, path: str | os.PathLike[str], *, heat: bool = True
 ) -> Path:
     """Write the report of a run: one HTML file that needs no network and no other file.
 
     Args:
         run: the folder of a run, or its parts.
         path: the HTML file to write.
-        model: the classifier, for Grad-CAM; that of `ReportInputs`, if None.
+        heat: show where the model looked (Grad-CAM), if its classifier is there.
 
     Returns:
         The path written.
     """
-    inputs = run if isinstance(run, ReportInputs) else read_run(run)
-    page = _render("report.html.j2", **_content(inputs, model if model is not None else inputs.model))
+    inputs = run if isinstance(run, ReportInputs) else read_run(run, heat=heat)
+    page = _render("report.html.j2", **_content(inputs, inputs.model if heat else None))
     return _write(page, path)
 
 

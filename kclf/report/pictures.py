@@ -38,8 +38,8 @@ def pictures(paths: Sequence[str], model: Any = None, *, side: int = SIDE) -> li
         model: an `ImageClassifier`, or None for no heat maps.
         side: pixels.
     """
-    presize = getattr(model, "presize", None) or getattr(model, "size", side)
-    squares = [_square(path, presize, getattr(model, "resize_method", "crop")) for path in paths]
+    size, method = (side, "crop") if model is None else (model.presize or model.size, model.resize_method)
+    squares = [_square(path, size, method) for path in paths]
     heats = _heats([square for square in squares if isinstance(square, np.ndarray)], model)
     return [
         Picture(error=square)
@@ -74,7 +74,7 @@ def _heats(squares: list[np.ndarray], model: Any) -> Any:
 def _heat(heat: np.ndarray) -> str:
     rgba = np.empty((*heat.shape, 4), np.uint8)
     rgba[..., :3] = HEAT
-    rgba[..., 3] = (heat * 200).round()
+    rgba[..., 3] = (heat * 160).round()
     return _address(Image.fromarray(rgba), "png", optimize=True)
 
 

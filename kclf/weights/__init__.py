@@ -4,6 +4,7 @@ from .conventions import TENSORFLOW, TORCH, Conventions, with_conventions
 from .keys import array_of, layer_keys, layers_with_variables, named_variables
 from .loading import load_weights
 from .matching import LoadReport
+from .overview import Overview, overview
 from .saving import save_weights
 from .torch_exchange import from_torch, is_torch_file, read_state_dict, to_torch
 
@@ -12,6 +13,7 @@ __all__ = [
     "TORCH",
     "Conventions",
     "LoadReport",
+    "Overview",
     "array_of",
     "from_torch",
     "is_torch_file",
@@ -19,6 +21,7 @@ __all__ = [
     "layers_with_variables",
     "load_weights",
     "named_variables",
+    "overview",
     "read_state_dict",
     "save_weights",
     "to_torch",

@@ -153,11 +153,6 @@ class Worker:
 
     def __init__(self, entry: Contestant, options: argparse.Namespace, settings: dict[str, Any]) -> None:
         self.row = Row(entry.name)
-        self.process = None
-        interpreter = interpreter_of(entry, options.peers)
-        if interpreter is None:
-            self.row.skipped = "needs --peers VENV"
-            return
         environment = os.environ | {
             "OMP_NUM_THREADS": str(options.threads),
             "PYTHONPATH": str(ROOT),
@@ -165,20 +160,23 @@ class Worker:
         }
         task = json.dumps({"name": entry.name, "settings": settings, "threads": options.threads})
         self.process = subprocess.Popen(
-            [interpreter, sys.argv[0], "--work", task],
+            [interpreter_of(entry, options.peers), sys.argv[0], "--work", task],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if options.verbose else subprocess.DEVNULL,
             text=True,
         )
+
+    def wait(self) -> None:
+        """Until the contestant is prepared; all of them prepare at the same time."""
         answer = self._answer()
         self.row.skipped = answer.get("skipped")
         self.row.versions = answer.get("versions", {})
 
     @property
     def running(self) -> bool:
-        return self.process is not None and self.row.skipped is None
+        return self.row.skipped is None
 
     def round(self, *, keep: bool) -> None:
         """One round; a contestant that dies in it is out of the race."""
@@ -192,28 +190,26 @@ class Worker:
             self.row.cpu.append(answer["cpu"])
 
     def close(self) -> None:
-        if self.process is not None:
-            self.process.stdin.close()
-            self.process.stdout.close()
-            self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
 
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         return json.loads(line) if line else {"skipped": "its process died (see --verbose)"}
 
 
-def interpreter_of(entry: Contestant, peers: str | None) -> str | None:
-    """The Python that a contestant runs on; None where it is missing."""
-    if not entry.peer:
-        return sys.executable
-    python = Path(peers or "") / "bin" / "python"
-    return str(python) if peers and python.exists() else None
+def interpreter_of(entry: Contestant, peers: str | None) -> str:
+    """The Python that a contestant runs on: peers have their own where `--peers` names it."""
+    return str(Path(peers) / "bin" / "python") if entry.peer and peers else sys.executable
 
 
 def race(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     """All contestants, round by round, in a shuffled order that is the same each time."""
     order = random.Random(0)
     workers = [Worker(entry, options, settings) for entry in chosen(options.only)]
+    for worker in workers:
+        worker.wait()
     for number in range(options.warmup + options.rounds):
         order.shuffle(running := [worker for worker in workers if worker.running])
         for worker in running:

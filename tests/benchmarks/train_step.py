@@ -74,7 +74,7 @@ def fitting(settings, model):
     loader = Repeated(torch.utils.data.TensorDataset(torch.zeros(settings.steps)), batch_size=1)
 
     def one_round():
-        model.fit(loader, epochs=1, verbose=0)
+        model.fit(loader, epochs=1, shuffle=False, verbose=0)
         return settings.steps
 
     return one_round
@@ -134,9 +134,17 @@ def freeze_body(model):
 
 
 def torchvision_model(settings):
-    import torchvision
+    """torchvision's model; without torchvision, our own plain ResNet50."""
+    try:
+        import torchvision
+    except ModuleNotFoundError:
+        if settings.model != "ResNet50":
+            raise
+        from plain_torch import ResNet50
 
-    model = getattr(torchvision.models, TORCHVISION[settings.model])(num_classes=CLASSES)
+        model = ResNet50(CLASSES)
+    else:
+        model = getattr(torchvision.models, TORCHVISION[settings.model])(num_classes=CLASSES)
     if settings.head_only:
         freeze_body(model)
     return model.to(settings.device)

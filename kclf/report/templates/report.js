@@ -24,7 +24,8 @@
   function draw(order) {
     const only = byId("worst")?.checked ? new Set(worst) : null;
     shown = orders[order].filter((place) => !only || only.has(place));
-    const margin = 14 + 7 * Math.min(22, Math.max(...shown.map((place) => names[place].length)));
+    const longest = holder.clientWidth < 520 ? 14 : 22;
+    const margin = 14 + 7 * Math.min(longest, Math.max(...shown.map((place) => names[place].length)));
     const room = (holder.clientWidth - margin - 12) / shown.length;
     const cell = Math.max(shown.length > 60 ? 11 : 16, Math.min(40, Math.floor(room)));
     const side = cell * shown.length;
@@ -36,7 +37,7 @@
     const font = Math.min(13, cell - 1);
     shown.forEach((place, number) => {
       const middle = margin + (number + 0.5) * cell + font / 3;
-      const name = names[place].length > 22 ? names[place].slice(0, 21) + "…" : names[place];
+      const name = names[place].length > longest ? names[place].slice(0, longest - 1) + "…" : names[place];
       svg("text", { class: "name row", x: margin - 5, y: middle, "text-anchor": "end", "font-size": font }, picture).textContent = name;
       svg("text", { class: "name column", transform: `translate(${middle} ${margin - 5}) rotate(-90)`, "font-size": font }, picture).textContent = name;
       shown.forEach((other, column) => {
@@ -100,7 +101,12 @@
     });
   }
   byId("worst")?.addEventListener("change", redraw);
-  addEventListener("resize", redraw);
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    // A phone changes the height alone when its address bar hides: nothing to draw again.
+    if (innerWidth !== width) redraw();
+    width = innerWidth;
+  });
   redraw();
 
   const items = [...document.querySelectorAll("#gallery li")];

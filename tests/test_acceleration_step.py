@@ -1,0 +1,139 @@
+"""The lean step reads nothing back from the device, and leaves layers and optimizers to their own rules."""
+
+from __future__ import annotations
+
+import keras
+import pytest
+import torch
+from test_acceleration import (
+    CLASSES,
+    SIZE,
+    assert_same,
+    compiled,
+    history,
+    images,
+    labels,
+    residual,
+    subclass,
+)
+
+from kclf.acceleration import accelerate
+from kclf.acceleration.graph import functional_of
+from kclf.optimizers import LayerGroupOptimizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+READS = ("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero")
+WRITES = ("aten::lift_fresh",)  # a Python number made a tensor: on a GPU, a copy that waits
+
+
+def grouped(make, inner=None):
+    model = compiled(make)
+    groups = [model.layers[:-1], model.layers[-1:]]
+    model.compile(
+        optimizer=LayerGroupOptimizer(inner or keras.optimizers.SGD(1e-2, momentum=0.9), groups, [0.1, 1.0]),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def operations(function):
+    """Names of all torch operations that a call does, with how often."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        function()
+    return {event.key: event.count for event in profile.key_averages()}
+
+
+def synchronizations(function):
+    counts = operations(function)
+    return {name: counts[name] for name in READS + WRITES if name in counts}
+
+
+def steady_step(model):
+    """A training step as `fit` does it, after the first ones."""
+    model.fit(images(16), labels(16), batch_size=8, verbose=0)
+    data = [(torch.from_numpy(images(8)), torch.from_numpy(labels(8)))]
+    return lambda: model.train_function(data)
+
+
+@pytest.mark.parametrize("make", [residual, subclass])
+def test_a_steady_training_step_does_not_synchronize(make):
+    assert synchronizations(steady_step(accelerate(grouped(make)))) == {}
+
+
+def test_adam_on_the_cpu_reads_only_step_counts_that_lie_there():
+    model = accelerate(grouped(residual, keras.optimizers.AdamW(1e-3)))
+    counts = synchronizations(steady_step(model))
+    assert max(counts.values(), default=0) <= len(model.trainable_variables)
+    assert set(counts) <= set(READS)
+
+
+def test_the_counter_sees_what_stock_keras_does():
+    assert synchronizations(steady_step(compiled(residual))) != {}
+
+
+def test_a_steady_test_step_does_not_synchronize():
+    model = accelerate(grouped(residual))
+    model.evaluate(images(16), labels(16), batch_size=8, verbose=0)
+    data = [(torch.from_numpy(images(8)), torch.from_numpy(labels(8)))]
+    assert synchronizations(lambda: model.test_function(data)) == {}
+
+
+def test_fewer_operations_than_stock_keras():
+    def count(wrap):
+        return sum(operations(steady_step(wrap(compiled(residual)))).values())
+
+    assert count(accelerate) < 0.6 * count(lambda model: model)
+
+
+def test_head_only_training_folds_the_body_and_records_nothing_there():
+    model = accelerate(grouped(subclass))
+    model.backbone.trainable = False
+    counts = operations(steady_step(model))
+    assert "aten::convolution_backward" not in counts
+    assert counts.get("aten::native_batch_norm", 0) == 1  # the one between body and head
+
+
+@pytest.mark.parametrize("make", [residual, subclass])
+def test_layer_groups_train_as_with_stock_keras(make):
+    expected = history(grouped(make))
+    assert_same(history(accelerate(grouped(make))), expected, relative=1e-4)
+
+
+def test_activations_are_freed_on_the_way():
+    inputs = x = keras.Input((64, 64, 8))
+    for _ in range(10):
+        x = keras.layers.Conv2D(8, 3, padding="same", use_bias=False)(x)
+        x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    model = accelerate(keras.Model(inputs, x))
+    plan = functional_of(model).__dict__["call"].plan
+    alive = []
+    for step in plan.steps:
+        step.function = watched(step.function, alive)
+    with torch.no_grad():
+        model(torch.zeros(1, 64, 64, 8))
+    assert max(sum(reference() is not None for reference in alive[:n]) for n in range(len(alive))) <= 3
+
+
+def watched(function, alive):
+    import weakref
+
+    def watch(run, *values):
+        result = function(run, *values)
+        alive.append(weakref.ref(result))
+        return result
+
+    return watch
+
+
+def test_two_layer_model_keeps_its_results():
+    def tiny():
+        return keras.Sequential(
+            [keras.Input((SIZE,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(CLASSES)]
+        )
+
+    x = images().reshape(40, -1)[:, :SIZE]
+    expected = history(compiled(tiny), x)
+    assert_same(history(accelerate(compiled(tiny)), x), expected)

@@ -1,0 +1,243 @@
+"""A saved classifier comes back equal or not at all, whatever happened to its file."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tracemalloc
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import torch
+
+import kclf.models
+from kclf.errors import FileFormatError, KclfError
+from kclf.models import ImageClassifier, load
+from kclf.storage import seal
+
+
+def tiny_backbone(name, *, weights=None, input_shape=(None, None, 3)):
+    """A stand-in that builds in milliseconds, since the files of this test are built hundreds of times."""
+    inputs = keras.Input(input_shape)
+    x = keras.layers.Conv2D(4, 3, strides=4, use_bias=False, name="stem_conv")(inputs)
+    x = keras.layers.BatchNormalization(name="stem_bn")(x)
+    x = keras.layers.Conv2D(4, 1, use_bias=False)(x)
+    return keras.Model(inputs, keras.layers.Conv2D(4, 1, use_bias=False)(x), name=name)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(kclf.models, "build_backbone", tiny_backbone)
+    monkeypatch.setattr(
+        kclf.models, "split_backbone", lambda model, name: [[*model.layers[1:3]], [*model.layers[3:]]]
+    )
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, hidden=[8], weights=None)
+    for variable in model.weights:
+        if variable.dtype == "float32":
+            variable.assign(np.random.default_rng(len(variable.path)).uniform(0.5, 1.5, variable.shape))
+    model.save(tmp_path / "classifier.h5")
+    return tmp_path / "classifier.h5"
+
+
+def values(model) -> list[np.ndarray]:
+    return [variable.value.detach().cpu().numpy() for variable in model.weights]
+
+
+def damage(content: bytes, dice: random.Random) -> bytes:
+    """Random damage, as disks and transfers do it."""
+    at = dice.randrange(len(content))
+    length = dice.randrange(1, 600)
+    return dice.choice(
+        [
+            content[:at] + bytes([content[at] ^ 1 << dice.randrange(8)]) + content[at + 1 :],
+            content[:at],
+            content[:at] + dice.randbytes(length) + content[at + length :],
+            content[:at] + content[at + length :],
+            content + dice.randbytes(length),
+            content[at:] + content[:at],
+        ]
+    )
+
+
+def arrays_of(file: h5py.File) -> list[str]:
+    found = []
+    file["arrays"].visititems(
+        lambda path, item: found.append(f"arrays/{path}") if isinstance(item, h5py.Dataset) else None
+    )
+    return found
+
+
+def drop(file, dice):
+    del file[dice.choice(arrays_of(file))]
+
+
+def rename(file, dice):
+    name = dice.choice(arrays_of(file))
+    file.move(name, f"{name}_")
+
+
+def reshape(file, dice):
+    name = dice.choice(arrays_of(file))
+    array = file[name][()]
+    del file[name]
+    file[name] = dice.choice([array[None], array.ravel()[:1], array.ravel(), np.zeros(0, array.dtype)])
+
+
+def retype(file, dice):
+    name = dice.choice(arrays_of(file))
+    array = file[name][()]
+    del file[name]
+    file[name] = dice.choice([array.astype("S8"), array.astype("complex64"), "text"])
+
+
+def nothing_stored(file, dice):
+    name = dice.choice(arrays_of(file))
+    shape = dice.choice([file[name].shape, (1 << 40,), (1 << 20, 1 << 20)])
+    del file[name]
+    file.create_dataset(name, shape, "float32")
+
+
+def link(file, dice):
+    name = dice.choice(arrays_of(file))
+    del file[name]
+    file[name] = dice.choice(
+        [h5py.SoftLink("/attributes"), h5py.ExternalLink("other.h5", "/x"), h5py.SoftLink("/nowhere")]
+    )
+
+
+def elsewhere(file, dice):
+    name = dice.choice(arrays_of(file))
+    shape = file[name].shape
+    del file[name]
+    file.create_dataset(name, shape, "float32", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
+
+
+def places(value, path=()):
+    """Every place in a JSON value."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+def rewrite(file, dice):
+    """Put a wrong value somewhere into the settings, or take one away."""
+    settings = json.loads(file["attributes"][()])
+    *path, last = dice.choice([place for place in places(settings) if place])
+    target = settings
+    for key in path:
+        target = target[key]
+    if dice.random() < 0.3:
+        del target[last]
+    else:
+        target[last] = dice.choice(
+            [None, -1, 0, 1.5, 10**6, 10**30, "", "os.system", [], {}, [1 << 30], True]
+        )
+    del file["attributes"]
+    file["attributes"] = np.bytes_(json.dumps(settings).encode())
+
+
+WRONG = [None, -1, 0, 1.5, 10**6, 10**30, "", "os.system", [], {}, [1 << 30], True]
+FORGERIES = [drop, rename, reshape, retype, nothing_stored, link, elsewhere, rewrite, rewrite, rewrite]
+
+
+def swapped(path, dice):
+    """Exchange two datasets and leave the old checksum."""
+    with h5py.File(path, "r+") as file:
+        one, other = dice.sample(arrays_of(file), 2)
+        file.move(one, "kept")
+        file.move(other, one)
+        file.move("kept", other)
+
+
+def forged(path, dice):
+    """Change the contents and write a checksum that agrees."""
+    with h5py.File(path, "r+") as file:
+        dice.choice(FORGERIES)(file, dice)
+    seal(path)
+
+
+def damaged(path, dice):
+    path.write_bytes(damage(path.read_bytes(), dice))
+
+
+@pytest.mark.parametrize("mutations", [50, pytest.param(500, marks=pytest.mark.heavy)])
+def test_a_mutated_file_is_refused_or_loads_equal(saved, mutations):
+    content, original = saved.read_bytes(), values(load(saved, check=True))
+    dice, refused = random.Random(20161101), 0
+    tracemalloc.start()
+    for mutation in range(mutations):
+        saved.write_bytes(content)
+        [damaged, forged, swapped, forged][mutation % 4](saved, dice)
+        try:
+            model = load(saved, check=True)
+        except KclfError:
+            refused += 1
+            continue
+        for old, new in zip(original, values(model), strict=True):
+            np.testing.assert_array_equal(old, new)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused > 0.8 * mutations
+    assert peak < 30_000_000
+
+
+def test_settings_that_claim_absurd_sizes_are_refused_without_memory(saved):
+    with h5py.File(saved, "r+") as file:
+        settings = json.loads(file["attributes"][()])
+        settings["config"]["hidden"] = [1 << 40]
+        del file["attributes"]
+        file["attributes"] = np.bytes_(json.dumps(settings).encode())
+    seal(saved)
+    with pytest.raises(FileFormatError):
+        load(saved)
+
+
+def test_plain_h5py_finds_everything(saved):
+    with h5py.File(saved) as file:
+        settings = json.loads(file["attributes"][()])
+        assert settings["format"] == "kclf-classifier"
+        assert settings["config"]["class_names"] == ["cat", "dog"]
+        assert file["arrays/backbone/stem_conv/kernel"].shape == (3, 3, 3, 4)
+        assert file["arrays/probe/images"].dtype == "uint8"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_new_process_gives_the_same_probabilities(tmp_path, frozen):
+    model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None)
+    if not frozen:
+        model.unfreeze()
+    model.save(tmp_path / "classifier.h5")
+    photos = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)
+    np.save(tmp_path / "photos.npy", photos.numpy())
+    with torch.no_grad():
+        expected = model(photos, training=False).softmax(-1).cpu().numpy()
+    script = f"""
+import numpy, torch, kclf.models
+model = kclf.models.load("{tmp_path}/classifier.h5", check=True)
+with torch.no_grad():
+    found = model(torch.from_numpy(numpy.load("{tmp_path}/photos.npy")), training=False).softmax(-1)
+numpy.save("{tmp_path}/found.npy", found.cpu().numpy())
+print(sum(v.trainable for v in model.weights))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-6)
+    assert int(done.stdout) == sum(v.trainable for v in model.weights)
+
+
+def test_a_file_of_a_newer_kclf_asks_for_an_upgrade(saved):
+    with h5py.File(saved, "r+") as file:
+        settings = {**json.loads(file["attributes"][()]), "version": 99}
+        del file["attributes"]
+        file["attributes"] = np.bytes_(json.dumps(settings).encode())
+    seal(saved)
+    with pytest.raises(FileFormatError, match="newer kclf"):
+        load(saved)
