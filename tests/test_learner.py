@@ -201,6 +201,12 @@ def test_snapshots_of_precomputed_fits_hold_the_whole_classifier(tmp_path):
     assert len(learner.snapshots("dogs").predict(learner.data.valid)) == 8
 
 
+def test_snapshots_of_an_earlier_fit_make_way(learner):
+    learner.fit(1e-2, 3, cycle_len=1, cycle_save_name="dogs")
+    learner.fit(1e-2, 2, cycle_len=1, cycle_save_name="dogs")
+    assert list(learner.snapshots("dogs").members()) == ["dogs_cyc_0", "dogs_cyc_1"]
+
+
 def test_snapshots_need_cycles(learner):
     with pytest.raises(ValueError, match="cycle_len=None"):
         learner.fit(1e-2, 2, cycle_save_name="dogs")
@@ -580,6 +586,13 @@ def test_activations_are_not_mixed(tmp_path):
 def test_metrics_have_the_courses_names(tmp_path):
     history = make_learner(tmp_path, metrics=[figures.error_rate, "accuracy"]).fit(1e-3, 1).history
     np.testing.assert_allclose(np.add(history["val_error_rate"], history["val_accuracy"]), 1, rtol=1e-6)
+
+
+def test_each_word_has_the_optimizer_it_comes_with(learner):
+    learner.fit(1e-3, 1)
+    assert isinstance(learner.model.optimizer.inner_optimizer, keras.optimizers.SGD)
+    learner.fit_one_cycle(1, 1e-3)
+    assert isinstance(learner.model.optimizer.inner_optimizer, keras.optimizers.AdamW)
 
 
 def test_unknown_optimizer():

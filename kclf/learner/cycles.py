@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,10 @@ class CycleSnapshots(keras.callbacks.Callback):
         self.ends = list(ends)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Fail now rather than after hours."""
+        """Fail now rather than after hours; snapshots of an earlier fit of this name make way."""
         self.saver.start(self.classifier)
+        for old in self.saver.name.parent.glob(f"{glob.escape(self.saver.name.name)}_cyc_*.weights.h5"):
+            old.unlink()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save where a cycle ends."""

@@ -207,7 +207,7 @@ class Learner:
             schedule = CosineRestarts(rates, cycle_len=cycle_len, cycle_mult=cycle_mult, num_cycles=n_cycle)
         else:
             schedule = FlatCosine(rates, pct_start=1.0)
-        return self._fit(ends[-1], schedule, more, wds)
+        return self._fit(ends[-1], schedule, more, wds, auto="sgd")
 
     def load_cycle(self, name: str, cycle: int) -> None:
         """Load the weights saved at the end of a cycle, counted from 0."""
@@ -271,8 +271,10 @@ class Learner:
         wd: float | Sequence[float] | None = None,
         callbacks: Callbacks = (),
     ) -> keras.callbacks.History:
-        """Train in cosine cycles with restarts; see `fit`."""
-        return self.fit(lr_max, n_cycles, wd, cycle_len=cycle_len, cycle_mult=cycle_mult, callbacks=callbacks)
+        """Train in cosine cycles with restarts; see `CosineRestarts`."""
+        rates = self._check_rates(lr_max)
+        cycles = CosineRestarts(rates, cycle_len=cycle_len, cycle_mult=cycle_mult, num_cycles=n_cycles)
+        return self._fit(cycles.num_epochs, cycles, callbacks, wd)
 
     def fine_tune(
         self,
@@ -475,10 +477,15 @@ class Learner:
     # ---- how it works ------------------------------------------------------------
 
     def _fit(
-        self, epochs: int, schedule: Schedule, callbacks: Callbacks = (), weight_decay: Any = None
+        self,
+        epochs: int,
+        schedule: Schedule,
+        callbacks: Callbacks = (),
+        weight_decay: Any = None,
+        auto: str = "adamw",
     ) -> keras.callbacks.History:
         model, data = self._trained()
-        self._compile(model, weight_decay)
+        self._compile(model, weight_decay, auto)
         train = mixed(data.train, self.training.mixup, self.training.cutmix)
         table = [EpochTable()] if self.verbose else []
         return model.fit(
@@ -511,9 +518,9 @@ class Learner:
     def _cache(self) -> dict[str, Any]:
         return {"folder": self.path / "activations", "progress": self.verbose}
 
-    def _compile(self, model: keras.Model, weight_decay: Any = None) -> None:
+    def _compile(self, model: keras.Model, weight_decay: Any = None, auto: str = "adamw") -> None:
         groups = self.model.layer_groups[-1:] if self.precompute else self.model.layer_groups
-        self.training.compile(model, groups, self.model.task, weight_decay)
+        self.training.compile(model, groups, self.model.task, weight_decay, auto)
 
     def _check_rates(self, rates: Rates) -> Rates:
         if self.precompute and not isinstance(rates, slice) and np.size(rates) > 1:

@@ -41,7 +41,8 @@ class Training:
 
     Args:
         optimizer: "adamw", "sgd", or a function (such as a Keras class) that makes an optimizer from
-            `learning_rate` and whichever of the settings below are in use.
+            `learning_rate` and whichever of the settings below are in use. "auto" is what the course's rates
+            were found for: SGD with momentum in `fit`, as in fastai 0.7, AdamW in all else, as in fastai 2.
         loss: "auto" takes it from the labels; otherwise as for Keras' `compile`, on logits.
         metrics: "auto" is accuracy (none for numbers); otherwise Keras metrics, names, or `accuracy`,
             `error_rate` and `accuracy_multi` of `kclf.metrics`; one or a list.
@@ -55,7 +56,7 @@ class Training:
         cutmix: alpha of CutMix, which cuts parts of photos into others; 1 in the paper. By turns with MixUp.
     """
 
-    optimizer: str | Callable[..., keras.optimizers.Optimizer] = "adamw"
+    optimizer: str | Callable[..., keras.optimizers.Optimizer] = "auto"
     loss: Any = "auto"
     metrics: Any = "auto"
     weight_decay: float | Sequence[float] = 0.01
@@ -67,7 +68,14 @@ class Training:
     mixup: float | None = None
     cutmix: float | None = None
 
-    def compile(self, model: keras.Model, groups: LayerGroups, task: str, weight_decay: Any = None) -> None:
+    def compile(
+        self,
+        model: keras.Model,
+        groups: LayerGroups,
+        task: str,
+        weight_decay: Any = None,
+        auto: str = "adamw",
+    ) -> None:
         """Compile a model that gives logits, with a fresh optimizer.
 
         Args:
@@ -75,13 +83,14 @@ class Training:
             groups: its layer groups.
             task: "single_label", "multi_label" or "regression".
             weight_decay: instead of the one set; a list has one value for each layer group.
+            auto: what the optimizer "auto" is here.
         """
         decay = self.weight_decay if weight_decay is None else weight_decay
-        optimizer = self.build_optimizer(groups, decay)
+        optimizer = self.build_optimizer(groups, decay, auto)
         model.compile(optimizer=optimizer, loss=self.build_loss(task), metrics=self.build_metrics(task))
 
     def build_optimizer(
-        self, groups: LayerGroups, weight_decay: float | Sequence[float]
+        self, groups: LayerGroups, weight_decay: float | Sequence[float], auto: str = "adamw"
     ) -> LayerGroupOptimizer:
         """The optimizer; its rate is set by whatever schedule comes."""
         decays = list(weight_decay) if isinstance(weight_decay, Sequence) else [weight_decay] * len(groups)
@@ -99,17 +108,18 @@ class Training:
         if self.ema is not None:
             settings |= {"use_ema": True, "ema_momentum": self.ema}
         multipliers = [decay / largest for decay in decays] if largest else 1.0
-        return LayerGroupOptimizer(self._make(**settings), groups, weight_decay_multipliers=multipliers)
+        return LayerGroupOptimizer(self._make(auto, settings), groups, weight_decay_multipliers=multipliers)
 
-    def _make(self, **settings: Any) -> keras.optimizers.Optimizer:
+    def _make(self, auto: str, settings: dict[str, Any]) -> keras.optimizers.Optimizer:
         if not isinstance(self.optimizer, str):
             return self.optimizer(**settings)
-        if self.optimizer not in OPTIMIZERS:
+        name = auto if self.optimizer == "auto" else self.optimizer
+        if name not in OPTIMIZERS:
             raise ValueError(
-                f"Expected {' or '.join(map(repr, OPTIMIZERS))}, or a function that makes a Keras optimizer. "
-                f"Received: optimizer={self.optimizer!r}"
+                'Expected "auto", "adamw", "sgd", or a function that makes a Keras optimizer. '
+                f"Received: optimizer={name!r}"
             )
-        return OPTIMIZERS[self.optimizer](**settings)
+        return OPTIMIZERS[name](**settings)
 
     def build_loss(self, task: str) -> Any:
         """The loss, on logits."""

@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--presize", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--optimizer", default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--no-range-tests", action="store_false", dest="range_tests", help="leave out steps 2, 7"
