@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .errors import KclfError, OutputExistsError
+from .weights_commands import app as weights_app
 
 app = typer.Typer(
     add_completion=False,
@@ -297,6 +298,9 @@ def doctor(
     from .doctor import examine
 
     typer.echo(examine(folder, backbone=backbone, size=size, batch_size=batch_size))
+
+
+app.add_typer(weights_app, name="weights")
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -25,6 +25,7 @@ BATCHNORM_POLICIES = ("inference", "frozen", "train")
 BATCHNORM_MOMENTUM = 0.9
 FILE_FORMAT = "kclf-classifier"
 FILE_VERSION = 1
+LARGEST_SIDE = 8192  # pixels; a file that claims more is refused
 
 
 @keras.saving.register_keras_serializable(package="kclf")
@@ -326,8 +327,8 @@ def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
     """
     arrays, attributes = read_arrays(path)
     _check_format(path, attributes)
-    model = _build(path, attributes.get("config"))
     images, logits = (arrays.pop(f"probe/{name}", None) for name in ("images", "logits"))
+    model = _build(path, attributes.get("config"), arrays)
     assign_arrays(model, arrays, path)
     model.freeze_to(_first_group(attributes, path))
     if check:
@@ -398,12 +399,18 @@ def stored_arrays(model: ImageClassifier) -> dict[str, np.ndarray]:
     return {key: array_of(variable) for key, variable in _keyed_weights(model).items()}
 
 
-def assign_arrays(model: ImageClassifier, arrays: dict[str, np.ndarray], path: Any) -> None:
+def assign_arrays(model: ImageClassifier, arrays: Mapping[str, np.ndarray], path: Any) -> None:
     """Set all weights of a classifier from arrays by key.
 
     Raises:
         FileFormatError: keys or shapes differ from the model's; the message lists them.
     """
+    _check_fit(model, arrays, path)
+    for key, variable in _keyed_weights(model).items():
+        variable.assign(arrays[key])
+
+
+def _check_fit(model: ImageClassifier, arrays: Mapping[str, np.ndarray], path: Any) -> None:
     weights = _keyed_weights(model)
     problems = [f"missing: {key}" for key in weights.keys() - arrays.keys()]
     problems += [f"unexpected: {key}" for key in arrays.keys() - weights.keys()]
@@ -417,8 +424,6 @@ def assign_arrays(model: ImageClassifier, arrays: dict[str, np.ndarray], path: A
         raise FileFormatError(
             f"{path}: the weights do not fit the architecture that the file names:\n  {listed}"
         )
-    for key, variable in weights.items():
-        variable.assign(arrays[key])
 
 
 def _keyed_weights(model: ImageClassifier) -> dict[str, keras.Variable]:
@@ -482,16 +487,35 @@ def _check_format(path: Any, attributes: Mapping[str, Any]) -> None:
         )
 
 
-def _build(path: Any, config: Any) -> ImageClassifier:
-    """The architecture a file names. Only our own layers are built, from plain settings."""
+def _build(path: Any, config: Any, arrays: Mapping[str, np.ndarray]) -> ImageClassifier:
+    """The architecture a file names. Only our own layers are built, from plain settings.
+
+    It is built without memory first: a file must not claim layers larger than the arrays it brings.
+    """
     if not isinstance(config, dict) or not isinstance(config.get("backbone"), str):
         raise FileFormatError(f"{path}: the settings do not name a backbone")
     try:
         settings = dict(config)
         settings["augmentation"] = Augmentation.from_config(settings["augmentation"]["config"])
         settings["normalization"] = InputNormalization.from_config(settings["normalization"])
+        sides = [side for side in (settings["size"], settings["presize"]) if side is not None]
+        if not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sides):
+            raise ValueError(f"sides of {sides} pixels")
+        with keras.device("meta"):
+            skeleton = ImageClassifier(**settings, weights=None, accelerate=False)
+        _check_fit(skeleton, arrays, path)
         return ImageClassifier(**settings, weights=None)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        if isinstance(error, FileFormatError):
+            raise
         raise FileFormatError(f"{path}: the settings are damaged: {error}") from error
 
 
@@ -505,6 +529,9 @@ def _first_group(attributes: Mapping[str, Any], path: Any) -> int:
 def _check_probe(model: ImageClassifier, images: Any, logits: Any, path: Any) -> None:
     if images is None or logits is None:
         raise FileFormatError(f"{path}: has no probe batch to check against")
+    expected = (len(images), len(model.class_names)) if images.ndim == 4 else None
+    if images.dtype != "uint8" or images.shape[3:] != (3,) or logits.shape != expected:
+        raise FileFormatError(f"{path}: its probe batch is damaged")
     tolerance = 1e-3 if model.dtype_policy.compute_dtype == "float32" else 5e-2
     difference = float(np.abs(model._logits(images) - logits).max())
     if not difference <= tolerance * float(np.abs(logits).max()):

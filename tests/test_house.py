@@ -23,7 +23,7 @@ FLOORS = [
     {"checks", "ensembles", "export", "interpret"},
     {"learner"},
     {"doctor", "report"},
-    {"runs"},
+    {"runs", "weights_commands"},
     {"cli"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
