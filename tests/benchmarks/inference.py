@@ -8,6 +8,8 @@ from __future__ import annotations
 import harness
 from train_step import DEFAULTS, fixed_batch, keras_model, torchvision_model
 
+harness.CONTESTANTS.clear()  # the contestants of the training step are not in this race
+
 
 def predicting(settings, model):
     """Rounds of the model's own predict step, as `predict` does it for each batch."""
