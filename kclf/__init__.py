@@ -6,9 +6,9 @@ import sys as _sys
 if "keras" not in _sys.modules:
     _os.environ.setdefault("KERAS_BACKEND", "torch")
 
-from . import datasets
+from . import datasets, schedules
 from .acceleration import accelerate, deaccelerate
-from .backbones import backbone_names
+from .backbones import backbone_names, build_backbone
 from .callbacks import (
     CollapseDetector,
     CosineRestarts,
@@ -20,7 +20,9 @@ from .callbacks import (
     Schedule,
     find_learning_rate,
 )
+from .checks import apply_ledger, check
 from .data import ImageData, ImageDataset
+from .ensembles import SnapshotEnsemble
 from .errors import (
     BackboneError,
     DataError,
@@ -32,20 +34,26 @@ from .errors import (
     WeightsError,
     WeightsUnavailableError,
 )
+from .export import to_onnx
 from .files import cv_indices, regex_label
+from .interpret import Interpretation, compare, grad_cam
 from .layers import (
     Augmentation,
     ConcatPooling,
+    CutMix,
     InputNormalization,
+    MixUp,
     aug_transforms,
-    basic,
-    none,
     side_on,
     top_down,
 )
+from .learner import Learner, load_learner
 from .models import ImageClassifier, load
 from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
+from .precision import set_precision
 from .predict import Predictions, predict, predict_files, predict_tta
+from .report import write_report
+from .weights import from_torch, load_weights, to_torch
 
 __version__ = "0.1.0.dev0"
 
@@ -55,6 +63,7 @@ __all__ = [
     "CollapseDetector",
     "ConcatPooling",
     "CosineRestarts",
+    "CutMix",
     "DataError",
     "EpochTable",
     "FileFormatError",
@@ -65,31 +74,46 @@ __all__ = [
     "ImageDataset",
     "ImageError",
     "InputNormalization",
+    "Interpretation",
     "KclfError",
     "LayerGroupOptimizer",
+    "Learner",
     "LearningRateFinder",
+    "MixUp",
     "OneCycle",
     "OutputExistsError",
     "Predictions",
     "Recorder",
     "Schedule",
+    "SnapshotEnsemble",
     "TrainingError",
     "WeightsError",
     "WeightsUnavailableError",
     "accelerate",
+    "apply_ledger",
     "aug_transforms",
     "backbone_names",
-    "basic",
+    "build_backbone",
+    "check",
+    "compare",
     "cv_indices",
     "datasets",
     "deaccelerate",
     "find_learning_rate",
+    "from_torch",
+    "grad_cam",
     "load",
-    "none",
+    "load_learner",
+    "load_weights",
     "predict",
     "predict_files",
     "predict_tta",
     "regex_label",
+    "schedules",
+    "set_precision",
     "side_on",
+    "to_onnx",
+    "to_torch",
     "top_down",
+    "write_report",
 ]
