@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: help demo test lint test-heavy bench bench-gpu clean
 help:            ## list the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -24,8 +24,22 @@ lint: .venv/installed   ## ruff and mypy
 test-heavy: .venv/installed   ## the long matrices
 	$(BIN)/python -m pytest -m heavy
 
-bench: .venv/installed  ## the benchmarks, beside the peers in PEERS (a virtual environment)
-	for b in step inference optimizer augment loader imports; do echo "see tests/benchmarks: $$b"; done
+PEERS ?=
+PHOTOS ?= ../shared/data/dogscats
+BENCH := $(BIN)/python tests/benchmarks
+WITH_PEERS := $(if $(PEERS),--peers $(PEERS))
+bench: .venv/installed   ## the benchmarks; PEERS=VENV adds fastai, timm and torchvision, PHOTOS=FOLDER the photos
+	$(BENCH)/train_step.py --threads 2 $(WITH_PEERS)
+	$(BENCH)/inference.py --threads 2 $(WITH_PEERS)
+	$(BENCH)/overhead.py
+	$(BENCH)/optimizer.py --threads 2 --set kind=adamw scale=overhead
+	$(BENCH)/augment.py --threads 2 $(WITH_PEERS)
+	$(BENCH)/loader.py --set folder=$(PHOTOS) $(WITH_PEERS)
+	$(BENCH)/precompute.py --threads 2
+	$(BENCH)/imports.py
+
+bench-gpu:       ## the table of a machine with CUDA; PYTHON names an environment that has kclf
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu_bench.py
 
 clean:           ## remove what the targets made
 	rm -rf .venv demo-run .pytest_cache .mypy_cache .ruff_cache

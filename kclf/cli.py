@@ -194,7 +194,7 @@ def predict(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the photos and the classifier.")] = Path("kclf-demo"),
-    epochs: Annotated[int, typer.Option(help="Epochs with everything trainable.", min=0)] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs with everything trainable.", min=0)] = 4,
     seed: Annotated[int, typer.Option(help="Governs split, order, augmentation and initial weights.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Write into an --out that exists.")] = False,
 ) -> None:
@@ -212,6 +212,7 @@ def demo(
         presize=64,
         augment="basic",
         epochs=epochs,
+        learning_rate=8e-3,  # digits are far from ImageNet's photos
         seed=seed,
     )
     train_run(settings, force=True)

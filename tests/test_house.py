@@ -21,8 +21,8 @@ FLOORS = [
     {"models"},
     {"activations", "callbacks", "predict"},
     {"checks", "ensembles", "export", "interpret"},
-    {"learner"},
     {"doctor", "report"},
+    {"learner"},
     {"runs", "weights_commands"},
     {"cli"},
 ]

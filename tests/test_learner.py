@@ -427,6 +427,17 @@ def test_interpret_and_show_results(folder, tmp_path):
     assert len(learner.show_results(4)) == 4
 
 
+def test_report_is_one_page_of_this_learner(folder, tmp_path):
+    learner = make_learner(tmp_path, ImageData.from_folder(folder, size=SIZE, batch_size=8))
+    learner.fit_one_cycle(2, 1e-3)
+
+    page = learner.report("report.html").read_text()
+
+    assert "<html" in page
+    assert "Confusion" in page
+    assert 'src="http' not in page
+
+
 # ---- the words of fastai 2 ------------------------------------------------------------
 
 
@@ -558,7 +569,7 @@ def test_an_unknown_setting(tmp_path):
         {"metrics": ["accuracy", figures.error_rate]},
         {"precompute": True, "ema": 0.9},
     ],
-    ids=str,
+    ids=lambda settings: "-".join(settings),
 )
 def test_settings_train(tmp_path, settings):
     learner = make_learner(tmp_path, **settings)

@@ -173,6 +173,21 @@ def test_inference_policy_still_learns_scale_and_shift():
     assert not np.array_equal(before, array_of(gamma))
 
 
+@pytest.mark.parametrize("policy", ["inference", "frozen", "train"])
+def test_every_policy_trains_alike_with_and_without_acceleration(policy):
+    histories = []
+    for accelerate in (True, False):
+        keras.utils.set_random_seed(3)
+        model = tiny(batchnorm=policy, accelerate=accelerate, dropout=0.0)
+        model.compile(keras.optimizers.SGD(1e-3, momentum=0.9))
+        model.unfreeze()
+        histories.append(
+            model.fit(*photos(), epochs=2, batch_size=6, shuffle=False, verbose=0).history["loss"]
+        )
+
+    np.testing.assert_allclose(histories[0], histories[1], rtol=1e-5)
+
+
 # ---- loss and metrics ------------------------------------------------------------
 
 

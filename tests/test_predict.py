@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import doctest
+import importlib
 from dataclasses import replace
 
 import keras
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from kclf import predict as predict_module
 from kclf.layers import Augmentation, aug_transforms, side_on
 from kclf.predict import Predictions, average_views, predict, predict_tta
 
@@ -303,4 +303,4 @@ def test_a_gain_has_the_standard_error_of_its_differences():
 
 
 def test_examples_in_the_docs_run():
-    assert doctest.testmod(predict_module).failed == 0
+    assert doctest.testmod(importlib.import_module("kclf.predict")).failed == 0

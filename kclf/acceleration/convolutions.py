@@ -100,10 +100,12 @@ class Convolution:
 
 
 class FoldedConvolution:
-    """A convolution and the batch norm after it: one convolution wherever the batch norm stands still.
+    """A convolution and the batch norm after it: one convolution wherever stored statistics are used.
 
-    The folded weights are kept until one of the variables changes, which its tensor's version tells.
-    Where one of the variables is due a gradient, or the batch's own statistics are used, the two run apart.
+    The folded weights are kept until one of the variables changes, which its tensor's version tells. Where
+    one of the variables is due a gradient they are folded anew in each step, within the graph, so that the
+    gradient comes through to all of them: a product the size of the weights in place of the batch norm's
+    three passes over the activations. By the batch's own statistics the two run apart.
     """
 
     def __init__(self, convolution: Convolution, norm: BatchNorm) -> None:
@@ -113,26 +115,23 @@ class FoldedConvolution:
 
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
         """Convolve and normalise (batch, channels, height, width)."""
-        if self._stands_still(run):
-            return self.convolution.convolve(x, *self._folded(x.dtype))
-        return self.norm(run, self.convolution(run, x))
+        if run.training and self.norm.layer.trainable:
+            return self.norm(run, self.convolution(run, x))
+        learns = run.gradients and any(tensor.requires_grad for tensor in self.tensors())
+        weights = self._fold(x.dtype) if learns else self._folded(x.dtype)
+        return self.convolution.convolve(x, *weights)
 
     def tensors(self) -> list[torch.Tensor]:
         """The tensors of both."""
         return self.convolution.tensors() + self.norm.tensors()
 
-    def _stands_still(self, run: Run) -> bool:
-        if run.training and self.norm.layer.trainable:
-            return False
-        return not (run.gradients and any(tensor.requires_grad for tensor in self.tensors()))
-
+    @torch.no_grad()
     def _folded(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         state = (dtype, *((tensor._version, tensor.data_ptr()) for tensor in self.tensors()))
         if state != self._state:
             self._weights, self._state = self._fold(dtype), state
         return self._weights
 
-    @torch.no_grad()
     def _fold(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         scale, shift = self.norm.scale_and_shift()
         weight = self.convolution.to_torch(self.convolution.kernel._value) * scale[:, None, None, None]

@@ -31,6 +31,7 @@ from ..errors import DataError, WeightsError
 from ..interpret import Interpretation
 from ..models import load
 from ..predict import Predictions, predict, predict_files, predict_tta
+from ..report import write_report
 from .best import BestModel
 from .building import (
     classifier_for,
@@ -46,7 +47,7 @@ from .cycles import CycleSnapshots, TriangularCycles
 from .folds import write_submission
 from .mixing import mixed
 from .options import Training
-from .plots import Sched, SuggestedRates
+from .plots import Sched, SuggestedRates, report_inputs
 
 Rates = float | slice | Sequence[float]
 Callbacks = Sequence[keras.callbacks.Callback]
@@ -439,6 +440,10 @@ class Learner:
     def interpret(self) -> Interpretation:
         """Where the model errs on the validation photos."""
         return Interpretation.from_predictions(self.predictions("valid"))
+
+    def report(self, path: AnyPath = "report.html") -> Path:
+        """Write one self-contained HTML page: curves, confusion, top losses, calibration; gives its path."""
+        return write_report(report_inputs(self), self.path / path)
 
     def show_results(self, max_n: int = 9, *, seed: int | None = None) -> Any:
         """Draw some validation photos with their labels and predictions; returns the gallery."""

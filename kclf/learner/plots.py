@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..callbacks import Recorder
+import numpy as np
+
+from ..callbacks import EpochTable, Recorder
 from ..callbacks.range_test import RULES, RangeTest
+from ..report import ReportInputs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+_SHOWN = ("size", "presize", "resize_method", "task", "batchnorm", "hidden", "dropout")
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,3 +68,28 @@ class Sched:
         if self.finder is None:
             raise ValueError("There is no range test to plot yet: call lr_find() first")
         return self.finder.plot(**options)
+
+
+def report_inputs(learner: Any) -> ReportInputs:
+    """What a report can show of a learner: its settings, curves, last range test and validation photos."""
+    recorder, finder = learner.recorder, learner.sched.finder
+    rows = [EpochTable.columns(logs) for logs in recorder.epochs]
+    history = {name: [row.get(name, float("nan")) for row in rows] for name in (rows[0] if rows else ())}
+    tested = {} if finder is None else {"learning_rate": finder.learning_rates, "loss": finder.losses}
+    return ReportInputs(
+        title=learner.model.backbone_name or learner.model.backbone.name,
+        settings={
+            "model": {name: getattr(learner.model, name) for name in _SHOWN},
+            "training": {name: str(value) for name, value in asdict(learner.training).items() if value},
+        },
+        history={"epoch": list(range(len(rows))), **history},
+        batches={
+            "step": np.arange(len(recorder.losses)),
+            "learning_rate": np.array(recorder.learning_rates),
+            "momentum": np.array(recorder.momentums),
+            "smoothed_loss": recorder.smoothed_losses,
+        },
+        range_test=tested,
+        interpretation=learner.interpret(),
+        model=learner.model,
+    )

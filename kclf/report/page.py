@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
 from ..atomic import replacing
@@ -21,6 +20,9 @@ from ..interpret import Answer, ConfusionMatrix, Interpretation
 from .charts import Curve, line_chart
 from .inputs import ReportInputs, read_run
 from .pictures import Picture, pictures
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MOST_PHOTOS = 120  # in the gallery; about 9 KB each
 MOST_WRONG = 96  # of them, wrong answers
@@ -72,6 +74,8 @@ def _write(page: str, path: str | os.PathLike[str]) -> Path:
 
 @cache
 def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader
+
     environment = Environment(
         loader=PackageLoader("kclf", "report/templates"),
         autoescape=True,
