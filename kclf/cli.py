@@ -104,7 +104,7 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1, rich_help_panel=TRAINING)] = 64,
     learning_rate: Annotated[
         float, typer.Option(help="Peak rate of the head's cycle.", min=1e-9, rich_help_panel=TRAINING)
-    ] = 1e-3,
+    ] = 2e-3,
     mixed_precision: Annotated[
         Precision, typer.Option(help="auto takes what this device is fastest with.", rich_help_panel=TRAINING)
     ] = Precision.float32,

@@ -81,7 +81,7 @@ class RunSettings:
     epochs: int = 3
     freeze_epochs: int = 1
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     mixed_precision: str = "float32"
     seed: int = 0
 
