@@ -137,7 +137,7 @@ def train(
         raise typer.BadParameter("there is nothing to train with --epochs 0 and --freeze-epochs 0")
     train_run(
         RunSettings(
-            folder=folder,
+            folder=folder.absolute(),
             out=out or Path(f"{folder.resolve().name}-classifier"),
             label_regex=label_regex,
             csv=csv,
