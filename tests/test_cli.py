@@ -290,5 +290,5 @@ def test_the_demo_learns_the_digits(tmp_path, capsys):
     assert run("demo", "--out", tmp_path / "demo") == 0
 
     rows = read_csv(tmp_path / "demo" / "history.csv")
-    assert float(rows[-1]["accuracy"]) >= 0.9  # .944 to .983 over seeds and numbers of threads
+    assert float(rows[-1]["accuracy"]) >= 0.95
     assert "kclf predict" in capsys.readouterr().out
