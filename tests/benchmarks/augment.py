@@ -58,10 +58,11 @@ def fastai(settings):
     from fastai.vision.all import IntToFloatTensor, Pipeline, TensorImage, aug_transforms
 
     images = TensorImage(pictures(settings).permute(0, 3, 1, 2).contiguous().to(settings.device))
-    chain = Pipeline([IntToFloatTensor(), *aug_transforms(size=settings.size, min_scale=settings.min_scale)])
+    transforms = [IntToFloatTensor(), *aug_transforms(size=settings.size, min_scale=settings.min_scale)]
+    chain = Pipeline(transforms, split_idx=0)
 
     def one_round():
-        chain(images, split_idx=0)
+        chain(images)
         harness.synchronize()
         return settings.batch
 
