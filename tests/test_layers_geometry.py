@@ -101,9 +101,9 @@ def test_the_grid_is_the_map_at_every_pixel(degrees, x, y):
         (torch.arange(width, dtype=torch.float64) * 2 + 1) / width - 1,
     ).flip(1)
 
-    grid = geometry.sampling_grid(maps, (height, width))
+    [places] = geometry.sampling_grids(maps, (height, width), [1])
 
-    assert_close(grid.reshape(-1, 2), through(maps, centres), rtol=1e-9, atol=1e-9)
+    assert_close(places().reshape(-1, 2), through(maps, centres), rtol=1e-9, atol=1e-9)
 
 
 def test_shrinkage_counts_input_pixels_under_an_output_pixel():

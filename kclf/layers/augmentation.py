@@ -14,8 +14,8 @@ from torch import Tensor
 
 from . import geometry
 from .checks import check_choice, check_range, float32_options, output_size
-from .lighting import adjust_hue, adjust_lighting
-from .sampling import FILL_MODES, INTERPOLATIONS, resampled_parts, to_device
+from .lighting import adjust_hue, each, in_logit_space
+from .sampling import FILL_MODES, INTERPOLATIONS, resample, to_device
 
 _TRIES = 10  # crops drawn for each picture, of which the first that fits is taken, as in Inception's crop
 _ASPECT = 4 / 3  # aspects of a crop lie between 3/4 and 4/3
@@ -193,19 +193,14 @@ class Augmentation(keras.layers.Layer):
         interpolation = self.interpolation if interpolation is None else interpolation
         check_choice("interpolation", interpolation, INTERPOLATIONS)
         size = self.size or (images.shape[1], images.shape[2])
-        out = images.new_empty((len(images), *size, images.shape[3]), dtype=torch.float32)
-        relight = _relight(transformation, images.device) if lighting else None
-        parts = resampled_parts(
+        return resample(
             images,
             transformation.maps,
             size,
             interpolation=interpolation,
             fill_mode=self.fill_mode,
-            antialias=True,
+            finish=_relight(transformation, images.device) if lighting else None,
         )
-        for rows, part in parts:
-            out[rows] = (part if relight is None else relight(part, rows)).permute(0, 2, 3, 1)
-        return out
 
     def resized(self, size: int | tuple[int, int] | None) -> Augmentation:
         """A copy that gives pictures of another size."""
@@ -322,25 +317,25 @@ def _factor(uniform: Tensor, change: float) -> Tensor:
 
 def _relight(transformation: Transformation, device: torch.device) -> Callable[[Tensor, slice], Tensor]:
     """A function of (pictures in [0, 255], which ones) that changes their light as drawn."""
-    values = (
-        transformation.brightness,
-        transformation.contrast,
-        transformation.saturation,
-        transformation.hue,
+    drawn = torch.stack(
+        [transformation.contrast, transformation.brightness, transformation.saturation, transformation.hue], 1
     )
-    packed = torch.stack(values, 1).to(torch.float32)
-    sent = to_device(packed, device)
-    neutral = packed == torch.tensor([0.5, 1.0, 1.0, 0.0])
+    changed = (drawn != torch.tensor([1.0, 0.5, 1.0, 0.0])).tolist()
+    drawn[:, 1] = transformation.contrast * torch.logit(transformation.brightness)
+    contrast, shift, saturation, turn = to_device(drawn.to(torch.float32), device).unbind(1)
+    contrast, shift, saturation = map(each, (contrast, shift, saturation))
 
     def relight(pictures: Tensor, rows: slice) -> Tensor:
-        same = neutral[rows].all(0).tolist()
-        if all(same):
+        by_contrast, by_shift, by_saturation, by_hue = map(any, zip(*changed[rows], strict=True))
+        if not (by_contrast or by_shift or by_saturation or by_hue):
             return pictures
-        brightness, contrast, saturation, turn = sent[rows].unbind(1)
-        pictures = pictures / 255
-        if not all(same[:3]):
-            pictures = adjust_lighting(pictures, brightness, contrast, None if same[2] else saturation)
-        return (pictures if same[3] else adjust_hue(pictures, turn)) * 255
+        pictures = pictures * (1 / 255)
+        if by_contrast or by_shift or by_saturation:
+            grey_by = saturation[rows] if by_saturation else None
+            pictures = in_logit_space(pictures, contrast[rows], shift[rows], grey_by)
+        if by_hue:
+            pictures = adjust_hue(pictures, turn[rows])
+        return pictures * 255
 
     return relight
 

@@ -11,6 +11,8 @@ All functions are stateless, take and give float tensors of one dtype, and work 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -188,30 +190,49 @@ def shrinkage(maps: Tensor, source: tuple[int, int], target: tuple[int, int]) ->
     return ((jacobian * per_pixel).norm(dim=2) * pixels).flip(1)
 
 
-def sampling_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def reaches_outside(maps: Tensor) -> Tensor:
+    """Whether some place that a map reads lies outside the picture: (n,) bool.
+
+    Example:
+        >>> reaches_outside(torch.stack([torch.eye(3), torch.diag(torch.tensor([1.1, 1.0, 1.0]))])).tolist()
+        [False, True]
+    """
+    corners = torch.tensor([[x, y, 1] for x in (-1, 1) for y in (-1, 1)], dtype=maps.dtype)
+    there = corners @ maps.transpose(1, 2)  # (n, 4, 3); straight edges stay straight
+    return (there[..., :2].abs() > there[..., 2:].abs()).flatten(1).any(1)
+
+
+def sampling_grids(maps: Tensor, size: tuple[int, int], lengths: list[int]) -> list[Callable[[], Tensor]]:
     """Where each output pixel is read.
 
-    Written as one product of small matrices, since x and y of the output pixels are a row and a column:
-    it costs a twelfth of the product of all pixels with the map.
+    A place is (a x + b y + c) / (d x + e y + f), where x and y of the output pixels are a row and a column:
+    what depends on x alone is worked out at once, which leaves two multiply-adds and a division.
 
     Args:
         maps: (n, 3, 3), float32, on the device of the pictures.
         size: (height, width) of the output, in pixels.
+        lengths: how many maps go together; their sum is n.
 
     Returns:
-        (n, height, width, 2), x first: what `grid_sample` takes.
+        For each of `lengths` a function that gives the places, (length, height, 2 width), x and y in turn;
+        seen as (length, height, width, 2) they are what `grid_sample` takes.
+
+    Example:
+        >>> [places] = sampling_grids(torch.eye(3)[None], (1, 2), [1])
+        >>> places().tolist()
+        [[[-0.5, 0.0, 0.5, 0.0]]]
     """
     height, width = size
-    count, options = len(maps), {"dtype": maps.dtype, "device": maps.device}
-    x = torch.arange(width, **options) * (2 / width) + (1 / width - 1)
-    y = torch.arange(height, **options) * (2 / height) + (1 / height - 1)
-    column = torch.stack([y, torch.ones_like(y)], dim=1)  # (height, 2)
-    across = maps[:, :2, 0, None] * x + maps[:, :2, 2, None]  # (n, 2, width)
-    along = maps[:, :2, 1, None].expand(count, 2, width)
-    rows = torch.stack([along, across], dim=1).transpose(2, 3)  # (n, 2: factor of y and rest, width, 2: x, y)
-    places = column @ rows.reshape(count, 2, 2 * width)  # (n, height, 2 width)
-    lower = torch.stack(
-        [maps[:, 2, 1, None].expand(count, width), maps[:, 2, 0, None] * x + maps[:, 2, 2, None]], 1
-    )
-    depth = column @ lower.repeat_interleave(2, dim=2)  # (n, height, 2 width)
-    return (places / depth).view(count, height, width, 2)
+    options = {"dtype": maps.dtype, "device": maps.device}
+    x = torch.arange(width, **options).repeat_interleave(2) * (2 / width) + (1 / width - 1)
+    y = (torch.arange(height, **options) * (2 / height) + (1 / height - 1)).unsqueeze(1)
+    of_x, of_y, rest = maps.unsqueeze(1).unbind(3)  # each (n, 1, 3: x, y, depth)
+    start = of_x[..., :2].repeat(1, 1, width) * x + rest[..., :2].repeat(1, 1, width)  # (n, 1, 2 width)
+    slope = of_y[..., :2].repeat(1, 1, width)
+    depth = of_x[..., 2:] * x + rest[..., 2:]
+    parts = (part.split(lengths) for part in (start, slope, depth, of_y[..., 2:]))
+    return [partial(_places, y, *group) for group in zip(*parts, strict=True)]
+
+
+def _places(y: Tensor, start: Tensor, slope: Tensor, depth: Tensor, depth_slope: Tensor) -> Tensor:
+    return torch.addcmul(start, y, slope).div_(depth + y * depth_slope)

@@ -38,10 +38,17 @@ def adjust_lighting(
         >>> adjust_lighting(half, torch.tensor([0.6]), torch.tensor([1.0]))[0, :, 0, 0].tolist()
         [0.5, 0.5, 0.5]
     """
-    logits = torch.logit(images, eps=EPSILON)
-    logits = logits.mul_(each(contrast)).add_(each(contrast * torch.logit(brightness)))
+    shift = contrast * torch.logit(brightness)
+    return in_logit_space(
+        images, each(contrast), each(shift), None if saturation is None else each(saturation)
+    )
+
+
+def in_logit_space(images: Tensor, factor: Tensor, shift: Tensor, saturation: Tensor | None) -> Tensor:
+    """`factor` times the logits plus `shift`, then the saturation, all (n, 1, 1, 1); back in [0, 1]."""
+    logits = torch.logit(images, eps=EPSILON).mul_(factor).add_(shift)
     if saturation is not None:
-        logits = each(saturation) * logits + each(1 - saturation) * grey(logits)
+        logits = saturation * logits + (1 - saturation) * grey(logits)
     return logits.sigmoid_()
 
 

@@ -1,24 +1,26 @@
-"""One resample: pictures read through their maps, low-pass filtered before where the map shrinks them.
+"""One resample: every pixel of the result is read from the picture itself, with all that lies under it.
 
-The filter. A result pixel should be the mean of the s x s pixels of the picture that lie under it: a box, of
-variance s^2 / 12 along each axis. Reading between pixels filters too: linear interpolation has variance 1/6.
-What is missing comes from mixing each pixel with a neighbour by weights 1 - w and w, which has variance
-w (1 - w), and whose shift by w pixels goes into the place that is read. That is one multiply-add a value.
-Where it cannot suffice (s above 2.3), a plain antialiased resize to s = 2.3 goes before it.
+A result pixel should be the mean of the s x s pixels of the picture that lie under it: a box, of variance
+s^2 / 12 along each axis. Reading between pixels filters too: linear interpolation has variance 1/6. What is
+missing comes from the mean of three reads (bicubic: four) on a circle around the place: a radius of r pixels
+adds r^2 / 2 in every direction. Where s is above 2.2, a plain antialiased resize to s = 2.2 goes before.
 `docs/presizing.md` has the measurements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import sampling_grid, shrinkage, symmetry_of
+from ..parallel import one_core_each
+from .geometry import reaches_outside, sampling_grids, shrinkage, symmetry_of
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 FILL_MODES = {
@@ -27,13 +29,11 @@ FILL_MODES = {
     "zeros": "zeros",
 }  # reflection is our own, see `reflected`
 
-_PAIR = 0.25  # the two reads of a linear interpolation lie this far from the place either way, in pixels
-_KERNEL_VARIANCE = {"bilinear": 1 / 6 + _PAIR**2, "bicubic": 0.0}  # of the interpolation itself, in pixels^2
-_MORE = {
-    "bilinear": 1.15,
-    "bicubic": 1.5,
-}  # times the variance of the box, which cuts off steeper; fitted to PSNR
-_LARGEST_SHRINK = {"bilinear": 2.3, "bicubic": 1.8}  # up to here two taps suffice
+_KERNEL_VARIANCE = {"bilinear": 1 / 6, "bicubic": 0.0}  # of the interpolation itself, in pixels^2
+_MORE = {"bilinear": 1.15, "bicubic": 0.95}  # times the variance of the box, cut as the reads cut; by PSNR
+_LARGEST_SHRINK = 2.2  # further apart, the reads leave gaps
+_NEGLIGIBLE = 0.05  # pixels: reads that near are one
+_READS = {"bilinear": 3, "bicubic": 4}  # a kernel that filters less leaves more to their number
 _PICTURES_AT_ONCE = 8  # on devices that want large batches; on a CPU one picture stays in the cache
 
 # How each symmetry of `geometry.dihedral` is made: rows become columns or not, then axes are reversed.
@@ -57,8 +57,11 @@ def resample(
     interpolation: str = "bilinear",
     fill_mode: str = "reflect",
     antialias: bool = True,
+    finish: Callable[[Tensor, slice], Tensor] | None = None,
 ) -> Tensor:
     """Read every picture through its map.
+
+    A few pictures are read at a time, so that what follows finds them in the cache; on a CPU one.
 
     Args:
         images: (n, height, width, channels), uint8 or float in [0, 255].
@@ -66,7 +69,9 @@ def resample(
         size: (height, width) of the result, in pixels.
         interpolation: "bilinear", "bicubic" or "nearest" (for masks: no new values, no filter).
         fill_mode: what lies outside the picture: "reflect", "border" or "zeros".
-        antialias: filter the picture first where the map shrinks it.
+        antialias: filter where the map shrinks the picture.
+        finish: what is still done to (pictures (k, channels, height, width) in [0, 255], which of the n they
+            are), never in place.
 
     Returns:
         (n, height, width, channels), float32 in [0, 255].
@@ -76,120 +81,140 @@ def resample(
         >>> resample(picture, torch.diag(torch.tensor([-1.0, 1.0, 1.0]))[None], (2, 2)).flatten().tolist()
         [1.0, 0.0, 3.0, 2.0]
     """
+    antialias = antialias and interpolation != "nearest"
+    plan = _plan(maps.to(torch.float64), (images.shape[1], images.shape[2]), size, interpolation, antialias)
     out = images.new_empty((len(images), *size, images.shape[3]), dtype=torch.float32)
-    parts = resampled_parts(
-        images, maps, size, interpolation=interpolation, fill_mode=fill_mode, antialias=antialias
-    )
-    for rows, part in parts:
-        out[rows] = part.permute(0, 2, 3, 1)
+
+    def write(piece: _Piece) -> None:
+        pictures = piece.read(images[piece.rows].permute(0, 3, 1, 2), size, interpolation, fill_mode)
+        out[piece.rows] = (finish(pictures, piece.rows) if finish else pictures).permute(0, 2, 3, 1)
+
+    on_cpu = images.device.type == "cpu"
+    pieces = plan.pieces(1 if on_cpu else _PICTURES_AT_ONCE, size, images.device)
+    if on_cpu and not images.requires_grad:
+        one_core_each(write, pieces)
+    else:
+        for piece in pieces:
+            write(piece)
     return out
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How each of n pictures is filtered and read, worked out on the CPU.
+class _Way:
+    """How a picture is read.
 
     Args:
-        symmetries: which symmetry of the square the map is, or -1.
-        sizes: (height, width) to which the picture is resized first; its own where it is not.
-        soft: whether neighbours are mixed.
-        numbers: (n, 15) float32, what the device needs: map 9, weights (y, x), then scale (x, y) and shift
-            (x, y) of the places once neighbours are mixed.
+        symmetry: which symmetry of the square the map is, or -1.
+        size: (height, width) to which the picture is resized first; its own where it is not.
+        reads: of each pixel of the result.
+        outside: whether some of them lie outside the picture.
     """
 
-    symmetries: list[int]
-    sizes: list[tuple[int, int]]
-    soft: list[bool]
-    numbers: Tensor
+    symmetry: int
+    size: tuple[int, int]
+    reads: int
+    outside: bool
 
-    def runs(self, length: int) -> Iterator[slice]:
-        """Neighbouring pictures that are treated alike, at most `length` of them."""
-        keys = list(zip(self.symmetries, self.sizes, self.soft, strict=True))
-        for _, group in groupby(range(len(keys)), key=keys.__getitem__):
-            rows = list(group)
-            for start in range(rows[0], rows[-1] + 1, length):
-                yield slice(start, min(start + length, rows[-1] + 1))
+
+@dataclass(frozen=True)
+class _Plan:
+    """How each of n pictures is read, worked out on the CPU.
+
+    Args:
+        ways: n of them.
+        maps: (n, 3, 3) float32.
+        steps: (n, reads, 2) float32, (x, y) from the middle of a pixel of the result to each read.
+    """
+
+    ways: list[_Way]
+    maps: Tensor
+    steps: Tensor
+
+    def pieces(self, length: int, size: tuple[int, int], device: torch.device) -> list[_Piece]:
+        """Neighbouring pictures that are read alike, at most `length` of them at a time.
+
+        There is no limit where all of the batch is a plain resize.
+        """
+        if len(set(self.ways)) == 1 and self.ways[0].symmetry >= 0:
+            length = len(self.ways)
+        rows = list(self._rows(length))
+        lengths = [part.stop - part.start for part in rows]
+        grids = sampling_grids(to_device(self.maps, device), size, lengths)
+        steps = to_device(self.steps, device).repeat(1, 1, size[1]).split(lengths)
+        ways = [self.ways[part.start] for part in rows]
+        return list(map(_Piece, rows, ways, grids, (part.split(1, 1) for part in steps)))
+
+    def _rows(self, length: int) -> Iterator[slice]:
+        for _, group in groupby(range(len(self.ways)), key=self.ways.__getitem__):
+            same = list(group)
+            for start in range(same[0], same[-1] + 1, length):
+                yield slice(start, min(start + length, same[-1] + 1))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some of the pictures, which are read alike.
+
+    Args:
+        rows: which of the n these are.
+        way: how they are read.
+        places: gives where the middle of each pixel of the result lies, (k, height, 2 width).
+        steps: from there to each read, (k, 1, 2 width).
+    """
+
+    rows: slice
+    way: _Way
+    places: Callable[[], Tensor]
+    steps: Sequence[Tensor]
+
+    def read(self, pictures: Tensor, size: tuple[int, int], interpolation: str, fill_mode: str) -> Tensor:
+        """Read (k, channels, height, width), uint8 or float in [0, 255], as float32 of another size."""
+        if self.way.symmetry >= 0:
+            return turned_resize(pictures, size, self.way.symmetry, interpolation)
+        pictures = resize(pictures, self.way.size, "bicubic")
+        places = self.places()
+        if self.way.outside and fill_mode == "reflect":
+            places = reflected(places)
+        steps = self.steps if self.way.reads > 1 else (0.0,)
+        reads = (
+            F.grid_sample(
+                pictures,
+                (places + step).view(len(pictures), *size, 2),
+                mode=interpolation,
+                padding_mode=FILL_MODES[fill_mode],
+                align_corners=False,
+            )
+            for step in steps
+        )
+        result = reduce(Tensor.add_, reads)
+        if self.way.reads > 1:
+            result.mul_(1 / self.way.reads)
+        return result.clamp_(0, 255) if interpolation == "bicubic" else result
 
 
 def _plan(
     maps: Tensor, source: tuple[int, int], size: tuple[int, int], interpolation: str, antialias: bool
 ) -> _Plan:
-    maps, count = maps.to(torch.float64), len(maps)
-    lengths = torch.tensor(source, dtype=torch.float64)
-    weights, sizes = torch.zeros(count, 2, dtype=torch.float64), lengths.expand(count, 2)
+    count, lengths = len(maps), torch.tensor(source, dtype=torch.float64)
+    sizes, radius = lengths.expand(count, 2), torch.zeros(count, 2, dtype=torch.float64)
     if antialias:
         shrink = shrinkage(maps, source, size)  # (n, 2)
-        sizes = (lengths * (_LARGEST_SHRINK[interpolation] / shrink).clamp(max=1)).round().clamp(min=2)
+        sizes = (lengths * (_LARGEST_SHRINK / shrink).clamp(max=1)).round().clamp(min=2)
         box = (shrink * sizes / lengths) ** 2 / 12
-        variance = (_MORE[interpolation] * box - _KERNEL_VARIANCE[interpolation]).clamp(0, 0.25)
-        weights = (1 - (1 - 4 * variance).sqrt()) / 2
-    soft = (weights > 0.01).any(1)
-    scale = torch.where(soft[:, None], sizes / (sizes - 1), 1.0)
-    shift = torch.where(soft[:, None], (1 - 2 * weights) / (sizes - 1), 0.0)
-    numbers = torch.cat([maps.flatten(1), weights, scale.flip(1), shift.flip(1)], 1).to(torch.float32)
-    symmetries = symmetry_of(maps).tolist() if antialias else [-1] * count
-    return _Plan(symmetries, [(int(h), int(w)) for h, w in sizes.tolist()], soft.tolist(), numbers)
-
-
-def resampled_parts(
-    images: Tensor,
-    maps: Tensor,
-    size: tuple[int, int],
-    *,
-    interpolation: str,
-    fill_mode: str,
-    antialias: bool,
-) -> Iterator[tuple[slice, Tensor]]:
-    """The work of `resample`, a few pictures at a time, so that what follows finds them in the cache.
-
-    Yields:
-        (which pictures, (k, channels, height, width) float32 in [0, 255]).
-    """
-    antialias = antialias and interpolation != "nearest"
-    plan = _plan(maps, (images.shape[1], images.shape[2]), size, interpolation, antialias)
-    numbers = to_device(plan.numbers, images.device)
-    alike = len(set(plan.symmetries)) == 1 and plan.symmetries[0] >= 0
-    length = len(images) if alike else 1 if images.device.type == "cpu" else _PICTURES_AT_ONCE
-    for rows in plan.runs(length):
-        first = rows.start
-        pictures = images[rows].permute(0, 3, 1, 2)  # (k, channels, height, width), a view
-        if plan.symmetries[first] >= 0:
-            yield rows, turned_resize(pictures, size, plan.symmetries[first], interpolation)
-            continue
-        pictures = resize(pictures, plan.sizes[first], "bicubic")
-        places = sampling_grid(numbers[rows, :9].view(-1, 3, 3), size)
-        if fill_mode == "reflect":
-            places = reflected(places)
-        if plan.soft[first]:
-            weights = plan.numbers[first, 9:11].tolist() if length == 1 else numbers[rows, 9:11].unbind(1)
-            pictures = mix_neighbours(pictures, *weights)
-            sampled = _read_mixed(pictures, places, numbers[rows, 11:15], interpolation, fill_mode)
-        else:
-            sampled = _read(pictures, places, interpolation, fill_mode)
-        yield rows, sampled.clamp_(0, 255) if interpolation == "bicubic" else sampled
-
-
-def _read(pictures: Tensor, places: Tensor, interpolation: str, fill_mode: str) -> Tensor:
-    return F.grid_sample(
-        pictures, places, mode=interpolation, padding_mode=FILL_MODES[fill_mode], align_corners=False
-    )
-
-
-def _read_mixed(pictures: Tensor, places: Tensor, move: Tensor, interpolation: str, fill_mode: str) -> Tensor:
-    """Read pictures whose neighbours are mixed, by linear interpolation as the mean of a pair of places.
-
-    How much linear interpolation filters depends on where between two pixels it reads; the mean of two places
-    half a pixel apart makes that nearly even.
-    """
-    scale, shift = move[:, :2], move[:, 2:]
-    if interpolation == "bicubic":
-        return _read(pictures, moved(places, scale, shift), interpolation, fill_mode)
-    apart = 2 * _PAIR * (scale - 1)  # `scale - 1` is half a pixel
-    first, second = (
-        _read(pictures, moved(places, scale, shift + step), interpolation, fill_mode)
-        for step in (apart, -apart)
-    )
-    return first.lerp_(second, 0.5)
+        missing = (_MORE[interpolation] * box - _KERNEL_VARIANCE[interpolation]).clamp(min=0)
+        radius = (2 * missing).sqrt()
+    ways = [
+        _Way(symmetry, (int(height), int(width)), _READS[interpolation] if spread else 1, outside)
+        for symmetry, (height, width), spread, outside in zip(
+            symmetry_of(maps).tolist() if antialias else [-1] * count,
+            sizes.tolist(),
+            (radius > _NEGLIGIBLE).any(1).tolist(),
+            reaches_outside(maps).tolist(),
+            strict=True,
+        )
+    ]
+    steps = (2 * radius / sizes).flip(1).unsqueeze(1) * _circle(_READS.get(interpolation, 1))
+    return _Plan(ways, maps.to(torch.float32), steps.to(torch.float32))
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -199,34 +224,15 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-def mix_neighbours(pictures: Tensor, down: float | Tensor, right: float | Tensor) -> Tensor:
-    """Mix each pixel with its lower and right neighbours.
-
-    Args:
-        pictures: (n, channels, height, width), best in channels-last memory.
-        down: weight of the lower neighbour, for all or (n,).
-        right: weight of the right neighbour, for all or (n,).
-
-    Returns:
-        (n, channels, height - 1, width - 1).
-    """
-    if isinstance(down, Tensor) and isinstance(right, Tensor):
-        down, right = down.view(-1, 1, 1, 1), right.view(-1, 1, 1, 1)
-    pictures = torch.lerp(pictures[:, :, :-1], pictures[:, :, 1:], down)
-    return torch.lerp(pictures[..., :-1], pictures[..., 1:], right)
+def _circle(count: int) -> Tensor:
+    """Places (count, 2) spread over the unit circle, turned so that no two share a row or a column."""
+    angles = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count) + math.pi / (4 * count)
+    return torch.stack([angles.cos(), angles.sin()], 1)
 
 
 def reflected(places: Tensor) -> Tensor:
-    """Places (n, height, width, 2) outside [-1, 1] mirrored at the edge, once."""
-    return torch.sub(places, F.softshrink(places, 1.0), alpha=2)
-
-
-def moved(places: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Places (n, height, width, 2) times `scale` plus `shift`, both (n, 2)."""
-    count, height, width, _ = places.shape
-    rows = places.view(count, height, 2 * width)  # in one row x and y alternate
-    scale, shift = (values.repeat(1, width).unsqueeze(1) for values in (scale, shift))  # (n, 1, 2 width)
-    return torch.addcmul(shift, rows, scale).view(places.shape)
+    """Places outside [-1, 1] mirrored at the edge, once."""
+    return places.lerp(places.clamp(-1, 1), 2.0)
 
 
 def resize(pictures: Tensor, size: Sequence[int], interpolation: str = "bilinear") -> Tensor:
