@@ -55,12 +55,13 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     everyone = Barrier(threads)
 
     def settle() -> None:
-        torch.set_num_threads(1)  # of this thread, and of all threads that start later
+        torch.get_num_threads()  # a thread's first look takes the number of all, so it has to be over
+        torch.set_num_threads(1)  # of this thread, and of all that start later
         everyone.wait()
 
     for settled in [pool.submit(settle) for _ in range(threads)]:
         settled.result()
-    torch.set_num_threads(threads)  # so threads that start later get what they got before
+    torch.set_num_threads(threads)  # so those that start later get what they got before
     return pool
 
 

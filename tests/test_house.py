@@ -13,7 +13,7 @@ import kclf
 
 PACKAGE = Path(kclf.__file__).parent
 FLOORS = [
-    {"atomic", "errors", "parallel"},
+    {"atomic", "errors", "memory", "parallel"},
     {"demo", "files", "metrics", "schedules"},
     {"acceleration", "datasets", "images", "layers", "losses", "optimizers", "precision", "storage"},
     {"data", "weights"},

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..memory import keep_freed_memory
 from ..parallel import one_core_each
 from .geometry import reaches_outside, sampling_grids, shrinkage, symmetry_of
 
@@ -83,13 +84,15 @@ def resample(
     """
     antialias = antialias and interpolation != "nearest"
     plan = _plan(maps.to(torch.float64), (images.shape[1], images.shape[2]), size, interpolation, antialias)
+    on_cpu = images.device.type == "cpu"
+    if on_cpu:
+        keep_freed_memory()
     out = images.new_empty((len(images), *size, images.shape[3]), dtype=torch.float32)
 
     def write(piece: _Piece) -> None:
         pictures = piece.read(images[piece.rows].permute(0, 3, 1, 2), size, interpolation, fill_mode)
         out[piece.rows] = (finish(pictures, piece.rows) if finish else pictures).permute(0, 2, 3, 1)
 
-    on_cpu = images.device.type == "cpu"
     pieces = plan.pieces(1 if on_cpu else _PICTURES_AT_ONCE, size, images.device)
     if on_cpu and not images.requires_grad:
         one_core_each(write, pieces)
