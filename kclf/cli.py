@@ -194,7 +194,7 @@ def predict(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the photos and the classifier.")] = Path("kclf-demo"),
-    epochs: Annotated[int, typer.Option(help="Epochs with everything trainable.", min=0)] = 4,
+    epochs: Annotated[int, typer.Option(help="Epochs with everything trainable.", min=0)] = 5,
     seed: Annotated[int, typer.Option(help="Governs split, order, augmentation and initial weights.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Write into an --out that exists.")] = False,
 ) -> None:
@@ -213,7 +213,7 @@ def demo(
         augment="basic",
         epochs=epochs,
         learning_rate=8e-3,  # digits are far from ImageNet's photos, and there are enough of them
-        thawed_rate=4e-3,
+        thawed_rate=2e-3,
         seed=seed,
     )
     train_run(settings, force=True)
