@@ -1,5 +1,6 @@
 """Callbacks for `model.fit`: schedules of the rate, snapshots, and what a run did."""
 
+from .checkpoint import Checkpoint
 from .collapse import CollapseDetector
 from .cycles import CosineRestarts, FlatCosine, OneCycle, Schedule
 from .progress import ProgressBar
@@ -8,6 +9,7 @@ from .recording import EpochTable, Recorder, smooth
 from .snapshots import SnapshotSaver, load_snapshot
 
 __all__ = [
+    "Checkpoint",
     "CollapseDetector",
     "CosineRestarts",
     "EpochTable",

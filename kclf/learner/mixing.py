@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -15,7 +16,8 @@ from ..layers import CutMix, MixUp
 class MixedDataset(DataLoader):
     """An `ImageDataset` for training with MixUp or CutMix, by turns where there are both.
 
-    Photos are mixed as they come from the loader, before the model augments them.
+    Photos are mixed as they come from the loader, before the model augments them. What is mixed with what
+    depends on the photos' seed, the epoch and the number of the batch alone.
 
     Args:
         images: the photos.
@@ -33,11 +35,17 @@ class MixedDataset(DataLoader):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """Batches of mixed photos, float32, the shares of classes as labels, and weights if there are any."""
-        for number, (photos, labels, *weights) in enumerate(self.images):
+        state = self.images.state_dict()
+        for number, (photos, labels, *weights) in enumerate(self.images, start=state["batch"]):
             mixer = self.mixers[number % len(self.mixers)]
+            mixer.set_random_state(_generator(state["seed"], state["epoch"], number).get_state())
             with torch.no_grad():
                 mixed = mixer(photos, labels, training=True)
             yield (*mixed, *weights)
+
+    def skip(self, batches: int) -> None:
+        """Hand out the first batches of the next epoch without their photos."""
+        self.images.skip(batches)
 
     def state_dict(self) -> dict[str, int]:
         """Where the photos stand."""
@@ -46,6 +54,12 @@ class MixedDataset(DataLoader):
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go to where another run stood."""
         self.images.load_state_dict(state)
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    """A generator for one batch."""
+    seed = np.random.SeedSequence([*numbers, 3]).generate_state(1)[0]  # 0 to 2 are the loader's
+    return torch.Generator().manual_seed(int(seed))
 
 
 def mixed(images: Any, mixup: float | None, cutmix: float | None) -> Any:
