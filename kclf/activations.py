@@ -27,8 +27,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from .atomic import sweep
 from .data import ImageData, ImageDataset
 from .errors import FileFormatError, TrainingError
+from .locks import FolderLock
 from .storage import read_arrays, write_arrays
 
 log = logging.getLogger("kclf.activations")
@@ -195,8 +197,11 @@ def activations(
     if views < 1:
         raise ValueError(f"Expected one view or more. Received: views={views}")
     place = Path(folder) / activation_key(model, dataset, views=views, dtype=dtype)[:32]
-    place.mkdir(parents=True, exist_ok=True)
-    passes = [_one_pass(model, dataset, place, view, views > 1, dtype, progress) for view in range(views)]
+    lock = FolderLock(place)
+    lock.acquire(wait=True)  # another process may be at it: then it is found done
+    with lock:
+        sweep(place)
+        passes = [_one_pass(model, dataset, place, view, views > 1, dtype, progress) for view in range(views)]
     index = passes[0][1]
     return ActivationDataset(np.stack([features for features, _ in passes]), index, dataset)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
 
 LEFTOVERS = ".*.partial*"  # how the temporary files of `replacing` are called
 
@@ -61,7 +61,10 @@ def sweep(folder: str | os.PathLike[str]) -> list[Path]:
     """
     leftovers = sorted(Path(folder).glob(LEFTOVERS))
     for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
     return leftovers
 
 

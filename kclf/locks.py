@@ -8,7 +8,6 @@ import socket
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from .errors import FolderLockedError
 
@@ -41,12 +40,12 @@ class FolderLock:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.path = Path(folder) / LOCK_FILE
-        self._file: IO[str] | None = None
+        self._descriptor: int | None = None
 
     @property
     def held(self) -> bool:
         """Whether this object holds the lock."""
-        return self._file is not None
+        return self._descriptor is not None
 
     def acquire(self, *, wait: bool = False) -> None:
         """Take the lock.
@@ -58,14 +57,13 @@ class FolderLock:
             FolderLockedError: another process holds it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        while self._file is None:
-            file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as it is held
-            if _lock(file, wait=wait) and _still_there(file, self.path):
-                self._file = file
+        while self._descriptor is None:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            if _lock(descriptor, self.path, wait=wait) and _still_there(descriptor, self.path):
+                self._descriptor = descriptor
                 break
-            file.seek(0)
-            holder = file.read().strip()
-            file.close()
+            holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+            os.close(descriptor)
             if holder == _me():
                 return
             if holder and not wait and self.path.exists():
@@ -73,17 +71,22 @@ class FolderLock:
                     f"Another run works in {self.path.parent} ({holder}). Wait for it, stop it, or choose "
                     "another folder."
                 )
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(_me())
-        self._file.flush()
+        os.truncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, _me().encode(), 0)
 
     def release(self) -> None:
         """Let others in, and remove the file."""
-        if self._file is not None:
+        if self._descriptor is not None:
             self.path.unlink(missing_ok=True)
-            self._file.close()
-            self._file = None
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self._close()
 
     def __enter__(self) -> FolderLock:
         self.acquire()
@@ -99,28 +102,29 @@ def _me() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _lock(file: IO[str], *, wait: bool) -> bool:
+def _lock(descriptor: int, path: Path, *, wait: bool) -> bool:
     """Lock an open file; False where another one has it locked."""
     try:
         if fcntl is None:
             raise OSError(errno.ENOSYS, "no file locks on this system")
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno in _BUSY:
             return False
         if error.errno not in _NO_LOCKS:
+            os.close(descriptor)
             raise
         warnings.warn(
-            f"{file.name} cannot be locked here ({error.strerror}): see to it that only one run works in "
-            "its folder.",
+            f"{path} cannot be locked here ({error.strerror}): see to it that only one run works in its "
+            "folder.",
             stacklevel=4,
         )
     return True
 
 
-def _still_there(file: IO[str], path: Path) -> bool:
-    """Whether the path still names the open file."""
+def _still_there(descriptor: int, path: Path) -> bool:
+    """Whether the path still names the open file: its holder may have removed it in the meantime."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False

@@ -25,6 +25,7 @@ from .trees import assign, from_arrays, to_arrays
 LONGEST_WAIT = 600.0  # seconds between two checkpoints where `every` is None
 DONE = "done"
 PARTS = {"position", "stages", "histories", "weights", "training", "layers", "random", "others"}
+PARTS |= {"epoch_random", "epoch_data"}
 Position = tuple[int, int, int | str]  # stage, epoch, and batch or "done"
 
 
@@ -57,6 +58,7 @@ class Checkpoint(keras.callbacks.Callback):
         stop: called between batches; a signal's number, from it, ends the run with `RunStopped`.
 
     Attributes:
+        folders: others that only this run writes to: what a kill left half written there is removed too.
         position: (stage, epoch, batch) of the last file that was saved or loaded, or None. The batch is
             "done" where the stage is over.
 
@@ -91,10 +93,11 @@ class Checkpoint(keras.callbacks.Callback):
         self.others, self.whole, self.resume = list(others), model, resume
         self.settings: Mapping[str, JSON] = settings or {}
         self.stop = stop
+        self.folders: list[Path] = []
         self.position: Position | None = None
         self._lock = FolderLock(self.folder)
         self._stage = -1
-        self._stages: list[Mapping[str, JSON]] = []  # what each stage so far was asked to do
+        self._stages: list[JSON] = []  # what each stage so far was asked to do
         self._histories: list[dict[str, Any]] = []  # of the stages that are over
         self._found: dict[str, Any] | None = None  # what is still to be taken up
 
@@ -147,6 +150,17 @@ class Checkpoint(keras.callbacks.Callback):
                 signal,
             )
 
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Do not wait for the end of a long validation with a stop."""
+        signal = self.stop() if self.stop else None
+        if signal is not None:
+            self._lock.release()
+            raise RunStopped(
+                f"Stopped in the validation after epoch {self._epoch} of stage {self._stage}; what is saved "
+                f"in {self.folder} goes up to {self.position}.",
+                signal,
+            )
+
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Save the end of the stage, or take up an end that was saved."""
         self.model._initial_epoch = None
@@ -154,7 +168,6 @@ class Checkpoint(keras.callbacks.Callback):
             self._leave_passed(self._found)
         else:
             self._epoch += 1
-            self._epoch_random = self._epoch_data = None
             self.save(DONE)
             self._histories.append(self._history())
         self._lock.release()
@@ -236,7 +249,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _look(self) -> None:
         """Find the newest file that is whole."""
-        sweep(self.folder)
+        for folder in (self.folder, *self.folders):
+            sweep(folder)
         if not self.resume:
             _remove(self.files())
         while self._found is None and (files := self.files()):
@@ -278,7 +292,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._take_up_weights(found)
         self._assign(self._training_state(), found["training"])
         for layer, state in zip(random_layers(self.model), found["layers"], strict=True):
-            layer.set_random_state(torch.from_numpy(state))
+            layer.set_random_state(state)
         for other, state in zip(self.others, found["others"], strict=True):
             other.load_state_dict(state)
         set_random_states(found["random"])

@@ -14,7 +14,6 @@ from ..storage import JSON
 
 ARRAY = "$array"
 FLOAT = "$float"  # infinity and NaN, for which JSON has no words
-HALF = "$bfloat16"  # which NumPy lacks: its bits travel as int16
 
 
 def to_arrays(tree: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, JSON]]:
@@ -24,7 +23,8 @@ def to_arrays(tree: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str,
         tree: nested dicts with names as keys, lists and tuples, down to tensors, arrays and plain values.
 
     Returns:
-        The arrays by name, and the same tree with the names in place of the arrays.
+        The arrays by name, and the same tree with the names in place of the arrays. Arrays on the CPU share
+        the memory of what they were.
 
     Example:
         >>> arrays, rest = to_arrays({"rate": np.ones(2), "epoch": 3})
@@ -45,21 +45,19 @@ def to_arrays(tree: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str,
         if not isinstance(node, np.ndarray | torch.Tensor):
             return node
         name = f"{top}/{len(arrays)}"
-        kind = ARRAY
-        if isinstance(node, torch.Tensor):
-            node = node.detach()
-            if node.dtype is torch.bfloat16:
-                node, kind = node.view(torch.int16), HALF
-            node = node.cpu().numpy()
-        arrays[name] = np.array(node)
-        return {kind: name}
+        if isinstance(node, np.ndarray):
+            arrays[name] = node
+            return {ARRAY: name}
+        tensor, form = _flat(node.detach())
+        arrays[name] = tensor.cpu().numpy()
+        return {ARRAY: name, **form}
 
     rest = {key: walk(value, key) for key, value in tree.items()}
     return arrays, rest
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], rest: Mapping[str, JSON]) -> dict[str, Any]:
-    """Put a tree together again; what was a tensor is an array, but for bfloat16.
+    """Put a tree together again.
 
     Raises:
         FileFormatError: an array is missing.
@@ -70,9 +68,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray], rest: Mapping[str, JSON]) -> d
             return [walk(value) for value in node]
         if not isinstance(node, Mapping):
             return node
-        for kind in (ARRAY, HALF):
-            if kind in node:
-                return _array(arrays, node[kind], kind)
+        if ARRAY in node:
+            return _shaped(arrays, node)
         if FLOAT in node:
             return float(node[FLOAT])
         return {key: walk(value) for key, value in node.items()}
@@ -80,24 +77,45 @@ def from_arrays(arrays: Mapping[str, np.ndarray], rest: Mapping[str, JSON]) -> d
     return {key: walk(value) for key, value in rest.items()}
 
 
-def _array(arrays: Mapping[str, np.ndarray], name: object, kind: str) -> Any:
-    if not isinstance(name, str) or name not in arrays:
-        raise FileFormatError(f"refused: it has no array {name!r}.")
-    return torch.from_numpy(arrays[name]).view(torch.bfloat16) if kind == HALF else arrays[name]
+def _flat(tensor: torch.Tensor) -> tuple[torch.Tensor, dict[str, JSON]]:
+    """A tensor as the plain memory that it is, and how it lies there.
+
+    Kernels are kept in the order that torch reads them in: to write them in Keras' order takes a hundred
+    times as long.
+    """
+    form: dict[str, JSON] = {"dtype": str(tensor.dtype).removeprefix("torch.")}
+    if not tensor.is_contiguous() and torch._debug_has_internal_overlap(tensor) == 0:
+        form |= {"shape": list(tensor.shape), "strides": list(tensor.stride())}
+        tensor = tensor.as_strided((tensor.numel(),), (1,))
+    return tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor, form
 
 
-def assign(tensors: Sequence[torch.Tensor], values: Sequence[Any]) -> None:
+def _shaped(arrays: Mapping[str, np.ndarray], node: Mapping[str, Any]) -> np.ndarray | torch.Tensor:
+    """The array or tensor that `to_arrays` met."""
+    if node[ARRAY] not in arrays:
+        raise FileFormatError(f"refused: it has no array {node[ARRAY]!r}.")
+    array = arrays[node[ARRAY]]
+    if "dtype" not in node:
+        return array
+    tensor = torch.from_numpy(array)
+    if node["dtype"] == "bfloat16":  # which NumPy lacks: its bits travel as int16
+        tensor = tensor.view(torch.bfloat16)
+    return tensor.as_strided(node["shape"], node["strides"]) if "strides" in node else tensor
+
+
+def assign(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
     """Copy values into tensors of the same shapes and dtypes, bit for bit.
 
     Raises:
         ValueError: they do not fit.
     """
-    taken = [value if isinstance(value, torch.Tensor) else torch.from_numpy(value) for value in values]
     ours = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
-    theirs = [(tuple(tensor.shape), tensor.dtype) for tensor in taken]
+    theirs = [(tuple(tensor.shape), tensor.dtype) for tensor in values]
     if ours != theirs:
         different = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), "")
-        raise ValueError(f"{len(ours)} tensors expected. Received: {len(theirs)}; the first that differ: {different}")
+        raise ValueError(
+            f"{len(ours)} tensors expected. Received: {len(theirs)}; the first that differ: {different}"
+        )
     with torch.no_grad():
-        for tensor, value in zip(tensors, taken, strict=True):
+        for tensor, value in zip(tensors, values, strict=True):
             tensor.copy_(value)
