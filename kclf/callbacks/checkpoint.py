@@ -130,8 +130,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._epoch = epoch
         if self._found is not None:
             self._enter_epoch(self._found)
-        self._epoch_random = random_states()
-        self._epoch_data = self.data.state_dict() if hasattr(self.data, "state_dict") else None
+        self._mark_epoch()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save where it is time, before the batch; or take up what was saved."""
@@ -168,6 +167,7 @@ class Checkpoint(keras.callbacks.Callback):
             self._leave_passed(self._found)
         else:
             self._epoch += 1
+            self._mark_epoch()
             self.save(DONE)
             self._histories.append(self._history())
         self._lock.release()
@@ -233,6 +233,11 @@ class Checkpoint(keras.callbacks.Callback):
             "others": [other.state_dict() for other in self.others],
         }
 
+    def _mark_epoch(self) -> None:
+        """Remember where data and random states are when an epoch begins."""
+        self._epoch_random = random_states()
+        self._epoch_data = self.data.state_dict() if hasattr(self.data, "state_dict") else None
+
     def _weights(self) -> list[torch.Tensor]:
         return [variable.value for variable in (self.whole or self.model).variables]
 
@@ -253,13 +258,19 @@ class Checkpoint(keras.callbacks.Callback):
             sweep(folder)
         if not self.resume:
             _remove(self.files())
+        damage = []
         while self._found is None and (files := self.files()):
             try:
                 self._found = _read(files[-1])
             except FileFormatError as error:
-                damaged = files[-1].rename(f"{files[-1]}.damaged")
-                before = files[-2].name if len(files) > 1 else "the beginning"
-                warnings.warn(f"{error} Set aside as {damaged.name}; going on from {before}.", stacklevel=4)
+                damage.append(str(error))
+                files[-1].rename(f"{files[-1]}.damaged")
+        if damage:
+            warnings.warn(
+                f"{' '.join(damage)} Set aside with the ending .damaged; going on from "
+                f"{files[-1].name if self._found else 'the beginning'}.",
+                stacklevel=3,
+            )
         if self._found is not None:
             self.position = self._found_position()
 
@@ -278,14 +289,17 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _enter_epoch(self, found: Mapping[str, Any]) -> None:
         """Bring the data to where they stood when the epoch began, and past the batches that were done."""
-        set_random_states(found["epoch_random"])
-        if found["epoch_data"] is not None:
-            self.data.load_state_dict(found["epoch_data"])
+        self._place_data(found)
         done = found["position"][2]
         if done:
             if hasattr(self.data, "skip"):
                 self.data.skip(done)
             _pass_over(self.model, done)
+
+    def _place_data(self, found: Mapping[str, Any]) -> None:
+        set_random_states(found["epoch_random"])
+        if found["epoch_data"] is not None:
+            self.data.load_state_dict(found["epoch_data"])
 
     def _take_up(self, found: Mapping[str, Any]) -> None:
         """Make everything as it was."""
@@ -313,6 +327,7 @@ class Checkpoint(keras.callbacks.Callback):
         """At the end of a stage that was passed over: its result, and what `fit` returns."""
         stage, _, batch = self._found_position()
         if (self._stage, DONE) == (stage, batch):
+            self._place_data(found)
             self._take_up(found)
             self._histories = found["histories"]
         else:  # the frozen layers of the stage to come are in it as they were at its beginning
