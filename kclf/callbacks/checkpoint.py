@@ -226,7 +226,7 @@ class Checkpoint(keras.callbacks.Callback):
             "histories": [*self._histories, self._history()],
             "weights": _finite(self._weights()),
             "training": self._training_state(),
-            "layers": [layer.get_random_state() for layer in random_layers(self.model)],
+            "layers": [layer.get_random_state() for layer in self._random_layers()],
             "random": random_states(),
             "epoch_random": self._epoch_random,
             "epoch_data": self._epoch_data,
@@ -246,6 +246,10 @@ class Checkpoint(keras.callbacks.Callback):
         weights = {id(tensor) for tensor in self._weights()}
         state = (variable.value for variable in training_variables(self.model))
         return [tensor for tensor in state if id(tensor) not in weights]
+
+    def _random_layers(self) -> list[keras.Layer]:
+        models = (self.whole or self.model, self.model)
+        return list({id(layer): layer for model in models for layer in random_layers(model)}.values())
 
     def _history(self) -> dict[str, Any]:
         return {"epoch": self.model.history.epoch, "history": self.model.history.history}
@@ -305,7 +309,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Make everything as it was."""
         self._take_up_weights(found)
         self._assign(self._training_state(), found["training"])
-        for layer, state in zip(random_layers(self.model), found["layers"], strict=True):
+        for layer, state in zip(self._random_layers(), found["layers"], strict=True):
             layer.set_random_state(state)
         for other, state in zip(self.others, found["others"], strict=True):
             other.load_state_dict(state)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from ..data import ImageDataset
 from ..layers import CutMix, MixUp
+from ..layers.seeds import generator_state
 
 
 class MixedDataset(DataLoader):
@@ -38,7 +38,7 @@ class MixedDataset(DataLoader):
         state = self.images.state_dict()
         for number, (photos, labels, *weights) in enumerate(self.images, start=state["batch"]):
             mixer = self.mixers[number % len(self.mixers)]
-            mixer.set_random_state(_generator(state["seed"], state["epoch"], number).get_state())
+            mixer.set_random_state(generator_state(state["seed"], state["epoch"], number))
             with torch.no_grad():
                 mixed = mixer(photos, labels, training=True)
             yield (*mixed, *weights)
@@ -54,12 +54,6 @@ class MixedDataset(DataLoader):
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go to where another run stood."""
         self.images.load_state_dict(state)
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    """A generator for one batch."""
-    seed = np.random.SeedSequence([*numbers, 3]).generate_state(1)[0]  # 0 to 2 are the loader's
-    return torch.Generator().manual_seed(int(seed))
 
 
 def mixed(images: Any, mixup: float | None, cutmix: float | None) -> Any:
