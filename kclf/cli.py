@@ -105,7 +105,12 @@ def train(
         int,
         typer.Option(help="Epochs before, with only the head trainable.", min=0, rich_help_panel=TRAINING),
     ] = 1,
-    batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1, rich_help_panel=TRAINING)] = 64,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            help="Photos a step; auto for the most that the GPU has memory for.", rich_help_panel=TRAINING
+        ),
+    ] = "64",
     learning_rate: Annotated[
         float, typer.Option(help="Peak rate of the head's cycle.", min=1e-9, rich_help_panel=TRAINING)
     ] = 2e-3,
@@ -177,7 +182,7 @@ def train(
             augment=augment.value,
             epochs=epochs,
             freeze_epochs=freeze_epochs,
-            batch_size=batch_size,
+            batch_size=_batch_size(batch_size),
             learning_rate=learning_rate,
             mixed_precision=mixed_precision.value,
             seed=seed,
@@ -356,6 +361,14 @@ def main(words: Sequence[str] | None = None) -> None:
         _fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         _fail("stopped", INTERRUPTED)
+
+
+def _batch_size(word: str) -> int | None:
+    if word == "auto":
+        return None
+    if not word.isdecimal() or int(word) < 1:
+        raise typer.BadParameter(f"expected auto, or 1 or more photos. Received: --batch-size {word}")
+    return int(word)
 
 
 def _refuse_more_than(context: typer.Context, allowed: str) -> None:

@@ -22,9 +22,18 @@ import torch
 
 from . import layers
 from .atomic import replacing, sweep
-from .callbacks import Checkpoint, EpochTable, ProgressBar, Recorder
+from .callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
+from .callbacks.memory import LARGEST, largest_batch
 from .data import ImageData
-from .errors import DataError, FileFormatError, KclfError, OutputError, OutputExistsError, RunStopped
+from .errors import (
+    DataError,
+    FileFormatError,
+    KclfError,
+    NotFiniteError,
+    OutputError,
+    OutputExistsError,
+    RunStopped,
+)
 from .files import regex_label
 from .learner import Learner
 from .locks import LOCK_FILE, FolderLock
@@ -43,6 +52,7 @@ AUGMENTATIONS = {
 }
 
 
+BATCH_SIZE = 64
 CLASSIFIER, SETTINGS, CHECKPOINTS = "classifier.h5", "settings.json", "checkpoints"
 RESULTS = (CLASSIFIER, "report.html", "curves.png", "history.csv", SETTINGS)
 
@@ -66,7 +76,7 @@ class RunSettings:
         augment: a key of `AUGMENTATIONS`.
         epochs: epochs with everything trainable.
         freeze_epochs: epochs before them with only the head trainable.
-        batch_size: photos a step.
+        batch_size: photos a step; None for the most that the GPU's memory holds, 64 without a GPU.
         learning_rate: peak rate of the head while it trains alone.
         thawed_rate: peak rate of the head while everything trains, 100 times that of the first layer group;
             None for a tenth of `learning_rate`: a few hundred photos lose by more.
@@ -88,7 +98,7 @@ class RunSettings:
     augment: str = "standard"
     epochs: int = 3
     freeze_epochs: int = 1
-    batch_size: int = 64
+    batch_size: int | None = 64
     learning_rate: float = 2e-3
     thawed_rate: float | None = None
     mixed_precision: str = "float32"
@@ -124,16 +134,23 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
     keras.utils.set_random_seed(settings.seed)
     data = find_data(settings)
     print(data.summary())
-    table = EpochTable()
-    learner = build_learner(settings, data, callbacks=[ProgressBar(), table])
+    table, memory = EpochTable(), MemoryGuard()
+    learner = build_learner(settings, data, callbacks=[ProgressBar(), table, memory])
     print(describe_model(learner.model))
+    if settings.batch_size is None:
+        settings = dataclasses.replace(settings, batch_size=fit_batch_size(learner))
     with writing(settings.out), FolderLock(settings.out), StopRequest() as stop:
         learner.checkpoint = begin(settings, data, stop, resume=resume)
-        learner.callbacks.append(ClassifierSoFar(learner.model, settings.out / CLASSIFIER))
+        learner.callbacks += [
+            FiniteGuard(learner.checkpoint, data.train),
+            ClassifierSoFar(learner.model, settings.out / CLASSIFIER),
+        ]
         train_to_end(learner, settings, stop)
     with writing(settings.out), FolderLock(settings.out):
+        if memory.parts > 1:
+            write_settings(settings.out, describe_settings(settings, data) | {"batch_parts": memory.parts})
         predictions = learner.predictions()
-        write_run(learner, data, predictions, table, settings)
+        write_run(learner, learner.data or data, predictions, table, settings)
         finish(settings.out)
     print(describe_skipped(data))
     print(f"{predictions}\nSaved in {settings.out}: {', '.join(RESULTS)}")
@@ -153,6 +170,9 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
             f"{stopped} The classifier so far: {out / CLASSIFIER}. Go on with: kclf train --resume {out}",
             stopped.signal,
         ) from None
+    except NotFiniteError as error:
+        learner.model.save(out / CLASSIFIER)
+        raise NotFiniteError(f"{error}. The classifier so far: {out / CLASSIFIER}") from None
     except KclfError:
         if learner.checkpoint is not None and learner.checkpoint.position is None:
             abandon(out)
@@ -198,7 +218,7 @@ def find_data(settings: RunSettings) -> ImageData:
         "seed": settings.seed,
         "size": settings.size,
         "presize": settings.presize,
-        "batch_size": settings.batch_size,
+        "batch_size": settings.batch_size or BATCH_SIZE,
         "on_error": "raise" if settings.strict else "skip",
     }
     if settings.csv is not None:
@@ -224,6 +244,23 @@ def build_learner(
         callbacks=callbacks,
         verbose=False,
     )
+
+
+def fit_batch_size(learner: Learner) -> int:
+    """Give the learner the largest batches that its GPU has memory for when everything trains."""
+    data, model = learner.data, learner.model
+    if data is None or data.train.labels is None or not torch.cuda.is_available():
+        print(f"Batch size: {BATCH_SIZE}, as there is no GPU whose memory would be the limit.\n")
+        return BATCH_SIZE
+    photo = np.zeros((data.presize, data.presize, 3), np.uint8)
+    frozen = model.first_trainable_group
+    model.unfreeze()
+    learner.training.compile(model, model.layer_groups, model.task)
+    size = largest_batch(model, photo, data.train.labels[0], most=min(LARGEST, data.train.num_images))
+    model.freeze_to(frozen)
+    learner.set_data(data.replace(batch_size=size))
+    print(f"Batch size: {size}, the most that the GPU has memory for.\n")
+    return size
 
 
 def describe_model(model: ImageClassifier) -> str:
@@ -253,13 +290,18 @@ def begin(settings: RunSettings, data: ImageData, stop: StopRequest, *, resume: 
     if not resume:
         finish(out)
         (out / CHECKPOINTS).mkdir()
-        for file in (out / SETTINGS, out / CHECKPOINTS / SETTINGS):
-            with replacing(file) as temporary:
-                temporary.write_text(json.dumps(describe_settings(settings, data), indent=2) + "\n")
+        for folder in (out, out / CHECKPOINTS):
+            write_settings(folder, describe_settings(settings, data))
     checkpoint = Checkpoint(out / CHECKPOINTS, stop=stop)
     if files := checkpoint.files():
         print(f"Going on from {files[-1].name}\n")
     return checkpoint
+
+
+def write_settings(folder: Path, described: dict[str, Any]) -> None:
+    """Write `settings.json`."""
+    with replacing(folder / SETTINGS) as temporary:
+        temporary.write_text(json.dumps(described, indent=2) + "\n")
 
 
 def finish(out: Path) -> None:

@@ -3,6 +3,8 @@
 from .checkpoint import Checkpoint
 from .collapse import CollapseDetector
 from .cycles import CosineRestarts, FlatCosine, OneCycle, Schedule
+from .finite import FiniteGuard
+from .memory import MemoryGuard
 from .progress import ProgressBar
 from .range_test import LearningRateFinder, RangeTest, RangeTestRun, Suggestion, find_learning_rate
 from .recording import EpochTable, Recorder, smooth
@@ -13,8 +15,10 @@ __all__ = [
     "CollapseDetector",
     "CosineRestarts",
     "EpochTable",
+    "FiniteGuard",
     "FlatCosine",
     "LearningRateFinder",
+    "MemoryGuard",
     "OneCycle",
     "ProgressBar",
     "RangeTest",

@@ -18,6 +18,7 @@ from ..atomic import sweep
 from ..errors import FileFormatError, NotFiniteError, OutputError, RunStopped, TrainingError
 from ..locks import FolderLock
 from ..storage import JSON, read_arrays, write_arrays
+from .around import Step, stand_around, step_aside
 from .random_states import random_states, set_random_states
 from .state import random_layers, training_variables
 from .trees import assign, from_arrays, to_arrays
@@ -198,6 +199,29 @@ class Checkpoint(keras.callbacks.Callback):
         self._saved_at = time.monotonic()
         return path
 
+    def take_back_weights(self, are_good: Callable[[], bool]) -> bool:
+        """Give the model the weights of the last file with which they are good.
+
+        Args:
+            are_good: called with each file's weights in the model, last file first.
+
+        Returns:
+            False where no file's are; the model then has those that it had.
+        """
+        before = [tensor.detach().clone() for tensor in self._weights()]
+        for file in reversed(self.files()):
+            try:
+                found = _read(file)
+            except FileFormatError as error:
+                warnings.warn(str(error), stacklevel=2)
+                continue
+            self._take_up_weights(found)
+            if are_good():
+                self.position = tuple(found["position"])
+                return True
+        assign(self._weights(), before)
+        return False
+
     def files(self) -> list[Path]:
         """The files that stand, oldest first."""
         return sorted(self.folder.glob("stage*.h5"))
@@ -372,14 +396,13 @@ def _finite(weights: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _pass_over(model: keras.Model, batches: int) -> None:
-    """Let the fit that runs now hand its next batches to nobody; a fit after it is not touched."""
-    train, history = model.train_function, model.history
+    """Let the fit that runs now hand its next batches to nobody."""
     left = iter(range(batches))
 
-    def train_function(data: Any) -> dict[str, Any]:
-        if model.history is history and next(left, None) is not None:
+    def nothing(step: Step, data: list[Any]) -> Any:
+        if next(left, None) is not None:
             return {}
-        model.train_function = train
-        return train(data)
+        step_aside(model, "train_function", nothing)
+        return step(data)
 
-    model.train_function = train_function
+    stand_around(model, "train_function", nothing)

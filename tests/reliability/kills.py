@@ -27,6 +27,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
 import numpy as np
 from PIL import Image
 
@@ -94,7 +96,7 @@ def train_by_learner(photos: Path, out: Path, *, again: bool) -> None:
         cycle_save_name="snap",
         best_save_name="best",
     )
-    with replacing(out / "final.weights.h5") as temporary:
+    with replacing(out / "models" / "final.weights.h5") as temporary:
         learner.model.save_weights(temporary)
     learner.recorder.to_csv(out / "batches.csv")
 
@@ -139,6 +141,8 @@ def result(out: Path) -> dict[str, str]:
         elif path.name == "history.csv":
             rows = [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
             found[name] = digest("\n".join(rows).encode())
+        elif path.name.startswith("."):
+            found[name] = "stray"
         elif path.suffix == ".h5":
             found[name] = weights_digest(path)
         else:
