@@ -211,7 +211,7 @@ class Checkpoint(keras.callbacks.Callback):
         before = [tensor.detach().clone() for tensor in self._weights()]
         for file in reversed(self.files()):
             try:
-                found = _read(file)
+                found = read_checkpoint(file)
             except FileFormatError as error:
                 warnings.warn(str(error), stacklevel=2)
                 continue
@@ -289,7 +289,7 @@ class Checkpoint(keras.callbacks.Callback):
         damage = []
         while self._found is None and (files := self.files()):
             try:
-                self._found = _read(files[-1])
+                self._found = read_checkpoint(files[-1])
             except FileFormatError as error:
                 damage.append(str(error))
                 files[-1].rename(f"{files[-1]}.damaged")
@@ -379,12 +379,20 @@ def _remove(files: Sequence[Path]) -> None:
         file.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a file holds, as nested dicts, lists and tensors.
+
+    Raises:
+        FileFormatError: it is damaged, or no checkpoint.
+    """
     arrays, attributes = read_arrays(path)
     missing = sorted(PARTS - set(attributes))
     if missing:
         raise FileFormatError(f"{path}: no checkpoint, it lacks {', '.join(missing)}.")
-    return from_arrays(arrays, attributes)
+    try:
+        return from_arrays(arrays, attributes)
+    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise FileFormatError(f"{path}: no checkpoint ({error!r}).") from error
 
 
 def _finite(weights: list[torch.Tensor]) -> list[torch.Tensor]:
