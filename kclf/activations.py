@@ -17,7 +17,7 @@ import json
 import logging
 import os
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from .atomic import sweep
 from .data import ImageData, ImageDataset
 from .errors import FileFormatError, TrainingError
+from .layers.seeds import generator_state
+from .locks import FolderLock
 from .storage import read_arrays, write_arrays
 
 log = logging.getLogger("kclf.activations")
@@ -195,8 +198,11 @@ def activations(
     if views < 1:
         raise ValueError(f"Expected one view or more. Received: views={views}")
     place = Path(folder) / activation_key(model, dataset, views=views, dtype=dtype)[:32]
-    place.mkdir(parents=True, exist_ok=True)
-    passes = [_one_pass(model, dataset, place, view, views > 1, dtype, progress) for view in range(views)]
+    lock = FolderLock(place)
+    lock.acquire(wait=True)  # another process may be at it: then it is found done
+    with lock:
+        sweep(place)
+        passes = [_one_pass(model, dataset, place, view, views > 1, dtype, progress) for view in range(views)]
     index = passes[0][1]
     return ActivationDataset(np.stack([features for features, _ in passes]), index, dataset)
 
@@ -347,16 +353,31 @@ def _compute_parts(
         unit=" photos",
         disable=not progress,
     ) as bar:
-        for images, numbers in batches:
-            waiting.append(
-                (_stored(pooled_activations(model, images, augment=augment), dtype), numbers.numpy())
-            )
-            bar.update(len(numbers))
+        start = batches.state_dict()["batch"]
+        for number, (images, indices) in enumerate(batches, start):
+            with _draws_of(model.augmentation, batches.seed, number):
+                features = pooled_activations(model, images, augment=augment)
+            waiting.append((_stored(features, dtype), indices.numpy()))
+            bar.update(len(indices))
             if len(waiting) * batches.batch_size == PART:
                 yield _joined(waiting)
                 waiting = []
         if waiting:
             yield _joined(waiting)
+
+
+@contextmanager
+def _draws_of(augmentation: Any, seed: int, batch: int) -> Iterator[None]:
+    """Let the augmentation draw what belongs to a batch, and then go on as if it had drawn nothing.
+
+    So a part of a cache is the same whenever it is computed, and training is the same with and without it.
+    """
+    before = augmentation.get_random_state()
+    augmentation.set_random_state(generator_state(seed, batch))
+    try:
+        yield
+    finally:
+        augmentation.set_random_state(before)
 
 
 def _numbered(dataset: ImageDataset, view: int, augment: bool) -> ImageDataset:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LEFTOVERS = ".*.partial*"  # how the temporary files of `replacing` are called
 
 
 @contextmanager
@@ -15,7 +18,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The data reach the disk (`fsync`) before the name changes (`os.replace`), so that a reader, a kill or a
     power cut sees the old file or the new one, never a part. After an error the temporary file is removed
-    and the old file stands. The temporary name keeps the suffixes of `path`, since savers look at them.
+    and the old file stands; after a kill it stays, for `sweep` to remove. The temporary name keeps the
+    suffixes of `path`, since savers look at them.
 
     Args:
         path: the file to write; its folder must exist.
@@ -42,8 +46,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove what writers that were killed left half written in a folder; return what was removed.
+
+    Only for a folder that nobody else writes to now.
+
+    Args:
+        folder: the folder; those below it are left alone.
+    """
+    leftovers = sorted(Path(folder).glob(LEFTOVERS))
+    for leftover in leftovers:
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+    return leftovers
 
 
 def _sync(file: Path) -> None:
@@ -52,6 +74,16 @@ def _sync(file: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name itself to the disk; Windows does so without being asked, and opens no folders."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _umask() -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .errors import KclfError, OutputExistsError
+from .errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
+from .stopping import raise_for
 from .weights_commands import app as weights_app
 
 app = typer.Typer(
@@ -22,7 +25,7 @@ app = typer.Typer(
     help="Image classifiers from a folder of photos, by transfer learning.",
 )
 
-BAD_INPUT = 2
+BAD_INPUT, CANNOT_TRAIN, CANNOT_WRITE, INTERRUPTED = 2, 3, 4, 130
 
 
 class Augment(StrEnum):
@@ -52,7 +55,8 @@ OUTPUT = "Output"
 
 @app.command()
 def train(
-    folder: Annotated[Path, typer.Argument(help="The folder of photos.", show_default=False)],
+    context: typer.Context,
+    folder: Annotated[Path | None, typer.Argument(help="The folder of photos.", show_default=False)] = None,
     label_regex: Annotated[
         str | None,
         typer.Option(
@@ -101,7 +105,12 @@ def train(
         int,
         typer.Option(help="Epochs before, with only the head trainable.", min=0, rich_help_panel=TRAINING),
     ] = 1,
-    batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1, rich_help_panel=TRAINING)] = 64,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            help="Photos a step; auto for the most that the GPU has memory for.", rich_help_panel=TRAINING
+        ),
+    ] = "64",
     learning_rate: Annotated[
         float, typer.Option(help="Peak rate of the head's cycle.", min=1e-9, rich_help_panel=TRAINING)
     ] = 2e-3,
@@ -125,14 +134,37 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Write into an --out that exists.", rich_help_panel=OUTPUT)
     ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with the run in this folder, which was cut off; takes no other options.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
 ) -> None:
     """Train a classifier on FOLDER and save it.
 
     FOLDER holds train/ and valid/ with a folder for each class, or a folder for each class alone, which is
     split by --seed; photos in one flat folder need --label-regex or --csv.
-    """
-    from .runs import RunSettings, train_run
 
+    A run that was cut off, by whatever, goes on with --resume RUN and ends as if it had not been.
+
+    Exit status: 0 done; 2 bad input; 3 training cannot go on; 4 a file cannot be written (disk full,
+    read-only); 130 stopped by Ctrl-C and 143 by SIGTERM, with all saved.
+    """
+    from .runs import RunSettings, train_run, unfinished_run
+
+    if resume is not None:
+        _refuse_more_than(context, "resume")
+        unfinished = unfinished_run(resume)
+        if unfinished is None:
+            typer.echo(f"The run in {resume} is finished.")
+        else:
+            train_run(unfinished, resume=True)
+        return
+    if folder is None:
+        raise typer.BadParameter("the folder of photos is missing", param_hint="FOLDER")
     if not epochs + freeze_epochs:
         raise typer.BadParameter("there is nothing to train with --epochs 0 and --freeze-epochs 0")
     train_run(
@@ -150,7 +182,7 @@ def train(
             augment=augment.value,
             epochs=epochs,
             freeze_epochs=freeze_epochs,
-            batch_size=batch_size,
+            batch_size=_batch_size(batch_size),
             learning_rate=learning_rate,
             mixed_precision=mixed_precision.value,
             seed=seed,
@@ -306,18 +338,48 @@ app.add_typer(weights_app, name="weights")
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the command; bad input ends with one message and exit status 2.
+    """Run the command; an error ends with one message and an exit status that tells its kind.
+
+    The status is 2 for bad input, 3 where training cannot go on, 4 where a result cannot be written, and 128
+    with the number of the signal that stopped it.
 
     Args:
         words: the command's words; None takes those of the process.
     """
     logging.getLogger("kclf").addHandler(logging.NullHandler())  # what it warns of, the commands print
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, raise_for)
     try:
         app(words)
+    except RunStopped as stopped:
+        _fail(str(stopped), 128 + stopped.signal)
+    except TrainingError as error:
+        _fail(str(error), CANNOT_TRAIN)
+    except OutputError as error:
+        _fail(str(error), CANNOT_WRITE)
     except (KclfError, OSError) as error:
         _fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
-        _fail("stopped", 130)
+        _fail("stopped", INTERRUPTED)
+
+
+def _batch_size(word: str) -> int | None:
+    if word == "auto":
+        return None
+    if not word.isdecimal() or int(word) < 1:
+        raise typer.BadParameter(f"expected auto, or 1 or more photos. Received: --batch-size {word}")
+    return int(word)
+
+
+def _refuse_more_than(context: typer.Context, allowed: str) -> None:
+    """Refuse options beside one that decides all."""
+    given = [
+        name
+        for name in context.params
+        if name != allowed and context.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
+    ]
+    if given:
+        raise typer.BadParameter(f"--{allowed} takes the settings of its run. Received: {', '.join(given)}")
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -8,7 +8,11 @@
     │   └── WeightsUnavailableError        weights that are not on this machine and cannot be fetched
     ├── FileFormatError (ValueError)       a saved file that is damaged, foreign, newer or hostile
     ├── OutputExistsError (FileExistsError)  a result that would overwrite another
+    │   └── FolderLockedError              a folder that another run works in
+    ├── OutputError (OSError)              a result that cannot be written: disk full, read-only, folder gone
     └── TrainingError (RuntimeError)       a run that cannot start or go on
+        ├── NotFiniteError                 a run whose loss or weights became infinite or NaN
+        └── RunStopped                     a run that was asked to stop, and did so between two batches
 
 Wrong arguments are plain `ValueError` or `TypeError`. Every message says what was expected, what came
 (`Received: name=value`) and what to do.
@@ -64,5 +68,33 @@ class OutputExistsError(KclfError, FileExistsError):
     """A result would overwrite another one."""
 
 
+class FolderLockedError(OutputExistsError):
+    """Another run works in a folder."""
+
+
+class OutputError(KclfError, OSError):
+    """A result cannot be written: the disk is full, read-only, or the folder is gone."""
+
+
 class TrainingError(KclfError, RuntimeError):
     """A training run cannot start or cannot go on."""
+
+
+class NotFiniteError(TrainingError):
+    """The loss or the weights of a run became infinite or NaN."""
+
+
+class RunStopped(TrainingError):
+    """A run was asked to stop, by a signal, and did so between two batches.
+
+    Args:
+        message: where it stopped, and how it goes on.
+        signal: number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+    def __reduce__(self) -> tuple[type[RunStopped], tuple[str, int]]:
+        return type(self), (str(self), self.signal)

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +273,15 @@ def _place(at: int, paths: Sequence[str] | None) -> str:
 # Tables
 
 
+@contextmanager
+def reading_csv(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let a file that is no CSV in UTF-8 end in a `DataError` that names it."""
+    try:
+        yield
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: expected CSV in UTF-8 ({error}). Save it as such") from error
+
+
 def read_table(csv_file: str | os.PathLike[str], delimiter: str = ",") -> dict[str, list[str]]:
     """Columns of a CSV file with a header row, as text.
 
@@ -280,7 +290,7 @@ def read_table(csv_file: str | os.PathLike[str], delimiter: str = ",") -> dict[s
     """
     if not Path(csv_file).is_file():
         raise DataError(f"No such file. Received: csv_file={str(csv_file)!r}")
-    with open(csv_file, newline="", encoding="utf-8-sig") as file:
+    with reading_csv(csv_file), open(csv_file, newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
     if len(rows) < 2:
         raise DataError(f"{csv_file}: expected a header row and a row for each image. Found {len(rows)} rows")

@@ -7,7 +7,10 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Sequence
+import shutil
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,16 +21,27 @@ import numpy as np
 import torch
 
 from . import layers
-from .atomic import replacing
-from .callbacks import EpochTable, ProgressBar, Recorder
+from .atomic import replacing, sweep
+from .callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
+from .callbacks.memory import LARGEST, largest_batch
 from .data import ImageData
-from .errors import DataError, OutputExistsError
+from .errors import (
+    DataError,
+    FileFormatError,
+    KclfError,
+    NotFiniteError,
+    OutputError,
+    OutputExistsError,
+    RunStopped,
+)
 from .files import regex_label
 from .learner import Learner
+from .locks import LOCK_FILE, FolderLock
 from .models import ImageClassifier
 from .precision import best_precision
 from .predict import Predictions
 from .report import write_report
+from .stopping import StopRequest
 
 AUGMENTATIONS = {
     "standard": layers.aug_transforms,
@@ -38,7 +52,9 @@ AUGMENTATIONS = {
 }
 
 
-RESULTS = ("classifier.h5", "report.html", "curves.png", "history.csv", "settings.json")
+BATCH_SIZE = 64
+CLASSIFIER, SETTINGS, CHECKPOINTS = "classifier.h5", "settings.json", "checkpoints"
+RESULTS = (CLASSIFIER, "report.html", "curves.png", "history.csv", SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,7 @@ class RunSettings:
         augment: a key of `AUGMENTATIONS`.
         epochs: epochs with everything trainable.
         freeze_epochs: epochs before them with only the head trainable.
-        batch_size: photos a step.
+        batch_size: photos a step; None for the most that the GPU's memory holds, 64 without a GPU.
         learning_rate: peak rate of the head while it trains alone.
         thawed_rate: peak rate of the head while everything trains, 100 times that of the first layer group;
             None for a tenth of `learning_rate`: a few hundred photos lose by more.
@@ -82,45 +98,85 @@ class RunSettings:
     augment: str = "standard"
     epochs: int = 3
     freeze_epochs: int = 1
-    batch_size: int = 64
+    batch_size: int | None = 64
     learning_rate: float = 2e-3
     thawed_rate: float | None = None
     mixed_precision: str = "float32"
     seed: int = 0
 
 
-def train_run(settings: RunSettings, *, force: bool = False) -> Learner:
+def train_run(settings: RunSettings, *, force: bool = False, resume: bool = False) -> Learner:
     """Find the data, train the head, fine-tune the whole, and write the results; says so as it goes.
 
-    Nothing is written before training has ended well, and each file whole or not at all: `classifier.h5`,
-    `history.csv`, `batches.csv`, `predictions.csv` (of the validation photos), `settings.json`, `curves.png`
-    and `report.html`.
+    Each file is written whole or not at all. `settings.json` and the folder `checkpoints` come first, and
+    `classifier.h5` after each epoch, so that whatever happens the run can go on and there is a classifier;
+    the others (`RESULTS`, `batches.csv`, `predictions.csv` of the validation photos) when training is over.
+    Then `checkpoints` is removed: a run that has it is not finished.
 
     Args:
         settings: what to do.
         force: write into a folder that exists.
+        resume: go on with the run that was cut off in `settings.out`.
 
     Returns:
         The learner, trained.
 
     Raises:
-        OutputExistsError: `settings.out` exists and `force` is False.
+        OutputExistsError: `settings.out` exists and `force` is False, or another run works in it.
         DataError: the photos cannot be used as they lie.
         BackboneError, WeightsError: the backbone or its weights cannot be had.
+        RunStopped: SIGTERM or Ctrl-C came; classifier and checkpoint are saved.
+        NotFiniteError: the loss or the weights became infinite or NaN.
+        OutputError: a file cannot be written.
     """
-    check_out(settings.out, force=force)
+    if not resume:
+        check_out(settings.out, force=force)
     keras.utils.set_random_seed(settings.seed)
     data = find_data(settings)
     print(data.summary())
-    table = EpochTable()
-    learner = build_learner(settings, data, callbacks=[ProgressBar(), table])
+    table, memory = EpochTable(), MemoryGuard()
+    learner = build_learner(settings, data, callbacks=[ProgressBar(), table, memory])
     print(describe_model(learner.model))
-    fine_tune(learner, settings)
-    predictions = learner.predictions()
-    write_run(learner, data, predictions, table, settings)
+    if settings.batch_size is None:
+        settings = dataclasses.replace(settings, batch_size=fit_batch_size(learner))
+    with writing(settings.out), FolderLock(settings.out), StopRequest() as stop:
+        learner.checkpoint = begin(settings, data, stop, resume=resume)
+        learner.callbacks += [
+            FiniteGuard(learner.checkpoint, data.train),
+            ClassifierSoFar(learner.model, settings.out / CLASSIFIER),
+        ]
+        train_to_end(learner, settings, stop)
+    with writing(settings.out), FolderLock(settings.out):
+        if memory.parts > 1:
+            write_settings(settings.out, describe_settings(settings, data) | {"batch_parts": memory.parts})
+        predictions = learner.predictions()
+        write_run(learner, learner.data or data, predictions, table, settings)
+        finish(settings.out)
     print(describe_skipped(data))
     print(f"{predictions}\nSaved in {settings.out}: {', '.join(RESULTS)}")
     return learner
+
+
+def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> None:
+    """Train; when that is cut short, leave the classifier so far."""
+    out = settings.out
+    try:
+        fine_tune(learner, settings)
+        if stop() is not None:
+            raise RunStopped("Stopped when training was over.", stop() or 0)
+    except RunStopped as stopped:
+        learner.model.save(out / CLASSIFIER)
+        raise RunStopped(
+            f"{stopped} The classifier so far: {out / CLASSIFIER}. Go on with: kclf train --resume {out}",
+            stopped.signal,
+        ) from None
+    except NotFiniteError as error:
+        learner.model.save(out / CLASSIFIER)
+        raise NotFiniteError(f"{error}. The classifier so far: {out / CLASSIFIER}") from None
+    except KclfError:
+        if learner.checkpoint is not None and learner.checkpoint.position is None:
+            abandon(out)
+        raise
 
 
 def fine_tune(learner: Learner, settings: RunSettings) -> None:
@@ -143,6 +199,11 @@ def check_out(out: Path, *, force: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise OutputExistsError(f"{out} is a file. Choose another --out.")
+    if (out / CHECKPOINTS).is_dir() and not force:
+        raise OutputExistsError(
+            f"{out} holds a run that is not finished. Go on with: kclf train --resume {out}, or pass --force "
+            "to begin anew."
+        )
     if out.is_dir() and any(out.iterdir()) and not force:
         raise OutputExistsError(f"{out} exists. Choose another --out, or pass --force to write into it.")
     parent = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
@@ -157,7 +218,7 @@ def find_data(settings: RunSettings) -> ImageData:
         "seed": settings.seed,
         "size": settings.size,
         "presize": settings.presize,
-        "batch_size": settings.batch_size,
+        "batch_size": settings.batch_size or BATCH_SIZE,
         "on_error": "raise" if settings.strict else "skip",
     }
     if settings.csv is not None:
@@ -179,9 +240,27 @@ def build_learner(
         augmentation=AUGMENTATIONS[settings.augment](),
         batchnorm=settings.batchnorm,
         dtype=best_precision() if precision == "auto" else precision,
+        path=settings.out,
         callbacks=callbacks,
         verbose=False,
     )
+
+
+def fit_batch_size(learner: Learner) -> int:
+    """Give the learner the largest batches that its GPU has memory for when everything trains."""
+    data, model = learner.data, learner.model
+    if data is None or data.train.labels is None or not torch.cuda.is_available():
+        print(f"Batch size: {BATCH_SIZE}, as there is no GPU whose memory would be the limit.\n")
+        return BATCH_SIZE
+    photo = np.zeros((data.presize, data.presize, 3), np.uint8)
+    frozen = model.first_trainable_group
+    model.unfreeze()
+    learner.training.compile(model, model.layer_groups, model.task)
+    size = largest_batch(model, photo, data.train.labels[0], most=min(LARGEST, data.train.num_images))
+    model.freeze_to(frozen)
+    learner.set_data(data.replace(batch_size=size))
+    print(f"Batch size: {size}, the most that the GPU has memory for.\n")
+    return size
 
 
 def describe_model(model: ImageClassifier) -> str:
@@ -201,6 +280,128 @@ def describe_skipped(data: ImageData) -> str:
     return f"\nSkipped {photos} that cannot be read:\n{named}"
 
 
+# ---- a run's folder ------------------------------------------------------------
+
+
+def begin(settings: RunSettings, data: ImageData, stop: StopRequest, *, resume: bool) -> Checkpoint:
+    """Make the folder a run that is not finished, or find it so; the checkpoint that its fits share."""
+    out = settings.out
+    sweep(out)
+    if not resume:
+        finish(out)
+        (out / CHECKPOINTS).mkdir()
+        for folder in (out, out / CHECKPOINTS):
+            write_settings(folder, describe_settings(settings, data))
+    checkpoint = Checkpoint(out / CHECKPOINTS, stop=stop)
+    if files := checkpoint.files():
+        print(f"Going on from {files[-1].name}\n")
+    return checkpoint
+
+
+def write_settings(folder: Path, described: dict[str, Any]) -> None:
+    """Write `settings.json`."""
+    with replacing(folder / SETTINGS) as temporary:
+        temporary.write_text(json.dumps(described, indent=2) + "\n")
+
+
+def finish(out: Path) -> None:
+    """Remove the checkpoints: at one stroke, and then file by file."""
+    if (out / CHECKPOINTS).exists():
+        (out / CHECKPOINTS).rename(out / ".checkpoints.partial")
+    sweep(out)
+
+
+def abandon(out: Path) -> None:
+    """Leave nothing of a run that failed before its first batch, such as for a photo that cannot be read."""
+    (out / SETTINGS).unlink()
+    finish(out)
+    if not [path for path in out.iterdir() if path.name != LOCK_FILE]:
+        shutil.rmtree(out)
+
+
+def unfinished_run(out: Path) -> RunSettings | None:
+    """The settings of the run that was cut off in a folder; None where it was finished.
+
+    Raises:
+        DataError: there is no run.
+        FileFormatError: its `settings.json` is damaged.
+    """
+    if not (out / CHECKPOINTS).is_dir():
+        read_settings(out / SETTINGS)
+        return None
+    try:
+        settings = read_settings(out / SETTINGS)
+    except FileFormatError:
+        settings = read_settings(out / CHECKPOINTS / SETTINGS)
+        with replacing(out / SETTINGS) as temporary:
+            shutil.copyfile(out / CHECKPOINTS / SETTINGS, temporary)
+    return dataclasses.replace(settings, out=out)
+
+
+def read_settings(path: Path) -> RunSettings:
+    """The settings in a `settings.json`.
+
+    Raises:
+        DataError: there is no such file.
+        FileFormatError: it is not one, or holds values that no run could have had.
+    """
+    if not path.is_file():
+        raise DataError(f"{path.parent} holds no run that could go on: it has no {path.name}.")
+    kinds = typing.get_type_hints(RunSettings)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        if set(found) != set(kinds):
+            raise FileFormatError(
+                f"{path}: other settings than this kclf has: {sorted(set(found) ^ set(kinds))}"
+            )
+        return RunSettings(**{name: _of_kind(name, found[name], kind) for name, kind in kinds.items()})
+    except FileFormatError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FileFormatError(f"{path}: no settings of a run ({error!r})") from error
+
+
+def _of_kind(name: str, value: Any, kind: Any) -> Any:
+    """A JSON value as the field's type."""
+    for allowed in typing.get_args(kind) or (kind,):
+        if allowed is Path and isinstance(value, str):
+            return Path(value)
+        if type(value) is allowed or (allowed is float and type(value) is int):
+            return value
+    raise TypeError(f"Expected {name} to be {kind}. Received: {name}={value!r}")
+
+
+class ClassifierSoFar(keras.callbacks.Callback):
+    """Saves the classifier after each epoch.
+
+    Args:
+        classifier: what to save.
+        path: the file.
+    """
+
+    def __init__(self, classifier: ImageClassifier, path: Path) -> None:
+        super().__init__()
+        self.classifier, self.path = classifier, path
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save it."""
+        self.classifier.save(self.path)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Let an error of the disk say which folder it is about, and what to do."""
+    try:
+        yield
+    except KclfError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written: {error.strerror or error}. What was written before stands; make room, "
+            f"then go on with: kclf train --resume {out}"
+        ) from error
+
+
 # ---- results ------------------------------------------------------------
 
 
@@ -209,13 +410,10 @@ def write_run(
 ) -> None:
     """Write the results of a run into its folder."""
     out = settings.out
-    out.mkdir(parents=True, exist_ok=True)
-    learner.model.save(out / "classifier.h5")
+    learner.model.save(out / CLASSIFIER)
     predictions.to_csv(out / "predictions.csv")
     learner.recorder.to_csv(out / "batches.csv")
     write_history(table, settings.freeze_epochs, out / "history.csv")
-    with replacing(out / "settings.json") as temporary:
-        temporary.write_text(json.dumps(describe_settings(settings, data), indent=2) + "\n")
     with replacing(out / "curves.png") as temporary:
         plot_curves(learner.recorder).savefig(temporary, dpi=120)
     write_report(out, out / "report.html")

@@ -19,11 +19,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import h5py
 import numpy as np
@@ -66,13 +66,58 @@ def write_arrays(
     """
     numbers = {_checked_name(name): _plain_numbers(name, array) for name, array in arrays.items()}
     text = np.bytes_(json.dumps(dict(attributes or {}), allow_nan=False).encode())
-    with replacing(path) as temporary:
-        with h5py.File(temporary, "w", userblock_size=USER_BLOCK) as file:
+    with replacing(path) as temporary, open(temporary, "w+b") as raw:
+        disk = _Disk(raw)
+        with h5py.File(disk, "w", userblock_size=USER_BLOCK) as file:
             file.create_dataset("attributes", data=text)
             group = file.create_group("arrays", track_order=True)
             for name, array in numbers.items():
                 group.create_dataset(name, data=array)
+        disk.finish()
         seal(temporary)
+
+
+class _Disk:
+    """The file that the HDF5 library writes to, where a full disk is told after the library has closed it.
+
+    The library does not survive an error while it writes: it cannot close the file, and the next file that
+    it closes ends the process with a segmentation fault (seen with HDF5 1.14).
+
+    Args:
+        raw: the open file.
+    """
+
+    def __init__(self, raw: BufferedRandom) -> None:
+        self._raw = raw
+        self._error: OSError | None = None
+        self.seek, self.tell, self.read, self.readinto = raw.seek, raw.tell, raw.read, raw.readinto
+
+    def write(self, data: bytes) -> int:
+        """Write, or remember why that did not work."""
+        return self._unless_full(self._raw.write, data, len(data))
+
+    def truncate(self, size: int) -> int:
+        """Cut off or extend."""
+        return self._unless_full(self._raw.truncate, size, size)
+
+    def flush(self) -> None:
+        """Hand on what is buffered."""
+        self._unless_full(lambda _: self._raw.flush(), None, None)
+
+    def finish(self) -> None:
+        """Raise what went wrong on the way."""
+        self.flush()
+        if self._error is not None:
+            raise self._error
+
+    def _unless_full(self, do: Callable[[Any], Any], argument: Any, done: Any) -> Any:
+        if self._error is not None:
+            return done
+        try:
+            return do(argument)
+        except OSError as error:
+            self._error = error
+            return done
 
 
 def read_arrays(

@@ -159,7 +159,7 @@ def test_strict_stops_at_an_unreadable_photo(photos, tmp_path, capsys):
     assert run("train", photos, *SMALL, "--strict", "--out", tmp_path / "out") == 2
 
     assert "0.png" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import kclf
 PACKAGE = Path(kclf.__file__).parent
 FLOORS = [
     {"atomic", "errors", "memory", "parallel"},
-    {"demo", "files", "metrics", "schedules"},
+    {"demo", "files", "locks", "metrics", "schedules", "stopping"},
     {"acceleration", "datasets", "images", "layers", "losses", "optimizers", "precision", "storage"},
     {"data", "weights"},
     {"backbones"},

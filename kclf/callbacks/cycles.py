@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -222,3 +223,12 @@ class CosineRestarts(Schedule):
         cycle, start, _ = schedules.cycle_at(epoch + 1, self.cycle_len, self.cycle_mult)
         if self._saver is not None and start == epoch + 1:
             self._saver.save(self.model, cycle - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The snapshots so far, for a checkpoint."""
+        return {"snapshots": self.snapshots}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        if self._saver is not None:
+            self._saver.paths = list(state["snapshots"])

@@ -6,6 +6,7 @@ import csv
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 import keras
@@ -41,6 +42,8 @@ class Recorder(keras.callbacks.Callback):
         []
     """
 
+    _FIGURES = ("losses", "learning_rates", "momentums")
+
     def __init__(self, smoothing: float = 0.98) -> None:
         super().__init__()
         self.smoothing = smoothing
@@ -49,12 +52,13 @@ class Recorder(keras.callbacks.Callback):
         self.momentums: list[float] = []
         self.epochs: list[dict[str, float]] = []
         self._tap: LossTap | None = None
+        self._pending: list[tuple[torch.Tensor, float | torch.Tensor, float]] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Start listening."""
         if self._tap is not None:  # the last fit was interrupted
             self._tap.close()
-        self._pending: list[tuple[torch.Tensor, float | torch.Tensor, float]] = []
+        self._pending = []
         self._momentum_name = momentum_name(self.model.optimizer)
         self._tap = LossTap(self.model, self._receive)
 
@@ -81,6 +85,19 @@ class Recorder(keras.callbacks.Callback):
             self.learning_rates += [float(rate) for rate in rates]
             self.momentums += momentums
         self._pending = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was recorded, for a checkpoint."""
+        self._fetch()
+        figures = {name: np.array(getattr(self, name), np.float64) for name in self._FIGURES}
+        return {**figures, "epochs": [dict(logs) for logs in self.epochs]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._pending = []
+        for name in self._FIGURES:
+            setattr(self, name, state[name].tolist())
+        self.epochs = [dict(logs) for logs in state["epochs"]]
 
     @property
     def smoothed_losses(self) -> np.ndarray:
@@ -204,6 +221,14 @@ class EpochTable(keras.callbacks.Callback):
             print(header, file=stream)
             self._header = header
         print(self.line(logs or {}, epoch=epoch, seconds=seconds), file=stream, flush=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lines so far, for a checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave; nothing is printed again."""
+        self.rows = [dict(row) for row in state["rows"]]
 
     @staticmethod
     def columns(logs: dict[str, float]) -> dict[str, float]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import torch
 from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from ..errors import TrainingError
+from .random_states import random_states, set_random_states
 
 Undo = Callable[[], None]
 
@@ -52,10 +51,25 @@ def _all(undos: Iterable[Undo]) -> Undo:
     return undo
 
 
+def training_variables(*models: keras.Model) -> list[keras.Variable]:
+    """All variables that a fit changes, each once: weights, seeds, metrics, and the optimizer's state."""
+    found: dict[int, keras.Variable] = {}
+    for model in models:
+        optimizer = getattr(model, "optimizer", None)
+        own = [*model.variables, *model.metrics_variables, *(optimizer.variables if optimizer else ())]
+        for variable in own:
+            found.setdefault(id(variable._value), variable)
+    return list(found.values())
+
+
+def random_layers(model: keras.Model) -> list[keras.Layer]:
+    """The layers that draw from generators of their own, which they let others read and set."""
+    return [layer for layer in model._flatten_layers() if hasattr(layer, "get_random_state")]
+
+
 def _variables(model: keras.Model) -> Iterator[Undo]:
-    variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
-    tensors = {id(variable._value): variable._value for variable in variables}
-    copies = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors.values()]
+    tensors = (variable._value for variable in training_variables(model))
+    copies = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors]
 
     def undo() -> None:
         with torch.no_grad():
@@ -66,9 +80,8 @@ def _variables(model: keras.Model) -> Iterator[Undo]:
 
 
 def _layers(model: keras.Model) -> Iterator[Undo]:
-    for layer in model._flatten_layers():
-        if hasattr(layer, "get_random_state"):
-            yield _setter(layer.set_random_state, layer.get_random_state())
+    for layer in random_layers(model):
+        yield _setter(layer.set_random_state, layer.get_random_state())
 
 
 def _flags(model: keras.Model) -> Iterator[Undo]:
@@ -91,16 +104,9 @@ def _flags(model: keras.Model) -> Iterator[Undo]:
 
 
 def _generators() -> Iterator[Undo]:
-    yield _setter(random.setstate, random.getstate())
-    yield _setter(np.random.set_state, np.random.get_state())  # noqa: NPY002 - others draw from it
-    yield _setter(torch.set_rng_state, torch.get_rng_state())
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        yield _setter(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
     seeds = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     yield lambda: global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, seeds)
-    if seeds is not None:
-        state = seeds.state.value.clone()
-        yield lambda: seeds.state.assign(state)
+    yield _setter(set_random_states, random_states())
 
 
 def _data(data: Any) -> Iterator[Undo]:

@@ -12,6 +12,7 @@ from typing import Literal, get_args, overload
 
 from ..atomic import replacing
 from ..errors import FileFormatError
+from ..files import reading_csv
 
 Problem = Literal[
     "unreadable", "leak", "duplicate", "near_duplicate", "label", "wrong_extension", "odd", "small", "long"
@@ -133,7 +134,11 @@ def read_ledger(path: str | os.PathLike[str]) -> list[Finding]:
     Raises:
         FileFormatError: columns are missing, or a row's action is none.
     """
-    text = Path(path).read_text(encoding="utf-8-sig")
+    with reading_csv(path):
+        return _findings(path, Path(path).read_text(encoding="utf-8-sig"))
+
+
+def _findings(path: str | os.PathLike[str], text: str) -> list[Finding]:
     delimiter = ";" if text.split("\n", 1)[0].count(";") > text.split("\n", 1)[0].count(",") else ","
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
     missing = {"path", "action", "target", "folder"} - set(reader.fieldnames or ())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, FileFormatError, OutputExistsError
+from ..files import reading_csv
 from .findings import Finding, read_ledger
 from .inventory import SETS
 
@@ -93,7 +94,7 @@ def undo_ledger(log: str | os.PathLike[str]) -> Changes:
     Raises:
         OutputExistsError: something else has taken the place of a photo.
     """
-    with open(log, newline="", encoding="utf-8") as file:
+    with reading_csv(log), open(log, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file) if row]
     if any(len(row) != 2 for row in rows):
         raise FileFormatError(f"{log} is no undo log: two paths a row expected")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,10 +15,13 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..atomic import replacing
+from ..atomic import replacing, sweep
 from ..errors import DataError, ImageError
 from ..images import CENTRE, ResizeMethod, image_size, place, read_image, resize, to_square
+from ..locks import FolderLock
 from .sources import Images, Position
+
+log = logging.getLogger("kclf.data")
 
 FORMAT = 1  # part of the key: a change of what is stored makes old caches unread
 TODO, DONE, UNREADABLE = 0, 1, 2
@@ -101,8 +105,10 @@ def cached(paths: np.ndarray, size: int, folder: str | os.PathLike[str], num_thr
         DataError: the disk has not the room.
     """
     cache = Path(folder) / f"{size}px-{_key(paths, size)}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="kclf-cache") as pool:
+    lock = FolderLock(cache)
+    lock.acquire(wait=True)  # another process may be at it: then it is found done
+    with lock, ThreadPoolExecutor(num_threads, thread_name_prefix="kclf-cache") as pool:
+        sweep(cache)
         layout = _layout(paths, size, cache, pool)
         reasons = _fill(paths, size, cache, layout, pool)
     pixels = np.memmap(cache / "pixels", dtype=np.uint8, mode="r")
@@ -124,13 +130,31 @@ def _key(paths: np.ndarray, size: int) -> str:
 
 def _layout(paths: np.ndarray, size: int, folder: Path, pool: ThreadPoolExecutor) -> Layout:
     file = folder / "shapes.npy"
-    if file.exists():
-        shapes = np.load(file)
-    else:
+    shapes = _read_shapes(file, len(paths))
+    if shapes is None:
+        _start_over(folder)
         shapes = np.array(list(pool.map(lambda path: _stored_shape(str(path), size), paths)), dtype=np.int64)
         with replacing(file) as temporary:
             np.save(temporary, shapes)
     return Layout(shapes, np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)]))
+
+
+def _read_shapes(file: Path, count: int) -> np.ndarray | None:
+    """The shapes in a file; None where it is missing or damaged."""
+    try:
+        shapes = np.load(file)
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        log.warning("Presizing again what a damaged cache held: %s: %s", file, error)
+        return None
+    return shapes if shapes.shape == (count, 2) and shapes.dtype == np.int64 else None
+
+
+def _start_over(folder: Path) -> None:
+    """Forget what was done: one part of the cache is damaged, or gone."""
+    (folder / "states").unlink(missing_ok=True)
+    (folder / "unreadable.json").unlink(missing_ok=True)
 
 
 def _stored_shape(path: str, size: int) -> tuple[int, int]:
@@ -149,9 +173,11 @@ def _fill(
     paths: np.ndarray, size: int, folder: Path, layout: Layout, pool: ThreadPoolExecutor
 ) -> dict[int, str]:
     """Decode what is still to do; the reasons of those that cannot be."""
-    _reserve(folder / "pixels", int(layout.offsets[-1]))
-    _reserve(folder / "states", len(paths))
     reasons = _read_reasons(folder)
+    if _reserve(folder / "pixels", int(layout.offsets[-1])) or reasons is None:
+        _start_over(folder)
+        reasons = {}
+    _reserve(folder / "states", len(paths))
     states = np.memmap(folder / "states", dtype=np.uint8, mode="r+")
     todo = np.flatnonzero(states == TODO)
     if not len(todo):
@@ -186,10 +212,10 @@ def _batches(indices: np.ndarray) -> Iterator[np.ndarray]:
         yield indices[start : start + AT_ONCE]
 
 
-def _reserve(file: Path, size: int) -> None:
-    """Make a file of zeros of a size, with its room on the disk, unless it is there."""
+def _reserve(file: Path, size: int) -> bool:
+    """Make a file of zeros of a size, with its room on the disk; False where it is there."""
     if file.exists() and file.stat().st_size == max(1, size):
-        return
+        return False
     free = shutil.disk_usage(file.parent).free
     if size > free:
         raise DataError(
@@ -201,11 +227,19 @@ def _reserve(file: Path, size: int) -> None:
             os.posix_fallocate(stream.fileno(), 0, max(1, size))
         else:
             stream.truncate(max(1, size))
+    return True
 
 
-def _read_reasons(folder: Path) -> dict[int, str]:
+def _read_reasons(folder: Path) -> dict[int, str] | None:
+    """Why images are not there; None where the file is damaged."""
     file = folder / "unreadable.json"
-    return {int(i): reason for i, reason in json.loads(file.read_text()).items()} if file.exists() else {}
+    try:
+        return {int(i): str(reason) for i, reason in json.loads(file.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError) as error:
+        log.warning("Presizing again what a damaged cache held: %s: %s", file, error)
+        return None
 
 
 def _write_reasons(folder: Path, reasons: dict[int, str]) -> None:

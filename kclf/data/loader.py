@@ -123,7 +123,7 @@ class ImageDataset(DataLoader, DataAdapter):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._unreadable: dict[int, str] = {}
         self._lock = threading.Lock()
-        self._epoch, self._start = 0, 0
+        self._epoch, self._start, self._blank = 0, 0, 0
         self._pass: _Pass | None = None
 
     def __len__(self) -> int:
@@ -210,7 +210,15 @@ class ImageDataset(DataLoader, DataAdapter):
                 f"Expected epoch >= 0 and batch in [0, {len(self)}). Received: state={dict(state)}"
             )
         self._discard()
-        self.seed, self._epoch, self._start = seed, epoch, batch
+        self.seed, self._epoch, self._start, self._blank = seed, epoch, batch, 0
+
+    def skip(self, batches: int) -> None:
+        """Let the next epoch hand out its first batches blank, at no cost: their photos are zeros.
+
+        For a `fit` that goes on inside an epoch: it counts from batch 0, and passes over what it has done.
+        """
+        self._discard()
+        self._blank = batches
 
     # What makes it an adapter of Keras', which `fit` uses as it is: a plain torch loader draws a warning
     # at each `fit`, since `shuffle=True` is the default there.
@@ -297,7 +305,8 @@ class ImageDataset(DataLoader, DataAdapter):
             if current is not None and current.reusable and not current.in_use:
                 current.rewind()
             else:
-                current = _Pass(self, self._epoch, self._start)
+                current = _Pass(self, self._epoch, self._start, self._blank)
+                self._blank = 0
             current.in_use = True
             self._pass = current
         return current
@@ -370,16 +379,17 @@ class _Pending:
 class _Pass:
     """One way through the batches of an epoch, with the threads that decode ahead of it."""
 
-    def __init__(self, dataset: ImageDataset, epoch: int, start: int) -> None:
+    def __init__(self, dataset: ImageDataset, epoch: int, start: int, blank: int = 0) -> None:
         self.epoch = epoch
         self.start = self.handed_out = start
+        self._first_read = start + blank
         self.in_use = False
         self._closed = False
         # No circle of references: a dropped dataset takes its pass and the waiting threads with it at once.
         self._dataset = weakref.proxy(dataset)
         self._order = dataset.order(epoch)
         self._positions = dataset.positions(epoch)
-        self._requested = start
+        self._requested = self._first_read
         self._pending: deque[_Pending] = deque()
         self._first: Batch | None = None
         self._sending: Batch | None = None
@@ -398,12 +408,15 @@ class _Pass:
     def next(self) -> Batch:
         """The next batch, waiting for it where it is not decoded yet."""
         self._request()
-        if self.handed_out == self.start and self._first is not None:
+        first = self.handed_out == self.start
+        if self.handed_out < self._first_read:
+            batch, first = self._blank(), False
+        elif first and self._first is not None:
             batch = self._first
         else:
             batch = self._take()
         # A copy: whoever looked at the first batch may have written to it.
-        self._first = tuple(part.clone() for part in batch) if self.handed_out == self.start else None
+        self._first = tuple(part.clone() for part in batch) if first else None
         self.handed_out += 1
         return batch
 
@@ -422,9 +435,13 @@ class _Pass:
             self._pending.append(self._submit(self._requested))
             self._requested += 1
 
+    def _indices(self, number: int) -> np.ndarray:
+        size = self._dataset.batch_size
+        return self._order[number * size : (number + 1) * size]
+
     def _submit(self, number: int) -> _Pending:
         dataset = self._dataset
-        indices = self._order[number * dataset.batch_size : (number + 1) * dataset.batch_size]
+        indices = self._indices(number)
         shape = (len(indices), dataset.presize, dataset.presize, 3)
         if dataset.device.type == "cuda":
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
@@ -436,6 +453,13 @@ class _Pass:
             for square, index in zip(squares, indices, strict=True)
         ]
         return _Pending(images, jobs)
+
+    def _blank(self) -> Batch:
+        """The next batch without its photos: zeros, in no memory of their own."""
+        dataset = self._dataset
+        indices = self._indices(self.handed_out)
+        shape = (len(indices), dataset.presize, dataset.presize, 3)
+        return dataset.collate(torch.zeros((), dtype=torch.uint8).expand(shape), indices)
 
     def _take(self) -> Batch:
         stream = self._stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ class BestModel(keras.callbacks.Callback):
         """Load the best weights."""
         if self.restore and self.best is not None:
             load_snapshot(self.classifier or self.model, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, for a checkpoint."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
 
     @property
     def _direction(self) -> str:

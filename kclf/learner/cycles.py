@@ -81,8 +81,13 @@ class CycleSnapshots(keras.callbacks.Callback):
         self.ends = list(ends)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Fail now rather than after hours; snapshots of an earlier fit of this name make way."""
+        """Fail now rather than after hours."""
         self.saver.start(self.classifier)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Snapshots of an earlier fit of this name make way; those of a fit that goes on stay."""
+        if epoch:
+            return
         for old in self.saver.name.parent.glob(f"{glob.escape(self.saver.name.name)}_cyc_*.weights.h5"):
             old.unlink()
 

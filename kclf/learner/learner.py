@@ -15,6 +15,7 @@ import numpy as np
 from .. import schedules
 from ..activations import activations, precompute
 from ..callbacks import (
+    Checkpoint,
     CosineRestarts,
     EpochTable,
     FlatCosine,
@@ -48,6 +49,7 @@ from .folds import write_submission
 from .mixing import mixed
 from .options import Training
 from .plots import Sched, SuggestedRates, report_inputs
+from .resuming import with_checkpoint
 
 Rates = float | slice | Sequence[float]
 Callbacks = Sequence[keras.callbacks.Callback]
@@ -80,6 +82,7 @@ class Learner:
         model: the `ImageClassifier`.
         data: the `ImageData`, or None for a learner that only predicts.
         recorder: rate, momentum and loss of every batch so far.
+        checkpoint: the `Checkpoint` of every fit, or None; set one, or pass `resume=True` to the fits.
         sched: plots of the last fit and the last range test, under the names of fastai 0.7.
 
     Example:
@@ -119,6 +122,7 @@ class Learner:
         self.callbacks = list(callbacks)
         self.verbose = verbose
         self.recorder = Recorder()
+        self.checkpoint: Checkpoint | None = None
         self.sched = Sched(self.recorder)
         self.precompute_views = precompute_views
         self.precompute_dtype = precompute_dtype
@@ -172,6 +176,7 @@ class Learner:
         best_save_name: str | None = None,
         use_clr: tuple[float, ...] | None = None,
         callbacks: Callbacks = (),
+        resume: bool = False,
     ) -> keras.callbacks.History:
         """Train at constant rates, or in cosine cycles with restarts (SGDR).
 
@@ -186,6 +191,8 @@ class Learner:
             use_clr: (div, cut_div[, highest momentum, lowest momentum]): cycles with a straight rise over
                 1/cut_div of their length from 1/div of the rate, and a straight fall back.
             callbacks: more callbacks for this fit.
+            resume: keep checkpoints in `path/checkpoints` and go on from those that are there: the same
+                commands, run again after a crash, pass over the fits that were over and end bit for bit so.
 
         Returns:
             Keras' history.
@@ -208,7 +215,7 @@ class Learner:
             schedule = CosineRestarts(rates, cycle_len=cycle_len, cycle_mult=cycle_mult, num_cycles=n_cycle)
         else:
             schedule = FlatCosine(rates, pct_start=1.0)
-        return self._fit(ends[-1], schedule, more, wds, auto="sgd")
+        return self._fit(ends[-1], schedule, more, wds, resume, auto="sgd")
 
     def load_cycle(self, name: str, cycle: int) -> None:
         """Load the weights saved at the end of a cycle, counted from 0."""
@@ -239,10 +246,11 @@ class Learner:
         pct_start: float = 0.25,
         wd: float | Sequence[float] | None = None,
         callbacks: Callbacks = (),
+        resume: bool = False,
     ) -> keras.callbacks.History:
         """Train with one rise and fall of the rate over `n_epoch` epochs; see `OneCycle`."""
         cycle = OneCycle(self._check_rates(lr_max), pct_start=pct_start, div=div, div_final=div_final)
-        return self._fit(n_epoch, cycle, callbacks, wd)
+        return self._fit(n_epoch, cycle, callbacks, wd, resume)
 
     def fit_flat_cos(
         self,
@@ -253,14 +261,11 @@ class Learner:
         pct_start: float = 0.75,
         wd: float | Sequence[float] | None = None,
         callbacks: Callbacks = (),
+        resume: bool = False,
     ) -> keras.callbacks.History:
         """Train at a flat rate that falls along a cosine in the end; see `FlatCosine`."""
-        return self._fit(
-            n_epoch,
-            FlatCosine(self._check_rates(lr), pct_start=pct_start, div_final=div_final),
-            callbacks,
-            wd,
-        )
+        flat = FlatCosine(self._check_rates(lr), pct_start=pct_start, div_final=div_final)
+        return self._fit(n_epoch, flat, callbacks, wd, resume)
 
     def fit_sgdr(
         self,
@@ -271,11 +276,12 @@ class Learner:
         cycle_mult: int = 2,
         wd: float | Sequence[float] | None = None,
         callbacks: Callbacks = (),
+        resume: bool = False,
     ) -> keras.callbacks.History:
         """Train in cosine cycles with restarts; see `CosineRestarts`."""
         rates = self._check_rates(lr_max)
         cycles = CosineRestarts(rates, cycle_len=cycle_len, cycle_mult=cycle_mult, num_cycles=n_cycles)
-        return self._fit(cycles.num_epochs, cycles, callbacks, wd)
+        return self._fit(cycles.num_epochs, cycles, callbacks, wd, resume)
 
     def fine_tune(
         self,
@@ -287,6 +293,7 @@ class Learner:
         pct_start: float = 0.3,
         div: float = 5.0,
         callbacks: Callbacks = (),
+        resume: bool = False,
     ) -> None:
         """Train the head for `freeze_epochs`, then everything for `epochs`, the input side at lower rates.
 
@@ -298,14 +305,16 @@ class Learner:
             pct_start: share of the epochs with everything trainable that the rate rises.
             div: their first rate is the highest by `div`.
             callbacks: more callbacks for both parts.
+            resume: as for `fit`.
         """
+        both: dict[str, Any] = {"callbacks": callbacks, "resume": resume}
         if freeze_epochs:
             self.freeze()
-            self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, callbacks=callbacks)
+            self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **both)
         if epochs:
             self.unfreeze()
             rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
-            self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, callbacks=callbacks)
+            self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, **both)
 
     def best_model(
         self, name: str = "best", *, monitor: str = "val_loss", patience: int | None = None
@@ -487,17 +496,19 @@ class Learner:
         schedule: Schedule,
         callbacks: Callbacks = (),
         weight_decay: Any = None,
+        resume: bool = False,
         auto: str = "adamw",
     ) -> keras.callbacks.History:
         model, data = self._trained()
         self._compile(model, weight_decay, auto)
         train = mixed(data.train, self.training.mixup, self.training.cutmix)
         table = [EpochTable()] if self.verbose else []
+        listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
         return model.fit(
             train,
             validation_data=data.valid,
             epochs=epochs,
-            callbacks=[schedule, self.recorder, *table, *self.callbacks, *callbacks],
+            callbacks=with_checkpoint(self, listening, train, resume),
             shuffle=False,
             verbose=0,
         )

@@ -10,12 +10,14 @@ from torch.utils.data import DataLoader
 
 from ..data import ImageDataset
 from ..layers import CutMix, MixUp
+from ..layers.seeds import generator_state
 
 
 class MixedDataset(DataLoader):
     """An `ImageDataset` for training with MixUp or CutMix, by turns where there are both.
 
-    Photos are mixed as they come from the loader, before the model augments them.
+    Photos are mixed as they come from the loader, before the model augments them. What is mixed with what
+    depends on the photos' seed, the epoch and the number of the batch alone.
 
     Args:
         images: the photos.
@@ -33,11 +35,17 @@ class MixedDataset(DataLoader):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """Batches of mixed photos, float32, the shares of classes as labels, and weights if there are any."""
-        for number, (photos, labels, *weights) in enumerate(self.images):
+        state = self.images.state_dict()
+        for number, (photos, labels, *weights) in enumerate(self.images, start=state["batch"]):
             mixer = self.mixers[number % len(self.mixers)]
+            mixer.set_random_state(generator_state(state["seed"], state["epoch"], number))
             with torch.no_grad():
                 mixed = mixer(photos, labels, training=True)
             yield (*mixed, *weights)
+
+    def skip(self, batches: int) -> None:
+        """Hand out the first batches of the next epoch without their photos."""
+        self.images.skip(batches)
 
     def state_dict(self) -> dict[str, int]:
         """Where the photos stand."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..checks import Findings, read_ledger
 from ..errors import DataError, FileFormatError
+from ..files import reading_csv
 from ..interpret import Interpretation
 from ..models import load
 
@@ -81,7 +82,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     """Columns of a CSV file: numbers where all are numbers (empty is nan), else text; {} without the file."""
     if not path.is_file():
         return {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
+    with reading_csv(path), open(path, newline="", encoding="utf-8-sig") as file:
         names, *rows = [row for row in csv.reader(file) if row] or [[]]
     if any(len(row) != len(names) for row in rows):
         raise FileFormatError(f"{path}: {len(names)} fields a row expected, as in its first line")
@@ -90,7 +91,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
 
 def read_predictions(path: Path) -> Interpretation:
     """Read `predictions.csv`: path, label, predicted, confidence, then a column of probabilities a class."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
+    with reading_csv(path), open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         header = next(reader, [])
         rows = [row for row in reader if row]
@@ -103,11 +104,10 @@ def read_predictions(path: Path) -> Interpretation:
     try:
         probabilities = np.array([row[len(BEFORE_CLASSES) :] for row in rows], np.float32)
         labels = np.array([places[row[1]] for row in rows], np.intp)
-    except (KeyError, ValueError) as error:
+        paths = np.array([row[0] for row in rows])
+        return Interpretation(probabilities.reshape(len(rows), -1), labels, class_names, paths)
+    except (KeyError, IndexError, ValueError) as error:
         raise FileFormatError(f"{path}: a label or a probability that cannot be read: {error}") from error
-    return Interpretation(
-        probabilities.reshape(len(rows), -1), labels, class_names, np.array([row[0] for row in rows])
-    )
 
 
 def _if_there(read: Any, path: Path) -> Any:

@@ -1,0 +1,310 @@
+"""Feed damaged files to everything that reads files, and see that only kclf's own errors come out.
+
+    python tests/reliability/fuzz.py images --count 10000
+    python tests/reliability/fuzz.py settings --seconds 600
+
+Each parser gets valid files with a few mutations: bits flipped, bytes replaced, cut out, doubled, numbers
+made huge, the file cut off. What fails is written to `--keep`, and belongs into tests/reliability/seeds.
+The last line is a JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+
+import keras
+import numpy as np
+import torch
+from PIL import Image
+
+import kclf
+from kclf import storage
+from kclf.callbacks import checkpoint
+from kclf.callbacks.trees import to_arrays
+from kclf.checks import read_ledger
+from kclf.data import ImageDataset
+from kclf.data.cache import cached
+from kclf.errors import KclfError
+from kclf.files import read_table
+from kclf.report.inputs import read_columns, read_predictions
+from kclf.runs import RunSettings, read_settings, write_settings
+from kclf.weights import load_weights
+
+FORMATS = ("jpg", "png", "gif", "webp", "bmp")
+INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, ord(","), ord('"'), ord("\n"), ord("{"), ord("-"), ord("9"))
+PATIENCE = 20.0  # seconds for one file; a hang is a failure
+
+
+def mutate(content: bytes, draw: random.Random) -> bytes:
+    """A few changes of random kinds at random places."""
+    data = bytearray(content)
+    for _ in range(draw.choice((1, 1, 2, 4, 16))):
+        place = draw.randrange(len(data) + 1)
+        kind = draw.randrange(6)
+        if kind == 0 and place < len(data):
+            data[place] ^= 1 << draw.randrange(8)
+        elif kind == 1 and place < len(data):
+            data[place] = draw.choice(INTERESTING)
+        elif kind == 2:
+            del data[place : place + draw.choice((1, 4, 50))]
+        elif kind == 3:
+            data[place:place] = data[place : place + draw.choice((1, 4, 50))]
+        elif kind == 4:
+            data[place : place + 4] = draw.choice((b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"1e99"))
+        elif draw.random() < 0.3:
+            del data[place:]
+    return bytes(data)
+
+
+def a_photo(kind: str, draw: random.Random) -> bytes:
+    """A small picture with what photos have: EXIF, palettes, transparency, several frames."""
+    size = draw.choice(((24, 18), (40, 40), (7, 61)))
+    mode = {"jpg": ("RGB", "L", "CMYK"), "gif": ("P", "L"), "bmp": ("RGB", "L", "P")}.get(
+        kind, ("RGB", "RGBA", "L")
+    )
+    pixels = np.random.default_rng(draw.randrange(99)).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    image = Image.fromarray(pixels).convert(draw.choice(mode))
+    exif = Image.Exif()
+    exif[0x0112] = draw.randrange(1, 9)
+    options = {"exif": exif} if kind in ("jpg", "webp", "png") else {}
+    with tempfile.SpooledTemporaryFile() as file:
+        image.save(file, {"jpg": "jpeg"}.get(kind, kind), **options)
+        file.seek(0)
+        return file.read()
+
+
+def fuzz_images(count: int, draw: random.Random, folder: Path) -> dict:
+    """Through the loader, 200 files at a time: no error, no hang, and memory that stays."""
+    memory, slowest, unreadable = [], 0.0, 0
+    originals = {kind: [a_photo(kind, draw) for _ in range(8)] for kind in FORMATS}
+    whole = folder / "whole.jpg"  # one that can be read stands in for those that cannot
+    whole.write_bytes(originals["jpg"][0])
+    for start in range(0, count, 200):
+        paths = [whole]
+        for number in range(start, min(start + 200, count)):
+            kind = FORMATS[number % len(FORMATS)]
+            paths.append(folder / f"{number}.{kind}")
+            paths[-1].write_bytes(mutate(draw.choice(originals[kind]), draw))
+        dataset = ImageDataset([str(path) for path in paths], presize=32, batch_size=20, num_threads=2)
+        begun = time.monotonic()
+        for (images,) in dataset:
+            took, begun = time.monotonic() - begun, time.monotonic()
+            slowest = max(slowest, took)
+            if images.shape[1:] != (32, 32, 3) or images.dtype != torch.uint8 or took > PATIENCE:
+                raise AssertionError(f"{tuple(images.shape)}, {images.dtype}, {took:.1f} s after {start}")
+        unreadable += len(dataset.skipped)
+        for path in paths[1:]:
+            path.unlink()
+        memory.append(resident())
+    middle = memory[len(memory) // 2]
+    return {
+        "files": count,
+        "unreadable": unreadable,
+        "slowest_batch_s": round(slowest, 2),
+        "memory_mb_half_way": round(middle / 1e6),
+        "memory_mb_at_the_end": round(memory[-1] / 1e6),
+    }
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+# ---- parsers: a valid file, and what reads it ------------------------------------------------------------
+
+
+def settings(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    plain = RunSettings(folder=Path("photos"), out=Path("out"))
+    fields = {name: str(v) if isinstance(v, Path) else v for name, v in vars(plain).items()}
+    write_settings(folder, {"settings": fields, "data": {}})
+    return (folder / "settings.json").read_bytes(), read_settings
+
+
+def table(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    return b'file,label\n"a,b.jpg",cat\nb.jpg,"dog ""x"""\nc.jpg,\xc3\xa4\n', read_table
+
+
+def labels(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    content = b"name,breed\na.png,cat\nb.png,dog\nc.png,cat\nd.png,dog\n"
+    return content, lambda path: kclf.ImageData.from_csv(path, folder=folder, size=32)
+
+
+def ledger(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    content = b"kind,path,other,label,suggested,score,action,note\ncopy,a.jpg,b.jpg,cat,dog,0.5,keep,x\n"
+    return content, read_ledger
+
+
+def columns(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    return b"step,loss\n0,1.5\n1,nan\n2,\n", read_columns
+
+
+def predictions(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    header = b"path,label,predicted,confidence,cat,dog\n"
+    return header + b"a.jpg,cat,cat,0.9,0.9,0.1\nb.jpg,dog,cat,0.6,0.6,0.4\n", read_predictions
+
+
+def sealed(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    """Our own format with a checksum that is right, so that the HDF5 within is read."""
+    path = folder / "valid.h5"
+    storage.write_arrays(
+        path, {"a": np.ones((3, 4), np.float32), "b/c": np.arange(5)}, {"x": [1, {"y": "z"}]}
+    )
+
+    def read(file: Path) -> None:
+        if file.stat().st_size > storage.USER_BLOCK:
+            storage.seal(file)
+        storage.read_arrays(file)
+
+    return path.read_bytes(), read
+
+
+def checkpoints(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    """A checkpoint's JSON with changes under a checksum that is right."""
+    parts = dict.fromkeys(checkpoint.PARTS, None) | {
+        "position": [0, 1, 2],
+        "weights": [torch.ones(4, 3).t(), torch.ones(2, dtype=torch.bfloat16)],
+        "histories": [{"epoch": [0], "history": {"loss": [float("nan")]}}],
+    }
+    arrays, rest = to_arrays(parts)
+
+    def read(file: Path) -> None:
+        try:
+            changed = json.loads(file.read_bytes())
+        except (ValueError, RecursionError):
+            return
+        if isinstance(changed, dict):
+            storage.write_arrays(folder / "changed.h5", arrays, json.loads(json.dumps(changed)))
+            checkpoint.read_checkpoint(folder / "changed.h5")
+
+    return json.dumps(rest).encode(), read
+
+
+def network() -> keras.Model:
+    layers = [keras.layers.Conv2D(2, 3, name="c"), keras.layers.BatchNormalization(name="n")]
+    return keras.Sequential([keras.Input((4, 4, 3)), *layers])
+
+
+def keras_weights(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    model = network()
+    path = folder / "valid.weights.h5"
+    model.save_weights(path)
+    return path.read_bytes(), lambda file: load_weights(model, file.rename(file.with_suffix(".weights.h5")))
+
+
+def torch_weights(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    path = folder / "valid.pth"
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2))
+    torch.save(module.state_dict(), path)
+    model = network()
+    return path.read_bytes(), lambda file: load_weights(model, file.rename(file.with_suffix(".pth")))
+
+
+def cache(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    """One of the files of a presized cache; the photos that come out must be right all the same."""
+    paths = np.array([str(folder / f"{number}.png") for number in range(4)])
+    for number, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (number, 9, 9)).save(path)
+    place = next(iter(Path(cached(paths, 20, folder / "cache", 1).paths[0]).parent.glob("cache/*")))
+    whole = {path.name: path.read_bytes() for path in place.iterdir()}
+    turn = iter(range(10**9))
+
+    def read(file: Path) -> None:
+        names = sorted(set(whole) - {"pixels"})
+        for name, content in whole.items():
+            (place / name).write_bytes(content)
+        name = names[next(turn) % len(names)]
+        (place / name).write_bytes(mutate(whole[name], random.Random(file.read_bytes())))
+        images = cached(paths, 20, folder / "cache", 1)
+        for number in range(4):
+            images[number]
+
+    return b"any", read
+
+
+PARSERS = {
+    function.__name__: function
+    for function in (settings, table, labels, ledger, columns, predictions, sealed, checkpoints)
+    + (keras_weights, torch_weights, cache)
+}
+
+
+def attempt(read: Callable[[Path], object], path: Path) -> str | None:
+    """What went wrong beyond kclf's own errors; None where nothing did."""
+    begun = time.monotonic()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read(path)
+    except KclfError:
+        pass
+    except Exception:
+        lines = traceback.format_exc().splitlines()
+        place = [line for line in lines if "/kclf/" in line and line.lstrip().startswith("File")][-1:]
+        return "\n".join([*lines, f"{lines[-1].split(':')[0]} at {' '.join(place).strip()}"])
+    took = time.monotonic() - begun
+    return f"took {took:.1f} s" if took > PATIENCE else None
+
+
+def fuzz_parser(
+    name: str, count: int | None, seconds: float, draw: random.Random, folder: Path, keep: Path
+) -> dict:
+    """One parser, for so many files or so long."""
+    valid, read = PARSERS[name](folder)
+    found: dict[str, str] = {}
+    done, end = 0, time.monotonic() + seconds
+    while done < count if count else time.monotonic() < end:
+        path = folder / "mutated"
+        content = mutate(valid, draw)
+        path.write_bytes(content)
+        wrong = attempt(read, path)
+        done += 1
+        if wrong is not None and wrong.splitlines()[-1] not in found:
+            found[wrong.splitlines()[-1]] = wrong
+            keep.mkdir(parents=True, exist_ok=True)
+            (keep / f"{name}-{len(found)}").write_bytes(content)
+    return {"files": done, "failures": found}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("what", choices=["images", *PARSERS])
+    arguments.add_argument("--count", type=int)
+    arguments.add_argument("--seconds", type=float, default=600.0)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--keep", type=Path, default=Path("fuzz-failures"))
+    options = arguments.parse_args()
+    draw = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.what == "images":
+            print(json.dumps(fuzz_images(options.count or 10_000, draw, folder)))
+            return
+        found = fuzz_parser(options.what, options.count, options.seconds, draw, folder, options.keep)
+    for wrong in found["failures"].values():
+        print(wrong)
+    print(json.dumps({"parser": options.what, "files": found["files"], "failures": list(found["failures"])}))
+    sys.exit(bool(found["failures"]))
+
+
+if __name__ == "__main__":
+    main()

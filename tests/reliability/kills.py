@@ -1,0 +1,239 @@
+"""Kill `kclf train` at random moments, let it go on, and see whether it ends as if nothing had happened.
+
+    python tests/reliability/kills.py --kills 60 --seed 0
+
+Each run is a real process: a fork of this one, which has imported everything, so that a run costs a second.
+It is killed by SIGKILL at a random moment, its folder may then be torn as a power cut would (--tear), and
+`kclf train --resume` takes it to the end. The last line is a JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+os.environ.setdefault("MPLBACKEND", "agg")
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import numpy as np
+from PIL import Image
+
+SIZE = 32
+CLI = ["--backbone", "MobileNet", "--weights", "none", "--size", SIZE, "--batch-size", 8, "--epochs", 2]
+
+
+def write_photos(folder: Path, count: int = 20) -> Path:
+    """Two classes of noisy squares."""
+    for name, colour in {"blue": (40, 60, 200), "red": (200, 60, 40)}.items():
+        for number in range(count):
+            noise = np.random.default_rng(number).normal(0, 40, (40, 48, 3))
+            path = folder / name / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.uint8(np.clip(noise + colour, 0, 255))).save(path)
+    return folder
+
+
+def train_by_command(photos: Path, out: Path, *, again: bool) -> None:
+    """`kclf train`, or `kclf train --resume` where an earlier one was killed."""
+    from kclf.cli import main
+
+    begun = again and (out / "settings.json").exists()
+    words = ["--resume", out] if begun else [photos, *CLI, "--out", out, "--force"]
+    main(["train", *map(str, words)])
+
+
+def train_by_learner(photos: Path, out: Path, *, again: bool) -> None:
+    """Presized cache, head on cached activations, head, everything in cycles with snapshots and the best."""
+    import keras
+
+    import kclf
+    from kclf.atomic import replacing
+    from kclf.callbacks import Checkpoint
+
+    keras.utils.set_random_seed(3)
+    layers = [
+        keras.layers.Conv2D(8, 3, strides=4),
+        keras.layers.BatchNormalization(),
+        keras.layers.ReLU(),
+        keras.layers.Conv2D(8, 3),
+        keras.layers.BatchNormalization(),
+    ]
+    data = kclf.ImageData.from_folder(photos, size=SIZE, presize=36, batch_size=4, num_threads=1)
+    learner = kclf.Learner(
+        data.resize(40, out / "cache"),
+        keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers]),
+        normalization="tf",
+        augmentation=kclf.aug_transforms(),
+        path=out,
+        precompute=True,
+        precompute_views=2,
+        verbose=False,
+    )
+    learner.checkpoint = Checkpoint(out / "checkpoints", every=2)
+    learner.fit_one_cycle(1, 1e-2)
+    learner.precompute = False
+    learner.fit_one_cycle(1, 1e-2)
+    learner.unfreeze()
+    learner.fit(
+        [1e-4, 1e-3, 1e-2][-len(learner.model.layer_groups) :],
+        2,
+        cycle_len=1,
+        cycle_mult=2,
+        cycle_save_name="snap",
+        best_save_name="best",
+    )
+    with replacing(out / "models" / "final.weights.h5") as temporary:
+        learner.model.save_weights(temporary)
+    learner.recorder.to_csv(out / "batches.csv")
+
+
+RUNS = {"learner": train_by_learner, "cli": train_by_command}
+
+
+def start(kind: str, photos: Path, out: Path, *, again: bool = False) -> int:
+    """The process id of a child that trains; what it says goes to a log beside its folder."""
+    process = os.fork()
+    if process:
+        return process
+    log = os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    status = 70
+    try:
+        RUNS[kind](photos, out, again=again)
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status or 0)
+
+
+def wait(process: int) -> int:
+    """How a child ended: its status, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def result(out: Path) -> dict[str, str]:
+    """What a run left: a digest of each file, but for what tells the time or shows it."""
+    found = {}
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        name = str(path.relative_to(out))
+        if name.startswith("checkpoints/stage") or path.suffix == ".html" or name == "settings.json":
+            found[name] = "there"
+        elif path.name == "history.csv":
+            rows = [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
+            found[name] = digest("\n".join(rows).encode())
+        elif path.name.startswith("."):
+            found[name] = "stray"
+        elif path.suffix == ".h5":
+            found[name] = weights_digest(path)
+        else:
+            found[name] = digest(path.read_bytes())
+    return found
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def weights_digest(path: Path) -> str:
+    """Of every array in an HDF5 file: its name and its bytes."""
+    import h5py
+
+    parts: list[bytes] = []
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: (
+                parts.extend([name.encode(), item[()].tobytes()])
+                if isinstance(item, h5py.Dataset) and name != "attributes"
+                else None
+            )
+        )
+    return digest(b"".join(parts))
+
+
+def tear(out: Path, draw: random.Random) -> str:
+    """Cut one file off at a random byte, as a power cut may where a disk does not keep its word."""
+    files = sorted(path for path in out.rglob("*") if path.is_file() and "models" not in path.parts)
+    if not files:
+        return "nothing to tear"
+    path = draw.choice(files)
+    at = draw.randrange(path.stat().st_size + 1)
+    os.truncate(path, at)
+    return f"{path.relative_to(out)} at {at}"
+
+
+def trial(kind: str, photos: Path, out: Path, after: float, draw: random.Random, *, torn: bool) -> str:
+    """Kill a run after some seconds and let it go on; what happened in words."""
+    process = start(kind, photos, out)
+    time.sleep(after)
+    os.kill(process, signal.SIGKILL)
+    killed = wait(process) == -signal.SIGKILL
+    left = sorted(path.name for path in (out / "checkpoints").glob("stage*"))
+    said = tear(out, draw) if torn else ""
+    status = wait(start(kind, photos, out, again=True))
+    return f"{'killed' if killed else 'over'} at {after:.2f} s, {left[-1:]} {said} -> status {status}"
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--kills", type=int, default=60)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--kinds", nargs="+", default=["learner", "learner", "learner", "cli"])
+    arguments.add_argument("--tear", action="store_true", help="also cut a file off after each kill")
+    options = arguments.parse_args()
+    import kclf.cli
+    import kclf.runs  # noqa: F401 - so that the children need not
+
+    draw = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        photos = write_photos(base / "photos")
+        wanted, seconds = {}, {}
+        for kind in sorted(set(options.kinds)):
+            begun = time.monotonic()
+            status = wait(start(kind, photos, base / kind))
+            seconds[kind] = time.monotonic() - begun
+            wanted[kind] = result(base / kind)
+            if status:
+                sys.exit(f"{kind} ended with {status}:\n{(base / f'{kind}.log').read_text()}")
+            print(f"{kind}: {seconds[kind]:.1f} s uninterrupted, {len(wanted[kind])} files", flush=True)
+        same = 0
+        for number in range(options.kills):
+            kind = options.kinds[number % len(options.kinds)]
+            out = base / f"run{number}" / kind
+            out.parent.mkdir()
+            said = trial(kind, photos, out, draw.uniform(0.02, seconds[kind]), draw, torn=options.tear)
+            found = result(out) if out.exists() else {}
+            equal = found == wanted[kind]
+            same += equal
+            print(f"{number:3d} {kind:8} {said}: {'identical' if equal else 'DIFFERENT'}", flush=True)
+            if not equal:
+                names = sorted({*found, *wanted[kind]})
+                print("   ", [name for name in names if found.get(name) != wanted[kind].get(name)])
+                print((out.parent / f"{kind}.log").read_text()[-3000:])
+            shutil.rmtree(out.parent)
+        print(json.dumps({"kills": options.kills, "identical": same, "torn": options.tear}))
+    sys.exit(same != options.kills)
+
+
+if __name__ == "__main__":
+    main()
