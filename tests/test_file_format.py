@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import subprocess
 import sys
 import tracemalloc
@@ -169,25 +170,60 @@ def damaged(path, dice):
     path.write_bytes(damage(path.read_bytes(), dice))
 
 
-@pytest.mark.parametrize("mutations", [50, pytest.param(500, marks=pytest.mark.heavy)])
-def test_a_mutated_file_is_refused_or_loads_equal(saved, mutations):
-    content, original = saved.read_bytes(), values(load(saved, check=True))
+def refused_of(path, mutations: int) -> int:
+    """How many mutated copies of a classifier are refused; all others load equal to it."""
+    content, original = path.read_bytes(), values(load(path, check=True))
     dice, refused = random.Random(20161101), 0
-    tracemalloc.start()
     for mutation in range(mutations):
-        saved.write_bytes(content)
-        [damaged, forged, swapped, forged][mutation % 4](saved, dice)
+        path.write_bytes(content)
+        [damaged, forged, swapped, forged][mutation % 4](path, dice)
         try:
-            model = load(saved, check=True)
+            model = load(path, check=True)
         except KclfError:
             refused += 1
             continue
         for old, new in zip(original, values(model), strict=True):
             np.testing.assert_array_equal(old, new)
+    return refused
+
+
+@pytest.mark.parametrize("mutations", [50, pytest.param(500, marks=pytest.mark.heavy)])
+def test_a_mutated_file_is_refused_or_loads_equal(saved, mutations):
+    tracemalloc.start()
+    refused = refused_of(saved, mutations)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert refused > 0.8 * mutations
     assert peak < 30_000_000
+
+
+def resident_peak() -> int:
+    """The most memory that this process has held, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def in_another_process(statement: str, timeout: float) -> dict:
+    """What a statement of this module prints as JSON, in a process of its own that may crash or hang."""
+    code = f"import json\nfrom pathlib import Path\nfrom tests.test_file_format import *\n{statement}"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.heavy
+def test_500_mutated_files_of_a_real_backbone_neither_crash_nor_hang_nor_take_memory(tmp_path):
+    ImageClassifier("EfficientNetLite0", ["cat", "dog"], size=64, hidden=[8]).save(tmp_path / "file.h5")
+    found = in_another_process(
+        f"""
+path = Path("{tmp_path}/file.h5")
+load(path, check=True)
+once = resident_peak()
+print(json.dumps({{"refused": refused_of(path, 500), "once": once, "peak": resident_peak()}}))""",
+        timeout=3600,
+    )
+    print(found)
+    assert found["refused"] > 400
+    assert found["peak"] < 2 * found["once"]
 
 
 def test_settings_that_claim_absurd_sizes_are_refused_without_memory(saved):

@@ -128,9 +128,12 @@ class FoldedConvolution:
     @torch.no_grad()
     def _folded(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         state = (dtype, *((tensor._version, tensor.data_ptr()) for tensor in self.tensors()))
-        if state != self._state:
-            self._weights, self._state = self._fold(dtype), state
-        return self._weights
+        if state == self._state:
+            return self._weights
+        weights = self._fold(dtype)
+        if not torch.compiler.is_compiling():  # what a trace makes are no tensors to keep
+            self._weights, self._state = weights, state
+        return weights
 
     def _fold(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         scale, shift = self.norm.scale_and_shift()
