@@ -235,17 +235,21 @@ class ImageClassifier(keras.Model):
             "resize_method": self.resize_method,
             "name": self.name,
             "dtype": self.dtype_policy.name,
+            "trainable_from_group": self.first_trainable_group,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ImageClassifier:
-        """Build the architecture of a config, with random weights."""
+        """Build the architecture of a config, with random weights and the same groups frozen."""
         config = dict(config)
+        first_trainable_group = config.pop("trainable_from_group", -1)
         config["augmentation"] = keras.saving.deserialize_keras_object(config["augmentation"])
         config["normalization"] = InputNormalization.from_config(config["normalization"])
         if isinstance(config["backbone"], dict):
             config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
-        return cls(**config, weights=None)
+        model = cls(**config, weights=None)
+        model.freeze_to(first_trainable_group)
+        return model
 
     def save(self, filepath: str | PathLike[str], overwrite: bool = True, **arguments: Any) -> None:
         """Write the whole classifier: a path that ends in `.h5` gives kclf's single file, others Keras' own.
@@ -274,6 +278,8 @@ class ImageClassifier(keras.Model):
                 f'Save it as a ".keras" file. Received: filepath="{path}"'
             )
         images = _probe_images()
+        config = self.get_config()
+        first_trainable_group = config.pop("trainable_from_group")
         write_arrays(
             path,
             {
@@ -284,8 +290,8 @@ class ImageClassifier(keras.Model):
             {
                 "format": FILE_FORMAT,
                 "version": FILE_VERSION,
-                "config": self.get_config(),
-                "trainable_from_group": self.first_trainable_group,
+                "config": config,
+                "trainable_from_group": first_trainable_group,
                 "versions": {"keras": keras.__version__, "numpy": np.__version__},
             },
         )
