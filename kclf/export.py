@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .acceleration import unpacked
 from .atomic import replacing
 from .errors import WeightsError
 
@@ -194,7 +195,7 @@ def _wrapped(model: keras.Model, side: int | None) -> tuple[PhotosToProbabilitie
 
 def _exported(module: PhotosToProbabilities, photos: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
+    with torch.no_grad(), unpacked():
         module(photos)  # folds batch norms into kernels: what an accelerated model reads is then at hand
         return torch.export.export(module, (photos,), dynamic_shapes={"photos": {0: batch}}, strict=False)
 

@@ -271,6 +271,19 @@ def test_a_pickle_that_is_no_state_dict_is_refused_and_runs_no_code(tmp_path, co
     assert "ran" not in capsys.readouterr().out
 
 
+def test_a_damaged_state_dict_is_refused_or_read(tmp_path):
+    torch.save({f"layer{i}.weight": torch.zeros(2) for i in range(9)}, tmp_path / "sound.pth")
+    content, refused = bytearray((tmp_path / "sound.pth").read_bytes()), 0
+    for place in range(0, len(content), 7):
+        damaged = content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+        (tmp_path / "damaged.pth").write_bytes(damaged)
+        try:
+            read_state_dict(tmp_path / "damaged.pth")
+        except FileFormatError:
+            refused += 1
+    assert refused > 50
+
+
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
 def test_a_checkpoint_around_a_state_dict_is_unwrapped(tmp_path, wrapper):
     torch.save({wrapper: {"module.conv1.weight": torch.ones(1)}, "epoch": 3}, tmp_path / "c.pth")

@@ -12,10 +12,11 @@ import keras
 from .batchnorm import lone_batchnorm
 from .graph import functional_of
 from .kernels import store_for_keras, store_for_torch
+from .packing import unpacked
 from .plan import MASKING, Plan
 from .step import LeanStep, why_not
 
-__all__ = ["accelerate", "deaccelerate", "is_accelerated"]
+__all__ = ["accelerate", "deaccelerate", "is_accelerated", "unpacked"]
 
 logger = logging.getLogger(__name__)
 _STATE = "_kclf_acceleration"
@@ -55,7 +56,7 @@ class _PlannedCall:
 
     def __init__(self, model: Any, switches: dict[str, bool]) -> None:
         self.model, self.stock = model, type(model).call
-        self.options = {name: switches[name] for name in ("batchnorm", "folding")}
+        self.options = {name: switches[name] for name in ("batchnorm", "folding", "packing")}
         self._plan: Plan | None = None
 
     @property
@@ -90,6 +91,7 @@ def accelerate(
     plan: bool = True,
     batchnorm: bool = True,
     folding: bool = True,
+    packing: bool = True,
     kernels: bool = True,
     step: bool = True,
 ) -> keras.Model:
@@ -105,6 +107,8 @@ def accelerate(
         plan: run functional models as a flat list of torch calls on the Keras variables' own tensors.
         batchnorm: run batch normalisation as one operation.
         folding: fold batch norms that stand still into the convolutions before them (in the plan).
+        packing: on a CPU, predict in float32 by convolutions whose kernels are packed for it and that add
+            and activate as they write their result (in the plan).
         kernels: store convolution kernels in the order in which torch reads them; shapes stay.
         step: take Keras' train and test step by one that reads nothing back from the device.
 
@@ -126,7 +130,8 @@ def accelerate(
             f"Received: backend={keras.backend.backend()!r}"
         )
     deaccelerate(model)
-    state = _Acceleration(model, {"batchnorm": batchnorm, "folding": folding, "kernels": kernels})
+    switches = {"batchnorm": batchnorm, "folding": folding, "packing": packing, "kernels": kernels}
+    state = _Acceleration(model, switches)
     if plan:
         _plan_calls(model, state)
     if batchnorm:
