@@ -17,6 +17,7 @@ from .backbones import backbone_spec, build_backbone, split_backbone
 from .errors import FileFormatError, WeightsError
 from .layers import Augmentation, ConcatPooling, InputNormalization
 from .layers import none as no_augmentation
+from .optimizers import FusedLossScaleOptimizer
 from .storage import read_arrays, write_arrays
 from .weights import array_of, layer_keys, layers_with_variables, named_variables
 
@@ -193,7 +194,8 @@ class ImageClassifier(keras.Model):
         """As `keras.Model.compile`, with a loss and metrics that fit the task and its logits.
 
         Args:
-            optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name.
+            optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name; under the policy mixed_float16
+                it gets `FusedLossScaleOptimizer` around it, unless `auto_scale_loss=False`.
             loss: "auto" is cross-entropy from logits for one label, binary cross-entropy from logits for
                 many, and mean absolute error for numbers.
             metrics: "auto" is accuracy (for many labels: per label, threshold .5); for numbers none.
@@ -201,6 +203,14 @@ class ImageClassifier(keras.Model):
             **arguments: go to `keras.Model.compile`.
         """
         metrics = ["accuracy"] if metrics == "auto" and self.task != "regression" else metrics
+        optimizer = keras.optimizers.get(optimizer)
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if (
+            self.dtype_policy.name == "mixed_float16"
+            and arguments.get("auto_scale_loss", True)
+            and not scaled
+        ):
+            optimizer = FusedLossScaleOptimizer(optimizer)  # Keras' own waits for the device twice a step
         super().compile(
             optimizer=optimizer,
             loss=auto_loss(self.task) if loss == "auto" else loss,
