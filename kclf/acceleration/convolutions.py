@@ -141,10 +141,13 @@ class FoldedConvolution:
 
     @torch.no_grad()
     def _folded(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        if torch.compiler.is_dynamo_compiling():
+            return self.weights(dtype)  # compiled code outlives the values of today's variables
         state = (dtype, *state_of(self.tensors()))
         if state == self._state:
             return self._weights
-        weights = self.weights(dtype)
+        with torch.inference_mode(False):
+            weights = self.weights(dtype)
         if not torch.compiler.is_compiling():  # what a trace makes are no tensors to keep
             self._weights, self._state = weights, state
         return weights

@@ -34,12 +34,12 @@ def unpacked() -> Iterator[None]:
 def can_pack(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether packed convolutions can take these inputs: plain tensors, on a CPU, with oneDNN in torch."""
     return (
-        _switch.get()
+        not torch.compiler.is_compiling()
+        and _switch.get()
         and torch.backends.mkldnn.enabled
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and all(type(x) is torch.Tensor and x.device.type == "cpu" for x in tensors)
     )
