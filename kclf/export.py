@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .acceleration import unpacked
 from .atomic import replacing
 from .errors import WeightsError
 
@@ -31,18 +33,19 @@ class PhotosToProbabilities(torch.nn.Module):
 
     def __init__(self, model: keras.Model, side: int) -> None:
         super().__init__()
-        self.normalization = model.normalization
-        self.backbone = model.backbone
-        self.head = model.head
+        # In a tuple torch does not see them: the export then holds the tensors that a prediction reads, the
+        # kernels with their batch norms folded in, and not every variable of the model beside them.
+        self.parts = (model.normalization, model.backbone, model.head)
         self.activation = ACTIVATIONS[model.task]
         mode = getattr(model.augmentation, "interpolation", "bilinear")
         self.resize = ResizeOfWholeNumbers(side, model.size, mode) if side != model.size else None
 
     def forward(self, photos: Tensor) -> Tensor:
         """Probabilities (batch, classes), float32, of photos (batch, side, side, 3), uint8."""
+        normalization, backbone, head = self.parts
         images = self.resize(photos) if self.resize is not None else photos.to(torch.float32)
-        features = self.backbone(self.normalization(images), training=False)
-        return probabilities_of(self.head(features, training=False), self.activation)
+        features = backbone(normalization(images), training=False)
+        return probabilities_of(head(features, training=False), self.activation)
 
 
 class ResizeOfWholeNumbers(torch.nn.Module):
@@ -97,7 +100,7 @@ def to_torch_export(
 
     Args:
         model: an `ImageClassifier`.
-        path: where to, usually `.pt2`.
+        path: where to, usually `.pt2`. It computes in float32, whatever the model's dtype policy.
         side: side of the square photos that come in, in pixels; None takes the model's presize, or its size.
 
     Returns:
@@ -106,11 +109,14 @@ def to_torch_export(
     Raises:
         WeightsError: the program does not give the model's probabilities.
     """
+    model = _in_float32(model)
     wrapped, photos = _wrapped(model, side)
     program = _exported(wrapped, photos)
     with torch.no_grad():
         _check(program.module()(photos).cpu().numpy(), _expected(model, photos), path)
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # To torch kernels in channels_last memory are not "complete"; it saves and loads them all the same.
+        warnings.filterwarnings("ignore", message="No complete tensor found")
         torch.export.save(program, str(temporary))
     return program
 
@@ -123,7 +129,7 @@ def to_onnx(model: keras.Model, path: str | os.PathLike[str], *, side: int | Non
 
     Args:
         model: an `ImageClassifier`.
-        path: where to, usually `.onnx`.
+        path: where to, usually `.onnx`. It computes in float32, whatever the model's dtype policy.
         side: side of the square photos that come in, in pixels; None takes the model's presize, or its size.
 
     Raises:
@@ -135,6 +141,7 @@ def to_onnx(model: keras.Model, path: str | os.PathLike[str], *, side: int | Non
         import onnxscript  # type: ignore[import-not-found]  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error}. ONNX needs an extra: pip install 'kclf[onnx]'") from error
+    model = _in_float32(model)
     wrapped, photos = _wrapped(model, side)
     with torch.no_grad():
         program = torch.onnx.export(
@@ -156,6 +163,27 @@ def to_onnx(model: keras.Model, path: str | os.PathLike[str], *, side: int | Non
             _check(found, _expected(model, photos), path)
 
 
+def _in_float32(model: keras.Model) -> keras.Model:
+    """The model, or its twin in float32: other runtimes lack half precision for much of what it takes."""
+    if model.dtype_policy.compute_dtype == "float32":
+        return model
+    twin = type(model).from_config(_with_float32_policies(model.get_config()) | {"dtype": "float32"})
+    for ours, theirs in zip(twin.weights, model.weights, strict=True):
+        ours.assign(theirs)
+    return twin
+
+
+def _with_float32_policies(config: Any) -> Any:
+    """A config in which every dtype policy, at any depth, is float32."""
+    if isinstance(config, list):
+        return [_with_float32_policies(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        return config | {"config": {"name": "float32"}}
+    return {key: _with_float32_policies(value) for key, value in config.items()}
+
+
 def _wrapped(model: keras.Model, side: int | None) -> tuple[PhotosToProbabilities, Tensor]:
     """The module to export, and two photos to try it with."""
     side = side or getattr(model, "presize", None) or model.size
@@ -167,7 +195,8 @@ def _wrapped(model: keras.Model, side: int | None) -> tuple[PhotosToProbabilitie
 
 def _exported(module: PhotosToProbabilities, photos: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
+    with torch.no_grad(), unpacked():
+        module(photos)  # folds batch norms into kernels: what an accelerated model reads is then at hand
         return torch.export.export(module, (photos,), dynamic_shapes={"photos": {0: batch}}, strict=False)
 
 

@@ -17,6 +17,7 @@ from .backbones import backbone_spec, build_backbone, split_backbone
 from .errors import FileFormatError, WeightsError
 from .layers import Augmentation, ConcatPooling, InputNormalization
 from .layers import none as no_augmentation
+from .optimizers import FusedLossScaleOptimizer
 from .storage import read_arrays, write_arrays
 from .weights import array_of, layer_keys, layers_with_variables, named_variables
 
@@ -193,7 +194,8 @@ class ImageClassifier(keras.Model):
         """As `keras.Model.compile`, with a loss and metrics that fit the task and its logits.
 
         Args:
-            optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name.
+            optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name; under the policy mixed_float16
+                it gets `FusedLossScaleOptimizer` around it, unless `auto_scale_loss=False`.
             loss: "auto" is cross-entropy from logits for one label, binary cross-entropy from logits for
                 many, and mean absolute error for numbers.
             metrics: "auto" is accuracy (for many labels: per label, threshold .5); for numbers none.
@@ -201,6 +203,14 @@ class ImageClassifier(keras.Model):
             **arguments: go to `keras.Model.compile`.
         """
         metrics = ["accuracy"] if metrics == "auto" and self.task != "regression" else metrics
+        optimizer = keras.optimizers.get(optimizer)
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if (
+            self.dtype_policy.name == "mixed_float16"
+            and arguments.get("auto_scale_loss", True)
+            and not scaled
+        ):
+            optimizer = FusedLossScaleOptimizer(optimizer)  # Keras' own waits for the device twice a step
         super().compile(
             optimizer=optimizer,
             loss=auto_loss(self.task) if loss == "auto" else loss,
@@ -235,17 +245,21 @@ class ImageClassifier(keras.Model):
             "resize_method": self.resize_method,
             "name": self.name,
             "dtype": self.dtype_policy.name,
+            "trainable_from_group": self.first_trainable_group,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ImageClassifier:
-        """Build the architecture of a config, with random weights."""
+        """Build the architecture of a config, with random weights and the same groups frozen."""
         config = dict(config)
+        first_trainable_group = config.pop("trainable_from_group", -1)
         config["augmentation"] = keras.saving.deserialize_keras_object(config["augmentation"])
         config["normalization"] = InputNormalization.from_config(config["normalization"])
         if isinstance(config["backbone"], dict):
             config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
-        return cls(**config, weights=None)
+        model = cls(**config, weights=None)
+        model.freeze_to(first_trainable_group)
+        return model
 
     def save(self, filepath: str | PathLike[str], overwrite: bool = True, **arguments: Any) -> None:
         """Write the whole classifier: a path that ends in `.h5` gives kclf's single file, others Keras' own.
@@ -274,6 +288,8 @@ class ImageClassifier(keras.Model):
                 f'Save it as a ".keras" file. Received: filepath="{path}"'
             )
         images = _probe_images()
+        config = self.get_config()
+        first_trainable_group = config.pop("trainable_from_group")
         write_arrays(
             path,
             {
@@ -284,8 +300,8 @@ class ImageClassifier(keras.Model):
             {
                 "format": FILE_FORMAT,
                 "version": FILE_VERSION,
-                "config": self.get_config(),
-                "trainable_from_group": self.first_trainable_group,
+                "config": config,
+                "trainable_from_group": first_trainable_group,
                 "versions": {"keras": keras.__version__, "numpy": np.__version__},
             },
         )

@@ -40,6 +40,14 @@ def shared_path(name: str) -> Path:
     return path
 
 
+def fetched_weights(name: str) -> Path:
+    """A file of published weights from the folder KCLF_WEIGHTS names; the test skips where there is none."""
+    path = Path(os.environ.get("KCLF_WEIGHTS", SHARED / "weights")) / name
+    if not path.exists():
+        pytest.skip(f"needs {name} in the folder that the variable KCLF_WEIGHTS names")
+    return path
+
+
 @pytest.fixture(scope="session")
 def dogscats() -> Path:
     return shared_path("data/dogscats")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from keras import layers
 
-from kclf.acceleration import accelerate, deaccelerate, is_accelerated
+from kclf.acceleration import accelerate, deaccelerate, is_accelerated, unpacked
 from kclf.acceleration.graph import functional_of
 
 # Keras reads a torch tensor into numpy by a protocol that numpy 2 calls old.
@@ -159,7 +159,7 @@ def test_twenty_steps_of_fit_equal_stock_keras(make):
     assert_same(history(accelerate(compiled(make))), expected)
 
 
-@pytest.mark.parametrize("switch", ["plan", "batchnorm", "folding", "kernels", "step"])
+@pytest.mark.parametrize("switch", ["plan", "batchnorm", "folding", "packing", "kernels", "step"])
 def test_each_part_can_be_switched_off(switch):
     expected = history(compiled(residual))
     assert_same(history(accelerate(compiled(residual), **{switch: False})), expected)
@@ -177,6 +177,59 @@ def test_predictions_equal_stock_keras(make):
 def test_layers_run_as_torch_calls():
     model = accelerate(compiled(inverted))
     assert functional_of(model).__dict__["call"].plan.foreign == []
+
+
+def calls_of(model, x):
+    """Names of the torch operations of one prediction."""
+    with torch.profiler.profile() as profile, torch.no_grad():
+        model(x, training=False)
+    return [event.name for event in profile.events()]
+
+
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"),
+    reason="this torch has no oneDNN",
+)
+
+
+@needs_onednn
+def test_predictions_on_a_cpu_draw_batch_norm_sum_and_relu_into_the_convolutions():
+    model = accelerate(compiled(residual))
+    calls = calls_of(model, images(2))
+    assert calls.count("mkldnn::_convolution_pointwise") == 3
+    assert not {"aten::relu", "aten::relu_", "aten::add_", "aten::batch_norm"} & set(calls)
+    assert "mkldnn::_reorder_convolution_weight" not in calls_of(model, images(2))  # packed once
+    with unpacked():
+        assert "mkldnn::_convolution_pointwise" not in calls_of(model, images(2))
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_packed_predictions_equal_stock_keras_at_any_batch_size_and_after_changes(make):
+    model = compiled(make)
+    history(model, epochs=1)
+    for count in (1, 4, 3):
+        deaccelerate(model)
+        with torch.no_grad():
+            expected = keras.tree.flatten(model(images(count), training=False))
+            found = keras.tree.flatten(accelerate(model)(images(count), training=False))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            for variable in model.trainable_variables:
+                variable.assign(variable * 1.1)
+            found = keras.tree.flatten(model(images(count), training=False))
+            expected = keras.tree.flatten(deaccelerate(model)(images(count), training=False))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_predicting_in_inference_mode_does_not_spoil_training():
+    model = accelerate(compiled(residual))
+    with torch.inference_mode():
+        model(images(2), training=False)
+    model.layers[2].trainable = False
+    model.train_on_batch(images(8), labels(8))
+    with torch.enable_grad():
+        x = torch.as_tensor(images(2)).requires_grad_()
+        model(x, training=False).sum().backward()
+    assert x.grad is not None
 
 
 def test_kernels_gradients_and_momenta_lie_alike():

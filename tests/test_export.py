@@ -11,9 +11,13 @@ import torch
 import torch.nn.functional as F
 
 import kclf.export
+from kclf.acceleration import deaccelerate
 from kclf.errors import WeightsError
 from kclf.export import ResizeOfWholeNumbers, to_onnx, to_torch_export
+from kclf.images import read_image, to_square
 from kclf.layers import InputNormalization, none
+from kclf.models import ImageClassifier
+from tests.conftest import fetched_weights
 
 SIDE = 40
 
@@ -74,6 +78,95 @@ def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"pip install 'kclf\[onnx\]'"):
         to_onnx(Classifier(), tmp_path / "model.onnx")
+
+
+def inverted_residual(dtype="float32") -> ImageClassifier:
+    """An accelerated classifier around what the backbones are made of: batch norms to fold, odd padding."""
+    layers = keras.layers
+    inputs = keras.Input((32, 32, 3))
+    keras.config.set_dtype_policy(dtype)
+    x = layers.Conv2D(8, 3, 2, padding="same", use_bias=False)(inputs)
+    shortcut = x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.BatchNormalization()(layers.Conv2D(8, 1, use_bias=False)(x))
+    backbone = keras.Model(inputs, layers.Add()([shortcut, x]))
+    for variable in backbone.weights:
+        variable.assign(keras.random.uniform(variable.shape, -0.5, 1.0) ** 2 + 0.1)
+    classes = ["cat", "dog", "newt"]
+    return ImageClassifier(
+        backbone, classes, size=32, presize=SIDE, hidden=[8], normalization="tf", dtype=dtype
+    )
+
+
+@torch.no_grad()
+def stock_probabilities(model, photos) -> np.ndarray:
+    """What Keras itself makes of photos, batch by batch."""
+    logits = [deaccelerate(model)(batch, training=False) for batch in photos.split(25)]
+    return torch.cat(logits).softmax(-1).numpy()
+
+
+def run_program(path, photos) -> np.ndarray:
+    program = torch.export.load(str(path)).module()
+    with torch.no_grad():
+        return torch.cat([program(batch) for batch in photos.split(25)]).numpy()
+
+
+def run_onnx(path, photos) -> np.ndarray:
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path))
+    return np.concatenate([session.run(None, {"photos": batch.numpy()})[0] for batch in photos.split(25)])
+
+
+EXPORTS = {"pt2": (to_torch_export, run_program), "onnx": (to_onnx, run_onnx)}
+
+
+def exports_or_skip(kind):
+    for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
+        pytest.importorskip(package)
+    return EXPORTS[kind]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", EXPORTS)
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_an_accelerated_classifier_is_exported_folded_in_float32_and_goes_on_as_before(tmp_path, kind, dtype):
+    export, run = exports_or_skip(kind)
+    model = inverted_residual(dtype)
+    photos = torch.randint(0, 256, (3, SIDE, SIDE, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        before = model(photos, training=False)
+    export(model, tmp_path / f"model.{kind}")
+    found = run(tmp_path / f"model.{kind}", photos)
+    with torch.no_grad():
+        assert torch.equal(model(photos, training=False), before)
+    atol = 1e-5 if dtype == "float32" else 0.02
+    np.testing.assert_allclose(found, before.softmax(-1).numpy(), atol=atol, rtol=0)
+    np.testing.assert_allclose(found, stock_probabilities(model, photos), atol=atol, rtol=0)
+
+
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", EXPORTS)
+@pytest.mark.parametrize(
+    ("backbone", "weights"),
+    [
+        ("EfficientNetLite0", "imagenet"),
+        ("MobileNetV2", "mobilenet_v2_1.0_224_no_top.weights.h5"),
+        ("TorchMobileNetV2", "mobilenet_v2-b0353104.pth"),
+    ],
+)
+def test_real_classifiers_give_keras_probabilities_of_200_photos(tmp_path, dogscats, backbone, weights, kind):
+    export, run = exports_or_skip(kind)
+    weights = weights if weights == "imagenet" else fetched_weights(weights)
+    model = ImageClassifier(backbone, ["cat", "dog"], weights=weights, presize=256)
+    files = sorted(dogscats.glob("*.jpg"))[::10][:200]
+    photos = torch.from_numpy(np.stack([to_square(read_image(file), 256) for file in files]))
+    export(model, tmp_path / f"model.{kind}")
+    found = run(tmp_path / f"model.{kind}", photos)
+    expected = stock_probabilities(model, photos)
+    assert expected.std() > 0.05  # the photos are told apart, so that equality says something
+    print(f"{backbone}, {kind}: largest difference {np.abs(found - expected).max():.2g}")
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.filterwarnings("default")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import subprocess
 import sys
 import tracemalloc
@@ -18,6 +19,7 @@ import kclf.models
 from kclf.errors import FileFormatError, KclfError
 from kclf.models import ImageClassifier, load
 from kclf.storage import seal
+from kclf.weights import load_weights, save_weights
 
 
 def tiny_backbone(name, *, weights=None, input_shape=(None, None, 3)):
@@ -169,25 +171,97 @@ def damaged(path, dice):
     path.write_bytes(damage(path.read_bytes(), dice))
 
 
-@pytest.mark.parametrize("mutations", [50, pytest.param(500, marks=pytest.mark.heavy)])
-def test_a_mutated_file_is_refused_or_loads_equal(saved, mutations):
-    content, original = saved.read_bytes(), values(load(saved, check=True))
+def refused_of(path, mutations: int) -> int:
+    """How many mutated copies of a classifier are refused; all others load equal to it."""
+    content, original = path.read_bytes(), values(load(path, check=True))
     dice, refused = random.Random(20161101), 0
-    tracemalloc.start()
     for mutation in range(mutations):
-        saved.write_bytes(content)
-        [damaged, forged, swapped, forged][mutation % 4](saved, dice)
+        path.write_bytes(content)
+        [damaged, forged, swapped, forged][mutation % 4](path, dice)
         try:
-            model = load(saved, check=True)
+            model = load(path, check=True)
         except KclfError:
             refused += 1
             continue
         for old, new in zip(original, values(model), strict=True):
             np.testing.assert_array_equal(old, new)
+    return refused
+
+
+@pytest.mark.parametrize("mutations", [50, pytest.param(500, marks=pytest.mark.heavy)])
+def test_a_mutated_file_is_refused_or_loads_equal(saved, mutations):
+    tracemalloc.start()
+    refused = refused_of(saved, mutations)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert refused > 0.8 * mutations
     assert peak < 30_000_000
+
+
+def resident_peak() -> int:
+    """The most memory that this process has held, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def in_another_process(statement: str, timeout: float) -> dict:
+    """What a statement of this module prints as JSON, in a process of its own that may crash or hang."""
+    code = f"import json\nfrom pathlib import Path\nfrom tests.test_file_format import *\n{statement}"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.heavy
+def test_500_mutated_files_of_a_real_backbone_neither_crash_nor_hang_nor_take_memory(tmp_path):
+    ImageClassifier("EfficientNetLite0", ["cat", "dog"], size=64, hidden=[8]).save(tmp_path / "file.h5")
+    found = in_another_process(
+        f"""
+path = Path("{tmp_path}/file.h5")
+load(path, check=True)
+once = resident_peak()
+print(json.dumps({{"refused": refused_of(path, 500), "once": once, "peak": resident_peak()}}))""",
+        timeout=3600,
+    )
+    print(found)
+    assert found["refused"] > 400
+    assert found["peak"] < 2 * found["once"]
+
+
+def outcomes_of(path, mutations: int) -> dict[str, int]:
+    """What loading damaged copies of a weights file without a checksum comes to."""
+    content, dice = path.read_bytes(), random.Random(20161101)
+    model = keras.applications.MobileNet(alpha=0.25, include_top=False, weights=None)
+    outcomes = {"refused": 0, "loaded": 0}
+    for _ in range(mutations):
+        path.write_bytes(damage(content, dice))
+        try:
+            load_weights(model, path)
+        except KclfError:
+            outcomes["refused"] += 1
+        else:
+            outcomes["loaded"] += 1
+    return outcomes
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["backbone.weights.h5", "backbone.h5", "backbone.keras", "backbone.pth"])
+def test_500_damaged_files_of_other_kinds_neither_crash_nor_hang_nor_take_memory(tmp_path, name):
+    model = keras.applications.MobileNet(alpha=0.25, include_top=False, weights=None)
+    if name.endswith(".pth"):
+        torch.save({variable.path: variable.value.detach() for variable in model.weights}, tmp_path / name)
+    else:
+        save_weights(model, tmp_path / name)
+    found = in_another_process(
+        f"""
+path = Path("{tmp_path}/{name}")
+outcomes_of(path, 1)
+once = resident_peak()
+print(json.dumps(outcomes_of(path, 500) | {{"once": once, "peak": resident_peak()}}))""",
+        timeout=1800,
+    )
+    print(name, found)
+    assert found["refused"] + found["loaded"] == 500
+    assert found["peak"] < 2 * found["once"]
 
 
 def test_settings_that_claim_absurd_sizes_are_refused_without_memory(saved):
@@ -210,19 +284,37 @@ def test_plain_h5py_finds_everything(saved):
         assert file["arrays/probe/images"].dtype == "uint8"
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_a_new_process_gives_the_same_probabilities(tmp_path, frozen):
+LOADERS = {
+    "classifier.h5": "kclf.models.load(path, check=True)",
+    "classifier.keras": "keras.saving.load_model(path)",
+    "classifier.weights.h5": """from kclf.models import ImageClassifier
+model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None)
+model.load_weights(path)""",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "frozen"),
+    [
+        ("classifier.h5", True),
+        ("classifier.h5", False),
+        ("classifier.keras", False),
+        ("classifier.weights.h5", True),
+    ],
+)
+def test_a_new_process_gives_the_same_probabilities(tmp_path, file, frozen):
     model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None)
     if not frozen:
         model.unfreeze()
-    model.save(tmp_path / "classifier.h5")
+    (model.save_weights if file.endswith(".weights.h5") else model.save)(tmp_path / file)
     photos = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)
     np.save(tmp_path / "photos.npy", photos.numpy())
     with torch.no_grad():
         expected = model(photos, training=False).softmax(-1).cpu().numpy()
     script = f"""
-import numpy, torch, kclf.models
-model = kclf.models.load("{tmp_path}/classifier.h5", check=True)
+import numpy, torch, kclf.models, keras
+path = "{tmp_path}/{file}"
+model = {LOADERS[file]}
 with torch.no_grad():
     found = model(torch.from_numpy(numpy.load("{tmp_path}/photos.npy")), training=False).softmax(-1)
 numpy.save("{tmp_path}/found.npy", found.cpu().numpy())

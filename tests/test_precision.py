@@ -6,9 +6,11 @@ import keras
 import numpy as np
 import pytest
 from test_acceleration import CLASSES, compiled, images, inverted, labels, residual
+from test_export import inverted_residual
 
 from kclf import precision
 from kclf.acceleration import accelerate
+from kclf.optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -75,6 +77,24 @@ def test_accelerated_mixed_precision_is_near_stock_keras(make, name, tolerance):
     assert found == pytest.approx(expected, rel=tolerance)
     assert fast.dtype == np.float32
     np.testing.assert_allclose(fast, logits, atol=20 * tolerance)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_a_saved_fp16_classifier_reloads_with_its_loss_scaling_under_any_global_policy(tmp_path, policy):
+    model = inverted_residual("mixed_float16")
+    model.compile(LayerGroupOptimizer(keras.optimizers.SGD(1e-3, momentum=0.9), model))
+    photos, targets = np.full((6, 40, 40, 3), 100, "uint8"), np.arange(6) % 3
+    model.optimizer.dynamic_scale.assign(2.0)
+    model.fit(photos, targets, batch_size=2, shuffle=False, verbose=0)
+    model.save(tmp_path / "model.keras")
+    keras.config.set_dtype_policy(policy)
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, FusedLossScaleOptimizer)
+    assert loaded.dtype_policy.name == "mixed_float16"
+    for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+    assert float(loaded.optimizer.dynamic_scale.numpy()) == 2.0  # and not the first one, 2 ** 15
+    assert any(np.any(v.numpy()) for v in loaded.optimizer.inner_optimizer.variables[2:])  # momenta
 
 
 @pytest.mark.parametrize("wrap", [accelerate, lambda model: model])

@@ -14,6 +14,7 @@ import torch
 
 from kclf.errors import FileFormatError, WeightsError
 from kclf.weights import layer_keys, load_weights, save_weights
+from tests.conftest import fetched_weights
 
 layers = keras.layers
 FORMATS = ["model.weights.h5", "model.h5", "model.keras"]
@@ -107,6 +108,30 @@ assert "kclf" not in sys.modules
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected.cpu(), rtol=1e-6)
+
+
+APPLICATIONS = {
+    "mobilenet_v2_0.35_224_no_top.weights.h5": ("MobileNetV2", {"alpha": 0.35, "include_top": False}),
+    "mobilenet_v2_1.0_224_no_top.weights.h5": ("MobileNetV2", {"include_top": False}),
+    "resnet50_no_top.weights.h5": ("ResNet50", {"include_top": False}),
+    "resnet50.weights.h5": ("ResNet50", {}),
+}
+
+
+@pytest.mark.parametrize(
+    "file", [name if "0.35" in name else pytest.param(name, marks=pytest.mark.heavy) for name in APPLICATIONS]
+)
+@torch.no_grad()
+def test_published_files_load_as_keras_itself_loads_them(file):
+    path = fetched_weights(file)
+    name, options = APPLICATIONS[file]
+    theirs = getattr(keras.applications, name)(weights=path, **options)
+    ours = getattr(keras.applications, name)(weights=None, **options)
+    assert load_weights(ours, path).by_position == ()
+    pixels = torch.rand(2, 224, 224, 3) * 2 - 1
+    found, expected = (model(pixels, training=False) for model in (ours, theirs))
+    assert found.std() > 0
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
 def renamed(file: h5py.File, old: str, new: str) -> None:

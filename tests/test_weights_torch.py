@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 import keras
 import pytest
 import torch
@@ -116,6 +120,54 @@ def test_a_resnet_equals_plain_torch_and_its_weights_come_back_bit_for_bit(name)
         assert torch.equal(back[key], tensor), key
 
 
+MAKE_TORCHVISION_LOGITS = """
+import sys, torch, torchvision
+name, path = sys.argv[1:]
+torch.manual_seed(0)
+network = getattr(torchvision.models, name)(weights=None).eval()
+for module in network.modules():
+    if isinstance(module, torch.nn.BatchNorm2d):
+        torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+        torch.nn.init.normal_(module.bias, std=0.1)
+        module.running_mean.normal_(std=0.1)
+        module.running_var.uniform_(0.5, 1.5)
+pixels = torch.randn(2, 3, 224, 224)
+with torch.no_grad():
+    torch.save({"state": network.state_dict(), "pixels": pixels, "logits": network(pixels)}, path)
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("backbone", "theirs"),
+    [
+        ("ResNet18", "resnet18"),
+        ("ResNet34", "resnet34"),
+        ("TorchResNet50", "resnet50"),
+        ("TorchMobileNetV2", "mobilenet_v2"),
+        ("DenseNet121", "densenet121"),
+        ("TorchEfficientNetB0", "efficientnet_b0"),
+    ],
+)
+@torch.no_grad()
+def test_logits_with_top_equal_torchvision_s_own(tmp_path, backbone, theirs):
+    python = Path(os.environ.get("KCLF_PEERS", "absent"), "bin", "python")
+    if not python.exists():
+        pytest.skip("needs torchvision in the virtual environment that the variable KCLF_PEERS names")
+    command = [python, "-c", MAKE_TORCHVISION_LOGITS, theirs, tmp_path / "torchvision.pt"]
+    subprocess.run(command, check=True)
+    saved = torch.load(tmp_path / "torchvision.pt", weights_only=True)
+    body = build_backbone(backbone, weights=None)
+    pooled = keras.layers.GlobalAveragePooling2D()(body.output)
+    model = keras.Model(body.inputs, keras.layers.Dense(1000, name="predictions")(pooled), name=body.name)
+    assert from_torch(model, saved["state"]).complete
+    found = model(saved["pixels"].permute(0, 2, 3, 1), training=False)
+    print(f"{backbone}: {(found - saved['logits']).abs().max():.2g} of {saved['logits'].abs().max():.2g}")
+    torch.testing.assert_close(found, saved["logits"], atol=1e-4, rtol=1e-4)
+    back = to_torch(model)
+    assert all(torch.equal(back[key], tensor) for key, tensor in saved["state"].items())
+
+
 def test_resnet34_has_the_layer_groups_of_the_course():
     with keras.device("meta"):
         model = build_backbone("ResNet34", weights=None)
@@ -217,6 +269,19 @@ def test_a_pickle_that_is_no_state_dict_is_refused_and_runs_no_code(tmp_path, co
     with pytest.raises(FileFormatError):
         read_state_dict(tmp_path / "bad.pth")
     assert "ran" not in capsys.readouterr().out
+
+
+def test_a_damaged_state_dict_is_refused_or_read(tmp_path):
+    torch.save({f"layer{i}.weight": torch.zeros(2) for i in range(9)}, tmp_path / "sound.pth")
+    content, refused = bytearray((tmp_path / "sound.pth").read_bytes()), 0
+    for place in range(0, len(content), 7):
+        damaged = content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+        (tmp_path / "damaged.pth").write_bytes(damaged)
+        try:
+            read_state_dict(tmp_path / "damaged.pth")
+        except FileFormatError:
+            refused += 1
+    assert refused > 50
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])

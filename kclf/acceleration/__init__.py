@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import torch
 
 from .batchnorm import lone_batchnorm
 from .graph import functional_of
 from .kernels import store_for_keras, store_for_torch
+from .packing import unpacked
 from .plan import MASKING, Plan
 from .step import LeanStep, why_not
 
-__all__ = ["accelerate", "deaccelerate", "is_accelerated"]
+__all__ = ["accelerate", "deaccelerate", "is_accelerated", "unpacked"]
 
 logger = logging.getLogger(__name__)
 _STATE = "_kclf_acceleration"
@@ -26,7 +28,7 @@ class _Acceleration:
     """What was hung on a model, so that it can be taken off again."""
 
     model: keras.Model
-    switches: dict[str, bool]
+    switches: dict[str, bool | str]
     replaced: list[tuple[Any, str]] = field(default_factory=list)
     plans: list[_PlannedCall] = field(default_factory=list)
     step: LeanStep | None = None
@@ -53,22 +55,27 @@ class _Acceleration:
 class _PlannedCall:
     """Stands in for `call` of a functional model; hands to Keras what the plan does not take."""
 
-    def __init__(self, model: Any, switches: dict[str, bool]) -> None:
+    def __init__(self, model: Any, switches: dict[str, bool | str]) -> None:
         self.model, self.stock = model, type(model).call
-        self.options = {name: switches[name] for name in ("batchnorm", "folding")}
+        self.options = {name: bool(switches[name]) for name in ("batchnorm", "folding", "packing")}
+        self.backend = switches["compile"]
         self._plan: Plan | None = None
+        self._run: Callable[..., list[torch.Tensor]]
 
     @property
     def plan(self) -> Plan:
         if self._plan is None:
             self._plan = Plan(self.model, **self.options)
+            self._run = compiled(self._plan, self.backend) if self.backend else self._plan
             if self._plan.foreign:
                 kinds = sorted({type(layer).__name__ for layer in self._plan.foreign})
                 logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
         return self._plan
 
     def forget(self) -> None:
-        self._plan = None
+        """Look at the layers again at the next call; compiled code, which is dear, stays."""
+        if not self.backend:
+            self._plan = None
 
     def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None, **context: Any) -> Any:
         if mask is None and not context:
@@ -81,7 +88,7 @@ class _PlannedCall:
         """The result of the plan; None where Keras has to run the model."""
         plan = self.plan
         tensors = plan.accept(inputs)
-        return None if tensors is None else plan.pack(plan(tensors, training=training))
+        return None if tensors is None else plan.pack(self._run(tensors, training=training))
 
 
 def accelerate(
@@ -90,8 +97,10 @@ def accelerate(
     plan: bool = True,
     batchnorm: bool = True,
     folding: bool = True,
+    packing: bool = True,
     kernels: bool = True,
     step: bool = True,
+    compile: bool | str = False,
 ) -> keras.Model:
     """Let a Keras model run at the speed of plain torch; its results, files and layers stay as they are.
 
@@ -105,8 +114,14 @@ def accelerate(
         plan: run functional models as a flat list of torch calls on the Keras variables' own tensors.
         batchnorm: run batch normalisation as one operation.
         folding: fold batch norms that stand still into the convolutions before them (in the plan).
+        packing: on a CPU, predict in float32 by convolutions whose kernels are packed for it and that add
+            and activate as they write their result (in the plan).
         kernels: store convolution kernels in the order in which torch reads them; shapes stay.
         step: take Keras' train and test step by one that reads nothing back from the device.
+        compile: let `torch.compile` turn the plan into kernels of its own: True by its default backend, which
+            wants a C++ compiler, or the name of a backend. The first step of each kind then takes up to
+            minutes. Weights and `trainable` flags may change afterwards; for other changes of layers call
+            `accelerate` again.
 
     Returns:
         The model itself.
@@ -126,7 +141,14 @@ def accelerate(
             f"Received: backend={keras.backend.backend()!r}"
         )
     deaccelerate(model)
-    state = _Acceleration(model, {"batchnorm": batchnorm, "folding": folding, "kernels": kernels})
+    switches = {
+        "batchnorm": batchnorm,
+        "folding": folding,
+        "packing": packing,
+        "kernels": kernels,
+        "compile": compile,
+    }
+    state = _Acceleration(model, switches)
     if plan:
         _plan_calls(model, state)
     if batchnorm:
@@ -156,6 +178,11 @@ def deaccelerate(model: keras.Model) -> keras.Model:
         store_for_keras(model)
         model.train_function = model.test_function = model.predict_function = None
     return model
+
+
+def compiled(plan: Plan, backend: bool | str) -> Callable[..., list[torch.Tensor]]:
+    """A plan as code of `torch.compile`; True stands for torch's default backend."""
+    return torch.compile(plan.__call__, backend="inductor" if backend is True else backend)
 
 
 def is_accelerated(model: keras.Model) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -28,6 +29,46 @@ IN_PLACE: dict[Any, Elementwise] = {
     keras.activations.relu: F.relu_,
     keras.activations.relu6: lambda x: F.hardtanh_(x, 0.0, 6.0),
 }
+
+
+@dataclass(frozen=True)
+class PostOperation:
+    """What oneDNN calls an elementwise function that it can do within a convolution."""
+
+    name: str
+    scalars: tuple[float, ...] = ()
+    algorithm: str = ""
+
+
+NOTHING = PostOperation("none")
+POST_OPERATIONS: dict[Any, PostOperation] = {
+    None: NOTHING,
+    keras.activations.linear: NOTHING,
+    keras.activations.relu: PostOperation("relu"),
+    keras.activations.relu6: PostOperation("hardtanh", (0.0, 6.0)),
+    keras.activations.silu: PostOperation("swish"),
+    keras.activations.sigmoid: PostOperation("sigmoid"),
+    keras.activations.tanh: PostOperation("tanh"),
+    keras.activations.hard_sigmoid: PostOperation("hardsigmoid"),
+    keras.activations.hard_silu: PostOperation("hardswish"),
+    keras.activations.gelu: PostOperation("gelu", algorithm="none"),
+}
+
+
+class Activation:
+    """An elementwise function as a step of a plan.
+
+    Args:
+        function: from tensor to tensor.
+        post: what oneDNN calls it, or None.
+    """
+
+    def __init__(self, function: Elementwise, post: PostOperation | None) -> None:
+        self.function, self.post = function, post
+
+    def __call__(self, run: Any, x: torch.Tensor) -> torch.Tensor:
+        """The function of each element of (batch, ...)."""
+        return self.function(x)
 
 
 def is_linear(activation: Any) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from .activations import Elementwise, activation_function
+from .activations import NOTHING, POST_OPERATIONS, Elementwise, PostOperation, activation_function
 from .batchnorm import BatchNorm
 from .run import Function, Run, Site
 
@@ -43,6 +43,11 @@ def depthwise_kernel(kernel: torch.Tensor) -> torch.Tensor:
     return kernel.permute(2, 3, 0, 1).reshape(-1, 1, height, width)
 
 
+def state_of(tensors: Iterable[torch.Tensor]) -> tuple[tuple[int, int], ...]:
+    """What changes whenever one of the tensors does."""
+    return tuple((tensor._version, tensor.data_ptr()) for tensor in tensors)
+
+
 class Convolution:
     """A 2D convolution on NCHW values: kernel, bias, padding and activation of a Keras layer.
 
@@ -53,6 +58,7 @@ class Convolution:
         to_torch: from Keras' shape of the kernel to torch's.
         groups: torch's number of groups.
         activation: what follows on the result, or None.
+        post: what oneDNN calls that, or None.
     """
 
     def __init__(
@@ -63,31 +69,39 @@ class Convolution:
         to_torch: Callable[[torch.Tensor], torch.Tensor],
         groups: int,
         activation: Elementwise | None,
+        post: PostOperation | None = NOTHING,
     ) -> None:
         self.kernel, self.bias, self.to_torch = kernel, bias, to_torch
-        self.groups, self.activation = groups, activation
+        self.groups, self.activation, self.post = groups, activation, post
         self.strides, self.dilation = pair(layer.strides), pair(layer.dilation_rate)
         self.size = pair(layer.kernel_size)
         self.same = layer.padding == "same"
+        self.in_float32 = layer.compute_dtype == "float32"
         self.border = (0, 0)
 
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
         """Convolve (batch, channels, height, width) with the layer's own weights."""
-        weight = self.to_torch(in_dtype(self.kernel, x.dtype))
-        bias = None if self.bias is None else in_dtype(self.bias, x.dtype)
-        y = self.convolve(x, weight, bias)
+        y = self.convolve(x, *self.weights(x.dtype))
         return y if self.activation is None else self.activation(y)
+
+    def weights(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The kernel and the bias in torch's shapes."""
+        bias = None if self.bias is None else in_dtype(self.bias, dtype)
+        return self.to_torch(in_dtype(self.kernel, dtype)), bias
 
     def convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The convolution alone, with any weights in torch's shapes."""
-        padding = self.border
-        if self.same:
-            rows, columns = self._same(x)
-            if rows[0] == rows[1] and columns[0] == columns[1]:
-                padding = (rows[0], columns[0])
-            else:
-                x = F.pad(x, (*columns, *rows))
+        x, padding = self.padded(x)
         return F.conv2d(x, weight, bias, self.strides, padding, self.dilation, self.groups)
+
+    def padded(self, x: torch.Tensor) -> tuple[torch.Tensor, Pair]:
+        """The input, padded here where its two ends differ, and the padding that is left to torch."""
+        if not self.same:
+            return x, self.border
+        rows, columns = self._same(x)
+        if rows[0] == rows[1] and columns[0] == columns[1]:
+            return x, (rows[0], columns[0])
+        return F.pad(x, (*columns, *rows)), (0, 0)
 
     def tensors(self) -> list[torch.Tensor]:
         """Everything that its result depends on, but for the input."""
@@ -118,7 +132,7 @@ class FoldedConvolution:
         if run.training and self.norm.layer.trainable:
             return self.norm(run, self.convolution(run, x))
         learns = run.gradients and any(tensor.requires_grad for tensor in self.tensors())
-        weights = self._fold(x.dtype) if learns else self._folded(x.dtype)
+        weights = self.weights(x.dtype) if learns else self._folded(x.dtype)
         return self.convolution.convolve(x, *weights)
 
     def tensors(self) -> list[torch.Tensor]:
@@ -127,12 +141,19 @@ class FoldedConvolution:
 
     @torch.no_grad()
     def _folded(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        state = (dtype, *((tensor._version, tensor.data_ptr()) for tensor in self.tensors()))
-        if state != self._state:
-            self._weights, self._state = self._fold(dtype), state
-        return self._weights
+        if torch.compiler.is_dynamo_compiling():
+            return self.weights(dtype)  # compiled code outlives the values of today's variables
+        state = (dtype, *state_of(self.tensors()))
+        if state == self._state:
+            return self._weights
+        with torch.inference_mode(False):
+            weights = self.weights(dtype)
+        if not torch.compiler.is_compiling():  # what a trace makes are no tensors to keep
+            self._weights, self._state = weights, state
+        return weights
 
-    def _fold(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def weights(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """The kernel and the bias of the two in one, in torch's shapes."""
         scale, shift = self.norm.scale_and_shift()
         weight = self.convolution.to_torch(self.convolution.kernel._value) * scale[:, None, None, None]
         if self.convolution.bias is not None:
@@ -147,7 +168,8 @@ def compile_conv2d(site: Site) -> Convolution | None:
         return None
     activation = activation_function(layer.activation, image=site.views, in_place=True)
     bias = layer.bias if layer.use_bias else None
-    return Convolution(layer, layer._kernel, bias, dense_kernel, layer.groups, activation)
+    post = POST_OPERATIONS.get(layer.activation)
+    return Convolution(layer, layer._kernel, bias, dense_kernel, layer.groups, activation, post)
 
 
 def compile_depthwise(site: Site) -> Convolution | None:
@@ -157,7 +179,8 @@ def compile_depthwise(site: Site) -> Convolution | None:
         return None
     activation = activation_function(layer.activation, image=site.views, in_place=True)
     bias = layer.bias if layer.use_bias else None
-    return Convolution(layer, layer.kernel, bias, depthwise_kernel, layer.kernel.shape[2], activation)
+    post = POST_OPERATIONS.get(layer.activation)
+    return Convolution(layer, layer.kernel, bias, depthwise_kernel, layer.kernel.shape[2], activation, post)
 
 
 def compile_separable(site: Site) -> Function | None:

@@ -8,10 +8,10 @@ needs it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import torch
 from keras import tree
 from keras.src.backend.common import masking, stateless_scope
@@ -20,23 +20,13 @@ from keras.src.backend.torch.core import get_device, to_torch_dtype
 from .batchnorm import BatchNorm, follow
 from .convolutions import Convolution, FoldedConvolution
 from .graph import Graph, Node, flatten
+from .packing import can_pack, packed_steps
 from .pointwise import Padding
-from .run import Function, Run, Site, to_nchw, to_nhwc
+from .run import Function, Run, Site, Step, note_deaths, to_nchw, to_nhwc
 from .table import compiled
 
 OVERWRITABLE = (keras.layers.Add, keras.layers.BatchNormalization)
 MASKING = (keras.layers.Masking, keras.layers.Embedding)
-
-
-@dataclass(eq=False)
-class Step:
-    """One call: what it reads, what it writes, and whether its result is new and needed by no gradient."""
-
-    function: Any
-    sources: tuple[int, ...]
-    targets: tuple[int, ...]
-    fresh: bool = False
-    dead: tuple[int, ...] = ()
 
 
 class Plan:
@@ -46,12 +36,15 @@ class Plan:
         model: a functional `keras.Model`, or the `_functional` of a Sequential.
         batchnorm: whether batch norms run as one operation.
         folding: whether batch norms that stand still are folded into the convolutions before them.
+        packing: whether predictions on a CPU go through packed convolutions.
 
     Attributes:
         foreign: the layers that run as Keras runs them.
     """
 
-    def __init__(self, model: Any, *, batchnorm: bool = True, folding: bool = True) -> None:
+    def __init__(
+        self, model: Any, *, batchnorm: bool = True, folding: bool = True, packing: bool = True
+    ) -> None:
         self.graph = flatten(model)
         self.views = _has_channels_last(self.graph)
         self.foreign: list[Any] = []
@@ -63,7 +56,8 @@ class Plan:
         self.steps: list[Step] = []
         for node in self.graph.nodes:
             self._add(node, folding=folding)
-        _note_deaths(self.steps, self.graph.outputs)
+        note_deaths(self.steps, self.graph.outputs)
+        self.packed_steps = packed_steps(self.steps, self.graph) if packing else []
         self._hooks = [
             hooks
             for layer in _layers_of(self.graph)
@@ -76,7 +70,8 @@ class Plan:
         values: list[Any] = [None] * len(self.graph.values)
         for number, tensor in zip(self.graph.inputs, inputs, strict=True):
             values[number] = self._inward(tensor)
-        for step in self.steps:
+        packs = self.packed_steps and not (training or run.gradients) and can_pack(inputs)
+        for step in self.packed_steps if packs else self.steps:
             sources = step.sources
             if len(sources) == 1:
                 result = step.function(run, values[sources[0]])
@@ -95,9 +90,10 @@ class Plan:
 
     def accept(self, inputs: Any) -> list[torch.Tensor] | None:
         """The flat inputs on the device and in the dtypes of the model; None where Keras has to take them."""
-        flat = [inputs] if isinstance(inputs, torch.Tensor) else inputs
+        flat: Any = [inputs] if isinstance(inputs, torch.Tensor | np.ndarray) else inputs
         if not isinstance(flat, list | tuple) or len(flat) != len(self.graph.inputs):
             return None
+        flat = [keras.ops.convert_to_tensor(x) if isinstance(x, np.ndarray) else x for x in flat]
         if stateless_scope.in_stateless_scope() or any(self._hooks):
             return None
         for tensor, number in zip(flat, self.graph.inputs, strict=True):
@@ -230,11 +226,3 @@ def _fits(tensor: Any, shape: tuple[int | None, ...]) -> bool:
         and masking.get_keras_mask(tensor) is None
         and all(want is None or have == want for have, want in zip(tensor.shape, shape, strict=True))
     )
-
-
-def _note_deaths(steps: list[Step], outputs: tuple[int, ...]) -> None:
-    """Note with each step the values that nothing reads after it."""
-    needed = set(outputs)
-    for step in reversed(steps):
-        step.dead = tuple(set(step.sources) - needed)
-        needed |= set(step.sources)

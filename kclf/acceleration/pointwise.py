@@ -9,7 +9,7 @@ import keras
 import torch
 import torch.nn.functional as F
 
-from .activations import activation_function
+from .activations import POST_OPERATIONS, Activation, PostOperation, activation_function
 from .convolutions import pair, same_padding
 from .run import Function, Run, Site, to_nchw, to_nhwc
 
@@ -21,8 +21,9 @@ def identity(run: Run, x: torch.Tensor) -> torch.Tensor:
 
 def compile_activation(site: Site) -> Function:
     """An Activation."""
-    function = activation_function(site.layer.activation, image=site.image, in_place=site.overwrite)
-    return identity if function is None else lambda run, x: function(x)
+    activation = site.layer.activation
+    function = activation_function(activation, image=site.image, in_place=site.overwrite)
+    return identity if function is None else Activation(function, POST_OPERATIONS.get(activation))
 
 
 def compile_relu(site: Site) -> Function | None:
@@ -30,10 +31,13 @@ def compile_relu(site: Site) -> Function | None:
     layer = site.layer
     if layer.negative_slope != 0 or layer.threshold != 0:
         return None
-    in_place, limit = site.overwrite, layer.max_value
-    if limit is None:
-        return lambda run, x: F.relu(x, inplace=in_place)
-    return lambda run, x: F.hardtanh(x, 0.0, float(limit), inplace=in_place)
+    in_place = site.overwrite
+    if layer.max_value is None:
+        return Activation(lambda x: F.relu(x, inplace=in_place), PostOperation("relu"))
+    limit = float(layer.max_value)
+    return Activation(
+        lambda x: F.hardtanh(x, 0.0, limit, inplace=in_place), PostOperation("hardtanh", (0.0, limit))
+    )
 
 
 def compile_softmax(site: Site) -> Function | None:
@@ -47,13 +51,29 @@ def _same_rank(site: Site) -> bool:
     return len({len(tensor.shape) for tensor in site.inputs}) == 1
 
 
-def compile_add(site: Site) -> Function | None:
+class Sum:
+    """An Add on values of one rank.
+
+    Args:
+        alike: whether it has two summands, each of the shape of the sum.
+        in_place: whether the first summand may be overwritten.
+    """
+
+    def __init__(self, *, alike: bool, in_place: bool) -> None:
+        self.alike, self.in_place = alike, in_place
+
+    def __call__(self, run: Run, *xs: torch.Tensor) -> torch.Tensor:
+        """The sum of tensors (batch, ...)."""
+        return xs[0].add_(xs[1]) if self.in_place else sum(xs[1:], xs[0])
+
+
+def compile_add(site: Site) -> Sum | None:
     """An Add; the first summand is overwritten where nothing else needs it."""
     if not _same_rank(site):
         return None
-    if site.overwrite and len(site.inputs) == 2 and site.inputs[0].shape == site.output.shape:
-        return lambda run, a, b: a.add_(b)
-    return lambda run, *xs: sum(xs[1:], xs[0])
+    alike = len(site.inputs) == 2 and all(tensor.shape == site.output.shape for tensor in site.inputs)
+    fills = len(site.inputs) == 2 and site.inputs[0].shape == site.output.shape
+    return Sum(alike=alike, in_place=site.overwrite and fills)
 
 
 def compile_multiply(site: Site) -> Function | None:

@@ -21,6 +21,25 @@ class Run:
 Function = Callable[..., torch.Tensor]
 
 
+@dataclass(eq=False)
+class Step:
+    """One call: what it reads, what it writes, and whether its result is new and needed by no gradient."""
+
+    function: Any
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+    fresh: bool = False
+    dead: tuple[int, ...] = ()
+
+
+def note_deaths(steps: list[Step], outputs: tuple[int, ...]) -> None:
+    """Note with each step the values that nothing reads after it."""
+    needed = set(outputs)
+    for step in reversed(steps):
+        step.dead = tuple(set(step.sources) - needed)
+        needed |= set(step.sources)
+
+
 @dataclass(frozen=True)
 class Site:
     """Where a layer stands in a graph: what a compile function needs to know of its surroundings.

@@ -49,7 +49,6 @@ def rebuilt(model: ImageClassifier, **changes: Any) -> ImageClassifier:
     """
     other = ImageClassifier.from_config(model.get_config() | changes)
     copy_weights(model, other)
-    other.freeze_to(model.first_trainable_group)
     return other
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Collection, Mapping
@@ -58,7 +57,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # torch's unpickler of damaged bytes raises almost anything
         raise FileFormatError(f"{os.fspath(path)}: not a torch state dict, or damaged ({error}).") from error
     for wrapper in ("state_dict", "model", "state_dict_ema"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
