@@ -28,7 +28,7 @@ recipes: .venv/installed   ## the recipes in small mode, a few minutes: do they 
 	$(BIN)/python recipes/run.py --small
 
 docs: .venv/docs   ## the site, into site/; a public name without docs or a broken link fails
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/docs: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[docs]'

@@ -35,7 +35,9 @@ def box(row: int, column: int, title: str, lines: list[str], kind: str) -> list[
         f'<rect x="{x}" y="{y}" width="{BOX}" height="{TOP}" rx="7" fill="{fill}" stroke="{edge}"/>',
         f'<text x="{x + 10}" y="{y + 21}" class="t">{title}</text>',
     ]
-    parts += [f'<text x="{x + 10}" y="{y + 41 + 15 * n}" class="l">{line}</text>' for n, line in enumerate(lines)]
+    parts += [
+        f'<text x="{x + 10}" y="{y + 41 + 15 * n}" class="l">{line}</text>' for n, line in enumerate(lines)
+    ]
     if column:
         parts.append(f'<path d="M{x - GAP + 3} {y + TOP / 2}h{GAP - 9}" class="a" marker-end="url(#m)"/>')
     return parts
