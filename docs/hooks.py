@@ -33,6 +33,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         unknown = documented_names(markdown) - public_names()
         if missing or unknown:
             raise PluginError(
-                f"docs/api.md: names without docs: {sorted(missing)}; names that are not public: {sorted(unknown)}"
+                f"docs/api.md: names without docs: {sorted(missing)}; not public: {sorted(unknown)}"
             )
     return markdown

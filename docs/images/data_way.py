@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 TARGET = Path(__file__).with_name("data-way.svg")
-BOX, GAP, TOP = 148, 22, 70
+BOX, GAP, TOP = 168, 22, 72
 STEPS = [  # (row, title, lines, colour)
-    (0, "files", ["labels from folder, name or table", "split: train, valid, test"], "cpu"),
-    (0, "decode", ["EXIF turned, any mode to RGB", "large JPEGs decoded smaller"], "cpu"),
+    (0, "files", ["labels: folder, name, table", "split: train, valid, test"], "cpu"),
+    (0, "decode", ["turned by EXIF, to RGB", "large JPEGs at half size"], "cpu"),
     (0, "presize", ["one square, 280 or 460 px", "random window in training"], "cpu"),
     (0, "batch", ["uint8 (64, 280, 280, 3)", "threads, prefetched"], "cpu"),
-    (1, "augmentation", ["crop, flip, turn, zoom, warp:", "ONE read, to 224 px; light"], "model"),
+    (1, "augmentation", ["crop, flip, turn, zoom, warp", "in ONE read; then light"], "model"),
     (1, "normalisation", ["what this backbone was", "trained with"], "model"),
     (1, "backbone", ["pretrained features", "groups 1 and 2"], "model"),
     (1, "head", ["pooling, 512, classes", "group 3: float32 logits"], "model"),
@@ -45,7 +45,7 @@ def box(row: int, column: int, title: str, lines: list[str], kind: str) -> list[
 
 def turn(row: int) -> str:
     """The arrow from the end of a row to the start of the next."""
-    right, left = 14 + 3 * (BOX + GAP) + BOX / 2, 14 + BOX / 2
+    right, left = 14 + 3 * (BOX + GAP) + BOX / 2, 14 + BOX - 22
     y = 34 + row * (TOP + 44) + TOP
     return f'<path d="M{right} {y}v14H{left}v19" class="a" marker-end="url(#m)"/>'
 
@@ -64,7 +64,7 @@ def main() -> None:
     ]
     style = (
         "text{font-family:system-ui,-apple-system,'Segoe UI',sans-serif;fill:#1c2333}"
-        ".t{font-size:14px;font-weight:600}.l{font-size:9.6px}.r{font-size:11px;fill:#5b6478}"
+        ".t{font-size:14px;font-weight:600}.l{font-size:11px}.r{font-size:11px;fill:#5b6478}"
         ".a{fill:none;stroke:#5b6478;stroke-width:1.4}"
     )
     marker = (
