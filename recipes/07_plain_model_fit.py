@@ -7,7 +7,7 @@
 # | | |
 # |---|---|
 # | data | Dogs v. Cats; the figures are of a sample of 2,002 photos |
-# | backbone | MobileNetV2, ImageNet weights, 128 px |
+# | backbone | MobileNetV2, ImageNet weights, 96 px |
 # | time | about 6 minutes on 2 CPU cores for the sample |
 # | expect | EXPECT_07 |
 
@@ -34,8 +34,8 @@ keras.utils.set_random_seed(0)
 data = kclf.ImageData.from_files(
     photos,
     lambda path: re.findall(r"(cat|dog)[./\\]", path.lower())[-1],
-    presize=40 if SMALL else 160,
-    size=32 if SMALL else 128,
+    presize=40 if SMALL else 112,
+    size=32 if SMALL else 96,
     batch_size=16 if SMALL else 64,
 )
 images, labels = next(iter(data.valid))
@@ -65,7 +65,7 @@ model.compile(optimizer)  # the loss fits the labels: cross-entropy from logits
 # ## Range test: a function
 
 # %%
-test = kclf.find_learning_rate(model, data.train, num_steps=20 if SMALL else 60)
+test = kclf.find_learning_rate(model, data.train, num_steps=20 if SMALL else 50)
 print(test)
 test.plot()
 
