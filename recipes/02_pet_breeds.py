@@ -117,7 +117,7 @@ print(kclf.compare(first, second))
 plain = learn.predictions().probabilities
 half = learn.to_bf16().predictions().probabilities
 print(f"largest change of a probability: {abs(plain - half).max():.3f}")
-learn.to_fp32()
+learn = learn.to_fp32()
 
 # %% [markdown]
 # ## Where it errs

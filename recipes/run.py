@@ -90,18 +90,25 @@ def into_notebook(recipe: Path, folder: Path, environment: dict[str, str]) -> No
         cell["id"] = f"cell-{number}"  # the same at each run
         cell.metadata.pop("execution", None)
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if not is_bare_object(output)]
+            cell.outputs = tidy(cell.outputs)
     nbformat.write(notebook, recipe.with_suffix(".ipynb"))
 
 
-def is_bare_object(output: Any) -> bool:
-    """Whether an output says no more than `<keras.src.callbacks.history.History at 0x7f...>`."""
-    data = output.get("data", {})
-    return (
-        output.output_type == "execute_result"
-        and set(data) == {"text/plain"}
-        and " at 0x" in data["text/plain"]
-    )
+def tidy(outputs: list[Any]) -> list[Any]:
+    """Outputs without the names of objects (`<Axes: ...>`), and what was printed in one piece."""
+    has_picture = any("image/png" in output.get("data", {}) for output in outputs)
+    kept: list[Any] = []
+    for output in outputs:
+        text = output.get("data", {}).get("text/plain", "")
+        if "image/png" in output.get("data", {}):
+            output.data.pop("text/plain", None)
+        elif output.output_type == "execute_result" and (has_picture or text.startswith("<")):
+            continue
+        if kept and output.output_type == "stream" == kept[-1].output_type and output.name == kept[-1].name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def draw_standins(folder: Path) -> None:
