@@ -25,7 +25,7 @@ test-heavy: .venv/installed   ## the long matrices
 	$(BIN)/python -m pytest -m heavy
 
 recipes: .venv/installed   ## the recipes in small mode, a few minutes: do they run?
-	OMP_NUM_THREADS=1 $(BIN)/python recipes/run.py --small
+	$(BIN)/python recipes/run.py --small
 
 docs: .venv/docs   ## the site, into site/; a public name without docs or a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -60,6 +60,9 @@ def prepare(folder: Path, *, small: bool) -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
     if small:
         environment["KCLF_SMALL"] = "1"
+        environment.setdefault(
+            "OMP_NUM_THREADS", "1"
+        )  # more threads only wait for each other over such pictures
         draw_standins(folder)
     for variable, name in PHOTOS.items():
         if not small and variable in os.environ:
