@@ -1,8 +1,8 @@
 # The two commands of the README are `make demo` and `make test`; `make help` lists the rest.
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-.PHONY: help demo test lint test-heavy bench bench-gpu clean
+.PHONY: help demo test lint test-heavy recipes docs bench bench-gpu clean
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
@@ -18,11 +18,21 @@ test: lint       ## lint, types and the tests (what CI runs)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: .venv/installed   ## ruff and mypy
-	$(BIN)/ruff check kclf tests
+	$(BIN)/ruff check kclf tests recipes docs
 	$(BIN)/mypy
 
 test-heavy: .venv/installed   ## the long matrices
 	$(BIN)/python -m pytest -m heavy
+
+recipes: .venv/installed   ## the recipes in small mode, a few minutes: do they run?
+	$(BIN)/python recipes/run.py --small
+
+docs: .venv/docs   ## the site, into site/; a public name without docs or a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	@touch $@
 
 PEERS ?=
 PHOTOS ?= ../shared/data/dogscats
@@ -42,4 +52,4 @@ bench-gpu:       ## the table of a machine with CUDA; PYTHON names an environmen
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu_bench.py
 
 clean:           ## remove what the targets made
-	rm -rf .venv demo-run .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv demo-run site .pytest_cache .mypy_cache .ruff_cache

@@ -8,7 +8,7 @@ import pytest
 from keras import layers, optimizers
 
 from kclf.acceleration import accelerate
-from kclf.callbacks import OneCycle, find_learning_rate
+from kclf.callbacks import CollapseDetector, OneCycle, find_learning_rate
 from kclf.data import ImageData
 from kclf.layers import side_on
 from kclf.models import ImageClassifier
@@ -100,3 +100,11 @@ def test_acceleration_may_come_in_the_middle():
         keras.utils.set_random_seed(7)
         results.append(train(model, photos()))
     assert_same(*results, atol=1e-4)
+
+
+def test_the_collapse_detector_knows_the_number_of_classes():
+    model, data = classifier(), photos()
+    model.compile("adam")
+    detector = CollapseDetector()
+    model.fit(data, validation_data=data, epochs=1, verbose=0, callbacks=[detector])
+    assert detector.findings == []

@@ -55,7 +55,7 @@ class CollapseDetector(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Compare training and validation of the epoch."""
         train, valid = accuracy_of(logs or {}), accuracy_of(logs or {}, "val_")
-        chance = 1.0 / max(self.num_classes or int(self.model.output_shape[-1]), 2)
+        chance = 1.0 / max(self.num_classes or _num_outputs(self.model), 2)
         if train is None or valid is None or not collapsed(train, valid, chance):
             return
         finding = (
@@ -90,6 +90,12 @@ class CollapseDetector(keras.callbacks.Callback):
             f"moving averages that validation uses have not followed. {measured}Keep these layers in "
             'inference mode (batchnorm="frozen" or "inference"), lower their momentum, or train longer.'
         )
+
+
+def _num_outputs(model: keras.Model) -> int:
+    """Number of classes of a classifier; a subclass has no `output_shape`, but may name its classes."""
+    names = getattr(model, "class_names", None)
+    return len(names) if names else int(model.output_shape[-1])
 
 
 def collapsed(train: float, valid: float, chance: float) -> bool:

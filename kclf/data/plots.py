@@ -42,11 +42,9 @@ def show_augmented(split: ImageDataset, augmentation: Augment | None, index: int
 
 def tiles(images: np.ndarray, titles: Sequence[str] | None = None) -> Figure:
     """Images in a grid near to a square, each under its title: uint8 (n, height, width, 3)."""
-    from matplotlib.figure import Figure
-
     columns = int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))
-    figure = Figure(figsize=(TILE * columns, TILE * rows), layout="constrained")
+    figure = _figure(TILE * columns, TILE * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")
@@ -68,9 +66,7 @@ def label_text(split: ImageDataset, label: Any) -> str:
 
 def show_sizes(split: ImageDataset, limit: int | None) -> Figure:
     """Histograms of the widths and heights of the photos."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = _figure(7, 3)
     sizes = photo_sizes(split, limit)
     for ax, values, name in zip(figure.subplots(1, 2), sizes.T, ("width", "height"), strict=True):
         ax.hist(values, bins=40)
@@ -82,10 +78,8 @@ def show_sizes(split: ImageDataset, limit: int | None) -> Figure:
 
 def show_classes(data: ImageData) -> Figure:
     """Images of each class, as bars, split by split."""
-    from matplotlib.figure import Figure
-
     names = data.class_names
-    figure = Figure(figsize=(7, max(2.0, 0.22 * len(names))), layout="constrained")
+    figure = _figure(7, max(2.0, 0.22 * len(names)))
     ax = figure.subplots()
     before = np.zeros(len(names), dtype=np.int64)
     for name, split in data.splits.items():
@@ -96,4 +90,13 @@ def show_classes(data: ImageData) -> Figure:
     ax.invert_yaxis()
     ax.set(xlabel="images")
     ax.legend()
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of so many inches that belongs to no window; made by pyplot, which lets a notebook show it."""
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(width, height), layout="constrained")
+    pyplot.close(figure)
     return figure

