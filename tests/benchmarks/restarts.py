@@ -1,4 +1,4 @@
-"""SGDR with snapshots on dogs against cats by plain `model.fit`: range tests, seven epochs, what snapshots gain.
+"""SGDR with snapshots on dogs and cats by plain `model.fit`: range tests, seven epochs, what snapshots gain.
 
     .venv/bin/python tests/benchmarks/restarts.py PHOTOS --weights FILE --figures FOLDER
 
