@@ -6,6 +6,7 @@ import io
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,16 @@ def _weights_of_archive(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
                     f"{os.fspath(path)}: claims to unpack to {member.file_size} bytes. Weights hardly shrink."
                 )
             content = archive.read(member)
-    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        UnicodeDecodeError,
+        OSError,
+        EOFError,
+    ) as error:
         raise FileFormatError(
             f"{os.fspath(path)}: not a weights file of a kind known here (.weights.h5, .h5, .keras, .pth), "
             f"or damaged ({error})."
