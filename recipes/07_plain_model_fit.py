@@ -8,8 +8,8 @@
 # |---|---|
 # | data | Dogs v. Cats; the figures are of a sample of 2,002 photos |
 # | backbone | MobileNetV2, ImageNet weights, 96 px |
-# | time | about 3 minutes on 2 CPU cores for the sample |
-# | expect | EXPECT_07 |
+# | time | 5 minutes on one core of a busy machine for the sample |
+# | expect | accuracy .9325 (95 % interval .904 to .953), with TTA .9425, mean of two snapshots .9425. One run |
 
 # %%
 import os
