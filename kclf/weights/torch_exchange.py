@@ -35,12 +35,12 @@ TO_TORCH = {ours: theirs for theirs, ours in TO_KERAS.items()}
 
 def is_torch_file(path: str | os.PathLike[str]) -> bool:
     """True for what `torch.save` writes, today's zip archive and the bare pickle of old."""
-    if zipfile.is_zipfile(path):
-        try:
+    try:
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 return any(name.endswith("data.pkl") for name in archive.namelist())
-        except zipfile.BadZipFile:
-            return False
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # damaged
+        return False
     with open(path, "rb") as file:
         return file.read(2) == LEGACY_PICKLE
 
