@@ -10,6 +10,7 @@ from . import datasets, schedules
 from .acceleration import accelerate, deaccelerate
 from .backbones import backbone_names, build_backbone
 from .callbacks import (
+    Checkpoint,
     CollapseDetector,
     CosineRestarts,
     EpochTable,
@@ -60,6 +61,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Augmentation",
     "BackboneError",
+    "Checkpoint",
     "CollapseDetector",
     "ConcatPooling",
     "CosineRestarts",

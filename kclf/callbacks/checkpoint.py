@@ -191,6 +191,7 @@ class Checkpoint(keras.callbacks.Callback):
         try:
             self._write(path, *state)
         except OSError as error:
+            self._lock.release()
             raise OutputError(
                 f"The checkpoint {path} cannot be written: {error.strerror or error}. What was saved before "
                 "it stands."

@@ -16,14 +16,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..atomic import replacing, sweep
-from ..errors import DataError, ImageError
+from ..errors import DataError, FileFormatError, ImageError
 from ..images import CENTRE, ResizeMethod, image_size, place, read_image, resize, to_square
 from ..locks import FolderLock
+from ..storage import read_arrays, write_arrays
 from .sources import Images, Position
 
 log = logging.getLogger("kclf.data")
 
-FORMAT = 1  # part of the key: a change of what is stored makes old caches unread
+FORMAT = 2  # part of the key: a change of what is stored makes old caches unread
 TODO, DONE, UNREADABLE = 0, 1, 2
 AT_ONCE = 256  # images marked as done together, after their pixels are on disk
 LONGEST = 4  # photos longer than 4 to 1 are kept as they are: scaled by their short side they could be huge
@@ -129,26 +130,25 @@ def _key(paths: np.ndarray, size: int) -> str:
 
 
 def _layout(paths: np.ndarray, size: int, folder: Path, pool: ThreadPoolExecutor) -> Layout:
-    file = folder / "shapes.npy"
+    file = folder / "shapes.h5"
     shapes = _read_shapes(file, len(paths))
     if shapes is None:
         _start_over(folder)
         shapes = np.array(list(pool.map(lambda path: _stored_shape(str(path), size), paths)), dtype=np.int64)
-        with replacing(file) as temporary:
-            np.save(temporary, shapes)
+        write_arrays(file, {"shapes": shapes})
     return Layout(shapes, np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)]))
 
 
 def _read_shapes(file: Path, count: int) -> np.ndarray | None:
     """The shapes in a file; None where it is missing or damaged."""
     try:
-        shapes = np.load(file)
+        shapes = read_arrays(file, ["shapes"])[0]["shapes"]
     except FileNotFoundError:
         return None
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
-        log.warning("Presizing again what a damaged cache held: %s: %s", file, error)
+    except FileFormatError as error:
+        log.warning("Presizing again what a damaged cache held: %s", error)
         return None
-    return shapes if shapes.shape == (count, 2) and shapes.dtype == np.int64 else None
+    return shapes if shapes.shape == (count, 2) else None
 
 
 def _start_over(folder: Path) -> None:

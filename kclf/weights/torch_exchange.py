@@ -39,7 +39,7 @@ def is_torch_file(path: str | os.PathLike[str]) -> bool:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 return any(name.endswith("data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # damaged
         return False
     with open(path, "rb") as file:
         return file.read(2) == LEGACY_PICKLE

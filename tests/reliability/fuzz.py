@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import resource
@@ -241,11 +242,9 @@ def cache(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
     return b"any", read
 
 
-PARSERS = {
-    function.__name__: function
-    for function in (settings, table, labels, ledger, columns, predictions, sealed, checkpoints)
-    + (keras_weights, torch_weights, cache)
-}
+TEXTS = (settings, table, labels, ledger, columns, predictions)
+BINARIES = (sealed, checkpoints, keras_weights, torch_weights, cache)
+PARSERS = {function.__name__: function for function in (*TEXTS, *BINARIES)}
 
 
 def attempt(read: Callable[[Path], object], path: Path) -> str | None:
@@ -286,6 +285,8 @@ def fuzz_parser(
 
 
 def main() -> None:
+    logging.disable()  # of each photo that cannot be read
+    warnings.simplefilter("ignore")
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("what", choices=["images", *PARSERS])
     arguments.add_argument("--count", type=int)

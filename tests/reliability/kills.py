@@ -208,7 +208,9 @@ def main() -> None:
         base = Path(folder)
         photos = write_photos(base / "photos")
         wanted, seconds = {}, {}
+        (base / "warm").mkdir()
         for kind in sorted(set(options.kinds)):
+            wait(start(kind, photos, base / "warm" / kind))
             begun = time.monotonic()
             status = wait(start(kind, photos, base / kind))
             seconds[kind] = time.monotonic() - begun
