@@ -117,6 +117,15 @@ class RandomErasing(_Drawing):
 class _Mixing(_Drawing):
     """Layers that mix each picture with another one of its batch, and the labels by the same shares."""
 
+    _settings = ("num_classes", "alpha")
+
+    def __init__(
+        self, num_classes: int | None, alpha: float, seed: int | None, options: dict[str, Any]
+    ) -> None:
+        super().__init__(seed=seed, options=options)
+        self.num_classes = num_classes
+        self.alpha = check_range("alpha", alpha, 1e-3, 1e3)
+
     def call(self, images: Tensor, labels: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """Mixed pictures and their labels, or both as they are where it is not training."""
         images, targets = images.to(torch.float32), self._as_shares(labels)
@@ -167,14 +176,10 @@ class MixUp(_Mixing):
         - [mixup](https://arxiv.org/abs/1710.09412), Zhang et al. 2017.
     """
 
-    _settings = ("num_classes", "alpha")
-
     def __init__(
         self, num_classes: int | None = None, *, alpha: float = 0.4, seed: int | None = None, **options: Any
     ) -> None:
-        super().__init__(seed=seed, options=options)
-        self.num_classes = num_classes
-        self.alpha = check_range("alpha", alpha, 1e-3, 1e3)
+        super().__init__(num_classes, alpha, seed, options)
 
     @torch.compiler.disable
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,14 +207,10 @@ class CutMix(_Mixing):
         - [CutMix](https://arxiv.org/abs/1905.04899), Yun et al. 2019.
     """
 
-    _settings = ("num_classes", "alpha")
-
     def __init__(
         self, num_classes: int | None = None, *, alpha: float = 1.0, seed: int | None = None, **options: Any
     ) -> None:
-        super().__init__(seed=seed, options=options)
-        self.num_classes = num_classes
-        self.alpha = check_range("alpha", alpha, 1e-3, 1e3)
+        super().__init__(num_classes, alpha, seed, options)
 
     @torch.compiler.disable
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
