@@ -7,8 +7,8 @@
 # |---|---|
 # | data | Dogs v. Cats (Kaggle). The figures below are of a sample of 2,002 photos; `kclf.datasets` fetches all 25,000 |
 # | backbone | MobileNetV2, ImageNet weights, at 96 px: small enough for two CPU cores. The course has ResNet34 at 224 px |
-# | time | about 15 minutes on 2 CPU cores for the sample; a minute or two on a GPU |
-# | expect | EXPECT_01 |
+# | time | 11 minutes on one core of a busy machine for the sample |
+# | expect | after step 3 .945 (.9425 to .9475 over 5 seeds of the head), 400 validation photos. The thawed part is not measured yet at the rates below |
 #
 # The course reached .992 with ResNet34 at 224 px on 23,000 training photos.
 
@@ -93,11 +93,13 @@ learn.sched.plot_lr()
 # ## Steps 5 and 6: unfreeze, with lower rates for the earlier layers
 #
 # The first layers see edges and colours, which dogs and cats share with all of ImageNet: they should hardly move. So
-# there are three rates, for the early layers, the late layers and the head.
+# there are three rates, for the early layers, the late layers and the head. The course trains ResNets at ten times
+# these; a MobileNet, whose BatchNorm keeps its stored statistics here, falls apart at those (training loss from .24 to
+# .87 within two epochs, accuracy .50).
 
 # %%
 learn.unfreeze()
-rates = [1e-4, 1e-3, 1e-2]
+rates = [1e-5, 1e-4, 1e-3]
 
 # %% [markdown]
 # ## Step 7: the range test again

@@ -86,7 +86,7 @@ def into_notebook(recipe: Path, folder: Path, environment: dict[str, str]) -> No
     import nbformat
     from nbclient import NotebookClient
 
-    os.environ.update(environment | {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"})
+    os.environ.update(environment | {"PYTHONWARNINGS": "ignore:IProgress not found"})
     os.environ.pop("MPLBACKEND")  # the notebook's own draws into the page
     notebook = jupytext.read(recipe)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -106,6 +106,8 @@ def tidy(outputs: list[Any]) -> list[Any]:
     kept: list[Any] = []
     for output in outputs:
         text = output.get("data", {}).get("text/plain", "")
+        if output.output_type == "stream" and "\r" in output.text:  # a progress bar
+            continue
         if "image/png" in output.get("data", {}):
             output.data.pop("text/plain", None)
             shrink(output.data)
