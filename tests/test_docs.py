@@ -20,7 +20,10 @@ from kclf.cli import app
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
-CARDS = [page for page in DOCS.glob("methods/*.md") if page.name != "index.md"]
+CARDS = [
+    *(page for page in DOCS.glob("methods/*.md") if page.name != "index.md"),
+    DOCS / "reliability.md",
+]  # they go on from the lines of methods/index.md
 
 # Code of the docs is run as it stands but for these: small photos, few of them, short range tests.
 SMALLER = [
