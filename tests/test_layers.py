@@ -146,6 +146,19 @@ def test_compiled_layers_give_the_same(make):
     torch.testing.assert_close(compiled, make()(images, **kwargs), rtol=1e-6, atol=1e-5)
 
 
+@every_layer
+def test_nothing_is_fetched_from_the_device(make):
+    """Every decision is taken from numbers that never left the CPU: no device has to be waited for."""
+    layer, images = make(), torch.from_numpy(pictures(dtype="float32"))
+    layer(images, **training_of(layer))  # built
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        layer(images, **training_of(layer))
+
+    waiting = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero"}
+    assert waiting.isdisjoint({event.key for event in profile.key_averages()})
+
+
 @pytest.mark.parametrize("layer_class", [Augmentation, lambda dtype: InputNormalization("tf", dtype=dtype)])
 def test_half_precision_is_refused(layer_class):
     with pytest.raises(ValueError, match="Received: dtype='float16'"):
