@@ -35,7 +35,8 @@ SMALLER = [
     (r"lr_find\(\)", "lr_find(num_it=6)"),
     (r"(find_learning_rate\([^)]*)\)", r"\1, num_steps=6)"),
     (r'"ResNet50"', '"EfficientNetLite0"'),  # whose weights need no network
-    (r"epochs=3", "epochs=1"),
+    (r"epochs=[35]", "epochs=1"),
+    (r"fit_one_cycle\(5", "fit_one_cycle(1"),
     (r"fine_tune\(3", "fine_tune(1"),
 ]
 
