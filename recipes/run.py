@@ -106,7 +106,9 @@ def tidy(outputs: list[Any]) -> list[Any]:
     kept: list[Any] = []
     for output in outputs:
         text = output.get("data", {}).get("text/plain", "")
-        if output.output_type == "stream" and "\r" in output.text:  # a progress bar
+        if output.output_type == "stream" and (
+            "\r" in output.text or not output.text.strip()
+        ):  # progress bars
             continue
         if "image/png" in output.get("data", {}):
             output.data.pop("text/plain", None)
