@@ -107,7 +107,7 @@ def test_activations_are_freed_on_the_way():
     for _ in range(10):
         x = keras.layers.Conv2D(8, 3, padding="same", use_bias=False)(x)
         x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-    model = accelerate(keras.Model(inputs, x))
+    model = accelerate(keras.Model(inputs, x), packing=False)
     plan = functional_of(model).__dict__["call"].plan
     alive = []
     for step in plan.steps:

@@ -284,8 +284,8 @@ def test_plain_h5py_finds_everything(saved):
 
 
 LOADERS = {
-    "classifier.h5": "kclf.models.load(path, check=True)",
-    "classifier.keras": "keras.saving.load_model(path)",
+    "classifier.h5": "model = kclf.models.load(path, check=True)",
+    "classifier.keras": "model = keras.saving.load_model(path)",
     "classifier.weights.h5": """from kclf.models import ImageClassifier
 model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None)
 model.load_weights(path)""",
@@ -313,7 +313,7 @@ def test_a_new_process_gives_the_same_probabilities(tmp_path, file, frozen):
     script = f"""
 import numpy, torch, kclf.models, keras
 path = "{tmp_path}/{file}"
-model = {LOADERS[file]}
+{LOADERS[file]}
 with torch.no_grad():
     found = model(torch.from_numpy(numpy.load("{tmp_path}/photos.npy")), training=False).softmax(-1)
 numpy.save("{tmp_path}/found.npy", found.cpu().numpy())

@@ -89,7 +89,7 @@ def test_a_freed_batch_is_taken_again_without_new_pages():
 import resource, torch
 from kclf.memory import keep_freed_memory
 print(keep_freed_memory())
-for _ in range(3):
+for _ in range(8):  # the heap settles within the first few
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(10_000_000)
     pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -100,7 +100,7 @@ print(pages)
     )
     kept, pages = answer.stdout.split()
     assert kept == "True"
-    assert int(pages) < 100  # 9,766 where the memory comes from the system
+    assert int(pages) < 100  # 9,766 where the memory comes from the system each time
 
 
 @pytest.mark.parametrize("module", [memory, parallel], ids=lambda module: module.__name__)
