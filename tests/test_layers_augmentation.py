@@ -274,3 +274,18 @@ def test_numbers_drawn_do_not_depend_on_the_settings():
         Augmentation(max_rotate=10, max_lighting=0.2, seed=3),
     )
     np.testing.assert_array_equal(plain.draw(5, 10, 10).maps, flipped.draw(5, 10, 10).maps)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pictures_are_the_same_on_one_core_and_on_two(interpolation):
+    images, threads = smooth(6), torch.get_num_threads()
+    layer = aug_transforms(24, min_scale=0.5, interpolation=interpolation, seed=0)
+    drawn = layer.draw(6, 64, 64)
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(layer.apply(images, drawn))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*results)
