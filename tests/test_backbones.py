@@ -242,7 +242,7 @@ def test_lite0_with_its_top_calls_cats_cats_and_dogs_dogs(dogscats, kind, count,
     normalize = InputNormalization(backbone_spec("EfficientNetLite0").normalization)
     found = []
     for file in sorted(dogscats.glob(f"{kind}.*.jpg"))[:count]:
-        photo = torch.from_numpy(to_square(read_image(file), 224))[None]
+        photo = torch.tensor(to_square(read_image(file), 224))[None]
         found.append(int(model(normalize(photo.float()), training=False).argmax()))
     share = np.mean([place in IMAGENET[kind] for place in found])
     print(f"{kind}: {share:.3f} of {len(found)}")
