@@ -93,7 +93,6 @@ class ImageClassifier(keras.Model):
         dtype: Any = None,
     ) -> None:
         _check_choice("task", task, TASKS)
-        _check_choice("batchnorm", batchnorm, BATCHNORM_POLICIES)
         _check_class_names(class_names, task)
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.class_names = [str(class_name) for class_name in class_names]
@@ -164,6 +163,18 @@ class ImageClassifier(keras.Model):
         for number, group in enumerate(groups):
             for layer in group:
                 self._set_trainable(layer, number >= first, in_head=number == len(groups) - 1)
+
+    @property
+    def batchnorm(self) -> str:
+        """What BatchNormalization does in the backbone; settable. What is frozen stays frozen."""
+        return self._batchnorm
+
+    @batchnorm.setter
+    def batchnorm(self, policy: str) -> None:
+        _check_choice("batchnorm", policy, BATCHNORM_POLICIES)
+        self._batchnorm = policy
+        if self.built:
+            self.freeze_to(self.first_trainable_group)
 
     def freeze(self) -> None:
         """Train the head alone: `freeze_to(-1)`."""

@@ -242,6 +242,20 @@ def test_it_stops_where_the_loss_explodes():
     assert test.runs[0].smoothed[-1] > 4 * test.runs[0].smoothed.min() or np.isnan(test.runs[0].smoothed[-1])
 
 
+def test_one_odd_batch_does_not_end_it_but_a_loss_that_stays_high_does():
+    x = np.ones((100, 1), "float32")
+    y = np.full((100, 1), 1.001, "float32")
+    y[7::10] = 2.0  # a fitted model: tiny losses, and every tenth a million times larger
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+    model.compile(optimizers.SGD(), loss="mse")
+
+    run = find_learning_rate(model, x, y, batch_size=1, shuffle=False, end=100.0).runs[0]
+
+    assert run.smoothed[7] > 4 * run.smoothed[:7].min()  # where the mean alone would have ended it
+    assert 50 < len(run.losses) < 100
+    assert np.median(run.losses[-5:]) > 4 * run.smoothed.min() or np.isnan(run.losses[-1])
+
+
 def test_an_iterator_is_refused():
     with pytest.raises(TrainingError, match="iterator"):
         find_learning_rate(make_model(), iter([arrays()]))

@@ -459,6 +459,25 @@ def test_flat_cosine_and_sgdr(learner):
     assert len(learner.recorder.epochs) == 2 + 3 + 2
 
 
+def test_optimizer_and_batchnorm_are_those_the_rates_were_found_for(learner, tmp_path):
+    def innermost() -> str:
+        return type(learner.model.optimizer.inner_optimizer).__name__
+
+    learner.unfreeze()
+    learner.fit([1e-3, 1e-2], 1, cycle_len=1)
+    assert (innermost(), learner.model.batchnorm) == ("SGD", "frozen")
+    learner.lr_find(num_it=5)  # the range test has what the last fit had
+    assert (innermost(), learner.model.batchnorm) == ("SGD", "frozen")
+    learner.fit_one_cycle(1, 1e-3)
+    assert (innermost(), learner.model.batchnorm) == ("AdamW", "inference")
+    assert learner.model.first_trainable_group == 0
+
+    for chosen in (make_learner(tmp_path, batchnorm="train"), Learner(learner.data, learner.model)):
+        before = chosen.model.batchnorm
+        chosen.fit(1e-2, 1)
+        assert chosen.model.batchnorm == before
+
+
 def test_range_test_leaves_the_model_as_it_was(learner):
     before = head_weights(learner)
     found = learner.lr_find(num_it=20)

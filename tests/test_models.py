@@ -44,6 +44,10 @@ def arrays_of(model):
     return [array_of(variable).copy() for variable in model.weights]
 
 
+def trainable_paths(model):
+    return [variable.path for variable in model.trainable_variables]
+
+
 def bn_statistics(model):
     return [
         array_of(v).copy()
@@ -159,6 +163,22 @@ def test_batchnorm_policy_decides_when_statistics_move(policy, frozen_moves, unf
         moved.append(not all(np.array_equal(a, b) for a, b in zip(before, bn_statistics(model), strict=True)))
 
     assert moved == [frozen_moves, unfrozen_moves]
+
+
+def test_batchnorm_policy_can_be_changed_and_what_is_frozen_stays_so():
+    model = tiny(batchnorm="inference")
+    model.freeze()
+    before = trainable_paths(model)
+
+    model.batchnorm = "train"
+    assert set(trainable_paths(model)) > set(before)
+    model.batchnorm = "inference"
+
+    assert trainable_paths(model) == before
+    assert model.get_config()["batchnorm"] == "inference"
+    with pytest.raises(ValueError, match="batchnorm='off'"):
+        model.batchnorm = "off"
+    assert model.batchnorm == "inference"
 
 
 def test_inference_policy_still_learns_scale_and_shift():

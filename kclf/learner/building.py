@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import keras
@@ -11,9 +12,10 @@ import numpy as np
 from ..acceleration import accelerate, is_accelerated
 from ..activations import head_model
 from ..data import ImageData
+from ..errors import WeightsError
 from ..images import CENTRE, ResizeMethod, to_square
 from ..layers import Augmentation
-from ..models import ImageClassifier
+from ..models import ImageClassifier, load
 
 
 def classifier_for(
@@ -58,6 +60,18 @@ def copy_weights(source: ImageClassifier, target: ImageClassifier) -> None:
         pairs = zip(getattr(source, part).weights, getattr(target, part).weights, strict=True)
         for value, variable in pairs:
             variable.assign(value.value.detach())
+
+
+def take_weights(path: Path, model: ImageClassifier) -> None:
+    """Give a classifier the weights of a saved one of the same layers."""
+    saved = load(path)
+    for setting in ("backbone_name", "class_names", "hidden"):
+        theirs, ours = getattr(saved, setting), getattr(model, setting)
+        if theirs != ours:
+            raise WeightsError(
+                f"{path}: holds another classifier. Expected {setting}={ours!r}. Received: {theirs!r}"
+            )
+    copy_weights(saved, model)
 
 
 def head_for(model: ImageClassifier) -> keras.Model:

@@ -28,7 +28,7 @@ from ..callbacks import (
 )
 from ..data import ImageData, ImageDataset
 from ..ensembles import SnapshotEnsemble, take
-from ..errors import DataError, WeightsError
+from ..errors import DataError
 from ..interpret import Interpretation
 from ..models import load
 from ..predict import Predictions, predict, predict_files, predict_tta
@@ -36,18 +36,18 @@ from ..report import write_report
 from .best import BestModel
 from .building import (
     classifier_for,
-    copy_weights,
     head_for,
     is_random,
     one_dropout,
     output_names,
     rebuilt,
     square,
+    take_weights,
 )
 from .cycles import CycleSnapshots, TriangularCycles
 from .folds import write_submission
 from .mixing import mixed
-from .options import Training
+from .options import BATCHNORM, Training
 from .plots import Sched, SuggestedRates, report_inputs
 from .resuming import with_checkpoint
 
@@ -76,7 +76,8 @@ class Learner:
         verbose: print a table of the epochs, and progress bars.
         **settings: those of `Training` (`optimizer`, `loss`, `metrics`, `weight_decay`, `clip`,
             `gradient_accumulation`, `ema`, `label_smoothing`, `focal_gamma`, `mixup`, `cutmix`), and those
-            of `ImageClassifier` (`augmentation`, `weights`, `batchnorm`, ...).
+            of `ImageClassifier` (`augmentation`, `weights`, ...). Without `batchnorm`, `fit` has "frozen",
+            as fastai 0.7 and its rates for SGD, all else "inference".
 
     Attributes:
         model: the `ImageClassifier`.
@@ -116,8 +117,10 @@ class Learner:
         settings |= {} if ps is None else {"dropout": one_dropout(ps)}
         settings |= {} if xtra_fc is None else {"hidden": tuple(xtra_fc)}
         self.training = Training(**training)
+        self._auto = "adamw"  # what the optimizer "auto" was in the last fit
         self.data = data
         self.model = classifier_for(data, backbone, settings)
+        self._own_batchnorm = "batchnorm" in settings or self.model is backbone
         self.path = Path(path)
         self.callbacks = list(callbacks)
         self.verbose = verbose
@@ -341,6 +344,8 @@ class Learner:
     ) -> SuggestedRates:
         """Smith's learning rate range test; it leaves everything as it was, bit for bit.
 
+        The optimizer "auto" is that of the last fit; AdamW before the first.
+
         Args:
             start_lr: first rate of the last layer group.
             end_lr: last rate.
@@ -471,15 +476,7 @@ class Learner:
 
     def load(self, name: str) -> Learner:
         """Load the weights of `models/{name}.h5` into the model; what is frozen stays frozen."""
-        path = self._file(name, ".h5")
-        saved = load(path)
-        for setting in ("backbone_name", "class_names", "hidden"):
-            theirs, ours = getattr(saved, setting), getattr(self.model, setting)
-            if theirs != ours:
-                raise WeightsError(
-                    f"{path}: holds another classifier. Expected {setting}={ours!r}. Received: {theirs!r}"
-                )
-        copy_weights(saved, self.model)
+        take_weights(self._file(name, ".h5"), self.model)
         return self
 
     def export(self, path: AnyPath = "export.h5") -> Path:
@@ -500,7 +497,8 @@ class Learner:
         auto: str = "adamw",
     ) -> keras.callbacks.History:
         model, data = self._trained()
-        self._compile(model, weight_decay, auto)
+        self._auto = auto
+        self._compile(model, weight_decay)
         train = mixed(data.train, self.training.mixup, self.training.cutmix)
         table = [EpochTable()] if self.verbose else []
         listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
@@ -534,9 +532,11 @@ class Learner:
     def _cache(self) -> dict[str, Any]:
         return {"folder": self.path / "activations", "progress": self.verbose}
 
-    def _compile(self, model: keras.Model, weight_decay: Any = None, auto: str = "adamw") -> None:
+    def _compile(self, model: keras.Model, weight_decay: Any = None) -> None:
+        if not self._own_batchnorm:
+            self.model.batchnorm = BATCHNORM[self._auto]
         groups = self.model.layer_groups[-1:] if self.precompute else self.model.layer_groups
-        self.training.compile(model, groups, self.model.task, weight_decay, auto)
+        self.training.compile(model, groups, self.model.task, weight_decay, self._auto)
 
     def _check_rates(self, rates: Rates) -> Rates:
         if self.precompute and not isinstance(rates, slice) and np.size(rates) > 1:

@@ -21,6 +21,8 @@ OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     # fastai 0.7's default, for which the rates of its notebooks were found
     "sgd": lambda **settings: keras.optimizers.SGD(momentum=0.9, **settings),
 }
+# What goes with them once layers thaw: rates of 1e-3 to 1e-2 for SGD need the statistics of the batch.
+BATCHNORM = {"adamw": "inference", "sgd": "frozen"}
 # The course's metrics, by name or as the functions of `kclf.metrics`.
 METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
     "accuracy": lambda task: _accuracy(task),

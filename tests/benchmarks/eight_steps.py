@@ -3,7 +3,8 @@
     .venv/bin/python tests/benchmarks/eight_steps.py PHOTOS --backbone ResNet50 --weights FILE --json out.json
 
 PHOTOS holds files named cat.N.jpg and dog.N.jpg. The split is stratified: a fifth of each class is kept for
-validation. Every figure has its 95 % Wilson interval; several `--seeds` give their mean too.
+validation. Every figure has its 95 % Wilson interval; several `--seeds` give their mean too. A run that was
+stopped goes on where it was when it is started again with the same `--out`.
 """
 
 from __future__ import annotations
@@ -58,17 +59,19 @@ def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
         augmentation=kclf.side_on(max_zoom=1.1),  # 1. data augmentation, and precompute=True
         precompute=True,
         optimizer=options.optimizer,
-        path=options.out,
+        path=options.out / f"seed-{seed}",
     )
     log = Log(learner)
     if options.range_tests:
         print(learner.lr_find())  # 2. find the rate where the loss still clearly falls
-    learner.fit(1e-2, 2)  # 3. train the head on precomputed activations for 1-2 epochs
+    learner.fit(1e-2, 2, resume=True)  # 3. train the head on precomputed activations for 1-2 epochs
     log.step("precompute, 2 epochs at 1e-2")
     if options.last_step == 3:
         return log.rows
     learner.precompute = False
-    learner.fit(1e-2, 3, cycle_len=1)  # 4. train the head with augmentation for 2-3 epochs, cycle_len=1
+    learner.fit(
+        1e-2, 3, cycle_len=1, resume=True
+    )  # 4. the head with augmentation, 2-3 cycles of 1
     log.step("head with augmentation, 3 cycles of 1")
     if options.last_step == 4:
         return log.rows
@@ -76,10 +79,10 @@ def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
     rates = [1e-4, 1e-3, 1e-2]  # 6. rates 3-10 times lower for earlier layers
     if options.range_tests:
         print(learner.lr_find())  # 7. the range test again
-    learner.fit(rates, 3, cycle_len=1, cycle_mult=2, cycle_save_name=f"eight{seed}")  # 8. cycle_mult=2
+    learner.fit(rates, 3, cycle_len=1, cycle_mult=2, cycle_save_name="eight", resume=True)  # 8. cycle_mult=2
     log.step("all layers, cycles of 1, 2 and 4")
     log.step("with TTA", accuracy(*learner.TTA()))
-    print(learner.snapshots(f"eight{seed}").table(data.valid), flush=True)
+    print(learner.snapshots("eight").table(data.valid), flush=True)
     return log.rows
 
 
