@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-.PHONY: help demo test lint test-heavy recipes docs bench bench-gpu clean
+.PHONY: help demo test lint test-heavy verify recipes docs bench bench-gpu clean
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
@@ -23,6 +23,9 @@ lint: .venv/installed   ## ruff and mypy
 
 test-heavy: .venv/installed   ## the long matrices
 	$(BIN)/python -m pytest -m heavy
+
+verify: .venv/installed   ## every promised figure measured again, hours; ONLY="layers loader" picks some
+	$(BIN)/python tests/verify.py $(if $(ONLY),--only $(ONLY))
 
 recipes: .venv/installed   ## the recipes in small mode, a few minutes: do they run?
 	$(BIN)/python recipes/run.py --small

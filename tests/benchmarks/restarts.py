@@ -52,6 +52,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--rate", type=float, default=3e-4, help="of the head in the cycles")
     options.add_argument("--figures", type=Path, default=Path("restarts"))
+    options.add_argument("--range-tests-only", action="store_true", help="stop before the cycles")
     chosen = options.parse_args()
     chosen.figures.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(chosen.seed)
@@ -80,6 +81,8 @@ def main() -> None:
     model.unfreeze()
     compile_for(model, [1 / 100, 1 / 10, 1.0])
     range_test(model, data, "after unfreezing", chosen.figures)
+    if chosen.range_tests_only:
+        return
     cycles = CosineRestarts(
         chosen.rate, cycle_len=1, cycle_mult=2, num_cycles=3, snapshots=chosen.figures / "snapshot"
     )

@@ -1,0 +1,469 @@
+"""What kclf promises, measured on this machine: `make verify` prints what was asked, what came, and how.
+
+    .venv/bin/python tests/verify.py                      # everything: hours
+    .venv/bin/python tests/verify.py --only layers loader # claims whose name holds one of these words
+    .venv/bin/python tests/verify.py --list               # the claims, without running them
+
+Each claim names a command and how to read its output. The same command is run once for all its claims.
+Photos, weights and the peers' environment are looked for where KCLF_DOGSCATS, KCLF_PETS, KCLF_WEIGHTS and
+KCLF_PEERS point; a claim whose command needs what is not there is a row that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+PLACES = {
+    "DOGSCATS": Path(os.environ.get("KCLF_DOGSCATS", SHARED / "data" / "dogscats")),
+    "PETS": Path(os.environ.get("KCLF_PETS", SHARED / "data" / "pets")),
+    "WEIGHTS": Path(os.environ.get("KCLF_WEIGHTS", "/tmp/kclf-weights")),
+    "PEERS": Path(os.environ.get("KCLF_PEERS", "/tmp/peers")),
+}
+MOBILENET = "{WEIGHTS}/mobilenet_v2_1.0_224_no_top.weights.h5"
+RESNET = "{WEIGHTS}/resnet50_no_top.weights.h5"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit status, what it printed, and the folder that `{OUT}` named."""
+
+    status: int
+    text: str
+    out: Path
+
+    def records(self) -> list[dict]:
+        """The tables of a benchmark."""
+        return [json.loads(line) for line in (self.out / "result.json").read_text().splitlines()]
+
+    def last_line(self) -> dict:
+        """The JSON object in the last line."""
+        return json.loads(self.text.strip().splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class Found:
+    """A figure, and whether it is what was asked; None where there was nothing to ask of it."""
+
+    figure: str
+    holds: bool | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One thing asked, the command that shows it, and how to read the figure from what it leaves.
+
+    `{OUT}` in a word of the command is an empty folder; `{DOGSCATS}`, `{PETS}`, `{WEIGHTS}` and `{PEERS}` are
+    places outside of the project.
+    """
+
+    name: str
+    asked: str
+    command: tuple[str, ...]
+    read: Callable[[Outcome], Found]
+
+
+# ---- ways to read a figure ------------------------------------------------------------
+
+
+def passed(outcome: Outcome) -> Found:
+    """Of a pytest run: how many tests passed, failed and were left out."""
+    counts = ElementTree.parse(outcome.out / "junit.xml").getroot().find("testsuite")
+    total, left_out = int(counts.get("tests")), int(counts.get("skipped"))
+    failed = int(counts.get("failures")) + int(counts.get("errors"))
+    figure = f"{total - failed - left_out} passed, {failed} failed, {left_out} left out"
+    return Found(figure, failed == 0 and total > left_out)
+
+
+def went_well(outcome: Outcome) -> Found:
+    return Found(f"exit status {outcome.status}", outcome.status == 0)
+
+
+def at_least(bound: float, find: Callable[[Outcome], float], form: str = "{:.3f}") -> Callable:
+    return lambda outcome: Found(form.format(value := find(outcome)), value >= bound)
+
+
+def at_most(bound: float, find: Callable[[Outcome], float], form: str = "{:.2f}") -> Callable:
+    return lambda outcome: Found(form.format(value := find(outcome)), value <= bound)
+
+
+def median(outcome: Outcome, name: str, what: str = "wall") -> float:
+    """Of a contestant of a benchmark: median seconds a unit."""
+    rows = {row["name"]: row for record in outcome.records() for row in record["rows"]}
+    if not rows[name][what]:
+        raise LookupError(f"{name}: {rows[name]['skipped']}")
+    return rows[name][what] if what == "peak_memory" else statistics.median(rows[name][what])
+
+
+def times(slower: str, faster: str, what: str = "wall") -> Callable[[Outcome], float]:
+    """How many times longer one contestant takes than another, or how much more memory."""
+    return lambda outcome: median(outcome, slower, what) / median(outcome, faster, what)
+
+
+def printed(pattern: str) -> Callable[[Outcome], float]:
+    """The mean of the numbers that a pattern finds in what was printed."""
+
+    def find(outcome: Outcome) -> float:
+        found = [float(number) for number in re.findall(pattern, outcome.text)]
+        if not found:
+            raise LookupError(f"nothing printed looks like {pattern}")
+        return statistics.mean(found)
+
+    return find
+
+
+def step(name: str) -> Callable[[Outcome], float]:
+    """Mean accuracy over the seeds after one of the eight steps."""
+
+    def find(outcome: Outcome) -> float:
+        runs = json.loads((outcome.out / "result.json").read_text())["runs"].values()
+        return statistics.mean(
+            row["accuracy"] for rows in runs for row in rows if row["step"].startswith(name)
+        )
+
+    return find
+
+
+# ---- ways to make a command ------------------------------------------------------------
+
+
+def suite(*chosen: str, heavy: bool = True, only: str = "") -> tuple[str, ...]:
+    marks = "" if heavy else "not heavy"
+    words = ("-k", only) if only else ()
+    return (
+        "-m",
+        "pytest",
+        *chosen,
+        "-m",
+        marks,
+        *words,
+        "-p",
+        "no:cacheprovider",
+        "--junitxml",
+        "{OUT}/junit.xml",
+    )
+
+
+def script(path: str, *arguments: str) -> tuple[str, ...]:
+    return (f"tests/{path}", *arguments)
+
+
+def race(name: str, *arguments: str, peers: bool = True) -> tuple[str, ...]:
+    extra = ("--peers", "{PEERS}") if peers else ()
+    return script(
+        f"benchmarks/{name}.py", "--threads", "2", "--json", "{OUT}/result.json", *extra, *arguments
+    )
+
+
+def train_step(model: str) -> tuple[str, ...]:
+    return race("train_step", "--rounds", "5", "--set", f"model={model}")
+
+
+DEMO = ("-m", "kclf", "demo", "--out", "{OUT}/run")
+LOADER = race("loader", "--rounds", "5", "--set", "folder={DOGSCATS}")
+AUGMENT = race("augment", "--rounds", "9")
+INFERENCE = race("inference", "--rounds", "5")
+EIGHT = ("{DOGSCATS}", "--no-range-tests", "--out", "{OUT}/run", "--json", "{OUT}/result.json")
+RESNET_STEPS = script("benchmarks/eight_steps.py", *EIGHT, "--backbone", "ResNet50", "--weights", RESNET)
+LITE_STEPS = script("benchmarks/eight_steps.py", *EIGHT, "--seeds", "0", "1", "2")
+WALK = ("-m", "kclf", "train", "{DOGSCATS}", "--label-regex", r"(cat|dog)\.\d+", "--backbone", "MobileNetV2")
+TEXTS = ("settings", "table", "labels", "ledger", "columns", "predictions")
+BINARIES = ("sealed", "checkpoints", "keras_weights", "torch_weights", "cache")
+
+CLAIMS = [
+    Claim(
+        "demo: accuracy",
+        ">= .95",
+        DEMO,
+        at_least(0.95, printed(r"accuracy +(?:on validation )?(\.\d+|0\.\d+)")),
+    ),
+    Claim(
+        "train: dogs and cats, MobileNetV2 at 160 px",
+        ">= .97",
+        (*WALK, "--weights", MOBILENET, "--size", "160", "--seed", "0", "--out", "{OUT}/run"),
+        at_least(0.97, printed(r"[Aa]ccuracy[^.0-9]*(0?\.\d+)")),
+    ),
+    Claim(
+        "backbones: every application", "all build, split, freeze", suite("tests/test_backbones.py"), passed
+    ),
+    Claim(
+        "loader: fastai's time / kclf's",
+        ">= 5",
+        LOADER,
+        at_least(5, times("augment: fastai, no workers", "augment: kclf"), "{:.1f}x"),
+    ),
+    Claim(
+        "loader: the same from the presized cache",
+        ">= 12",
+        LOADER,
+        at_least(12, times("augment: fastai, no workers", "augment: kclf from its cache"), "{:.1f}x"),
+    ),
+    Claim(
+        "loader: Pillow + DataLoader's time / kclf's",
+        ">= 1.5",
+        LOADER,
+        at_least(1.5, times("presize: Pillow + DataLoader, 2 workers", "presize: kclf"), "{:.1f}x"),
+    ),
+    Claim(
+        "data: files, splits, labels, broken photos, order",
+        "tests",
+        suite("tests/test_files.py", "tests/test_images.py", "tests/test_data.py", "tests/test_datasets.py"),
+        passed,
+    ),
+    Claim(
+        "layers: fastai's time / kclf's",
+        ">= 8",
+        AUGMENT,
+        at_least(8, times("fastai aug_transforms", "kclf aug_transforms"), "{:.1f}x"),
+    ),
+    Claim(
+        "layers: Keras' time / kclf's",
+        ">= 60",
+        AUGMENT,
+        at_least(60, times("Keras layers", "kclf aug_transforms"), "{:.0f}x"),
+    ),
+    Claim("layers: goldens, identities, contracts", "tests", suite("tests", only="test_layers"), passed),
+    Claim(
+        "training: optimizers beside torch, files in the middle of a cycle",
+        "<= 1e-5; bit-exact",
+        suite("tests/test_optimizers.py", "tests/test_optimizers_saving.py"),
+        passed,
+    ),
+    Claim(
+        "training: schedules, range test, callbacks",
+        "goldens to 1e-6; no bit changed",
+        suite("tests/test_schedules.py", "tests", only="test_schedules or test_callbacks"),
+        passed,
+    ),
+    Claim(
+        "training: an update's time / torch foreach's",
+        "<= 1",
+        race("optimizer", "--set", "kind=adamw", "scale=overhead", peers=False),
+        at_most(1, times("kclf LayerGroupOptimizer", "torch foreach", "cpu"), "{:.2f}x"),
+    ),
+    Claim(
+        "speed: ResNet50 step / torch's",
+        "<= 1.00",
+        train_step("ResNet50"),
+        at_most(1.0, times("kclf", "torch channels_last"), "{:.2f}x"),
+    ),
+    Claim(
+        "speed: its peak memory / torch's",
+        "<= 1.1",
+        train_step("ResNet50"),
+        at_most(1.1, times("kclf", "torch channels_last", "peak_memory"), "{:.2f}x"),
+    ),
+    Claim(
+        "speed: EfficientNetB0 step / torch's",
+        "<= 1.05",
+        train_step("EfficientNetB0"),
+        at_most(1.05, times("kclf", "torch channels_last"), "{:.2f}x"),
+    ),
+    Claim(
+        "speed: MobileNetV2 step / torch's",
+        "<= 1.05",
+        train_step("MobileNetV2"),
+        at_most(1.05, times("kclf", "torch channels_last"), "{:.2f}x"),
+    ),
+    Claim(
+        "speed: torch's prediction / kclf's",
+        ">= 1.15",
+        INFERENCE,
+        at_least(1.15, times("torch channels_last", "kclf"), "{:.2f}x"),
+    ),
+    Claim(
+        "speed: ms over torch, a step of two layers",
+        "<= .25",
+        race("overhead", peers=False),
+        at_most(0.25, lambda o: 1e3 * (median(o, "kclf") - median(o, "torch")), "{:.2f} ms"),
+    ),
+    Claim(
+        "speed: equality with stock Keras, waits for the device",
+        "1e-5; 0",
+        suite("tests", only="test_acceleration or test_precision or test_gpu"),
+        passed,
+    ),
+    Claim(
+        "learner: ResNet50, precompute, 2 epochs",
+        ">= .990",
+        RESNET_STEPS,
+        at_least(0.990, step("precompute")),
+    ),
+    Claim(
+        "learner: ResNet50, eight steps with TTA", ">= .995", RESNET_STEPS, at_least(0.995, step("with TTA"))
+    ),
+    Claim(
+        "learner: EfficientNetLite0, eight steps with TTA, 3 seeds",
+        ">= .990",
+        LITE_STEPS,
+        at_least(0.990, step("with TTA")),
+    ),
+    Claim(
+        "learner: head on activations / through the backbone",
+        ">= 100",
+        race("precompute", "--rounds", "3", "--set", "photos=64", peers=False),
+        at_least(100, times("through the backbone", "on cached activations"), "{:.0f}x"),
+    ),
+    Claim(
+        "learner: course scripts, snapshots, stale activations",
+        "tests",
+        suite(
+            "tests/test_learner.py",
+            "tests/test_course.py",
+            "tests/test_activations.py",
+            "tests/test_ensembles.py",
+        ),
+        passed,
+    ),
+    Claim(
+        "looking inside: report, checks, interpretation",
+        "tests",
+        suite("tests", only="test_report or test_checks or test_interpret or test_doctor"),
+        passed,
+    ),
+    Claim(
+        "files: torch and Keras weights, damage, export",
+        "1e-4; refused or equal",
+        suite("tests", only="test_weights or test_file_format or test_export or test_storage"),
+        passed,
+    ),
+    Claim(
+        "nothing lost: 60 kills",
+        "60 bit-identical",
+        script("reliability/kills.py", "--kills", "60"),
+        lambda o: Found(
+            f"{o.last_line()['identical']} of {o.last_line()['kills']}", o.last_line()["identical"] == 60
+        ),
+    ),
+    Claim(
+        "nothing lost: 40 kills with a torn file",
+        "40 ended",
+        script("reliability/kills.py", "--kills", "40", "--tear"),
+        lambda o: Found(f"{o.last_line()['identical']} of {o.last_line()['kills']} identical", o.status == 0),
+    ),
+    Claim(
+        "nothing lost: 10,000 damaged photos",
+        "no crash",
+        script("reliability/fuzz.py", "images", "--count", "10000"),
+        lambda o: Found(", ".join(f"{k} {v}" for k, v in o.last_line().items()), o.status == 0),
+    ),
+    *(
+        Claim(
+            f"nothing lost: ten minutes of damaged {parser}",
+            "nothing found",
+            script("reliability/fuzz.py", parser, "--seconds", "600"),
+            lambda o: Found(
+                f"{o.last_line()['files']} files, {len(o.last_line()['failures'])} failures",
+                not o.last_line()["failures"],
+            ),
+        )
+        for parser in (*TEXTS, *BINARIES)
+    ),
+    Claim(
+        "nothing lost: soak of 20 minutes, MB an hour",
+        "within noise",
+        script("reliability/soak.py", "--minutes", "20"),
+        lambda o: Found(f"{o.last_line()['slope_mb_per_hour']} +- {o.last_line()['slope_error']}", None),
+    ),
+    Claim(
+        "nothing lost: memory, NaN, full disk, locks",
+        "tests",
+        suite("tests/reliability", "tests/test_atomic.py", "tests/test_locks.py", heavy=False),
+        passed,
+    ),
+    Claim("recipes: all in small mode", "10 minutes", ("recipes/run.py", "--small"), went_well),
+    Claim(
+        "docs: every block runs, every name is documented",
+        "tests",
+        suite("tests/test_docs.py", "tests/test_house.py"),
+        passed,
+    ),
+    Claim(
+        "house: seconds of CPU that kclf adds to keras",
+        "<= .3",
+        race("imports", peers=False),
+        at_most(0.3, lambda o: median(o, "kclf", "cpu") - median(o, "keras", "cpu"), "{:.2f} s"),
+    ),
+]
+
+
+# ---- running them ------------------------------------------------------------
+
+
+def missing(command: tuple[str, ...]) -> list[str]:
+    """Places outside of the project that a command needs and that are not there."""
+    named = {name for word in command for name in PLACES if f"{{{name}}}" in word}
+    return sorted(str(PLACES[name]) for name in named if not PLACES[name].exists())
+
+
+@functools.cache
+def run(command: tuple[str, ...]) -> Outcome:
+    """Run a command of Python's, once."""
+    out = Path(tempfile.mkdtemp(prefix="kclf-verify-"))
+    places = {name: str(path) for name, path in PLACES.items()} | {"OUT": str(out)}
+    words = [re.sub(r"\{([A-Z]+)\}", lambda match: places[match[1]], word) for word in command]
+    known = {f"KCLF_{name}": str(path) for name, path in PLACES.items() if path.exists()}
+    environment = os.environ | known | {"PYTHONPATH": str(ROOT), "KERAS_BACKEND": "torch"}
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    return Outcome(done.returncode, done.stdout, out)
+
+
+def judge(claim: Claim) -> Found:
+    """Run the command of a claim and read its figure."""
+    if absent := missing(claim.command):
+        return Found(f"not run: no {', '.join(absent)}", None)
+    outcome = run(claim.command)
+    try:
+        return claim.read(outcome)
+    except (LookupError, OSError, ValueError, ElementTree.ParseError) as error:
+        last = (outcome.text.strip().splitlines() or ["nothing printed"])[-1]
+        return Found(f"exit status {outcome.status}, no figure ({error}): {last[:120]}", False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", default=[""], help="words in the names of the claims")
+    parser.add_argument("--list", action="store_true", help="print the claims and their commands")
+    options = parser.parse_args()
+    chosen = [claim for claim in CLAIMS if any(word in claim.name for word in options.only)]
+    print("| what | asked | measured | holds | minutes | how |\n|---|---|---|---|---|---|")
+    kept = True
+    for claim in chosen:
+        start = time.perf_counter()
+        found = Found("", None) if options.list else judge(claim)
+        minutes = (time.perf_counter() - start) / 60
+        holds = {True: "yes", False: "**no**", None: "-"}[found.holds]
+        how = "python " + " ".join(claim.command)
+        print(
+            f"| {claim.name} | {claim.asked} | {found.figure} | {holds} | {minutes:.1f} | `{how}` |",
+            flush=True,
+        )
+        kept = kept and found.holds is not False
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
