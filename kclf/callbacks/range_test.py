@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SKIP_END = 5  # points left out before the loss explodes
-LAST = 5  # batches whose median must be high as well before a test ends
+LAST = 5  # batches whose median must be above all losses before them, or the loss has not exploded
 FLAT = 0.01  # a curve that moves by less than this share of its loss says nothing
 SLIDE_WINDOW, SLIDE_GRADIENT = 15, 0.005  # of the "slide" rule, in points and in loss a point
 
@@ -275,8 +275,8 @@ class LearningRateFinder(keras.callbacks.Callback):
         start: first rate.
         end: last rate.
         num_steps: how many batches.
-        stop_factor: stop once the smoothed loss, and the median of the last five batches, is this many times
-            the lowest smoothed loss since the first tenth of the test, or NaN.
+        stop_factor: stop once the smoothed loss is this many times the lowest so far, or NaN, and the median
+            of the last five batches is above all losses before them.
         smoothing: weight of the past in the smoothed loss.
 
     Attributes:
@@ -338,18 +338,19 @@ class LearningRateFinder(keras.callbacks.Callback):
         count = len(self._losses)
         self._average = self.smoothing * self._average + (1 - self.smoothing) * self._losses[-1]
         smoothed = self._average / (1 - self.smoothing**count)
-        if count >= self.num_steps // 10:  # the mean of a batch or two is no measure
-            self._lowest = min(self._lowest, smoothed)
+        self._lowest = min(self._lowest, smoothed)
         if self._exploded(smoothed) or count >= self.num_steps:
             self.model.stop_training = True
 
     def _exploded(self, smoothed: float) -> bool:
-        """Whether the mean loss and most of the last batches are high; one odd batch does not end a test.
+        """Whether the mean loss is high, and the last batches lose more than any before them.
 
-        A trained network has tiny losses with a large one here and there, which lifts the mean many times.
+        The mean alone misleads on a trained network: losses that are tiny but for a batch here and there have
+        a mean that rises many times by itself.
         """
-        limit = self.stop_factor * self._lowest
-        return not smoothed <= limit and not np.median(self._losses[-LAST:]) <= limit  # both true for NaN
+        high = not smoothed <= self.stop_factor * self._lowest  # true for NaN
+        before, last = self._losses[:-LAST], self._losses[-LAST:]
+        return high and not np.median(last) <= max(before, default=float("inf"))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Keep the curve and put the model back."""
@@ -399,8 +400,8 @@ def find_learning_rate(
         start: first rate.
         end: last rate.
         num_steps: batches of one test.
-        stop_factor: stop once the smoothed loss, and the median of the last five batches, is this many times
-            the lowest smoothed loss since the first tenth of the test, or NaN.
+        stop_factor: stop once the smoothed loss is this many times the lowest so far, or NaN, and the median
+            of the last five batches is above all losses before them.
         smoothing: weight of the past in the smoothed loss.
         repeats: tests on other batches and other random draws, for the median and spread.
         **fit_arguments: passed on to `model.fit`, e.g. `batch_size`.
