@@ -56,7 +56,7 @@ from .predict import Predictions, predict, predict_files, predict_tta
 from .report import write_report
 from .weights import from_torch, load_weights, to_torch
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Augmentation",
