@@ -164,6 +164,7 @@ def accelerate(
         store_for_torch(model)
     if step and _due("step", keras_step_is_lean):
         _lean_step(model, state)
+    state.replace(model, "get_compile_config", _with_loss_scale(model))
     for name in ("make_train_function", "make_test_function", "make_predict_function"):
         state.replace(model, name, _refreshing(model, state, name))
     model.__dict__[_STATE] = state
@@ -245,6 +246,19 @@ def _lean_step(model: keras.Model, state: _Acceleration) -> None:
     state.step = LeanStep(model, call.fast if isinstance(call, _PlannedCall) else None)
     state.replace(model, "train_step", state.step.train_step)
     state.replace(model, "test_step", state.step.test_step)
+
+
+def _with_loss_scale(model: keras.Model) -> Callable[[], dict[str, Any]]:
+    """What a saved model tells of `compile`, with the loss scaling that Keras put around the optimizer."""
+
+    def get_compile_config() -> dict[str, Any]:
+        config = type(model).get_compile_config(model)
+        optimizer = getattr(model, "optimizer", None)
+        if config and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            config["optimizer"] = keras.saving.serialize_keras_object(optimizer)
+        return config
+
+    return get_compile_config
 
 
 def _refreshing(model: keras.Model, state: _Acceleration, name: str) -> Callable[..., Any]:
