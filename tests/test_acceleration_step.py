@@ -128,6 +128,22 @@ def watched(function, alive):
     return watch
 
 
+def test_gradients_of_the_last_step_are_gone_before_the_activations_come():
+    held = []
+
+    class Watch(keras.layers.Layer):
+        def call(self, x):
+            held.append([variable.value.grad is not None for variable in model.trainable_variables])
+            return x
+
+    layers = [keras.Input((SIZE,)), Watch(), keras.layers.Dense(CLASSES)]
+    model = accelerate(compiled(lambda: keras.Sequential(layers)))
+    held.clear()
+    model.fit(images().reshape(40, -1)[:, :SIZE], labels(), batch_size=20, verbose=0)
+    assert held == [[False, False], [False, False]]
+    assert all(variable.value.grad is not None for variable in model.trainable_variables)
+
+
 def test_two_layer_model_keeps_its_results():
     def tiny():
         return keras.Sequential(

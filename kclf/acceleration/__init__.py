@@ -15,12 +15,18 @@ from .graph import functional_of
 from .kernels import store_for_keras, store_for_torch
 from .packing import unpacked
 from .plan import MASKING, Plan
+from .probes import keras_fuses_batchnorm, keras_step_is_lean, keras_stores_kernels_for_torch
 from .step import LeanStep, why_not
 
 __all__ = ["accelerate", "deaccelerate", "is_accelerated", "unpacked"]
 
 logger = logging.getLogger(__name__)
 _STATE = "_kclf_acceleration"
+WELL_DONE = {
+    "batchnorm": "Keras' batch norm is torch's own",
+    "kernels": "Keras stores kernels as torch reads them",
+    "step": "Keras' step is as lean",
+}
 
 
 @dataclass
@@ -107,7 +113,8 @@ def accelerate(
     Takes functional models, Sequential, and subclasses of `keras.Model` that hold such models. Layers,
     weights, `summary`, saving and loading are untouched, and `trainable` flags count from the next step on.
     A model or a part of it that this cannot run (a `train_step` of its own, masks, layers with LoRA) is left
-    to Keras, and the log says why. Calling it again sets the switches anew.
+    to Keras, and the log says why; so is what this Keras is found to do well by itself: lone batch norms,
+    kernels and the step are probed for that. Calling it again sets the switches anew.
 
     Args:
         model: a Keras model on the torch backend, compiled or not.
@@ -145,7 +152,7 @@ def accelerate(
         "batchnorm": batchnorm,
         "folding": folding,
         "packing": packing,
-        "kernels": kernels,
+        "kernels": kernels and _due("kernels", keras_stores_kernels_for_torch),
         "compile": compile,
     }
     state = _Acceleration(model, switches)
@@ -153,10 +160,11 @@ def accelerate(
         _plan_calls(model, state)
     if batchnorm:
         _lone_batchnorms(model, state)
-    if kernels:
+    if switches["kernels"]:
         store_for_torch(model)
-    if step:
+    if step and _due("step", keras_step_is_lean):
         _lean_step(model, state)
+    state.replace(model, "get_compile_config", _with_loss_scale(model))
     for name in ("make_train_function", "make_test_function", "make_predict_function"):
         state.replace(model, name, _refreshing(model, state, name))
     model.__dict__[_STATE] = state
@@ -175,7 +183,8 @@ def deaccelerate(model: keras.Model) -> keras.Model:
     state = model.__dict__.pop(_STATE, None)
     if state is not None:
         state.remove()
-        store_for_keras(model)
+        if state.switches["kernels"]:
+            store_for_keras(model)
         model.train_function = model.test_function = model.predict_function = None
     return model
 
@@ -188,6 +197,14 @@ def compiled(plan: Plan, backend: bool | str) -> Callable[..., list[torch.Tensor
 def is_accelerated(model: keras.Model) -> bool:
     """Whether `accelerate` is at work on a model."""
     return _STATE in model.__dict__
+
+
+def _due(part: str, keras_does: Callable[[], bool]) -> bool:
+    """Whether a part has something to mend; the log says where it has not."""
+    if keras_does():
+        logger.info("%s: off, %s", part, WELL_DONE[part])
+        return False
+    return True
 
 
 def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
@@ -206,11 +223,17 @@ def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
 def _lone_batchnorms(model: keras.Model, state: _Acceleration) -> None:
     """Fuse the batch norms that no plan runs."""
     planned = {id(layer) for call in state.plans for layer in call.model._flatten_layers()}
-    for layer in model._flatten_layers():
-        if type(layer) is keras.layers.BatchNormalization and id(layer) not in planned:
-            call = lone_batchnorm(layer)
-            if call is not None:
-                state.replace(layer, "call", call)
+    lone = [
+        layer
+        for layer in model._flatten_layers()
+        if type(layer) is keras.layers.BatchNormalization and id(layer) not in planned
+    ]
+    if not lone or not _due("batchnorm", keras_fuses_batchnorm):
+        return
+    for layer in lone:
+        call = lone_batchnorm(layer)
+        if call is not None:
+            state.replace(layer, "call", call)
 
 
 def _lean_step(model: keras.Model, state: _Acceleration) -> None:
@@ -223,6 +246,19 @@ def _lean_step(model: keras.Model, state: _Acceleration) -> None:
     state.step = LeanStep(model, call.fast if isinstance(call, _PlannedCall) else None)
     state.replace(model, "train_step", state.step.train_step)
     state.replace(model, "test_step", state.step.test_step)
+
+
+def _with_loss_scale(model: keras.Model) -> Callable[[], dict[str, Any]]:
+    """What a saved model tells of `compile`, with the loss scaling that Keras put around the optimizer."""
+
+    def get_compile_config() -> dict[str, Any]:
+        config = type(model).get_compile_config(model)
+        optimizer = getattr(model, "optimizer", None)
+        if config and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            config["optimizer"] = keras.saving.serialize_keras_object(optimizer)
+        return config
+
+    return get_compile_config
 
 
 def _refreshing(model: keras.Model, state: _Acceleration, name: str) -> Callable[..., Any]:

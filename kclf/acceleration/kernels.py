@@ -8,7 +8,7 @@ import keras
 import torch
 
 
-def _order(layer: Any, variable: Any) -> tuple[int, ...] | None:
+def order_of(layer: Any, variable: Any) -> tuple[int, ...] | None:
     """The axes of a kernel from the slowest to the fastest as torch's convolution wants them in memory."""
     if len(variable.shape) != 4:
         return None
@@ -35,7 +35,7 @@ def store_for_torch(model: keras.Model) -> None:
     orders: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
     for layer in model._flatten_layers():
         for variable in layer._trainable_variables + layer._non_trainable_variables:
-            order = _order(layer, variable)
+            order = order_of(layer, variable)
             if order is not None:
                 _reorder(variable._value, order)
                 orders.setdefault(tuple(variable.shape), set()).add(order)

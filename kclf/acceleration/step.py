@@ -78,9 +78,9 @@ class LeanStep:
             return type(model).train_step(model, data)
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, y, weight = _to_device(x), _to_device(y), _to_device(weight)
-        y_pred = self._predict(x, training=True)
         for variable in trainable:
-            variable._value.grad = None
+            variable._value.grad = None  # before the forward pass, whose activations take its place
+        y_pred = self._predict(x, training=True)
         loss = self._compute_loss(x, y, y_pred, weight, training=True)
         scaled = loss if model.optimizer is None else model.optimizer.scale_loss(loss)
         scaled.backward()

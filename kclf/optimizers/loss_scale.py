@@ -81,7 +81,8 @@ def load_in_order(
         raise ValueError(
             f"The saved state of {optimizer.name} has {len(store.keys())} arrays and this optimizer "
             f"{len(variables)}. Build the optimizer on the same model first: "
-            "optimizer.build(model.trainable_variables)"
+            "optimizer.build(model.trainable_variables). "
+            "A model that Keras saved with loss scaling is read by kclf.load_model."
         )
     for index, variable in enumerate(variables):
         variable.assign(store[str(index)])

@@ -1,5 +1,6 @@
 """Weights in and out of models: Keras h5 files of every age and torch state dicts, always checked."""
 
+from .archives import load_model
 from .conventions import TENSORFLOW, TORCH, Conventions, with_conventions
 from .keys import array_of, layer_keys, layers_with_variables, named_variables
 from .loading import load_weights
@@ -19,6 +20,7 @@ __all__ = [
     "is_torch_file",
     "layer_keys",
     "layers_with_variables",
+    "load_model",
     "load_weights",
     "named_variables",
     "overview",

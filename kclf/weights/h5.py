@@ -37,7 +37,7 @@ def open_saved(path: str | os.PathLike[str], class_words: Collection[str]) -> It
     Raises:
         FileFormatError: the file is damaged, hostile or not a Keras file.
     """
-    with open_h5(path) if h5py.is_hdf5(path) else _weights_of_archive(path) as file:
+    with open_h5(path) if h5py.is_hdf5(path) else weights_of_archive(path) as file:
         root = file.get("model_weights", file)
         layers = _legacy_layers(root, class_words) if "layer_names" in root.attrs else _keras3_layers(file)
         if not layers:
@@ -46,7 +46,7 @@ def open_saved(path: str | os.PathLike[str], class_words: Collection[str]) -> It
 
 
 @contextmanager
-def _weights_of_archive(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+def weights_of_archive(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """The HDF5 member of a `.keras` archive, in memory."""
     try:
         with zipfile.ZipFile(path) as archive:
