@@ -54,7 +54,7 @@ from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 from .precision import set_precision
 from .predict import Predictions, predict, predict_files, predict_tta
 from .report import write_report
-from .weights import from_torch, load_model, load_weights, to_torch
+from .weights import from_torch, load_weights, to_torch
 
 __version__ = "0.1.0"
 
@@ -106,7 +106,6 @@ __all__ = [
     "grad_cam",
     "load",
     "load_learner",
-    "load_model",
     "load_weights",
     "predict",
     "predict_files",

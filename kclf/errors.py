@@ -20,6 +20,7 @@ Wrong arguments are plain `ValueError` or `TypeError`. Every message says what w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 
 
@@ -81,7 +82,16 @@ class TrainingError(KclfError, RuntimeError):
 
 
 class NotFiniteError(TrainingError):
-    """The loss or the weights of a run became infinite or NaN."""
+    """The loss, its gradients or the weights of a run became infinite or NaN.
+
+    Args:
+        message: where, and what to do.
+        inputs: what was so before any layer saw it, such as paths of photos.
+    """
+
+    def __init__(self, message: str, inputs: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.inputs = list(inputs)
 
 
 class RunStopped(TrainingError):

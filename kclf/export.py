@@ -17,6 +17,7 @@ from torch import Tensor
 from .acceleration import unpacked
 from .atomic import replacing
 from .errors import WeightsError
+from .storage import whole_file
 
 OPSET = 18  # of ONNX; what torch's exporter writes without converting
 TOLERANCE = 1e-4  # largest difference of a probability between the export and the model
@@ -114,10 +115,10 @@ def to_torch_export(
     program = _exported(wrapped, photos)
     with torch.no_grad():
         _check(program.module()(photos).cpu().numpy(), _expected(model, photos), path)
-    with replacing(path) as temporary, warnings.catch_warnings():
+    with whole_file(path) as file, warnings.catch_warnings():
         # To torch kernels in channels_last memory are not "complete"; it saves and loads them all the same.
         warnings.filterwarnings("ignore", message="No complete tensor found")
-        torch.export.save(program, str(temporary))
+        torch.export.save(program, file)
     return program
 
 

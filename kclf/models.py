@@ -18,7 +18,7 @@ from .errors import FileFormatError, WeightsError
 from .layers import Augmentation, ConcatPooling, InputNormalization
 from .layers import none as no_augmentation
 from .optimizers import FusedLossScaleOptimizer
-from .storage import read_arrays, write_arrays
+from .storage import read_arrays, whole_file, write_arrays
 from .weights import array_of, layer_keys, layers_with_variables, named_variables
 
 TASKS = ("single_label", "multi_label", "regression")
@@ -277,7 +277,7 @@ class ImageClassifier(keras.Model):
 
         The single file holds weights, class names, preprocessing and the backbone's name, and a small
         probe batch with its logits. `kclf.load` reads it without running code from it; docs/file-format.md
-        describes it. It is written whole or not at all.
+        describes it. It and Keras' archive are written whole or not at all.
 
         Args:
             filepath: where to; `.h5` for the single file, `.keras` for Keras' archive.
@@ -288,11 +288,15 @@ class ImageClassifier(keras.Model):
             WeightsError: the single file cannot describe a backbone that is not in the registry.
         """
         path = Path(filepath)
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists. Pass overwrite=True to replace it.")
+        if path.suffix == ".keras" and "://" not in str(filepath):
+            with whole_file(path) as file:
+                super().save(file, **arguments)
+            return
         if path.suffix != ".h5" or path.name.endswith(".weights.h5"):
             super().save(filepath, overwrite=overwrite, **arguments)
             return
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists. Pass overwrite=True to replace it.")
         if self.backbone_name is None:
             raise WeightsError(
                 "A single file names its backbone, and this one was given as a model. "

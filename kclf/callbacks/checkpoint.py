@@ -110,7 +110,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._stage += 1
         lengths = {name: (self.params or {}).get(name) for name in ("epochs", "steps")}
         self._stages.append({**lengths, **self.settings})
-        if self._stage == 0:
+        if self._stage == 0 and self._found is None:
             self._look()
         self._passing = False
         self._saved_at = time.monotonic()
@@ -223,6 +223,12 @@ class Checkpoint(keras.callbacks.Callback):
         assign(self._weights(), before)
         return False
 
+    def go_back(self) -> None:
+        """After an error cut a fit off: let the next fit be that one again, from the newest whole file."""
+        self._stage -= 1
+        self._stages.pop()
+        self._find()
+
     def files(self) -> list[Path]:
         """The files that stand, oldest first."""
         return sorted(self.folder.glob("stage*.h5"))
@@ -282,12 +288,16 @@ class Checkpoint(keras.callbacks.Callback):
     # ---- going on ------------------------------------------------------------
 
     def _look(self) -> None:
-        """Find the newest file that is whole."""
+        """Clear up after a kill, and find what was saved."""
         for folder in (self.folder, *self.folders):
             sweep(folder)
         if not self.resume:
             _remove(self.files())
-        damage = []
+        self._find()
+
+    def _find(self) -> None:
+        """Find the newest file that is whole."""
+        damage, self._found = [], None
         while self._found is None and (files := self.files()):
             try:
                 self._found = read_checkpoint(files[-1])

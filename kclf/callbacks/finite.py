@@ -24,8 +24,8 @@ class FiniteGuard(keras.callbacks.Callback):
 
     The device marks the first bad step, and the host reads the mark a few steps later from memory of its
     own: no step waits. The error names the step, the photos or labels that are not finite, or the first
-    layer that gives what is not. Under loss scaling, which skips single steps with infinite gradients by
-    itself, only a long row of them ends the run.
+    layer that gives what is not. Under loss scaling, which skips single steps with an infinite loss or
+    gradients by itself, only a long row of them ends the run.
 
     Args:
         checkpoint: whose last file the weights are taken back from; None leaves them as they are.
@@ -45,6 +45,7 @@ class FiniteGuard(keras.callbacks.Callback):
         self._stop_listening()
         scaled = isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer)
         self._limit = SKIPPED_IN_A_ROW if scaled else 1
+        self._scale: float | torch.Tensor = 0.0
         self._marks: torch.Tensor | None = None
         self._recent: deque[tuple[int, int, int, Any]] = deque(maxlen=LAG + 1)
         self._step = 0
@@ -90,7 +91,7 @@ class FiniteGuard(keras.callbacks.Callback):
             cuda = loss.device.type == "cuda"
             self._on_host = torch.zeros(3, dtype=torch.int32, pin_memory=True) if cuda else self._marks
         row, longest, begun = self._marks.unbind()
-        row.add_(1).mul_(~torch.isfinite(loss))
+        row.add_(1).mul_(~torch.isfinite(loss) | self._was_skipped())
         begun.add_((row == 1) * (longest < self._limit) * (self._step - begun))
         torch.maximum(row, longest, out=longest)
         if self._on_host is self._marks:
@@ -98,17 +99,25 @@ class FiniteGuard(keras.callbacks.Callback):
         else:
             self._on_host.copy_(self._marks, non_blocking=True)
 
+    def _was_skipped(self) -> torch.Tensor | bool:
+        """On the device: whether the last step was skipped, which lowers the loss scale."""
+        if self._limit == 1 or not self.model.optimizer.built:
+            return False
+        before, self._scale = self._scale, self.model.optimizer.dynamic_scale.value.clone()
+        return self._scale < before
+
     def _look(self) -> None:
         if self._marks is None or int(self._on_host[1]) < self._limit:
             return
         self._stop_listening()
-        raise NotFiniteError(self._explain())
-
-    def _explain(self) -> str:
-        """What happened, and, once the good weights are back, why."""
         epoch, batch, data = self._first_bad()
-        said = f"The loss became infinite or NaN at epoch {epoch}, batch {batch}. "
         names = self._bad_items(data, epoch, batch)
+        raise NotFiniteError(self._explain(epoch, batch, data, names), names)
+
+    def _explain(self, epoch: int, batch: int, data: Any, names: list[str]) -> str:
+        """What happened, and, once the good weights are back, why."""
+        loss = "loss" if self._limit == 1 else "loss or its gradients"
+        said = f"The {loss} became infinite or NaN at epoch {epoch}, batch {batch}. "
         layer = first_non_finite_layer(self.model, data[0])
         mended = self.checkpoint is not None and self.checkpoint.take_back_weights(
             lambda: bool(names) or first_non_finite_layer(self.model, data[0]) is None
@@ -117,12 +126,13 @@ class FiniteGuard(keras.callbacks.Callback):
             said += f"The weights are back at {self.checkpoint.position}, the last that were good. "
         if names:
             return f"{said}These inputs or labels are not finite: {', '.join(names)}"
-        if layer is None:
+        if layer is None and self._limit == 1:
             return f"{said}All layers gave finite values, so look at the loss"
-        said += f"The first layer whose output was not finite: {layer}. "
-        if mended:
+        if layer is not None:
+            said += f"The first layer whose output was not finite: {layer}. "
+        if mended and layer is not None:
             said += "With the good weights all are finite on that batch, so steps were too large. "
-        return f"{said}Lower the learning rate, or clip gradients"
+        return said + _advice(self.model)
 
     def _first_bad(self) -> tuple[int, int, Any]:
         """Epoch, batch and data of the step that came first; of the last step where that is long gone."""
@@ -142,3 +152,10 @@ class FiniteGuard(keras.callbacks.Callback):
         begun = self.data.state_dict()["epoch"] - (batch == len(self.data) - 1)
         indices = self.data.order(begun)[batch * self.data.batch_size :]
         return [str(self.data.paths[np.asarray(indices)[row]]) for row in sorted(rows)]
+
+
+def _advice(model: keras.Model) -> str:
+    advice = "Lower the learning rate, or clip gradients"
+    if model.compute_dtype != "float16":
+        return advice
+    return f"{advice}, or compute in bfloat16 or float32: float16 ends at 65504"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import keras
 
-from ..atomic import replacing
+from ..weights import save_weights
 
 
 @contextmanager
@@ -64,8 +64,8 @@ class SnapshotSaver:
         """Save the weights of now as the snapshot of a cycle and return its path."""
         target = self.path(cycle)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        with without_optimizer(model), replacing(target) as temporary:
-            model.save_weights(temporary, overwrite=True)
+        with without_optimizer(model):
+            save_weights(model, target)
         if target not in self.paths:
             self.paths.append(target)
         return target

@@ -9,10 +9,10 @@ from typing import Any
 
 import keras
 
-from ..atomic import replacing
 from ..callbacks import load_snapshot
 from ..callbacks.snapshots import without_optimizer
 from ..errors import TrainingError
+from ..weights import save_weights
 
 SMALLER_IS_BETTER = ("loss", "error", "mae", "mse", "absolute", "squared", "entropy")
 
@@ -84,8 +84,8 @@ class BestModel(keras.callbacks.Callback):
         if value == value and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_epoch = value, epoch
             model = self.classifier or self.model
-            with without_optimizer(model), replacing(self.path) as temporary:
-                model.save_weights(temporary, overwrite=True)
+            with without_optimizer(model):
+                save_weights(model, self.path)
         elif self.patience is not None and epoch - self.best_epoch >= self.patience:
             self.model.stop_training = True
 

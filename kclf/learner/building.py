@@ -16,6 +16,7 @@ from ..errors import WeightsError
 from ..images import CENTRE, ResizeMethod, to_square
 from ..layers import Augmentation
 from ..models import ImageClassifier, load
+from ..predict import Predictions
 
 
 def classifier_for(
@@ -103,6 +104,22 @@ def one_dropout(ps: float | Sequence[float]) -> float:
             f"ps=[0.25, 0.5]. Received: ps={list(ps)}"
         )
     return last
+
+
+def log_of(probabilities: np.ndarray) -> np.ndarray:
+    """Log-probabilities, float32; a probability of 0 counts as the smallest normal number."""
+    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def decoded(found: Predictions) -> tuple[Any, Any, np.ndarray]:
+    """What is said of one photo: in words, in numbers, and the probabilities."""
+    answer = found.predicted[0]
+    if found.task == "single_label":
+        return found.class_names[int(answer)], int(answer), found.probabilities[0]
+    if found.task == "multi_label":
+        names = [name for name, has in zip(found.class_names, answer, strict=True) if has]
+        return names, answer, found.probabilities[0]
+    return answer, answer, found.probabilities[0]
 
 
 def square(pixels: np.ndarray, model: ImageClassifier) -> np.ndarray:

@@ -36,8 +36,10 @@ from ..report import write_report
 from .best import BestModel
 from .building import (
     classifier_for,
+    decoded,
     head_for,
     is_random,
+    log_of,
     one_dropout,
     output_names,
     rebuilt,
@@ -48,6 +50,7 @@ from .cycles import CycleSnapshots, TriangularCycles
 from .folds import write_submission
 from .mixing import mixed
 from .options import BATCHNORM, Training
+from .overflow import Overflow, through_overflow
 from .plots import Sched, SuggestedRates, report_inputs
 from .resuming import with_checkpoint
 
@@ -75,15 +78,16 @@ class Learner:
         callbacks: Keras callbacks for every fit.
         verbose: print a table of the epochs, and progress bars.
         **settings: those of `Training` (`optimizer`, `loss`, `metrics`, `weight_decay`, `clip`,
-            `gradient_accumulation`, `ema`, `label_smoothing`, `focal_gamma`, `mixup`, `cutmix`), and those
-            of `ImageClassifier` (`augmentation`, `weights`, ...). Without `batchnorm`, `fit` has "frozen",
-            as fastai 0.7 and its rates for SGD, all else "inference".
+            `gradient_accumulation`, `ema`, `label_smoothing`, `focal_gamma`, `mixup`, `cutmix`,
+            `on_overflow`), and those of `ImageClassifier` (`augmentation`, `weights`, ...). Without
+            `batchnorm`, `fit` has "frozen", as fastai 0.7 and its rates for SGD, all else "inference".
 
     Attributes:
         model: the `ImageClassifier`.
         data: the `ImageData`, or None for a learner that only predicts.
         recorder: rate, momentum and loss of every batch so far.
         checkpoint: the `Checkpoint` of every fit, or None; set one, or pass `resume=True` to the fits.
+        overflow: whether float16 did not hold a run's numbers; see `on_overflow` of `Training`.
         sched: plots of the last fit and the last range test, under the names of fastai 0.7.
 
     Example:
@@ -126,6 +130,7 @@ class Learner:
         self.verbose = verbose
         self.recorder = Recorder()
         self.checkpoint: Checkpoint | None = None
+        self.overflow = Overflow()
         self.sched = Sched(self.recorder)
         self.precompute_views = precompute_views
         self.precompute_dtype = precompute_dtype
@@ -415,10 +420,10 @@ class Learner:
             (class name, class number, probabilities (classes,)) for a photo; float32 (n, classes) otherwise.
         """
         if photo is None:
-            return _log(self.predictions("test" if is_test else "valid").probabilities)
+            return log_of(self.predictions("test" if is_test else "valid").probabilities)
         if isinstance(photo, np.ndarray):
-            return _decoded(predict(self.model, square(photo, self.model)))
-        return _decoded(predict_files(self.model, [photo])[0])
+            return decoded(predict(self.model, square(photo, self.model)))
+        return decoded(predict_files(self.model, [photo])[0])
 
     def TTA(self, n_aug: int = 4, *, is_test: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-probabilities averaged over augmented views and the plain one, which counts as one of them.
@@ -432,7 +437,7 @@ class Learner:
         """
         split = self._split("test" if is_test else "valid")
         averaged = predict_tta(self.model, split, n_aug, weight=1 / (n_aug + 1))
-        return _log(averaged.probabilities), averaged.labels
+        return log_of(averaged.probabilities), averaged.labels
 
     def tta(
         self, split: str = "valid", *, n: int = 4, beta: float = 0.25, use_max: bool = False
@@ -496,20 +501,24 @@ class Learner:
         resume: bool = False,
         auto: str = "adamw",
     ) -> keras.callbacks.History:
-        model, data = self._trained()
         self._auto = auto
-        self._compile(model, weight_decay)
-        train = mixed(data.train, self.training.mixup, self.training.cutmix)
         table = [EpochTable()] if self.verbose else []
         listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
-        return model.fit(
-            train,
-            validation_data=data.valid,
-            epochs=epochs,
-            callbacks=with_checkpoint(self, listening, train, resume),
-            shuffle=False,
-            verbose=0,
-        )
+
+        def fit() -> keras.callbacks.History:
+            model, data = self._trained()
+            self._compile(model, weight_decay)
+            train = mixed(data.train, self.training.mixup, self.training.cutmix)
+            return model.fit(
+                train,
+                validation_data=data.valid,
+                epochs=epochs,
+                callbacks=with_checkpoint(self, listening, train, resume),
+                shuffle=False,
+                verbose=0,
+            )
+
+        return through_overflow(self, listening, fit)
 
     def _trained(self) -> tuple[keras.Model, Any]:
         """The model that trains now and its data: the classifier on photos, or its head on activations."""
@@ -521,7 +530,7 @@ class Learner:
                 "The augmentation has no effect with precompute=True: the head trains on activations of the "
                 "plain photos. Set precompute = False to train with it, or precompute_views=4 to compute "
                 "activations of 4 augmented views of each photo.",
-                stacklevel=4,
+                stacklevel=6,
             )
         cached = precompute(
             self.model, data, views=self.precompute_views, dtype=self.precompute_dtype, **self._cache
@@ -536,7 +545,9 @@ class Learner:
         if not self._own_batchnorm:
             self.model.batchnorm = BATCHNORM[self._auto]
         groups = self.model.layer_groups[-1:] if self.precompute else self.model.layer_groups
-        self.training.compile(model, groups, self.model.task, weight_decay, self._auto)
+        self.training.compile(
+            model, groups, self.model.task, weight_decay, self._auto, scaled=self.overflow.fell
+        )
 
     def _check_rates(self, rates: Rates) -> Rates:
         if self.precompute and not isinstance(rates, slice) and np.size(rates) > 1:
@@ -548,6 +559,7 @@ class Learner:
 
     def _to(self, policy: str) -> Learner:
         self.model = rebuilt(self.model, dtype=policy)
+        self.overflow.fell = False
         return self
 
     def _require_data(self) -> ImageData:
@@ -578,19 +590,3 @@ def load_learner(path: AnyPath, data: ImageData | None = None, **options: Any) -
         **options: as for `Learner`.
     """
     return Learner(data, load(path), **options)
-
-
-def _log(probabilities: np.ndarray) -> np.ndarray:
-    """Log-probabilities, float32; a probability of 0 counts as the smallest normal number."""
-    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
-
-
-def _decoded(found: Predictions) -> tuple[Any, Any, np.ndarray]:
-    """What is said of one photo: in words, in numbers, and the probabilities."""
-    answer = found.predicted[0]
-    if found.task == "single_label":
-        return found.class_names[int(answer)], int(answer), found.probabilities[0]
-    if found.task == "multi_label":
-        names = [name for name, has in zip(found.class_names, answer, strict=True) if has]
-        return names, answer, found.probabilities[0]
-    return answer, answer, found.probabilities[0]

@@ -11,7 +11,7 @@ import keras
 from .. import metrics as figures
 from ..losses import CrossEntropy
 from ..models import auto_loss
-from ..optimizers import LayerGroupOptimizer
+from ..optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 
 LayerGroups = Sequence[Sequence[keras.layers.Layer]]
 
@@ -34,6 +34,7 @@ METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
 }
 
 
+ON_OVERFLOW = ("stop", "mixed_bfloat16", "float32")
 ACCURACY = ("accuracy", figures.accuracy)
 
 
@@ -56,6 +57,8 @@ class Training:
         focal_gamma: how much less the photos count that are already right; 2 in the paper.
         mixup: alpha of MixUp, which blends photos; .4 in fastai.
         cutmix: alpha of CutMix, which cuts parts of photos into others; 1 in the paper. By turns with MixUp.
+        on_overflow: what a fit in float16 does when its numbers get too large for that: "stop", or go on
+            from its last checkpoint in "mixed_bfloat16" or "float32".
     """
 
     optimizer: str | Callable[..., keras.optimizers.Optimizer] = "auto"
@@ -69,6 +72,13 @@ class Training:
     focal_gamma: float = 0.0
     mixup: float | None = None
     cutmix: float | None = None
+    on_overflow: str = "stop"
+
+    def __post_init__(self) -> None:
+        if self.on_overflow not in ON_OVERFLOW:
+            raise ValueError(
+                f"Expected one of {', '.join(ON_OVERFLOW)}. Received: on_overflow={self.on_overflow!r}"
+            )
 
     def compile(
         self,
@@ -77,6 +87,8 @@ class Training:
         task: str,
         weight_decay: Any = None,
         auto: str = "adamw",
+        *,
+        scaled: bool = False,
     ) -> None:
         """Compile a model that gives logits, with a fresh optimizer.
 
@@ -86,9 +98,12 @@ class Training:
             task: "single_label", "multi_label" or "regression".
             weight_decay: instead of the one set; a list has one value for each layer group.
             auto: what the optimizer "auto" is here.
+            scaled: scale the loss under any dtype policy; float16 always does.
         """
         decay = self.weight_decay if weight_decay is None else weight_decay
-        optimizer = self.build_optimizer(groups, decay, auto)
+        optimizer: keras.optimizers.Optimizer = self.build_optimizer(groups, decay, auto)
+        if scaled:
+            optimizer = FusedLossScaleOptimizer(optimizer)
         model.compile(optimizer=optimizer, loss=self.build_loss(task), metrics=self.build_metrics(task))
 
     def build_optimizer(

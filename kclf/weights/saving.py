@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import keras
 import numpy as np
 import torch
 
-from ..atomic import replacing
+from ..storage import whole_file
 from .keys import array_of
 from .torch_exchange import to_torch
 
@@ -43,25 +44,25 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str], *, library: s
             f"Expected a path ending in .weights.h5, .h5, .keras or .pth. Received: path={name!r}."
         )
     state = to_torch(model, library) if name.endswith((".pth", ".pt")) else {}
-    with replacing(path) as temporary:
+    with whole_file(path) as file:
         if name.endswith(".weights.h5"):
-            model.save_weights(temporary, overwrite=True)
+            model.save_weights(file)
         elif name.endswith(".keras"):
-            model.save(temporary, overwrite=True)
+            keras.Model.save(model, file)
         elif state:
-            torch.save(state, temporary)
+            torch.save(state, file)
         else:
-            _save_legacy(model, temporary)
+            _save_legacy(model, file)
 
 
-def _save_legacy(model: keras.Model, path: Path) -> None:
+def _save_legacy(model: keras.Model, content: BinaryIO) -> None:
     """Keras 2's layout: a group for each layer, the order of layers and weights in attributes.
 
     Keras loads such a file by place. It expects the weights of a layer in the order trainable, then not
     trainable, of the moment: those of a nested model move when it is frozen. Names keep them apart for
     `kclf.weights.load_weights`.
     """
-    with h5py.File(path, "w") as file:
+    with h5py.File(content, "w") as file:
         file.attrs["layer_names"] = _names([layer.name for layer in model.layers])
         file.attrs["backend"] = np.bytes_(b"tensorflow")  # the layouts of arrays are TensorFlow's
         file.attrs["keras_version"] = np.bytes_(keras.__version__.encode())

@@ -29,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 
+import h5py
 import keras
 import numpy as np
 import torch
@@ -187,15 +188,15 @@ def checkpoints(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
         "histories": [{"epoch": [0], "history": {"loss": [float("nan")]}}],
     }
     arrays, rest = to_arrays(parts)
+    path = folder / "changed.h5"
 
     def read(file: Path) -> None:
-        try:
-            changed = json.loads(file.read_bytes())
-        except (ValueError, RecursionError):
-            return
-        if isinstance(changed, dict):
-            storage.write_arrays(folder / "changed.h5", arrays, json.loads(json.dumps(changed)))
-            checkpoint.read_checkpoint(folder / "changed.h5")
+        storage.write_arrays(path, arrays)
+        with h5py.File(path, "r+") as changed:
+            del changed["attributes"]
+            changed["attributes"] = np.bytes_(file.read_bytes())
+        storage.seal(path)
+        checkpoint.read_checkpoint(path)
 
     return json.dumps(rest).encode(), read
 
