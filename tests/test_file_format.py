@@ -34,9 +34,11 @@ def tiny_backbone(name, *, weights=None, input_shape=(None, None, 3)):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(kclf.models, "build_backbone", tiny_backbone)
+    monkeypatch.setattr(kclf.models.classifier, "build_backbone", tiny_backbone)
     monkeypatch.setattr(
-        kclf.models, "split_backbone", lambda model, name: [[*model.layers[1:3]], [*model.layers[3:]]]
+        kclf.models.classifier,
+        "split_backbone",
+        lambda model, name: [[*model.layers[1:3]], [*model.layers[3:]]],
     )
 
 

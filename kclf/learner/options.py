@@ -10,7 +10,7 @@ import keras
 
 from .. import metrics as figures
 from ..losses import CrossEntropy
-from ..models import auto_loss
+from ..models import accuracy_metric, auto_loss
 from ..optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 
 LayerGroups = Sequence[Sequence[keras.layers.Layer]]
@@ -25,12 +25,12 @@ OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
 BATCHNORM = {"adamw": "inference", "sgd": "frozen"}
 # The course's metrics, by name or as the functions of `kclf.metrics`.
 METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
-    "accuracy": lambda task: _accuracy(task),
+    "accuracy": accuracy_metric,
     "error_rate": lambda task: figures.ErrorRate(),
-    "accuracy_multi": lambda task: _accuracy("multi_label"),
-    figures.accuracy: lambda task: _accuracy(task),
+    "accuracy_multi": lambda task: accuracy_metric("multi_label"),
+    figures.accuracy: accuracy_metric,
     figures.error_rate: lambda task: figures.ErrorRate(),
-    figures.accuracy_multi: lambda task: _accuracy("multi_label"),
+    figures.accuracy_multi: lambda task: accuracy_metric("multi_label"),
 }
 
 
@@ -168,9 +168,3 @@ class Training:
 
 def _is_ours(metric: Any) -> bool:
     return isinstance(metric, str | type(figures.accuracy)) and metric in METRICS
-
-
-def _accuracy(task: str) -> keras.metrics.Metric:
-    if task == "multi_label":  # a logit of 0 is probability .5
-        return keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")
-    return keras.metrics.SparseCategoricalAccuracy(name="accuracy")

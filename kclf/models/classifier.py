@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-import torch
 
-from .acceleration import accelerate as accelerate_model
-from .backbones import backbone_spec, build_backbone, split_backbone
-from .errors import FileFormatError, WeightsError
-from .layers import Augmentation, ConcatPooling, InputNormalization
-from .layers import none as no_augmentation
-from .optimizers import FusedLossScaleOptimizer
-from .storage import read_arrays, whole_file, write_arrays
-from .weights import array_of, layer_keys, layers_with_variables, named_variables
+from ..acceleration import accelerate as accelerate_model
+from ..backbones import backbone_spec, build_backbone, split_backbone
+from ..errors import WeightsError
+from ..layers import Augmentation, InputNormalization
+from ..layers import none as no_augmentation
+from ..optimizers import FusedLossScaleOptimizer
+from ..storage import whole_file
+from ..weights import layers_with_variables
+from .heads import TASKS, accuracy_metric, auto_loss, build_head, check_choice
+from .single_file import write_single_file
 
-TASKS = ("single_label", "multi_label", "regression")
 BATCHNORM_POLICIES = ("inference", "frozen", "train")
 BATCHNORM_MOMENTUM = 0.9
-FILE_FORMAT = "kclf-classifier"
-FILE_VERSION = 1
-LARGEST_SIDE = 8192  # pixels; a file that claims more is refused
 
 
 @keras.saving.register_keras_serializable(package="kclf")
@@ -92,7 +88,7 @@ class ImageClassifier(keras.Model):
         name: str | None = None,
         dtype: Any = None,
     ) -> None:
-        _check_choice("task", task, TASKS)
+        check_choice("task", task, TASKS)
         _check_class_names(class_names, task)
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.class_names = [str(class_name) for class_name in class_names]
@@ -171,7 +167,7 @@ class ImageClassifier(keras.Model):
 
     @batchnorm.setter
     def batchnorm(self, policy: str) -> None:
-        _check_choice("batchnorm", policy, BATCHNORM_POLICIES)
+        check_choice("batchnorm", policy, BATCHNORM_POLICIES)
         self._batchnorm = policy
         if self.built:
             self.freeze_to(self.first_trainable_group)
@@ -225,13 +221,16 @@ class ImageClassifier(keras.Model):
         super().compile(
             optimizer=optimizer,
             loss=auto_loss(self.task) if loss == "auto" else loss,
-            metrics=None if metrics == "auto" else [_metric(self.task, m) for m in metrics or []],
+            metrics=None if metrics == "auto" else [self._metric(m) for m in metrics or []],
             **arguments,
         )
         if not self.optimizer.built:  # on all weights at once, so that unfreezing later keeps what was learnt
             self.optimizer.build(
                 [v for g in self.layer_groups for layer in g for v in layer._trainable_variables]
             )
+
+    def _metric(self, metric: Any) -> Any:
+        return accuracy_metric(self.task) if isinstance(metric, str) and metric == "accuracy" else metric
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as a saved model was; Keras calls it when it loads a `.keras` file."""
@@ -302,24 +301,7 @@ class ImageClassifier(keras.Model):
                 "A single file names its backbone, and this one was given as a model. "
                 f'Save it as a ".keras" file. Received: filepath="{path}"'
             )
-        images = _probe_images()
-        config = self.get_config()
-        first_trainable_group = config.pop("trainable_from_group")
-        write_arrays(
-            path,
-            {
-                **stored_arrays(self),
-                "probe/images": images,
-                "probe/logits": self._logits(images),
-            },
-            {
-                "format": FILE_FORMAT,
-                "version": FILE_VERSION,
-                "config": config,
-                "trainable_from_group": first_trainable_group,
-                "versions": {"keras": keras.__version__, "numpy": np.__version__},
-            },
-        )
+        write_single_file(self, path)
 
     @property
     def first_trainable_group(self) -> int:
@@ -329,141 +311,6 @@ class ImageClassifier(keras.Model):
             if any(v.trainable for layer in group for v in layer.weights if not _is_batchnorm(layer)):
                 return number
         return len(groups) - 1
-
-    def _logits(self, images: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return self(images, training=False).cpu().numpy()
-
-
-def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
-    """Read a classifier that `ImageClassifier.save("....h5")` wrote. No code from the file runs.
-
-    Args:
-        path: the file.
-        check: run the file's probe batch and compare the logits with those stored in it.
-
-    Returns:
-        The classifier, with the same groups frozen, not compiled.
-
-    Raises:
-        FileFormatError: the file is damaged, foreign, of a newer version of kclf, or fails its own check.
-
-    Example:
-        >>> import tempfile
-        >>> model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None)
-        >>> path = tempfile.mkdtemp() + "/classifier.h5"
-        >>> model.save(path)
-        >>> load(path, check=True).class_names
-        ['cat', 'dog']
-    """
-    arrays, attributes = read_arrays(path)
-    _check_format(path, attributes)
-    images, logits = (arrays.pop(f"probe/{name}", None) for name in ("images", "logits"))
-    model = _build(path, attributes.get("config"), arrays)
-    assign_arrays(model, arrays, path)
-    model.freeze_to(_first_group(attributes, path))
-    if check:
-        _check_probe(model, images, logits, path)
-    return model
-
-
-# ---- heads, losses, metrics ------------------------------------------------------------
-
-
-def build_head(
-    num_features: int, num_outputs: int, *, hidden: Sequence[int] = (512,), dropout: float = 0.5
-) -> keras.Model:
-    """The head of the course: pool (average and max), then BatchNorm, Dropout and Dense by turns, to logits.
-
-    Args:
-        num_features: channels of the backbone's feature map.
-        num_outputs: logits to give.
-        hidden: widths of the hidden layers.
-        dropout: rate before the last layer; half of it before each hidden one.
-
-    Returns:
-        A functional model (batch, rows, columns, num_features) -> float32 (batch, num_outputs). Dense
-        layers have no bias and He-normal weights; BatchNormalization has momentum .9 and epsilon 1e-5,
-        which settles within an epoch of 90 batches where Keras' default of .99 does not.
-    """
-    layers = keras.layers
-    features = keras.Input((None, None, num_features))
-    x = ConcatPooling(name="pooling")(features)
-    for number, width in enumerate(hidden, start=1):
-        x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"norm_{number}")(x)
-        x = layers.Dropout(dropout / 2, name=f"dropout_{number}")(x)
-        x = layers.Dense(width, use_bias=False, kernel_initializer="he_normal", name=f"hidden_{number}")(x)
-        x = layers.ReLU(name=f"relu_{number}")(x)
-    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name="norm")(x)
-    x = layers.Dropout(dropout, name="dropout")(x)
-    logits = layers.Dense(
-        num_outputs, use_bias=False, kernel_initializer="he_normal", name="logits", dtype="float32"
-    )(x)
-    return keras.Model(features, logits, name="head")
-
-
-def auto_loss(task: str) -> keras.losses.Loss:
-    """The loss for a task, on logits: cross-entropy, binary cross-entropy, or mean absolute error."""
-    _check_choice("task", task, TASKS)
-    return {
-        "single_label": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "multi_label": lambda: keras.losses.BinaryCrossentropy(from_logits=True),
-        "regression": keras.losses.MeanAbsoluteError,
-    }[task]()
-
-
-def _metric(task: str, metric: Any) -> Any:
-    if metric != "accuracy":
-        return metric
-    if task == "single_label":
-        return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    if task == "multi_label":
-        return keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")  # a logit of 0 is probability .5
-    raise ValueError('Numbers have no accuracy. Pass metrics=["mae"]. Received: metrics=["accuracy"]')
-
-
-# ---- weights ------------------------------------------------------------
-
-
-def stored_arrays(model: ImageClassifier) -> dict[str, np.ndarray]:
-    """All weights of a classifier as numpy arrays, by the keys of the single file."""
-    return {key: array_of(variable) for key, variable in _keyed_weights(model).items()}
-
-
-def assign_arrays(model: ImageClassifier, arrays: Mapping[str, np.ndarray], path: Any) -> None:
-    """Set all weights of a classifier from arrays by key.
-
-    Raises:
-        FileFormatError: keys or shapes differ from the model's; the message lists them.
-    """
-    _check_fit(model, arrays, path)
-    for key, variable in _keyed_weights(model).items():
-        variable.assign(arrays[key])
-
-
-def _check_fit(model: ImageClassifier, arrays: Mapping[str, np.ndarray], path: Any) -> None:
-    weights = _keyed_weights(model)
-    problems = [f"missing: {key}" for key in weights.keys() - arrays.keys()]
-    problems += [f"unexpected: {key}" for key in arrays.keys() - weights.keys()]
-    problems += [
-        f"{key}: shape {arrays[key].shape}, expected {tuple(v.shape)}"
-        for key, v in weights.items()
-        if key in arrays and tuple(v.shape) != arrays[key].shape
-    ]
-    if problems:
-        listed = "\n  ".join(sorted(problems)[:20])
-        raise FileFormatError(
-            f"{path}: the weights do not fit the architecture that the file names:\n  {listed}"
-        )
-
-
-def _keyed_weights(model: ImageClassifier) -> dict[str, keras.Variable]:
-    return {
-        f"{part}/{key}/{name}": variable
-        for part in ("backbone", "head")
-        for key, layer in layer_keys(getattr(model, part)).items()
-        for name, variable in named_variables(layer).items()
-    }
 
 
 def _is_batchnorm(layer: keras.layers.Layer) -> bool:
@@ -481,15 +328,6 @@ def _settle_faster(backbone: keras.Model) -> None:
             layer.momentum = min(layer.momentum, BATCHNORM_MOMENTUM)
 
 
-# ---- checks ------------------------------------------------------------
-
-
-def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"Expected one of {listed}. Received: {argument}={value!r}")
-
-
 def _check_class_names(class_names: Sequence[str], task: str) -> None:
     if isinstance(class_names, (str, int)):
         raise TypeError(f"Expected a sequence of class names. Received: class_names={class_names!r}")
@@ -498,87 +336,6 @@ def _check_class_names(class_names: Sequence[str], task: str) -> None:
         raise ValueError(
             f"Expected at least {least} class names, no two alike. Received: class_names={list(class_names)}"
         )
-
-
-def _check_format(path: Any, attributes: Mapping[str, Any]) -> None:
-    if attributes.get("format") != FILE_FORMAT:
-        raise FileFormatError(
-            f"{path}: not a classifier that kclf saved. Weights alone go through "
-            "ImageClassifier(..., weights=PATH) or load_weights."
-        )
-    version = attributes.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise FileFormatError(
-            f"{path}: expected a format version of 1 or more. Received: version={version!r}"
-        )
-    if version > FILE_VERSION:
-        raise FileFormatError(
-            f"{path}: written by a newer kclf (format {version}; this one reads up to {FILE_VERSION}). "
-            "Upgrade kclf to read it."
-        )
-
-
-def _build(path: Any, config: Any, arrays: Mapping[str, np.ndarray]) -> ImageClassifier:
-    """The architecture a file names. Only our own layers are built, from plain settings.
-
-    It is built without memory first: a file must not claim layers larger than the arrays it brings.
-    """
-    if not isinstance(config, dict) or not isinstance(config.get("backbone"), str):
-        raise FileFormatError(f"{path}: the settings do not name a backbone")
-    try:
-        settings = dict(config)
-        settings["augmentation"] = Augmentation.from_config(settings["augmentation"]["config"])
-        settings["normalization"] = InputNormalization.from_config(settings["normalization"])
-        sides = [side for side in (settings["size"], settings["presize"]) if side is not None]
-        if not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sides):
-            raise ValueError(f"sides of {sides} pixels")
-        with keras.device("meta"):
-            skeleton = ImageClassifier(**settings, weights=None, accelerate=False)
-        _check_fit(skeleton, arrays, path)
-        return ImageClassifier(**settings, weights=None)
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        if isinstance(error, FileFormatError):
-            raise
-        raise FileFormatError(f"{path}: the settings are damaged: {error}") from error
-
-
-def _first_group(attributes: Mapping[str, Any], path: Any) -> int:
-    first = attributes.get("trainable_from_group")
-    if not isinstance(first, int) or not 0 <= first < 3:
-        raise FileFormatError(f"{path}: the settings are damaged: trainable_from_group={first!r}")
-    return first
-
-
-def _check_probe(model: ImageClassifier, images: Any, logits: Any, path: Any) -> None:
-    if images is None or logits is None:
-        raise FileFormatError(f"{path}: has no probe batch to check against")
-    expected = (len(images), len(model.class_names)) if images.ndim == 4 else None
-    if images.dtype != "uint8" or images.shape[3:] != (3,) or logits.shape != expected:
-        raise FileFormatError(f"{path}: its probe batch is damaged")
-    tolerance = 1e-3 if model.dtype_policy.compute_dtype == "float32" else 5e-2
-    difference = float(np.abs(model._logits(images) - logits).max())
-    if not difference <= tolerance * float(np.abs(logits).max()):
-        raise FileFormatError(
-            f"{path}: the logits of the probe batch differ by {difference:.2g} from those stored in the file"
-        )
-
-
-def _probe_images() -> np.ndarray:
-    """Two smooth pictures, uint8 (2, 64, 64, 3), the same everywhere."""
-    y, x = np.mgrid[0:64, 0:64] / 64
-    waves = [
-        np.sin(2 * np.pi * (fx * x + fy * y)) for fx, fy in ((1, 0), (0, 2), (3, 1), (2, 2), (5, 3), (1, 7))
-    ]
-    pictures = 127.5 + 127 * np.stack(waves).reshape(2, 3, 64, 64)
-    return pictures.transpose(0, 2, 3, 1).astype("uint8")
 
 
 def _normalization(name: str | None, given: str | InputNormalization | None) -> InputNormalization:

@@ -1,0 +1,121 @@
+"""Classifiers read from their single file. No code from the file runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import keras
+import numpy as np
+
+from ..errors import FileFormatError
+from ..layers import Augmentation, InputNormalization
+from ..storage import read_arrays
+from .classifier import ImageClassifier
+from .single_file import FILE_FORMAT, FILE_VERSION, assign_arrays, check_fit, logits_of
+
+LARGEST_SIDE = 8192  # pixels; a file that claims more is refused
+
+
+def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
+    """Read a classifier that `ImageClassifier.save("....h5")` wrote. No code from the file runs.
+
+    Args:
+        path: the file.
+        check: run the file's probe batch and compare the logits with those stored in it.
+
+    Returns:
+        The classifier, with the same groups frozen, not compiled.
+
+    Raises:
+        FileFormatError: the file is damaged, foreign, of a newer version of kclf, or fails its own check.
+
+    Example:
+        >>> import tempfile
+        >>> model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None)
+        >>> path = tempfile.mkdtemp() + "/classifier.h5"
+        >>> model.save(path)
+        >>> load(path, check=True).class_names
+        ['cat', 'dog']
+    """
+    arrays, attributes = read_arrays(path)
+    _check_format(path, attributes)
+    images, logits = (arrays.pop(f"probe/{name}", None) for name in ("images", "logits"))
+    model = _build(path, attributes.get("config"), arrays)
+    assign_arrays(model, arrays, path)
+    model.freeze_to(_first_group(attributes, path))
+    if check:
+        _check_probe(model, images, logits, path)
+    return model
+
+
+def _check_format(path: Any, attributes: Mapping[str, Any]) -> None:
+    if attributes.get("format") != FILE_FORMAT:
+        raise FileFormatError(
+            f"{path}: not a classifier that kclf saved. Weights alone go through "
+            "ImageClassifier(..., weights=PATH) or load_weights."
+        )
+    version = attributes.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise FileFormatError(
+            f"{path}: expected a format version of 1 or more. Received: version={version!r}"
+        )
+    if version > FILE_VERSION:
+        raise FileFormatError(
+            f"{path}: written by a newer kclf (format {version}; this one reads up to {FILE_VERSION}). "
+            "Upgrade kclf to read it."
+        )
+
+
+def _build(path: Any, config: Any, arrays: Mapping[str, np.ndarray]) -> ImageClassifier:
+    """The architecture a file names. Only our own layers are built, from plain settings.
+
+    It is built without memory first: a file must not claim layers larger than the arrays it brings.
+    """
+    if not isinstance(config, dict) or not isinstance(config.get("backbone"), str):
+        raise FileFormatError(f"{path}: the settings do not name a backbone")
+    try:
+        settings = dict(config)
+        settings["augmentation"] = Augmentation.from_config(settings["augmentation"]["config"])
+        settings["normalization"] = InputNormalization.from_config(settings["normalization"])
+        sides = [side for side in (settings["size"], settings["presize"]) if side is not None]
+        if not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sides):
+            raise ValueError(f"sides of {sides} pixels")
+        with keras.device("meta"):
+            skeleton = ImageClassifier(**settings, weights=None, accelerate=False)
+        check_fit(skeleton, arrays, path)
+        return ImageClassifier(**settings, weights=None)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError(f"{path}: the settings are damaged: {error}") from error
+
+
+def _first_group(attributes: Mapping[str, Any], path: Any) -> int:
+    first = attributes.get("trainable_from_group")
+    if not isinstance(first, int) or not 0 <= first < 3:
+        raise FileFormatError(f"{path}: the settings are damaged: trainable_from_group={first!r}")
+    return first
+
+
+def _check_probe(model: ImageClassifier, images: Any, logits: Any, path: Any) -> None:
+    if images is None or logits is None:
+        raise FileFormatError(f"{path}: has no probe batch to check against")
+    expected = (len(images), len(model.class_names)) if images.ndim == 4 else None
+    if images.dtype != "uint8" or images.shape[3:] != (3,) or logits.shape != expected:
+        raise FileFormatError(f"{path}: its probe batch is damaged")
+    tolerance = 1e-3 if model.dtype_policy.compute_dtype == "float32" else 5e-2
+    difference = float(np.abs(logits_of(model, images) - logits).max())
+    if not difference <= tolerance * float(np.abs(logits).max()):
+        raise FileFormatError(
+            f"{path}: the logits of the probe batch differ by {difference:.2g} from those stored in the file"
+        )
