@@ -58,8 +58,8 @@ class _Unfit(Exception):
 def suggest_minimum(learning_rates: np.ndarray, losses: np.ndarray) -> float:
     """A tenth of the rate with the lowest loss."""
     lowest = int(losses.argmin())
-    if lowest == 0:
-        raise _Unfit("the loss never falls")
+    if lowest <= len(losses) // 10:
+        raise _Unfit("the loss never falls below where it began")
     if lowest == len(losses) - 1:
         raise _Unfit("the loss still falls at the highest rate: raise `end`")
     return float(learning_rates[lowest]) / 10
