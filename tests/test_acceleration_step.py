@@ -129,18 +129,18 @@ def watched(function, alive):
 
 
 def test_gradients_of_the_last_step_are_gone_before_the_activations_come():
-    held = []
+    held, layer = [], keras.layers.Dense(CLASSES)
 
     class Watch(keras.layers.Layer):
         def call(self, x):
-            held.append([variable.value.grad is not None for variable in model.trainable_variables])
+            held.append([variable.value.grad is not None for variable in layer.variables])
             return x
 
-    layers = [keras.Input((SIZE,)), Watch(), keras.layers.Dense(CLASSES)]
-    model = accelerate(compiled(lambda: keras.Sequential(layers)))
+    model = accelerate(compiled(lambda: keras.Sequential([keras.Input((SIZE,)), Watch(), layer])))
     held.clear()
     model.fit(images().reshape(40, -1)[:, :SIZE], labels(), batch_size=20, verbose=0)
-    assert held == [[False, False], [False, False]]
+    assert len(held) >= 2
+    assert not any(any(gradients) for gradients in held)
     assert all(variable.value.grad is not None for variable in model.trainable_variables)
 
 
