@@ -107,6 +107,7 @@ def kclf(settings: SimpleNamespace) -> harness.Round:
             size=settings.size,
             augmentation=kclf.aug_transforms(settings.size),
             weights=str(Path(settings.weights) / KERAS_WEIGHTS),
+            batchnorm="train",  # as in the others: with stored statistics, one high rate for all layers fails
         )
         model.unfreeze()
         model.compile(keras.optimizers.AdamW(settings.rate))
