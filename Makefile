@@ -40,8 +40,9 @@ docs: .venv/docs   ## the site, into site/; a public name without docs or a brok
 PEERS ?=
 PHOTOS ?= ../shared/data/dogscats
 BENCH := $(BIN)/python tests/benchmarks
+WEIGHTS ?=
 WITH_PEERS := $(if $(PEERS),--peers $(PEERS))
-bench: .venv/installed   ## the benchmarks; PEERS=VENV adds fastai, timm and torchvision, PHOTOS=FOLDER the photos
+bench: .venv/installed   ## the benchmarks; PEERS=VENV adds fastai, timm and torchvision; PHOTOS=, WEIGHTS= folders
 	$(BENCH)/train_step.py --threads 2 $(WITH_PEERS)
 	$(BENCH)/inference.py --threads 2 $(WITH_PEERS)
 	$(BENCH)/overhead.py
@@ -49,10 +50,13 @@ bench: .venv/installed   ## the benchmarks; PEERS=VENV adds fastai, timm and tor
 	$(BENCH)/augment.py --threads 2 $(WITH_PEERS)
 	$(BENCH)/loader.py --set folder=$(PHOTOS) $(WITH_PEERS)
 	$(BENCH)/precompute.py --threads 2
+	$(BENCH)/compiling.py --threads 2 --warmup 1 --rounds 4 --set model=MobileNetV2
 	$(BENCH)/imports.py
+	$(if $(WEIGHTS),$(BENCH)/end_to_end.py $(PHOTOS) --threads 2 --warmup 0 --rounds 3 --set weights=$(WEIGHTS) $(WITH_PEERS))
 
-bench-gpu:       ## the table of a machine with CUDA; PYTHON names an environment that has kclf
-	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu_bench.py
+ARGS ?=
+bench-gpu:       ## the table of a machine with CUDA; PYTHON names an environment; ARGS="--device cpu --quick" tries it
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu_bench.py $(ARGS)
 
 clean:           ## remove what the targets made
 	rm -rf .venv demo-run site .pytest_cache .mypy_cache .ruff_cache

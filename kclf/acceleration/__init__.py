@@ -9,7 +9,9 @@ from typing import Any
 
 import keras
 import torch
+from keras.src.backend.torch.core import get_device
 
+from ..memory import keep_freed_memory
 from .batchnorm import lone_batchnorm
 from .graph import functional_of
 from .kernels import store_for_keras, store_for_torch
@@ -124,7 +126,8 @@ def accelerate(
         packing: on a CPU, predict in float32 by convolutions whose kernels are packed for it and that add
             and activate as they write their result (in the plan).
         kernels: store convolution kernels in the order in which torch reads them; shapes stay.
-        step: take Keras' train and test step by one that reads nothing back from the device.
+        step: take Keras' train and test step by one that reads nothing back from the device. On a CPU
+            (Linux) the memory that a step frees then stays with the process for the next one.
         compile: let `torch.compile` turn the plan into kernels of its own: True by its default backend, which
             wants a C++ compiler, or the name of a backend. The first step of each kind then takes up to
             minutes. Weights and `trainable` flags may change afterwards; for other changes of layers call
@@ -246,6 +249,8 @@ def _lean_step(model: keras.Model, state: _Acceleration) -> None:
     state.step = LeanStep(model, call.fast if isinstance(call, _PlannedCall) else None)
     state.replace(model, "train_step", state.step.train_step)
     state.replace(model, "test_step", state.step.test_step)
+    if get_device() == "cpu":
+        keep_freed_memory()  # for the activations and gradients of the next step
 
 
 def _with_loss_scale(model: keras.Model) -> Callable[[], dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Measure contestants side by side: one process each, rounds interleaved, medians with their spread.
 
 A benchmark is a script with contestants in it. Each is a function that gets the settings, prepares its work
-and returns the function that does one round of it; a round returns how many units it did (images, steps).
+and returns the function that does one round of it; a round returns how many units it did (images, steps), or
+a pair of that and what else it found, as in `1, {"accuracy": .97}`: a column each, with their medians.
 
     import harness
 
@@ -46,7 +47,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("kclf", "keras", "torch", "torchvision", "timm", "fastai", "numpy", "pillow")
-Round = Callable[[], float]
+Round = Callable[[], float | tuple[float, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Row:
     name: str
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    found: dict[str, list[float]] = field(default_factory=dict)
     peak_memory: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     skipped: str | None = None
@@ -107,13 +109,15 @@ def peak_memory() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def timed(one_round: Round) -> dict[str, float]:
-    """Seconds of wall and process CPU time a unit."""
+def timed(one_round: Round) -> dict[str, Any]:
+    """Seconds of wall and process CPU time a unit, and what the round found."""
     synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
-    units = one_round()
+    result = one_round()
     synchronize()
-    return {"wall": (time.perf_counter() - wall) / units, "cpu": (time.process_time() - cpu) / units}
+    seconds = time.perf_counter() - wall, time.process_time() - cpu
+    units, found = result if isinstance(result, tuple) else (result, {})
+    return {"wall": seconds[0] / units, "cpu": seconds[1] / units, "found": found}
 
 
 def loaded_versions() -> dict[str, str]:
@@ -188,6 +192,8 @@ class Worker:
         if keep and self.row.skipped is None:
             self.row.wall.append(answer["wall"])
             self.row.cpu.append(answer["cpu"])
+            for name, value in answer["found"].items():
+                self.row.found.setdefault(name, []).append(value)
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -269,23 +275,38 @@ def ratio(row: Row, reference: Row | None, clock: str) -> float | None:
 
 def table(rows: Iterable[Row], reference: Row | None, unit: str) -> str:
     """The rows in Markdown: milliseconds a unit (quartiles), units a second, time against the reference."""
-    rival = reference.name if reference else "-"
-    lines = [
-        f"| | ms a {unit} (quartiles) | {unit}s/s | CPU ms | wall x {rival} | CPU x {rival} | peak MB |",
-        "|---|---|---|---|---|---|---|",
+    rows, rival = list(rows), reference.name if reference else "-"
+    extras = list(dict.fromkeys(name for row in rows for name in row.found))
+    heads = [
+        "",
+        f"ms a {unit} (quartiles)",
+        f"{unit}s/s",
+        "CPU ms",
+        f"wall x {rival}",
+        f"CPU x {rival}",
+        "peak MB",
     ]
+    heads += [f"{name} (range)" for name in extras]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         if not row.wall:
-            lines.append(f"| {row.name} | not measured: {row.skipped} | | | | | |")
+            lines.append(f"| {row.name} | not measured: {row.skipped}{' |' * (len(heads) - 1)}")
             continue
         low, wall, high = quartiles(row.wall)
         against = [f"{value:.2f}" if (value := ratio(row, reference, c)) else "" for c in ("wall", "cpu")]
         lines.append(
             f"| {row.name} | {wall * 1e3:.4g} ({low * 1e3:.4g}-{high * 1e3:.4g}) | {1 / wall:.4g} "
             f"| {statistics.median(row.cpu) * 1e3:.4g} | {against[0]} | {against[1]} "
-            f"| {row.peak_memory:.0f} |"
+            f"| {row.peak_memory:.0f} |" + "".join(f" {spread(row.found.get(name, []))} |" for name in extras)
         )
     return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range."""
+    if not values:
+        return ""
+    return f"{statistics.median(values):.4g} ({min(values):.4g}-{max(values):.4g})"
 
 
 def settings_from(options: argparse.Namespace, defaults: dict[str, Any]) -> dict[str, Any]:
