@@ -73,6 +73,7 @@ class ActivationDataset(DataLoader):
         self.class_names = images.class_names
         self.task = images.task
         self.shuffle = images.shuffle
+        self.shard = images.shard
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -88,7 +89,7 @@ class ActivationDataset(DataLoader):
         for number in range(len(self)):
             if number == len(self) - 1:
                 self.load_state_dict({"seed": self.images.seed, "epoch": epoch + 1, "batch": 0})
-            rows = slice(number * self.images.batch_size, (number + 1) * self.images.batch_size)
+            rows = self.images.rows(number)
             features = self.features[views[rows], order[rows]].astype(np.float32, copy=False)
             yield self.images.collate(torch.from_numpy(features), self.index[order[rows]])
 
@@ -391,6 +392,7 @@ def _numbered(dataset: ImageDataset, view: int, augment: bool) -> ImageDataset:
         task="single_label",
         batch_size=1 << (min(dataset.batch_size, LARGEST_BATCH).bit_length() - 1),
         shuffle=False,
+        shard=(0, 1),
         random_crop=augment and dataset.random_crop,
         drop_last=False,
         seed=dataset.seed + view,

@@ -14,6 +14,7 @@ import torch
 
 from .acceleration import accelerate as accelerate_model
 from .backbones import backbone_spec, build_backbone, split_backbone
+from .distributed import join, take_device
 from .errors import FileFormatError, WeightsError
 from .layers import Augmentation, ConcatPooling, InputNormalization
 from .layers import none as no_augmentation
@@ -95,6 +96,7 @@ class ImageClassifier(keras.Model):
         _check_choice("task", task, TASKS)
         _check_choice("batchnorm", batchnorm, BATCHNORM_POLICIES)
         _check_class_names(class_names, task)
+        take_device()
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.class_names = [str(class_name) for class_name in class_names]
         self.size = int(size)
@@ -221,6 +223,7 @@ class ImageClassifier(keras.Model):
             self.optimizer.build(
                 [v for g in self.layer_groups for layer in g for v in layer._trainable_variables]
             )
+        join(self)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as a saved model was; Keras calls it when it loads a `.keras` file."""

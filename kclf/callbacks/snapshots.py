@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 
 from ..atomic import replacing
+from ..distributed import barrier, is_main
 
 
 @contextmanager
@@ -20,6 +21,13 @@ def without_optimizer(model: keras.Model) -> Iterator[None]:
         yield
     finally:
         model.optimizer = optimizer
+
+
+def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Save a model's weights without the optimizer's state; folders are made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with without_optimizer(model), replacing(path) as temporary:
+        model.save_weights(temporary, overwrite=True)
 
 
 def load_snapshot(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -61,11 +69,14 @@ class SnapshotSaver:
         self.name.parent.mkdir(parents=True, exist_ok=True)
 
     def save(self, model: keras.Model, cycle: int) -> str:
-        """Save the weights of now as the snapshot of a cycle and return its path."""
+        """Save the weights of now as the snapshot of a cycle and return its path.
+
+        With several processes rank 0 writes it while the others wait.
+        """
         target = self.path(cycle)
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        with without_optimizer(model), replacing(target) as temporary:
-            model.save_weights(temporary, overwrite=True)
+        if is_main():
+            save_weights(model, target)
+        barrier()
         if target not in self.paths:
             self.paths.append(target)
         return target

@@ -27,6 +27,7 @@ from ..callbacks import (
     load_snapshot,
 )
 from ..data import ImageData, ImageDataset
+from ..distributed import join
 from ..ensembles import SnapshotEnsemble, take
 from ..errors import DataError, WeightsError
 from ..interpret import Interpretation
@@ -537,6 +538,7 @@ class Learner:
     def _compile(self, model: keras.Model, weight_decay: Any = None, auto: str = "adamw") -> None:
         groups = self.model.layer_groups[-1:] if self.precompute else self.model.layer_groups
         self.training.compile(model, groups, self.model.task, weight_decay, auto)
+        join(model)
 
     def _check_rates(self, rates: Rates) -> Rates:
         if self.precompute and not isinstance(rates, slice) and np.size(rates) > 1:
