@@ -25,7 +25,7 @@ from .atomic import replacing, sweep
 from .callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
 from .callbacks.memory import LARGEST, largest_batch
 from .data import ImageData
-from .distributed import apart, barrier, describe, from_main, gather, is_main, restarts, say, world_size
+from .distributed import apart, barrier, describe, from_main, gather, held, is_main, restarts, say, world_size
 from .errors import (
     DataError,
     FileFormatError,
@@ -146,7 +146,7 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
         settings = dataclasses.replace(settings, batch_size=fit_batch_size(learner))
     if world_size() > 1:
         say(f"{describe(data.batch_size, settings.seed)}\n")
-    with writing(settings.out), locked(settings.out), StopRequest() as stop:
+    with writing(settings.out), held(FolderLock(settings.out)), StopRequest() as stop:
         learner.checkpoint = begin(settings, data, stop, resume=resume)
         learner.callbacks += [
             FiniteGuard(learner.checkpoint, data.train),
@@ -337,17 +337,6 @@ def abandon(out: Path) -> None:
     finish(out)
     if not [path for path in out.iterdir() if path.name != LOCK_FILE]:
         shutil.rmtree(out)
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; rank 0 does, for all processes."""
-    lock = FolderLock(out)
-    from_main(lock.acquire)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def restarted_run(out: Path) -> RunSettings | None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import keras
 import torch
@@ -148,6 +148,26 @@ def from_main(function: Callable[[], Given]) -> Given:
     if error is not None:
         raise error
     return given
+
+
+class Lock(Protocol):
+    """What `held` takes, such as a `FolderLock`."""
+
+    def acquire(self, *, wait: bool = False) -> None:
+        """Take it."""
+
+    def release(self) -> None:
+        """Let go of it, if it is held."""
+
+
+@contextmanager
+def held(lock: Lock, *, wait: bool = False) -> Iterator[None]:
+    """Within it rank 0 has a lock, for all ranks."""
+    from_main(lambda: lock.acquire(wait=wait))
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def gather(value: Given) -> list[Given]:
