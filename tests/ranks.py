@@ -5,7 +5,6 @@ The same functions run in the test's own process, alone, to compare with.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket

@@ -1,4 +1,4 @@
-"""Many processes train as one. Those that start processes are few, since each costs seconds to import keras."""
+"""Many processes train as one. Few tests start processes: each costs seconds, to import keras."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_the_environment_of_a_launcher_says_who_one_is(monkeypatch):
     with distributed.apart():
         assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.describe(62, seed=3) == (
-        "4 processes with one CPU each. A batch of 62 is shared by them, 15 or 16 photos each; learning rates "
-        "are those for 62. Seed 3 on all."
+        "4 processes with one CPU each. A batch of 62 is shared by them, 15 or 16 photos each; "
+        "learning rates are those for 62. Seed 3 on all."
     )
 
 

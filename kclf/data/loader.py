@@ -513,7 +513,7 @@ def as_images(images: Images | Sequence[str | os.PathLike[str]] | np.ndarray) ->
         return images
     if isinstance(images, np.ndarray) and images.dtype.kind not in "UO":
         return ArrayImages(images)
-    return FileImages(list(images))
+    return FileImages(images)
 
 
 def usable_cores() -> int:
