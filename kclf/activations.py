@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 
 from .atomic import sweep
 from .data import ImageData, ImageDataset
+from .distributed import barrier, broadcast, from_main, held, is_main, rank, world_size
 from .errors import FileFormatError, TrainingError
 from .layers.seeds import generator_state
 from .locks import FolderLock
@@ -73,6 +74,7 @@ class ActivationDataset(DataLoader):
         self.class_names = images.class_names
         self.task = images.task
         self.shuffle = images.shuffle
+        self.shard = images.shard
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -88,7 +90,7 @@ class ActivationDataset(DataLoader):
         for number in range(len(self)):
             if number == len(self) - 1:
                 self.load_state_dict({"seed": self.images.seed, "epoch": epoch + 1, "batch": 0})
-            rows = slice(number * self.images.batch_size, (number + 1) * self.images.batch_size)
+            rows = self.images.rows(number)
             features = self.features[views[rows], order[rows]].astype(np.float32, copy=False)
             yield self.images.collate(torch.from_numpy(features), self.index[order[rows]])
 
@@ -197,11 +199,10 @@ def activations(
         raise ValueError(f"Expected one of {', '.join(DTYPES)}. Received: dtype={dtype!r}")
     if views < 1:
         raise ValueError(f"Expected one view or more. Received: views={views}")
+    broadcast([variable.value for variable in model.backbone.variables])
     place = Path(folder) / activation_key(model, dataset, views=views, dtype=dtype)[:32]
-    lock = FolderLock(place)
-    lock.acquire(wait=True)  # another process may be at it: then it is found done
-    with lock:
-        sweep(place)
+    with held(FolderLock(place), wait=True):  # another run may be at it: then it is found done
+        from_main(lambda: sweep(place))
         passes = [_one_pass(model, dataset, place, view, views > 1, dtype, progress) for view in range(views)]
     index = passes[0][1]
     return ActivationDataset(np.stack([features for features, _ in passes]), index, dataset)
@@ -310,51 +311,69 @@ def _digest(description: dict[str, Any]) -> str:
 def _one_pass(
     model: Any, dataset: ImageDataset, place: Path, view: int, augment: bool, dtype: str, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, channels) and index (n,) of one view of all photos; computes the missing parts."""
+    """Features (n, channels) and index (n,) of one view of all photos; computes the missing parts.
+
+    With several processes each computes its share of them, and then reads those of the others.
+    """
     files = [place / f"view{view:02}-{start:07}.h5" for start in range(0, dataset.num_images, PART)]
-    parts = _read_parts(files)
-    if len(parts) < len(files):
-        fresh = _compute_parts(model, dataset, len(parts), view, augment, dtype, progress)
-        with closing(fresh):
-            for file, part in zip(files[len(parts) :], fresh, strict=True):
-                write_arrays(file, part)
-                parts.append(part)
-    features, index = (np.concatenate([part[name] for part in parts]) for name in ("features", "index"))
+    parts = {number: part for number, file in enumerate(files) if (part := _read_part(file)) is not None}
+    missing = from_main(lambda: [number for number in range(len(files)) if number not in parts])
+    for run in _runs(np.array_split(missing, world_size())[rank()]):
+        with closing(_compute_parts(model, dataset, run, view, augment, dtype, progress)) as fresh:
+            for number, part in zip(run, fresh, strict=True):
+                write_arrays(files[number], part)
+                parts[number] = part
+    barrier()
+    ordered = [
+        parts[number] if number in parts else read_arrays(file, ["features", "index"])[0]
+        for number, file in enumerate(files)
+    ]
+    features, index = (np.concatenate([part[name] for part in ordered]) for name in ("features", "index"))
     return features, index
 
 
-def _read_parts(files: list[Path]) -> list[dict[str, np.ndarray]]:
-    """The parts up to the first that is missing or damaged."""
-    parts = []
-    for file in files:
-        try:
-            parts.append(read_arrays(file, ["features", "index"])[0])
-        except FileNotFoundError:
-            break
-        except FileFormatError as error:
-            log.warning("Computing again what a damaged cache file held: %s", error)
-            break
-    return parts
+def _read_part(file: Path) -> dict[str, np.ndarray] | None:
+    """A part; None where it is missing or damaged."""
+    try:
+        return read_arrays(file, ["features", "index"])[0]
+    except FileNotFoundError:
+        return None
+    except FileFormatError as error:
+        log.warning("Computing again what a damaged cache file held: %s", error)
+        return None
+
+
+def _runs(numbers: np.ndarray) -> list[range]:
+    """Rising numbers as runs without a gap.
+
+    Example:
+        >>> _runs(np.array([0, 1, 4]))
+        [range(0, 2), range(4, 5)]
+    """
+    pieces = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return [range(int(piece[0]), int(piece[-1]) + 1) for piece in pieces if len(piece)]
 
 
 def _compute_parts(
-    model: Any, dataset: ImageDataset, first: int, view: int, augment: bool, dtype: str, progress: bool
+    model: Any, dataset: ImageDataset, run: range, view: int, augment: bool, dtype: str, progress: bool
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """The parts from number `first` on, of up to `PART` photos each."""
+    """The parts of a run of numbers, of up to `PART` photos each."""
     from tqdm.auto import tqdm
 
     batches = _numbered(dataset, view, augment)
-    batches.load_state_dict({"seed": batches.seed, "epoch": 0, "batch": first * PART // batches.batch_size})
+    first, end = (min(number * PART, dataset.num_images) for number in (run.start, run.stop))
+    batches.load_state_dict({"seed": batches.seed, "epoch": 0, "batch": first // batches.batch_size})
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
     with tqdm(
-        total=dataset.num_images,
-        initial=first * PART,
+        total=end,
+        initial=first,
         desc="Activations",
         unit=" photos",
-        disable=not progress,
+        disable=not (progress and is_main()),
     ) as bar:
         start = batches.state_dict()["batch"]
-        for number, (images, indices) in enumerate(batches, start):
+        last = -(-end // batches.batch_size)
+        for number, (images, indices) in zip(range(start, last), batches, strict=False):
             with _draws_of(model.augmentation, batches.seed, number):
                 features = pooled_activations(model, images, augment=augment)
             waiting.append((_stored(features, dtype), indices.numpy()))
@@ -391,6 +410,7 @@ def _numbered(dataset: ImageDataset, view: int, augment: bool) -> ImageDataset:
         task="single_label",
         batch_size=1 << (min(dataset.batch_size, LARGEST_BATCH).bit_length() - 1),
         shuffle=False,
+        shard=(0, 1),
         random_crop=augment and dataset.random_crop,
         drop_last=False,
         seed=dataset.seed + view,

@@ -399,8 +399,15 @@ def _refuse_more_than(context: typer.Context, allowed: str) -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    typer.echo(f"kclf: {message}", err=True)
+    typer.echo(f"kclf{_which()}: {message}", err=True)
     sys.exit(status)
+
+
+def _which() -> str:
+    """Which of several processes speaks."""
+    from .distributed import rank, world_size
+
+    return f" (rank {rank()} of {world_size()})" if world_size() > 1 else ""
 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:

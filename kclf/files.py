@@ -291,19 +291,24 @@ def read_table(csv_file: str | os.PathLike[str], delimiter: str = ",") -> dict[s
     if not Path(csv_file).is_file():
         raise DataError(f"No such file. Received: csv_file={str(csv_file)!r}")
     with reading_csv(csv_file), open(csv_file, newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
-    if len(rows) < 2:
-        raise DataError(f"{csv_file}: expected a header row and a row for each image. Found {len(rows)} rows")
-    header, *body = rows
-    if len(set(header)) < len(header):
-        raise DataError(f"{csv_file}: a column name stands twice in the header: {_words(header)}")
-    for number, row in enumerate(body, start=2):
-        if len(row) != len(header):
-            raise DataError(
-                f"{csv_file}, row {number}: expected {len(header)} fields as in the header "
-                f"({_words(header)}). Found {len(row)}: {_words(row)}"
-            )
-    return {name: list(column) for name, column in zip(header, zip(*body, strict=True), strict=True)}
+        rows = (row for row in csv.reader(file, delimiter=delimiter) if row)
+        header = next(rows, [])
+        if len(set(header)) < len(header):
+            raise DataError(f"{csv_file}: a column name stands twice in the header: {_words(header)}")
+        columns: list[list[str]] = [[] for _ in header]  # a row is not kept: a table may have millions
+        for number, row in enumerate(rows, start=2):
+            if len(row) != len(header):
+                raise DataError(
+                    f"{csv_file}, row {number}: expected {len(header)} fields as in the header "
+                    f"({_words(header)}). Found {len(row)}: {_words(row)}"
+                )
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+    if not columns or not columns[0]:
+        raise DataError(
+            f"{csv_file}: expected a header row and a row for each image. Found {len(header[:1])} rows"
+        )
+    return dict(zip(header, columns, strict=True))
 
 
 # Splits
@@ -352,7 +357,9 @@ def index_split(n: int, valid_indices: Sequence[int] | np.ndarray) -> Split:
     return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
 
 
-def stratified_split(labels: Sequence[Hashable], valid_fraction: float = 0.2, seed: int = 0) -> Split:
+def stratified_split(
+    labels: Sequence[Hashable] | np.ndarray, valid_fraction: float = 0.2, seed: int = 0
+) -> Split:
     """Split so that every class has its share in validation.
 
     Each class gives `round(valid_fraction * count)` images, at least one, and keeps at least one for
@@ -459,8 +466,13 @@ def k_fold(labels: Sequence[Hashable], k: int = 5, seed: int = 0) -> list[Split]
     return [index_split(len(labels), dealt[fold::k]) for fold in range(k)]
 
 
-def _members(labels: Sequence[Hashable]) -> tuple[list[Hashable], list[np.ndarray]]:
+def _members(labels: Sequence[Hashable] | np.ndarray) -> tuple[list[Hashable], list[np.ndarray]]:
     """The different labels, in order of their text, and the indices of each."""
+    if isinstance(labels, np.ndarray):
+        found, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        members = np.split(np.argsort(codes, kind="stable"), np.cumsum(counts)[:-1])
+        order = sorted(range(len(found)), key=lambda i: str(found[i]))
+        return [found[i].item() for i in order], [members[i] for i in order]
     indices: dict[Hashable, list[int]] = {}
     for i, label in enumerate(labels):
         indices.setdefault(label, []).append(i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from typing import Literal, get_args
@@ -21,7 +22,9 @@ ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 lie on their side
 Box = tuple[int, int, int, int]
 
 
-def read_image(path: str | os.PathLike[str], at_least: int | None = None) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike[str], at_least: int | None = None, *, content: bytes | None = None
+) -> np.ndarray:
     """Decode a photo to upright 8-bit RGB.
 
     EXIF orientation is applied; palette, grey, CMYK and 16-bit images become RGB; transparency is laid on
@@ -31,6 +34,7 @@ def read_image(path: str | os.PathLike[str], at_least: int | None = None) -> np.
         path: the file.
         at_least: where a JPEG's short side is larger than this many pixels, it may be decoded at 1/2, 1/4
             or 1/8 of its size, never below `at_least`: several times faster for camera photos.
+        content: what is in the file, where it has been read already; `path` then only names it.
 
     Returns:
         uint8 (height, width, 3).
@@ -47,8 +51,9 @@ def read_image(path: str | os.PathLike[str], at_least: int | None = None) -> np.
         ((30, 40, 3), [128, 128, 128])
     """
     try:
-        _require_file(path)
-        with Image.open(path) as image:
+        if content is None:
+            _require_file(path)
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             _require_size(path, image.size)
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
@@ -56,7 +61,7 @@ def read_image(path: str | os.PathLike[str], at_least: int | None = None) -> np.
     except ImageError:
         raise
     except Exception as error:  # damaged files make Pillow's parsers raise almost anything
-        raise ImageError(path, _reason(path, error)) from error
+        raise ImageError(path, _reason(path, error, content)) from error
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -129,7 +134,7 @@ def _require_size(path: str | os.PathLike[str], size: tuple[int, int]) -> None:
         raise ImageError(path, f"{size[0]:,} x {size[1]:,} pixels, over the limit of {MAX_PIXELS:,}")
 
 
-def _reason(path: str | os.PathLike[str], error: Exception) -> str:
+def _reason(path: str | os.PathLike[str], error: Exception, content: bytes | None = None) -> str:
     """What is wrong, in a few words that say the same for the same fault."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
@@ -139,7 +144,7 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
         return f"too many pixels: {error}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    if os.path.getsize(path) == 0:
+    if (os.path.getsize(path) if content is None else len(content)) == 0:
         return "empty file"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or its header is damaged"

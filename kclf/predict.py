@@ -233,6 +233,8 @@ class Predictions:
 def predict(model: keras.Model, dataset: Any, *, from_logits: bool = True) -> Predictions:
     """Predict every photo of a dataset, in its order.
 
+    Each process that calls it predicts all photos by itself.
+
     Args:
         model: any Keras model of pictures.
         dataset: an `ImageDataset`, another iterable of batches (pictures, or (pictures, labels, ...)) whose
@@ -275,6 +277,7 @@ def predict_files(
         presize=model.presize or model.size,
         resize_method=model.resize_method,
         batch_size=batch_size,
+        shard=(0, 1),
     )
     return predict(model, dataset), dataset.skipped
 
@@ -404,9 +407,12 @@ def _predict_views(
 
 
 def _in_order(dataset: Any) -> Any:
-    """The dataset without shuffling, sampling, random windows and dropped batches."""
-    if getattr(dataset, "shuffle", False) or getattr(dataset, "random_crop", False):
-        return dataset.replace(shuffle=False, random_crop=False, drop_last=False, sampling_weights=None)
+    """The dataset without shuffling, sampling, random windows and dropped batches, and not shared."""
+    shared = getattr(dataset, "shard", (0, 1)) != (0, 1)
+    if shared or getattr(dataset, "shuffle", False) or getattr(dataset, "random_crop", False):
+        return dataset.replace(
+            shuffle=False, random_crop=False, drop_last=False, sampling_weights=None, shard=(0, 1)
+        )
     return dataset
 
 

@@ -25,6 +25,7 @@ from .atomic import replacing, sweep
 from .callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
 from .callbacks.memory import LARGEST, largest_batch
 from .data import ImageData
+from .distributed import apart, barrier, describe, from_main, gather, held, is_main, restarts, say, world_size
 from .errors import (
     DataError,
     FileFormatError,
@@ -118,7 +119,8 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
     Args:
         settings: what to do.
         force: write into a folder that exists.
-        resume: go on with the run that was cut off in `settings.out`.
+        resume: go on with the run that was cut off in `settings.out`. It does by itself where `torchrun` has
+            started the processes again.
 
     Returns:
         The learner, trained.
@@ -132,31 +134,39 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
         OutputError: a file cannot be written.
     """
     if not resume:
-        check_out(settings.out, force=force)
+        cut_off = from_main(lambda: restarted_run(settings.out))
+        settings, resume = cut_off or settings, cut_off is not None
+    if not resume:
+        from_main(lambda: check_out(settings.out, force=force))
     keras.utils.set_random_seed(settings.seed)
     data = find_data(settings)
-    print(data.summary())
+    say(data.summary())
     table, memory = EpochTable(), MemoryGuard()
     learner = build_learner(settings, data, callbacks=[ProgressBar(), table, memory])
-    print(describe_model(learner.model))
+    say(describe_model(learner.model))
     if settings.batch_size is None:
         settings = dataclasses.replace(settings, batch_size=fit_batch_size(learner))
-    with writing(settings.out), FolderLock(settings.out), StopRequest() as stop:
+    if world_size() > 1:
+        say(f"{describe(data.batch_size, settings.seed)}\n")
+    with writing(settings.out), held(FolderLock(settings.out)), StopRequest() as stop:
         learner.checkpoint = begin(settings, data, stop, resume=resume)
         learner.callbacks += [
             FiniteGuard(learner.checkpoint, data.train),
             ClassifierSoFar(learner.model, settings.out / CLASSIFIER),
         ]
         train_to_end(learner, settings, stop)
-    with writing(settings.out), FolderLock(settings.out):
-        if (parts := memory.parts) > 1 or learner.overflow.fell:
-            changed = {"batch_parts": parts, "computed_in": learner.model.dtype_policy.name}
-            write_settings(settings.out, describe_settings(settings, data) | changed)
-        predictions = learner.predictions()
-        write_run(learner, learner.data or data, predictions, table, settings)
-        finish(settings.out)
-    print(describe_skipped(data))
-    print(f"{predictions}\nSaved in {settings.out}: {', '.join(RESULTS)}")
+    skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
+    if is_main():
+        with writing(settings.out), FolderLock(settings.out):
+            if (parts := memory.parts) > 1 or learner.overflow.fell:
+                changed = {"batch_parts": parts, "computed_in": learner.model.dtype_policy.name}
+                write_settings(settings.out, describe_settings(settings, data) | changed)
+            predictions = learner.predictions()
+            write_run(learner, learner.data or data, predictions, table, settings)
+            finish(settings.out)
+        print(describe_skipped(skipped | dict(data.skipped)))
+        print(f"{predictions}\nSaved in {settings.out}: {', '.join(RESULTS)}")
+    barrier()
     return learner
 
 
@@ -168,16 +178,16 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
         if stop() is not None:
             raise RunStopped("Stopped when training was over.", stop() or 0)
     except RunStopped as stopped:
-        learner.model.save(out / CLASSIFIER)
+        save_so_far(learner.model, out)
         raise RunStopped(
             f"{stopped} The classifier so far: {out / CLASSIFIER}. Go on with: kclf train --resume {out}",
             stopped.signal,
         ) from None
     except NotFiniteError as error:
-        learner.model.save(out / CLASSIFIER)
+        save_so_far(learner.model, out)
         raise NotFiniteError(f"{error}. The classifier so far: {out / CLASSIFIER}") from None
     except KclfError:
-        if learner.checkpoint is not None and learner.checkpoint.position is None:
+        if is_main() and learner.checkpoint is not None and learner.checkpoint.position is None:
             abandon(out)
         raise
 
@@ -254,16 +264,23 @@ def fit_batch_size(learner: Learner) -> int:
     """Give the learner the largest batches that its GPU has memory for when everything trains."""
     data, model = learner.data, learner.model
     if data is None or data.train.labels is None or not torch.cuda.is_available():
-        print(f"Batch size: {BATCH_SIZE}, as there is no GPU whose memory would be the limit.\n")
+        say(f"Batch size: {BATCH_SIZE}, as there is no GPU whose memory would be the limit.\n")
         return BATCH_SIZE
+    label, num_images = data.train.labels[0], data.train.num_images
     photo = np.zeros((data.presize, data.presize, 3), np.uint8)
     frozen = model.first_trainable_group
     model.unfreeze()
     learner.training.compile(model, model.layer_groups, model.task)
-    size = largest_batch(model, photo, data.train.labels[0], most=min(LARGEST, data.train.num_images))
+
+    def most() -> int:
+        with apart():
+            return largest_batch(model, photo, label, most=min(LARGEST, num_images // ranks))
+
+    ranks = world_size()
+    size = from_main(most) * ranks
     model.freeze_to(frozen)
     learner.set_data(data.replace(batch_size=size))
-    print(f"Batch size: {size}, the most that the GPU has memory for.\n")
+    say(f"Batch size: {size}, the most that the GPU has memory for.\n")
     return size
 
 
@@ -275,12 +292,12 @@ def describe_model(model: ImageClassifier) -> str:
     return f"{model.backbone_name} at {model.size} px, {policy}; parameters by layer group: {groups}\n"
 
 
-def describe_skipped(data: ImageData) -> str:
+def describe_skipped(skipped: dict[str, str]) -> str:
     """How many photos could not be read, and each with its reason; empty where all could."""
-    if not data.skipped:
+    if not skipped:
         return ""
-    photos = "1 photo" if len(data.skipped) == 1 else f"{len(data.skipped)} photos"
-    named = "".join(f"  {path}: {reason}\n" for path, reason in data.skipped)
+    photos = "1 photo" if len(skipped) == 1 else f"{len(skipped)} photos"
+    named = "".join(f"  {path}: {reason}\n" for path, reason in skipped.items())
     return f"\nSkipped {photos} that cannot be read:\n{named}"
 
 
@@ -290,15 +307,16 @@ def describe_skipped(data: ImageData) -> str:
 def begin(settings: RunSettings, data: ImageData, stop: StopRequest, *, resume: bool) -> Checkpoint:
     """Make the folder a run that is not finished, or find it so; the checkpoint that its fits share."""
     out = settings.out
-    sweep(out)
-    if not resume:
+    if is_main():
+        sweep(out)
+    if is_main() and not resume:
         finish(out)
         (out / CHECKPOINTS).mkdir()
         for folder in (out, out / CHECKPOINTS):
             write_settings(folder, describe_settings(settings, data))
     checkpoint = Checkpoint(out / CHECKPOINTS, stop=stop)
     if files := checkpoint.files():
-        print(f"Going on from {files[-1].name}\n")
+        say(f"Going on from {files[-1].name}\n")
     return checkpoint
 
 
@@ -321,6 +339,11 @@ def abandon(out: Path) -> None:
     finish(out)
     if not [path for path in out.iterdir() if path.name != LOCK_FILE]:
         shutil.rmtree(out)
+
+
+def restarted_run(out: Path) -> RunSettings | None:
+    """The settings of the run in a folder where it was cut off and `torchrun` began it again."""
+    return unfinished_run(out) if restarts() and (out / CHECKPOINTS).is_dir() else None
 
 
 def unfinished_run(out: Path) -> RunSettings | None:
@@ -389,7 +412,14 @@ class ClassifierSoFar(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save it."""
-        self.classifier.save(self.path)
+        if is_main():
+            self.classifier.save(self.path)
+
+
+def save_so_far(classifier: ImageClassifier, out: Path) -> None:
+    """Save the classifier of a run that ends early."""
+    if is_main():
+        classifier.save(out / CLASSIFIER)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import keras
 import torch
 
 from ..atomic import sweep
+from ..distributed import from_main, gather, is_main, world_size
 from ..errors import FileFormatError, NotFiniteError, OutputError, RunStopped, TrainingError
 from ..locks import FolderLock
 from ..storage import JSON, read_arrays, write_arrays
@@ -23,6 +24,7 @@ from .random_states import random_states, set_random_states
 from .state import random_layers, training_variables
 from .trees import assign, from_arrays, to_arrays
 
+STOPS_EVERY = 8  # batches after which processes ask one another whether to stop
 LONGEST_WAIT = 600.0  # seconds between two checkpoints where `every` is None
 DONE = "done"
 PARTS = {"position", "stages", "histories", "weights", "training", "layers", "random", "others"}
@@ -42,7 +44,7 @@ class Checkpoint(keras.callbacks.Callback):
     random states of Python, NumPy, torch, Keras and of layers, the place in the data, the history, and the
     states of the `others`. Its number of stage, epoch and batch is the place in every schedule. It is
     written whole or not at all and carries a checksum; nothing in it is executed. A file that is damaged is
-    set aside with a warning, and the one before it is taken.
+    set aside with a warning, and the one before it is taken. With several processes rank 0 writes and reads.
 
     Args:
         folder: where the files go; made where it is missing. Only one process works in it at a time.
@@ -106,7 +108,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Begin a stage: pass it over, go on inside of it, or start it."""
-        self._lock.acquire()
+        from_main(self._lock.acquire)
         self._stage += 1
         lengths = {name: (self.params or {}).get(name) for name in ("epochs", "steps")}
         self._stages.append({**lengths, **self.settings})
@@ -139,7 +141,7 @@ class Checkpoint(keras.callbacks.Callback):
             if batch == self._found_position()[2]:
                 self._take_up(self._found)
             return
-        signal = self.stop() if self.stop else None
+        signal = self._signal(batch)
         if signal is not None or batch == 0 or self._is_time(batch):
             self.save(batch)
         if signal is not None:
@@ -152,7 +154,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Do not wait for the end of a long validation with a stop."""
-        signal = self.stop() if self.stop else None
+        signal = self.stop() if self.stop and world_size() == 1 else None
         if signal is not None:
             self._lock.release()
             raise RunStopped(
@@ -176,7 +178,7 @@ class Checkpoint(keras.callbacks.Callback):
     # ---- saving ------------------------------------------------------------
 
     def save(self, batch: int | str) -> Path:
-        """Save all of the run's state as it is before a batch of the epoch.
+        """Save all of the run's state as it is before a batch of the epoch; rank 0 does, for all.
 
         Args:
             batch: its number, or "done".
@@ -187,9 +189,9 @@ class Checkpoint(keras.callbacks.Callback):
         """
         position = (self._stage, self._epoch, batch)
         path = self.folder / _name(*position)
-        state = to_arrays(self._state(batch))
         try:
-            self._write(path, *state)
+            if is_main():
+                self._write(path, *to_arrays(self._state(batch)))
         except OSError as error:
             self._lock.release()
             raise OutputError(
@@ -244,6 +246,15 @@ class Checkpoint(keras.callbacks.Callback):
             write_arrays(path, arrays, attributes)
         _remove(self.files()[: -self.keep])
 
+    def _signal(self, batch: int) -> int | None:
+        """The signal that came, or None; with several processes any of them has it come for all."""
+        signal = self.stop() if self.stop else None
+        if self.stop is None or world_size() == 1:
+            return signal
+        if batch % STOPS_EVERY:
+            return None
+        return max((one for one in gather(signal) if one is not None), default=None)
+
     def _is_time(self, batch: int) -> bool:
         if self.every is not None:
             return batch % self.every == 0
@@ -289,29 +300,37 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _look(self) -> None:
         """Clear up after a kill, and find what was saved."""
+        from_main(self._clear_up)
+        self._find()
+
+    def _clear_up(self) -> None:
         for folder in (self.folder, *self.folders):
             sweep(folder)
         if not self.resume:
             _remove(self.files())
-        self._find()
 
     def _find(self) -> None:
-        """Find the newest file that is whole."""
-        damage, self._found = [], None
-        while self._found is None and (files := self.files()):
+        """Find the newest file that is whole; rank 0 does, for all."""
+        self._found = from_main(self._newest)
+        if self._found is not None:
+            self.position = self._found_position()
+
+    def _newest(self) -> dict[str, Any] | None:
+        """What the newest file holds that is whole; None where there is none."""
+        damage, found = [], None
+        while found is None and (files := self.files()):
             try:
-                self._found = read_checkpoint(files[-1])
+                found = read_checkpoint(files[-1])
             except FileFormatError as error:
                 damage.append(str(error))
                 files[-1].rename(f"{files[-1]}.damaged")
         if damage:
             warnings.warn(
                 f"{' '.join(damage)} Set aside with the ending .damaged; going on from "
-                f"{files[-1].name if self._found else 'the beginning'}.",
+                f"{files[-1].name if found else 'the beginning'}.",
                 stacklevel=3,
             )
-        if self._found is not None:
-            self.position = self._found_position()
+        return found
 
     def _found_position(self) -> Position:
         return tuple((self._found or {})["position"])

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from .. import schedules
+from ..distributed import require_joined
 from ..optimizers.groups import GroupSpec
 from ..schedules import ScheduleFunction
 from .snapshots import SnapshotSaver
@@ -45,6 +46,7 @@ class Schedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Learn the length of the run."""
+        require_joined(self.model)
         num_steps, self._steps_per_epoch = steps_of_run(self.params)
         self._hyperparameters = Hyperparameters(self.model.optimizer)
         self._functions = self.functions(self._hyperparameters, num_steps, self._steps_per_epoch)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import torch
 
+from ..distributed import world_size
 from ..errors import NotFiniteError
 from ..precision import first_non_finite_layer
 from .around import Step, stand_around, step_aside
@@ -126,6 +127,8 @@ class FiniteGuard(keras.callbacks.Callback):
             said += f"The weights are back at {self.checkpoint.position}, the last that were good. "
         if names:
             return f"{said}These inputs or labels are not finite: {', '.join(names)}"
+        if layer is None and world_size() > 1:
+            return f"{said}It was not on this rank: another one says more"
         if layer is None and self._limit == 1:
             return f"{said}All layers gave finite values, so look at the loss"
         if layer is not None:
@@ -150,8 +153,8 @@ class FiniteGuard(keras.callbacks.Callback):
         if not rows or not hasattr(self.data, "order"):
             return [f"number {row} of the batch" for row in sorted(rows)]
         begun = self.data.state_dict()["epoch"] - (batch == len(self.data) - 1)
-        indices = self.data.order(begun)[batch * self.data.batch_size :]
-        return [str(self.data.paths[np.asarray(indices)[row]]) for row in sorted(rows)]
+        indices = np.asarray(self.data.order(begun))[self.data.rows(batch)]
+        return [str(self.data.paths[indices[row]]) for row in sorted(rows)]
 
 
 def _advice(model: keras.Model) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import TrainingError
+from ..listening import tell
 from .around import Step, stand_around, step_aside
 from .state import random_layers, remember_model, remember_randomness
 
@@ -137,10 +138,7 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
         for part in split(batch, parts):
             share = len(part[0]) / size
             logs = train([part])
-    for listener in vars(model.optimizer).get("_loss_listeners", ()):
-        receive = listener()
-        if receive is not None:
-            receive(torch.stack(loss_of_all).sum())
+    tell(model.optimizer, torch.stack(loss_of_all).sum())
     with _unrepeatable(model.optimizer), torch.no_grad():
         model.optimizer.apply(sums, variables)
     return logs
@@ -266,10 +264,11 @@ def _instead(owner: Any, **methods: Any) -> Iterator[None]:
 @contextmanager
 def _unrepeatable(optimizer: Any) -> Iterator[None]:
     """Let a lack of memory within the update be an end: a part of the weights has moved already."""
+    before = optimizer.apply
 
     def apply(*arguments: Any, **named: Any) -> Any:
         try:
-            return type(optimizer).apply(optimizer, *arguments, **named)
+            return before(*arguments, **named)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise TrainingError(

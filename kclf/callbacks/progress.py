@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from tqdm import tqdm
 
+from ..distributed import is_main
+
 
 class ProgressBar(keras.callbacks.Callback):
     """Shows on standard error how far the epoch has come; it disappears when the epoch is over.
@@ -23,7 +25,7 @@ class ProgressBar(keras.callbacks.Callback):
             desc=f"epoch {epoch}",
             unit="batch",
             leave=False,
-            disable=None if sys.stderr is not None else True,
+            disable=None if sys.stderr is not None and is_main() else True,
             file=sys.stderr,
         )
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import torch
 
+from ..distributed import agree
 from ..errors import TrainingError
 from ..schedules import exponential
 from .recording import smooth
@@ -303,6 +304,7 @@ class LearningRateFinder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Remember the model, and listen to its losses."""
+        agree(self.model)
         self._undo = remember_model(self.model)
         self._rates: list[float] = []
         self._losses: list[float] = []
@@ -435,6 +437,7 @@ def _run(
     model: keras.Model, finder: LearningRateFinder, data: Any, y: Any, fit_arguments: dict[str, Any]
 ) -> RangeTestRun:
     """One fit with the finder. The model is remembered before fit builds anything."""
+    agree(model)
     restore_model = remember_model(model)
     callbacks = [*fit_arguments.get("callbacks", []), finder]
     arguments = {"epochs": finder.num_steps, "verbose": 0, **fit_arguments, "callbacks": callbacks}

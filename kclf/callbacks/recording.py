@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..atomic import replacing
+from ..distributed import is_main
 from ..optimizers import layer_group_optimizer
 from .steps import LossTap, innermost, momentum_name
 
@@ -215,6 +216,8 @@ class EpochTable(keras.callbacks.Callback):
         seconds = time.perf_counter() - self._start
         columns = self.columns(logs or {})
         self.rows.append({"epoch": epoch, **columns, "time": seconds})
+        if not is_main():
+            return
         header = self.header(logs or {})
         stream = self.file or sys.stdout
         if header != self._header:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 
+from ..distributed import barrier, is_main
 from ..weights import save_weights
 
 
@@ -61,11 +62,16 @@ class SnapshotSaver:
         self.name.parent.mkdir(parents=True, exist_ok=True)
 
     def save(self, model: keras.Model, cycle: int) -> str:
-        """Save the weights of now as the snapshot of a cycle and return its path."""
+        """Save the weights of now as the snapshot of a cycle and return its path.
+
+        With several processes rank 0 writes it while the others wait.
+        """
         target = self.path(cycle)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        with without_optimizer(model):
-            save_weights(model, target)
+        if is_main():
+            with without_optimizer(model):
+                save_weights(model, target)
+        barrier()
         if target not in self.paths:
             self.paths.append(target)
         return target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,9 @@ import keras
 import numpy as np
 import torch
 
+from ..distributed import require_joined
 from ..errors import TrainingError
+from ..listening import add_listener, remove_listener
 from ..optimizers import layer_group_optimizer
 from ..optimizers.groups import GroupSpec
 
@@ -112,8 +113,7 @@ def _finish_interrupted(optimizer: keras.optimizers.Optimizer) -> None:
 class LossTap:
     """Calls a method with the loss of each training batch, as a tensor on the device.
 
-    Keras reports running means; the loss of the batch itself passes through `optimizer.scale_loss`, which
-    every training step calls and no evaluation does. The owner of the method is held weakly.
+    With several processes it is that of the batch they share. The owner of the method is held weakly.
 
     Args:
         model: a compiled model.
@@ -121,28 +121,11 @@ class LossTap:
     """
 
     def __init__(self, model: keras.Model, receive: Callable[[torch.Tensor], None]) -> None:
+        require_joined(model)
         self._optimizer = model.optimizer
         self._receive = weakref.WeakMethod(receive)
-        listeners = vars(self._optimizer).get("_loss_listeners", ())
-        self._listen((*listeners, self._receive))
+        add_listener(self._optimizer, self._receive)
 
     def close(self) -> None:
         """Stop listening."""
-        listeners = vars(self._optimizer).get("_loss_listeners", ())
-        self._listen(tuple(one for one in listeners if one is not self._receive))
-
-    def _listen(self, listeners: tuple[weakref.WeakMethod, ...]) -> None:
-        """Let the optimizer's `scale_loss` tell these, and those alone."""
-        attributes = vars(self._optimizer)
-        attributes["_loss_listeners"] = listeners
-        attributes["scale_loss"] = functools.partial(_scale_and_tell, self._optimizer)
-        if not listeners:
-            del attributes["_loss_listeners"], attributes["scale_loss"]
-
-
-def _scale_and_tell(optimizer: keras.optimizers.Optimizer, loss: torch.Tensor) -> torch.Tensor:
-    for listener in vars(optimizer)["_loss_listeners"]:
-        receive = listener()
-        if receive is not None:
-            receive(loss.detach())
-    return type(optimizer).scale_loss(optimizer, loss)
+        remove_listener(self._optimizer, self._receive)

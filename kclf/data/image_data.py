@@ -41,6 +41,7 @@ from .labelling import (
     require_some_file,
     task_of,
     task_of_array,
+    within,
 )
 from .loader import ImageDataset, OnError, Task, require_one_of, require_positive
 from .sources import ArrayImages, FileImages
@@ -401,7 +402,7 @@ class ImageData:
             seed: fixes the split, the order and the windows.
             **loading: see the class.
         """
-        files = [os.path.join(folder, f"{name}{suffix}") for name in column_of(table, path_column)]
+        files = within(folder, column_of(table, path_column), suffix)
         labels: list[Any] = [str(label) for label in column_of(table, label_column)]
         groups = None if group_column is None else column_of(table, group_column)
         if label_delimiter is not None:

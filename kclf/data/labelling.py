@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,18 @@ def as_files(paths: Sequence[Path] | Path) -> list[str]:
     if not files:
         raise DataError("Expected image files. Received: paths with nothing in it")
     return files
+
+
+def within(folder: Path, names: Iterable[Any], suffix: str = "") -> list[str]:
+    """The files of those names in a folder, as `os.path.join` has them, for millions.
+
+    Example:
+        >>> within("photos", ["a", "/b"], ".jpg")
+        ['photos/a.jpg', '/b.jpg']
+    """
+    start, is_absolute = os.path.join(folder, ""), os.path.isabs
+    files = (f"{name}{suffix}" for name in names)
+    return [file if is_absolute(file) else start + file for file in files]
 
 
 def require_some_file(files: Sequence[str]) -> None:
@@ -116,7 +128,7 @@ def divide(images: Images, labels: np.ndarray, split: Split) -> tuple[Part, Part
 def automatic_split(codes: np.ndarray, task: Task, valid_fraction: float, seed: int) -> Split:
     """Each class in its share where images have one class, else at random."""
     if task == "single_label":
-        return stratified_split(codes.tolist(), valid_fraction, seed)
+        return stratified_split(codes, valid_fraction, seed)
     return random_split(len(codes), valid_fraction, seed)
 
 

@@ -26,6 +26,7 @@ try:
 except ImportError:  # it is not part of Keras' public interface; `fit` then takes the loader with a warning
     DataAdapter = object
 
+from ..distributed import local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
 from ..images import CENTRE, RESIZE_METHODS, ResizeMethod
 from .sources import ArrayImages, FileImages, Images
@@ -50,6 +51,10 @@ class ImageDataset(DataLoader, DataAdapter):
     where it was. So looking at one batch, or a learning-rate range test, does not change what training sees
     (but to look at the only batch of a dataset is an epoch).
 
+    With several processes (`kclf.distributed`) each reads its share of every batch. Order, batches and
+    windows are those of one process, whatever their number; a last batch with fewer images than processes
+    joins the one before it.
+
     Args:
         images: paths of n files, or uint8 (n, height, width, 3), or a source of images.
         labels: n class numbers, (n, classes) n-hot rows, or n numbers, by task; None where unknown.
@@ -68,6 +73,8 @@ class ImageDataset(DataLoader, DataAdapter):
         class_weight: weight of each class in the loss, by name, or "balanced" for n / (classes * count).
         sampling_weights: chance of each image to be drawn, float (n,), or "balanced" to draw all classes
             alike; images are then drawn with replacement.
+        shard: (i, n) for the i-th of n shares of each batch, (0, 1) for all of it; None for the share of this
+            process.
 
     Example:
         >>> images = np.zeros((5, 32, 32, 3), np.uint8)
@@ -97,6 +104,7 @@ class ImageDataset(DataLoader, DataAdapter):
         on_error: OnError = "skip",
         class_weight: Mapping[str, float] | Literal["balanced"] | None = None,
         sampling_weights: Sequence[float] | np.ndarray | Literal["balanced"] | None = None,
+        shard: tuple[int, int] | None = None,
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         require_one_of("task", task, get_args(Task))
@@ -104,6 +112,7 @@ class ImageDataset(DataLoader, DataAdapter):
         require_one_of("on_error", on_error, get_args(OnError))
         require_positive(presize=presize, batch_size=batch_size, num_threads=num_threads or 1)
         source = as_images(images)
+        take_device()
         super().__init__(source, batch_size=int(batch_size))
         self.paths: np.ndarray = source.paths
         self.class_names = list(class_names)
@@ -114,8 +123,9 @@ class ImageDataset(DataLoader, DataAdapter):
         self.shuffle = shuffle
         self.random_crop = random_crop
         self.drop_incomplete = drop_last and len(source) > self.batch_size
+        self.shard = _checked_shard(shard, len(source), self.batch_size)
         self.seed = seed
-        self.num_threads = num_threads or usable_cores()
+        self.num_threads = num_threads or max(1, usable_cores() // local_world_size())
         self.on_error = on_error
         self.class_weight = class_weight
         self.sample_weights = self._weights_in_loss(class_weight)
@@ -129,7 +139,7 @@ class ImageDataset(DataLoader, DataAdapter):
     def __len__(self) -> int:
         """Batches an epoch."""
         full, rest = divmod(self.num_images, self.batch_size)
-        return full + bool(rest and not self.drop_incomplete)
+        return full + (not self.drop_incomplete and (rest >= self.shard[1] or not full))
 
     def __iter__(self) -> Iterator[Batch]:
         """Hand out the batches of the epoch; nothing is read before the first one is wanted."""
@@ -250,6 +260,13 @@ class ImageDataset(DataLoader, DataAdapter):
         if self.sampling_weights is not None:
             return rng.choice(self.num_images, size=self.num_images, p=self.sampling_weights)
         return rng.permutation(self.num_images) if self.shuffle else np.arange(self.num_images)
+
+    def rows(self, number: int) -> np.ndarray:
+        """Places in the order of an epoch whose images are in batch `number`, of this share: int64."""
+        start, end = number * self.batch_size, (number + 1) * self.batch_size
+        if number == len(self) - 1 and not self.drop_incomplete:
+            end = self.num_images
+        return np.arange(start, end)[share(end - start, self.shard)]
 
     def positions(self, epoch: int) -> np.ndarray:
         """Where the window of each image lies in an epoch: float64 (n, 2), x and y in [0, 1]."""
@@ -436,8 +453,7 @@ class _Pass:
             self._requested += 1
 
     def _indices(self, number: int) -> np.ndarray:
-        size = self._dataset.batch_size
-        return self._order[number * size : (number + 1) * size]
+        return self._order[self._dataset.rows(number)]
 
     def _submit(self, number: int) -> _Pending:
         dataset = self._dataset
@@ -497,7 +513,7 @@ def as_images(images: Images | Sequence[str | os.PathLike[str]] | np.ndarray) ->
         return images
     if isinstance(images, np.ndarray) and images.dtype.kind not in "UO":
         return ArrayImages(images)
-    return FileImages(list(images))
+    return FileImages(images)
 
 
 def usable_cores() -> int:
@@ -518,6 +534,18 @@ def require_positive(**values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise ValueError(f"Expected {name} to be an integer of 1 or more. Received: {name}={value!r}")
+
+
+def _checked_shard(shard: tuple[int, int] | None, n: int, batch_size: int) -> tuple[int, int]:
+    index, shares = shard or (rank(), world_size())
+    if not 0 <= index < shares:
+        raise ValueError(f"Expected shard=(i, n) with 0 <= i < n. Received: shard={shard}")
+    if min(n, batch_size) < shares:
+        raise DataError(
+            f"{n:,} images in batches of {batch_size} are too few for {shares} processes: each needs one at "
+            "least of every batch"
+        )
+    return index, shares
 
 
 def _checked_labels(labels: Sequence[float] | np.ndarray | None, n: int, task: Task) -> np.ndarray | None:

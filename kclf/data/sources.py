@@ -45,13 +45,20 @@ class Images(Dataset):
 
 
 class FileImages(Images):
-    """Photos in files."""
+    """Photos in files.
+
+    Attributes:
+        paths: the files, as an array of Python's own texts: parts of it share them, whatever their length.
+    """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]] | np.ndarray) -> None:
-        self.paths = np.array([os.fspath(path) for path in paths], dtype=np.str_)
+        if not (isinstance(paths, np.ndarray) and paths.dtype == object):
+            texts = paths.tolist() if isinstance(paths, np.ndarray) else [os.fspath(path) for path in paths]
+            paths = np.array(texts, dtype=object)
+        self.paths = paths
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return read_image(str(self.paths[index]))
+        return read_image(self.paths[index])
 
     def take(self, indices: np.ndarray) -> FileImages:
         """Photos of some of the files."""
@@ -66,7 +73,7 @@ class FileImages(Images):
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Photo `index` as a uint8 (size, size, 3) square, decoded no larger than that needs."""
-        return to_square(read_image(str(self.paths[index]), at_least=size), size, method, position, out)
+        return to_square(read_image(self.paths[index], at_least=size), size, method, position, out)
 
 
 class ArrayImages(Images):

@@ -12,6 +12,7 @@ import keras
 import torch
 from torch import Tensor
 
+from ..distributed import rows_of_rank
 from . import geometry
 from .checks import check_choice, check_range, float32_options, output_size
 from .lighting import adjust_hue, each, in_logit_space
@@ -302,7 +303,9 @@ _COLUMNS = (
 
 def _uniform(generator: torch.Generator, count: int) -> dict[str, Tensor]:
     """Random numbers in [0, 1) for `count` pictures, by name."""
-    numbers = torch.rand(count, len(_COLUMNS), generator=generator, dtype=torch.float64)
+    numbers = rows_of_rank(
+        lambda rows: torch.rand(rows, len(_COLUMNS), generator=generator, dtype=torch.float64), count
+    )
     return dict(zip(_COLUMNS, numbers.unbind(1), strict=True))
 
 

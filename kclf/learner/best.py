@@ -11,6 +11,7 @@ import keras
 
 from ..callbacks import load_snapshot
 from ..callbacks.snapshots import without_optimizer
+from ..distributed import barrier, is_main
 from ..errors import TrainingError
 from ..weights import save_weights
 
@@ -84,13 +85,15 @@ class BestModel(keras.callbacks.Callback):
         if value == value and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_epoch = value, epoch
             model = self.classifier or self.model
-            with without_optimizer(model):
-                save_weights(model, self.path)
+            if is_main():
+                with without_optimizer(model):
+                    save_weights(model, self.path)
         elif self.patience is not None and epoch - self.best_epoch >= self.patience:
             self.model.stop_training = True
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Load the best weights."""
+        barrier()  # rank 0 has written it
         if self.restore and self.best is not None:
             load_snapshot(self.classifier or self.model, self.path)
 

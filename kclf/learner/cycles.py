@@ -12,6 +12,7 @@ import keras
 from .. import schedules
 from ..callbacks import Schedule, SnapshotSaver
 from ..callbacks.steps import Hyperparameters
+from ..distributed import is_main
 from ..schedules import ScheduleFunction
 
 
@@ -86,7 +87,7 @@ class CycleSnapshots(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Snapshots of an earlier fit of this name make way; those of a fit that goes on stay."""
-        if epoch:
+        if epoch or not is_main():
             return
         for old in self.saver.name.parent.glob(f"{glob.escape(self.saver.name.name)}_cyc_*.weights.h5"):
             old.unlink()

@@ -27,6 +27,7 @@ from ..callbacks import (
     load_snapshot,
 )
 from ..data import ImageData, ImageDataset
+from ..distributed import join
 from ..ensembles import SnapshotEnsemble, take
 from ..errors import DataError
 from ..interpret import Interpretation
@@ -548,6 +549,7 @@ class Learner:
         self.training.compile(
             model, groups, self.model.task, weight_decay, self._auto, scaled=self.overflow.fell
         )
+        join(model)
 
     def _check_rates(self, rates: Rates) -> Rates:
         if self.precompute and not isinstance(rates, slice) and np.size(rates) > 1:

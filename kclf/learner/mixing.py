@@ -36,9 +36,10 @@ class MixedDataset(DataLoader):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """Batches of mixed photos, float32, the shares of classes as labels, and weights if there are any."""
         state = self.images.state_dict()
+        here = self.images.shard[:1] if self.images.shard[1] > 1 else ()  # each process mixes in its own way
         for number, (photos, labels, *weights) in enumerate(self.images, start=state["batch"]):
             mixer = self.mixers[number % len(self.mixers)]
-            mixer.set_random_state(generator_state(state["seed"], state["epoch"], number))
+            mixer.set_random_state(generator_state(state["seed"], state["epoch"], number, *here))
             with torch.no_grad():
                 mixed = mixer(photos, labels, training=True)
             yield (*mixed, *weights)

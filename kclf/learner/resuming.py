@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -68,6 +68,6 @@ def photos_digest(data: Any) -> str:
     digest = hashlib.sha256()
     for name, split in data.splits.items():
         digest.update(f"{name} {len(split.paths)} {split.batch_size} {split.presize}\n".encode())
-        digest.update("\n".join(Path(str(path)).name for path in split.paths).encode())
+        digest.update("\n".join(os.path.basename(path) for path in split.paths).encode())
         digest.update(b"" if split.labels is None else split.labels.tobytes())
     return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ import keras
 
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, split_backbone
+from ..distributed import join, take_device
 from ..errors import WeightsError
 from ..layers import Augmentation, InputNormalization
 from ..layers import none as no_augmentation
@@ -90,6 +91,7 @@ class ImageClassifier(keras.Model):
     ) -> None:
         check_choice("task", task, TASKS)
         _check_class_names(class_names, task)
+        take_device()
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.class_names = [str(class_name) for class_name in class_names]
         self.size = int(size)
@@ -228,6 +230,7 @@ class ImageClassifier(keras.Model):
             self.optimizer.build(
                 [v for g in self.layer_groups for layer in g for v in layer._trainable_variables]
             )
+        join(self)
 
     def _metric(self, metric: Any) -> Any:
         return accuracy_metric(self.task) if isinstance(metric, str) and metric == "accuracy" else metric

@@ -1,0 +1,266 @@
+"""Who the processes of a run are, and what they say to one another."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+import keras
+import torch
+import torch.distributed as dist
+
+from ..errors import KclfError, TrainingError
+
+BUCKET = 25 * 2**20  # bytes sent at once, as torch's DistributedDataParallel has it
+STEP_TIMEOUT = 300.0  # seconds that a rank waits for the others in a step
+PATIENCE = timedelta(days=1)  # how long it waits for a file, a cache or a report that another one makes
+
+Given = TypeVar("Given")
+Tensors = Sequence[torch.Tensor]
+
+_apart = 0  # how many `with apart()` blocks this process is in
+_patient: Any = None  # a group of its own for waits that may be long; it talks between hosts, never by GPU
+
+
+def world_size() -> int:
+    """How many processes train together: 1 unless a launcher such as `torchrun` said otherwise."""
+    together = "RANK" in os.environ and not _apart
+    return int(os.environ.get("WORLD_SIZE", 1)) if together else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which writes files and prints."""
+    return rank() == 0
+
+
+def local_world_size() -> int:
+    """How many of the processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
+
+
+def restarts() -> int:
+    """How often `torchrun --max-restarts` has started the processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within it this process counts as the only one: it waits for none and divides nothing.
+
+    Example:
+        >>> with apart():
+        ...     world_size()
+        1
+    """
+    global _apart
+    _apart += 1
+    try:
+        yield
+    finally:
+        _apart -= 1
+
+
+def say(text: object) -> None:
+    """Print, on rank 0 alone."""
+    if is_main():
+        print(text, flush=True)
+
+
+def take_device() -> None:
+    """Choose the GPU of this rank, before anything is put on one; other ranks than 0 show no progress bars.
+
+    Raises:
+        TrainingError: the machine has fewer GPUs than processes.
+    """
+    if world_size() == 1:
+        return
+    if not is_main():
+        keras.config.disable_interactive_logging()
+    if torch.cuda.is_available():
+        local, gpus = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
+        if local >= gpus:
+            raise TrainingError(
+                f"This machine has {gpus} GPUs, one for each process: start it with --nproc-per-node {gpus}. "
+                f"Received: local rank {local}"
+            )
+        torch.cuda.set_device(local)
+
+
+def start(timeout: float = STEP_TIMEOUT) -> None:
+    """Find the other processes: by NCCL between GPUs, by Gloo between CPUs. All ranks call it, or none.
+
+    It is called where it is first needed. A group that stands already, such as Ray Train's, is used.
+
+    Args:
+        timeout: seconds that a rank waits for the others in a step, before it takes them for lost.
+
+    Raises:
+        TrainingError: the others do not come.
+    """
+    global _patient
+    if world_size() == 1 or _patient is not None:
+        return
+    take_device()
+    with _together():
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            atexit.register(_leave)
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def barrier() -> None:
+    """Go on when all ranks are here."""
+    if world_size() > 1:
+        start()
+        with _together():
+            dist.barrier(_patient)
+
+
+def from_main(function: Callable[[], Given]) -> Given:
+    """What a function gives on rank 0, which alone calls it, on all ranks; an error of kclf's as well.
+
+    Example:
+        >>> from_main(lambda: 2 + 2)
+        4
+    """
+    if world_size() == 1:
+        return function()
+    start()
+    box: list[Any] = [None]
+    if is_main():
+        try:
+            box = [(function(), None)]
+        except KclfError as found:
+            box = [(None, found)]
+    with _together():
+        dist.broadcast_object_list(box, group=_patient, device=torch.device("cpu"))
+    given, error = box[0]
+    if error is not None:
+        raise error
+    return given
+
+
+class Lock(Protocol):
+    """What `held` takes, such as a `FolderLock`."""
+
+    def acquire(self, *, wait: bool = False) -> None:
+        """Take it."""
+
+    def release(self) -> None:
+        """Let go of it, if it is held."""
+
+
+@contextmanager
+def held(lock: Lock, *, wait: bool = False) -> Iterator[None]:
+    """Within it rank 0 has a lock, for all ranks."""
+    from_main(lambda: lock.acquire(wait=wait))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def gather(value: Given) -> list[Given]:
+    """The values of all ranks, on all ranks."""
+    if world_size() == 1:
+        return [value]
+    start()
+    values: list[Any] = [None] * world_size()
+    with _together():
+        dist.all_gather_object(values, value, group=_patient)
+    return values
+
+
+def broadcast(tensors: Tensors) -> None:
+    """Give tensors the values that they have on rank 0, in place."""
+    if world_size() == 1:
+        return
+    start()
+    with _together(), torch.no_grad():
+        for bucket in _buckets(tensors):
+            flat = _flat(bucket)
+            dist.broadcast(flat, src=0)
+            if not is_main():
+                _unpack(flat, bucket)
+
+
+def average(tensors: Tensors, weight: float = 1.0) -> None:
+    """Give tensors their mean over the ranks, in place, the same bits on all of them.
+
+    Args:
+        tensors: of real numbers, at least one, of the same shapes on all ranks.
+        weight: how much this rank counts, such as the number of its photos; above 0.
+    """
+    if world_size() == 1:
+        return
+    start()
+    with _together(), torch.no_grad():
+        weights = torch.full((1,), float(weight), device=tensors[0].device)
+        sent = [(weights, dist.all_reduce(weights, async_op=True))]
+        buckets = list(_buckets(tensors))
+        for bucket in buckets:
+            flat = _flat(bucket).mul_(weight)
+            sent.append((flat, dist.all_reduce(flat, async_op=True)))
+        for _, work in sent:
+            work.wait()
+        for bucket, (flat, _) in zip(buckets, sent[1:], strict=True):
+            _unpack(flat.div_(weights), bucket)
+
+
+def total(tensors: Tensors) -> None:
+    """Give tensors their sum over the ranks, in place."""
+    if world_size() == 1:
+        return
+    start()
+    with _together(), torch.no_grad():
+        for bucket in _buckets(tensors):
+            flat = _flat(bucket)
+            dist.all_reduce(flat)
+            _unpack(flat, bucket)
+
+
+def _buckets(tensors: Tensors) -> Iterator[list[torch.Tensor]]:
+    """Tensors of one kind and device together, in the order in which they come, up to `BUCKET` bytes."""
+    filling: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+    for tensor in tensors:
+        bucket = filling.setdefault((tensor.dtype, tensor.device), [])
+        bucket.append(tensor)
+        if sum(one.nbytes for one in bucket) >= BUCKET:
+            yield filling.pop((tensor.dtype, tensor.device))
+    yield from filling.values()
+
+
+def _flat(bucket: Tensors) -> torch.Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
+
+
+def _unpack(flat: torch.Tensor, bucket: list[torch.Tensor]) -> None:
+    parts = flat.split([tensor.numel() for tensor in bucket])
+    torch._foreach_copy_(bucket, [part.view(one.shape) for part, one in zip(parts, bucket, strict=True)])
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Let the loss of another rank end this one with a message that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TrainingError(
+            f"Rank {rank()} of {world_size()} has lost the others. One of them ended, and says why itself, "
+            f"or did not come in time ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,280 @@
+"""What each of several processes does in tests/test_distributed.py; run as `python ranks.py SCENARIO FOLDER`.
+
+The same functions run in the test's own process, alone, to compare with.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import kclf  # isort: skip
+import keras
+import numpy as np
+import torch
+from keras import layers
+
+from kclf import distributed
+from kclf.activations import precompute
+from kclf.callbacks import Checkpoint
+
+PHOTOS = 69  # batches of 8 leave a last one of 5
+CLASSES = ["cat", "dog", "fox"]
+
+
+def pictures(count: int = PHOTOS, side: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with a colour for each class."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % len(CLASSES)
+    images = rng.integers(0, 160, (count, side, side, 3))
+    images[np.arange(count), ..., labels] += 90
+    return images.astype(np.uint8), labels
+
+
+def photo_data(batch_size: int = 8, count: int = PHOTOS, side: int = 20) -> kclf.ImageData:
+    images, labels = pictures(count, side)
+    some = {"class_names": CLASSES, "presize": side, "batch_size": batch_size}
+    return kclf.ImageData(
+        kclf.ImageDataset(images, labels, shuffle=True, seed=1, **some),
+        kclf.ImageDataset(images[:13], labels[:13], **{**some, "batch_size": 4}),
+        size=side,
+    )
+
+
+def weights_of(model: keras.Model) -> np.ndarray:
+    return np.concatenate([weight.numpy().ravel() for weight in model.weights])
+
+
+def small_model(*, augmented: bool = False, norm: bool = False, optimizer: Any = None) -> keras.Model:
+    """A model that begins with other weights on each rank."""
+    keras.utils.set_random_seed(7 + distributed.rank())
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            *([kclf.aug_transforms(16, max_warp=0.2, seed=3)] if augmented else []),
+            layers.Rescaling(1 / 128, -1),
+            layers.Conv2D(6, 3, strides=2),
+            *([layers.BatchNormalization(momentum=0.8)] if norm else []),
+            layers.ReLU(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3),
+        ]
+    )
+    kclf.accelerate(model)
+    adam = keras.optimizers.AdamW(1e-2, epsilon=1e-5, global_clipnorm=0.5)
+    model.compile(
+        optimizer or kclf.LayerGroupOptimizer(adam, model),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[
+            "accuracy",
+            keras.metrics.SparseTopKCategoricalAccuracy(2, from_sorted_ids=False, name="top"),
+        ],
+    )
+    distributed.join(model)
+    return model
+
+
+def fitted(model: keras.Model, data: kclf.ImageData, epochs: int, **arguments: Any) -> dict[str, Any]:
+    recorder = kclf.Recorder()
+    callbacks = [recorder, *arguments.pop("callbacks", [])]
+    fit = {"epochs": epochs, "verbose": 0, "shuffle": False, **arguments}
+    history = model.fit(data.train, validation_data=data.valid, callbacks=callbacks, **fit)
+    logs = np.array([history.history[name] for name in sorted(history.history)])
+    return {"weights": weights_of(model), "losses": np.array(recorder.losses), "logs": logs}
+
+
+def plain() -> dict[str, Any]:
+    """27 steps with a clipped gradient; the last batch of an epoch does not divide evenly."""
+    return fitted(small_model(), photo_data(), 3)
+
+
+def augmented() -> dict[str, Any]:
+    """The same views of the same photos, where the ranks divide the batch."""
+    return fitted(small_model(augmented=True), photo_data(count=64), 3)
+
+
+def with_norm() -> dict[str, Any]:
+    return fitted(small_model(norm=True), photo_data(), 2)
+
+
+class InfiniteOnce(keras.callbacks.Callback):
+    """An infinite gradient in the second step, on the last rank alone."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        weight = self.model.trainable_variables[0].value
+        last = distributed.rank() == distributed.world_size() - 1
+        if batch == 1 and last:
+            handle = weight.register_hook(lambda gradient: gradient * float("inf"))
+            self.handle = handle
+        elif batch == 2 and last:
+            self.handle.remove()
+
+
+def infinite() -> dict[str, Any]:
+    scaled = kclf.FusedLossScaleOptimizer(keras.optimizers.SGD(1e-2), initial_scale=1024.0)
+    model = small_model(optimizer=scaled)
+    found = fitted(model, photo_data(), 1, callbacks=[InfiniteOnce()])
+    return {**found, "scale": np.array(float(scaled.dynamic_scale))}
+
+
+def small_backbone() -> keras.Model:
+    photos = keras.Input((None, None, 3))
+    x = layers.Conv2D(6, 3, strides=2, use_bias=False)(photos)
+    x = layers.BatchNormalization(momentum=0.8)(x)
+    x = layers.Conv2D(8, 3, strides=2)(layers.ReLU()(x))
+    return keras.Model(photos, layers.Dropout(0.1)(x))
+
+
+def course(folder: Path) -> dict[str, Any]:
+    """A learner: activations, range test, restarts with snapshots, best model; with dropout and BatchNorm."""
+    keras.utils.set_random_seed(3 + distributed.rank())
+    learner = kclf.Learner(
+        photo_data(batch_size=12, count=48),
+        small_backbone(),
+        normalization="tf",
+        hidden=(16,),
+        batchnorm="train",
+        augmentation=kclf.aug_transforms(),
+        path=folder,
+        verbose=False,
+    )
+    kclf.activations.PART = 16  # so that there are parts to share
+    finder = learner.lr_find(num_it=12)
+    learner.unfreeze()
+    learner.fit([1e-4, 1e-2], 2, cycle_len=1, cycle_save_name="cycle", best_save_name="best")
+    saved = folder / f"rank{distributed.rank()}.weights.h5"
+    learner.model.save_weights(saved)
+    learner.load_cycle("cycle", 0)
+    first_cycle = weights_of(learner.model)
+    learner.precompute = True
+    learner.fit(1e-2, 1)
+    return {
+        "losses": np.array(learner.recorder.losses),
+        "curve": finder.losses,
+        "first_cycle": first_cycle,
+        "features": precompute(learner.model, learner.data, folder / "activations").train.features,
+        "predictions": learner.predictions().probabilities,
+        "saved": np.frombuffer(saved.read_bytes(), np.uint8),
+    }
+
+
+class KillOnce(keras.callbacks.Callback):
+    """The last rank kills itself in the second epoch, if it has not done so before."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.mark = folder / "killed"
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        last = distributed.rank() == distributed.world_size() - 1
+        if last and (self.epoch, batch) == (1, 5) and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def checkpointed(folder: Path, *callbacks: keras.callbacks.Callback) -> dict[str, Any]:
+    """Three epochs with dropout and BatchNorm, that go on from a checkpoint where there is one."""
+    keras.utils.set_random_seed(5)
+    data = photo_data(count=64)
+    model = kclf.ImageClassifier(
+        small_backbone(), CLASSES, size=20, normalization="tf", hidden=(16,), augmentation=kclf.side_on()
+    )
+    model.unfreeze()
+    model.compile(kclf.LayerGroupOptimizer("adamw", model))
+    checkpoint = Checkpoint(folder / "checkpoints", data.train, every=3)
+    return fitted(model, data, 3, callbacks=[kclf.OneCycle(1e-2), *callbacks, checkpoint])
+
+
+def killed(folder: Path) -> dict[str, Any]:
+    return checkpointed(folder, KillOnce(folder))
+
+
+def failing(folder: Path) -> dict[str, Any]:
+    """The last rank ends with an error of its own in the second step."""
+
+    class Fail(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            if batch == 1 and distributed.rank() == distributed.world_size() - 1:
+                (folder / "failed").write_text(str(time.time()))
+                raise OSError("the disk of this rank is gone")
+
+    return fitted(small_model(), photo_data(), 1, callbacks=[Fail()])
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """The scenarios of `make test`, in one start of the processes."""
+    found = {"plain": plain(), "augmented": augmented(), "with_norm": with_norm(), "infinite": infinite()}
+    found["course"] = course(folder)
+    return {f"{name}/{key}": value for name, part in found.items() for key, value in part.items()}
+
+
+# ---- starting them ------------------------------------------------------------
+
+
+def launch(scenario: str, folder: Path, processes: int = 2) -> list[subprocess.Popen[str]]:
+    """Start the processes of a scenario, without a launcher's own cost."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, __file__, scenario, str(folder)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+
+
+def run(scenario: str, folder: Path, processes: int = 2, timeout: float = 300) -> list[dict[str, np.ndarray]]:
+    """What each rank found."""
+    started = launch(scenario, folder, processes)
+    errors = [process.communicate(timeout=timeout)[1] for process in started]
+    for process, error in zip(started, errors, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"status {process.returncode}: {error[-3000:]}")
+    return [dict(np.load(folder / f"found{rank}.npz")) for rank in range(processes)]
+
+
+def torchrun(*words: str, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
+    """`torchrun`, with what follows its own options."""
+    options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *options, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def main(scenario: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    place = Path(folder)
+    np.savez(place / f"found{distributed.rank()}.npz", **globals()[scenario](place))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
