@@ -45,7 +45,7 @@ x = keras.layers.Conv2D(32, 3, padding="same", activation="relu")(photos)
 backbone = keras.Model(photos, keras.layers.Conv2D(64, 3, strides=2, activation="relu")(x))
 model = kclf.ImageClassifier(
     backbone, data.class_names, size=data.size, normalization="tf", hidden=(), dropout=0.0,
-    augmentation=kclf.aug_transforms(flip=False),
+    augmentation=kclf.aug_transforms(do_flip=False),
 )
 model.unfreeze()
 model.compile(kclf.LayerGroupOptimizer(keras.optimizers.AdamW(1e-2), model))
