@@ -78,7 +78,7 @@ class TarShards(DataLoader):
                 f"Expected batches of {world_size()} (one photo a process) to {num_images} photos. "
                 f"Received: batch_size={batch_size}"
             )
-        super().__init__(_Nothing(), batch_size=batch_size)
+        super().__init__(_Streamed(num_images), batch_size=batch_size)
         take_device()
         self.shards = sorted(shards)
         self.class_names = list(class_names)
@@ -170,8 +170,14 @@ class TarShards(DataLoader):
         raise DataError(f"{name}: expected one of {len(self.class_names)} classes. Received: {text!r}")
 
 
-class _Nothing(Dataset):
-    """What torch's loader is told to load, where the loader does it all; its length is not known to Keras."""
+class _Streamed(Dataset):
+    """What torch's loader is told to load, where the loader does it all: Keras asks for its length."""
+
+    def __init__(self, num_images: int) -> None:
+        self.num_images = num_images
+
+    def __len__(self) -> int:
+        return self.num_images
 
     def __getitem__(self, index: int) -> Any:
-        raise IndexError(index)
+        raise TypeError("Photos in tar shards come one after the other, not by number")
