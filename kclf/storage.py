@@ -18,8 +18,10 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
 import re
+import struct
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedRandom, BufferedReader, FileIO
@@ -40,6 +42,7 @@ USER_BLOCK = 512  # bytes; the smallest user block HDF5 allows
 NUMBER_KINDS = "biuf"  # numpy kinds: bool, signed, unsigned, floating
 # zlib, the strongest of the filters every HDF5 library has, shrinks at most 1032 : 1.
 LARGEST_COMPRESSION = 1032
+_HEAP = b"GCOL\1\0\0\0"
 _MARK = re.compile(rb"kclf-storage (\d{1,9}) ")
 
 
@@ -220,12 +223,12 @@ def read_attributes(path: AnyPath) -> dict[str, JSON]:
 
 
 @contextmanager
-def open_h5(path: AnyPath, content: BinaryIO | None = None) -> Iterator[h5py.File]:
+def open_h5(path: AnyPath, content: bytes | None = None) -> Iterator[h5py.File]:
     """Open any HDF5 file for reading; whatever fails inside the block is a `FileFormatError` with the path.
 
     Args:
         path: the file to read.
-        content: an open binary file to read instead, as from an archive; `path` then only names it.
+        content: what to read instead, as from an archive; `path` then only names it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -234,7 +237,8 @@ def open_h5(path: AnyPath, content: BinaryIO | None = None) -> Iterator[h5py.Fil
     if not Path(path).is_file():
         raise FileNotFoundError(f"No such file: {os.fspath(path)!r}.")
     try:
-        with h5py.File(path if content is None else content, "r") as file:
+        with h5py.File(path if content is None else io.BytesIO(content), "r") as file:
+            _check_heaps(file, path, content)
             yield file
     except FileFormatError as error:
         raise FileFormatError(f"{os.fspath(path)}: {error}") from error
@@ -242,6 +246,35 @@ def open_h5(path: AnyPath, content: BinaryIO | None = None) -> Iterator[h5py.Fil
         raise
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise FileFormatError(f"{os.fspath(path)}: damaged, or no HDF5 file ({error}).") from error
+
+
+def _check_heaps(file: h5py.File, path: AnyPath, content: bytes | None) -> None:
+    """Refuse heaps of strings that the HDF5 library would walk over for ever, or out of its memory.
+
+    It goes from object to object by lengths that it believes, and stays where one is 0 (seen with HDF5 2.0).
+    """
+    _refuse_if(
+        file.id.get_create_plist().get_sizes() != (8, 8), "its addresses or lengths are not of 8 bytes"
+    )
+    if content is not None:
+        _check_heaps_in(content)
+        return
+    with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        _check_heaps_in(mapped)
+
+
+def _check_heaps_in(content: bytes | mmap.mmap) -> None:
+    start = content.find(_HEAP)
+    while start >= 0:
+        place, size = start + 16, content[start + len(_HEAP) : start + 16]
+        end = start + int.from_bytes(size, "little")
+        _refuse_if(max(place, end) > len(content), "a heap is longer than the file")
+        while place + 16 <= end:
+            index, length = struct.unpack_from("<H6xQ", content, place)
+            step = 16 + -(-length // 8) * 8 if index else length  # object 0 is what is free, with its header
+            _refuse_if(step < 16 or place + step > end, "an object in a heap has a length that cannot be")
+            place += step
+        start = content.find(_HEAP, start + len(_HEAP))
 
 
 def datasets_of(group: h5py.Group) -> dict[str, h5py.Dataset]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import zipfile
@@ -70,7 +69,7 @@ def weights_of_archive(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
             f"{os.fspath(path)}: not a weights file of a kind known here (.weights.h5, .h5, .keras, .pth), "
             f"or damaged ({error})."
         ) from error
-    with open_h5(path, io.BytesIO(content)) as file:
+    with open_h5(path, content) as file:
         yield file
 
 

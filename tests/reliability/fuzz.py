@@ -5,17 +5,20 @@
 
 Each parser gets valid files with a few mutations: bits flipped, bytes replaced, cut out, doubled, numbers
 made huge, the file cut off. What fails is written to `--keep`, and belongs into tests/reliability/seeds.
-The last line is a JSON object.
+A file that keeps a parser busy for too long ends the process with a traceback, and stays where it says.
+The last line is a JSON object. Seconds are of the processor, so that other work on the machine counts not.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 import os
 import random
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -50,7 +53,7 @@ from kclf.weights import load_weights
 
 FORMATS = ("jpg", "png", "gif", "webp", "bmp")
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, ord(","), ord('"'), ord("\n"), ord("{"), ord("-"), ord("9"))
-PATIENCE = 20.0  # seconds for one file; a hang is a failure
+PATIENCE = 20.0  # seconds of the processor for one file; a hang is a failure
 
 
 def mutate(content: bytes, draw: random.Random) -> bytes:
@@ -104,9 +107,9 @@ def fuzz_images(count: int, draw: random.Random, folder: Path) -> dict:
             paths.append(folder / f"{number}.{kind}")
             paths[-1].write_bytes(mutate(draw.choice(originals[kind]), draw))
         dataset = ImageDataset([str(path) for path in paths], presize=32, batch_size=20, num_threads=2)
-        begun = time.monotonic()
+        begun = time.process_time()
         for (images,) in dataset:
-            took, begun = time.monotonic() - begun, time.monotonic()
+            took, begun = time.process_time() - begun, time.process_time()
             slowest = max(slowest, took)
             if images.shape[1:] != (32, 32, 3) or images.dtype != torch.uint8 or took > PATIENCE:
                 raise AssertionError(f"{tuple(images.shape)}, {images.dtype}, {took:.1f} s after {start}")
@@ -250,7 +253,8 @@ PARSERS = {function.__name__: function for function in (*TEXTS, *BINARIES)}
 
 def attempt(read: Callable[[Path], object], path: Path) -> str | None:
     """What went wrong beyond kclf's own errors; None where nothing did."""
-    begun = time.monotonic()
+    begun = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, 3 * PATIENCE)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -261,7 +265,9 @@ def attempt(read: Callable[[Path], object], path: Path) -> str | None:
         lines = traceback.format_exc().splitlines()
         place = [line for line in lines if "/kclf/" in line and line.lstrip().startswith("File")][-1:]
         return "\n".join([*lines, f"{lines[-1].split(':')[0]} at {' '.join(place).strip()}"])
-    took = time.monotonic() - begun
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    took = time.process_time() - begun
     return f"took {took:.1f} s" if took > PATIENCE else None
 
 
@@ -271,8 +277,8 @@ def fuzz_parser(
     """One parser, for so many files or so long."""
     valid, read = PARSERS[name](folder)
     found: dict[str, str] = {}
-    done, end = 0, time.monotonic() + seconds
-    while done < count if count else time.monotonic() < end:
+    done, end = 0, time.process_time() + seconds
+    while done < count if count else time.process_time() < end:
         path = folder / "mutated"
         content = mutate(valid, draw)
         path.write_bytes(content)
@@ -296,6 +302,7 @@ def main() -> None:
     arguments.add_argument("--keep", type=Path, default=Path("fuzz-failures"))
     options = arguments.parse_args()
     draw = random.Random(options.seed)
+    faulthandler.register(signal.SIGPROF, chain=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.what == "images":

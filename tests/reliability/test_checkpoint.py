@@ -20,6 +20,7 @@ from kclf.errors import NotFiniteError, OutputError, RunStopped, TrainingError
 from kclf.stopping import StopRequest
 
 SIZE = 16
+heavy = pytest.mark.heavy
 
 
 class Cut(Exception):
@@ -120,7 +121,7 @@ def uninterrupted(tmp_path_factory):
 
 
 # 4 batches and 2 of validation an epoch: 0-5 of the head, 6-17 of everything
-@pytest.mark.parametrize("at", [0, 5, 6, 8, 13, 16])
+@pytest.mark.parametrize("at", [5, 13, *(pytest.param(at, marks=heavy) for at in (0, 6, 8, 16))])
 def test_a_run_cut_off_anywhere_ends_the_same(tmp_path, uninterrupted, at):
     with pytest.raises(Cut):
         script(tmp_path, CutAt(at))
@@ -128,6 +129,7 @@ def test_a_run_cut_off_anywhere_ends_the_same(tmp_path, uninterrupted, at):
     assert script(tmp_path) == uninterrupted()
 
 
+@heavy
 def test_with_two_threads_too(tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -140,6 +142,7 @@ def test_with_two_threads_too(tmp_path):
         torch.set_num_threads(before)
 
 
+@heavy
 def test_it_may_be_cut_off_again_and_again(tmp_path, uninterrupted):
     for _ in range(4):
         with pytest.raises(Cut):
@@ -158,7 +161,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[heavy] if kind in ("momentum", "bfloat16") else []) for kind in KINDS]
+)
 def test_all_state_of_an_optimizer_comes_back(tmp_path, uninterrupted, kind):
     with pytest.raises(Cut):
         script(tmp_path, CutAt(9), **KINDS[kind])
@@ -211,7 +216,7 @@ def test_a_damaged_file_is_set_aside_and_the_one_before_it_is_taken(tmp_path, un
     assert [path.name for path in tmp_path.glob("*.damaged")] == [f"{newest.name}.damaged"]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.7])
+@pytest.mark.parametrize("share", [pytest.param(0.0, marks=heavy), 0.7])
 def test_files_torn_anywhere_cost_no_more_than_the_time_before_them(tmp_path, uninterrupted, share):
     with pytest.raises(Cut):
         script(tmp_path, CutAt(9))
@@ -288,7 +293,13 @@ def test_a_folder_that_vanishes_ends_the_run(tmp_path):
         script(tmp_path / "run", CutAt(9, lambda: shutil.rmtree(tmp_path / "run")))
 
 
-@pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 7), (signal.SIGINT, 8), (signal.SIGTERM, 11)])
+STOPS = [
+    (signal.SIGTERM, 7),
+    *(pytest.param(*stop, marks=heavy) for stop in [(signal.SIGINT, 8), (signal.SIGTERM, 11)]),
+]
+
+
+@pytest.mark.parametrize(("number", "at"), STOPS)
 def test_a_signal_ends_the_run_between_two_batches(tmp_path, uninterrupted, number, at, capsys):
     with StopRequest() as stop, pytest.raises(RunStopped) as stopped:
         script(tmp_path, CutAt(at, lambda: os.kill(os.getpid(), number)), stop=stop, every=100)

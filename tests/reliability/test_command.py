@@ -121,6 +121,7 @@ def test_words_that_do_not_fit_are_refused(tmp_path, capsys, monkeypatch, words,
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_two_runs_do_not_share_a_folder(photos, tmp_path, capsys, at_third_batch):
     out, statuses = tmp_path / "out", []
     words = [sys.executable, "-m", "kclf", "train", "--resume", str(out)]
@@ -133,6 +134,7 @@ def test_two_runs_do_not_share_a_folder(photos, tmp_path, capsys, at_third_batch
     assert f"Another run works in {out} (process {os.getpid()} " in second.stderr
 
 
+@pytest.mark.heavy
 def test_settings_survive_a_torn_file(photos, tmp_path, at_third_batch):
     out = tmp_path / "out"
 

@@ -72,7 +72,7 @@ def test_it_is_said_once_and_later_fits_stay_there(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*Going on from")
-@pytest.mark.parametrize("fits", [pytest.param(1, marks=pytest.mark.heavy), 2])
+@pytest.mark.parametrize("fits", [1, pytest.param(2, marks=pytest.mark.heavy)])
 def test_such_a_run_goes_on_after_a_crash_too(tmp_path, fits):
     def train(path, cut=10**9):
         ours, cut = learner(path), CutAt(cut)
@@ -115,6 +115,7 @@ def test_gradients_that_are_not_finite_count():
         model.fit(np.ones((40, 1)), np.ones((40, 1)), batch_size=1, verbose=0, callbacks=[FiniteGuard()])
 
 
+@pytest.mark.heavy
 def test_the_command_goes_on_and_records_it(photos, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(finite, "SKIPPED_IN_A_ROW", 3)  # of six steps
     out = tmp_path / "out"
