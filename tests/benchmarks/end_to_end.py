@@ -6,8 +6,8 @@ PHOTOS holds files named cat.N.jpg and dog.N.jpg. A round is one whole training 
 weights and a new head, all layers, AdamW at one rate, to the accuracy on photos set aside. ("head first" is
 kclf's own way: the head alone, then all layers in groups, in as many epochs.) Reading the files is part of
 it, starting Python is not. All have the same photos, split and batch size; each round has another seed. kclf
-and fastai augment (crop, flip, rotation, zoom, warp, light) as their users do; the two others, whose loaders are
-Pillow and torch's DataLoader, crop and flip. CPU time is that of the main process: that of the loaders'
+and fastai augment (crop, flip, rotation, zoom, warp, light) as their users do; the two others, whose loaders
+are Pillow and torch's DataLoader, crop and flip. CPU time is that of the main process: that of the loaders'
 worker processes is not in it.
 
 FOLDER holds `mobilenet_v2_1.0_224_no_top.weights.h5` of Keras Applications and torchvision's
