@@ -52,8 +52,11 @@ model = keras.Sequential(
     ]
 )
 kclf.accelerate(model)
-loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-model.compile(kclf.LayerGroupOptimizer(keras.optimizers.AdamW(1e-2), model), loss, ["accuracy"])
+model.compile(
+    kclf.LayerGroupOptimizer(keras.optimizers.AdamW(1e-2), model),
+    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    metrics=["accuracy"],
+)
 kclf.distributed.join(model)  # an ImageClassifier or a Learner does this by itself
 
 epochs = int(sys.argv[1])
