@@ -15,6 +15,7 @@ import kclf
 from kclf import distributed
 from kclf.activations import ActivationDataset
 from kclf.data.loader import ImageDataset
+from kclf.runs import RESULTS
 
 
 def as_one_of(monkeypatch, rank: int, world_size: int) -> None:
@@ -212,5 +213,5 @@ def test_the_command_trains_on_all_processes_and_speaks_once(tmp_path):
     assert said.count("2 processes with one CPU each") == 1
     assert said.count("Saved in") == 1
     assert sorted(file.name for file in Path(out).iterdir()) == sorted(
-        [*kclf.runs.RESULTS, "batches.csv", "predictions.csv"]
+        [*RESULTS, "batches.csv", "predictions.csv"]
     )

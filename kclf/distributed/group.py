@@ -113,7 +113,15 @@ def start(timeout: float = STEP_TIMEOUT) -> None:
     with _together():
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            store, _, _ = next(dist.rendezvous("env://", rank(), world_size()))
+            dist.init_process_group(
+                backend,
+                # torchrun keeps the store through restarts, with addresses in it of processes that are dead
+                store=dist.PrefixStore(f"kclf {world_size()} {restarts()}", store),
+                rank=rank(),
+                world_size=world_size(),
+                timeout=timedelta(seconds=timeout),
+            )
             atexit.register(_leave)
         _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
 
