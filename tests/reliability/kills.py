@@ -4,8 +4,8 @@
 
 Each run is a real process: a fork of this one, which has imported everything, so that a run costs a second.
 It is killed by SIGKILL at a random moment, its folder may then be torn as a power cut would (--tear), and
-`kclf train --resume` takes it to the end. Moments are seconds of the processor, so that on a busy machine they
-fall within the run as well. The last line is a JSON object.
+`kclf train --resume` takes it to the end. Moments are seconds of the processor, so that they fall within the run
+on a busy machine too. The last line is a JSON object.
 """
 
 from __future__ import annotations
