@@ -4,8 +4,8 @@
 
 Each run is a real process: a fork of this one, which has imported everything, so that a run costs a second.
 It is killed by SIGKILL at a random moment, its folder may then be torn as a power cut would (--tear), and
-`kclf train --resume` takes it to the end. Moments are seconds of the processor, so that they fall within the run
-on a busy machine too. The last line is a JSON object.
+`kclf train --resume` takes it to the end. Moments are seconds of the processor, so that they fall within the
+run on a busy machine too. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -227,13 +227,14 @@ def main() -> None:
             if status:
                 sys.exit(f"{kind} ended with {status}:\n{(base / f'{kind}.log').read_text()}")
             print(f"{kind}: {seconds[kind]:.1f} s uninterrupted, {len(wanted[kind])} files", flush=True)
-        same = 0
+        same = killed = 0
         for number in range(options.kills):
             kind = options.kinds[number % len(options.kinds)]
             out = base / f"run{number}" / kind
             out.parent.mkdir()
             said = trial(kind, photos, out, draw.uniform(0.02, seconds[kind]), draw, torn=options.tear)
             found = result(out) if out.exists() else {}
+            killed += said.startswith("killed")
             equal = found == wanted[kind]
             same += equal
             print(f"{number:3d} {kind:8} {said}: {'identical' if equal else 'DIFFERENT'}", flush=True)
@@ -242,7 +243,7 @@ def main() -> None:
                 print("   ", [name for name in names if found.get(name) != wanted[kind].get(name)])
                 print((out.parent / f"{kind}.log").read_text()[-3000:])
             shutil.rmtree(out.parent)
-        print(json.dumps({"kills": options.kills, "identical": same, "torn": options.tear}))
+        print(json.dumps({"runs": options.kills, "killed": killed, "identical": same, "torn": options.tear}))
     sys.exit(same != options.kills)
 
 
