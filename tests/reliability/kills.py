@@ -4,7 +4,8 @@
 
 Each run is a real process: a fork of this one, which has imported everything, so that a run costs a second.
 It is killed by SIGKILL at a random moment, its folder may then be torn as a power cut would (--tear), and
-`kclf train --resume` takes it to the end. The last line is a JSON object.
+`kclf train --resume` takes it to the end. Moments are seconds of the processor, so that they fall within the
+run on a busy machine too. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -126,9 +127,22 @@ def start(kind: str, photos: Path, out: Path, *, again: bool = False) -> int:
         os._exit(status or 0)
 
 
-def wait(process: int) -> int:
-    """How a child ended: its status, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def wait(process: int) -> tuple[int, float]:
+    """How a child ended, its status or minus the signal; and the seconds of the processor that it took."""
+    _, status, used = os.wait4(process, 0)
+    return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+
+
+def kill_after(process: int, seconds: float) -> bool:
+    """SIGKILL a child when it has used so many seconds of the processor; False where it was over before."""
+    place = Path(f"/proc/{process}/stat")
+    while True:
+        state, *rest = place.read_text().rpartition(") ")[2].split()
+        if state == "Z" or (int(rest[10]) + int(rest[11])) / os.sysconf("SC_CLK_TCK") >= seconds:
+            break
+        time.sleep(0.003)
+    os.kill(process, signal.SIGKILL)
+    return wait(process)[0] == -signal.SIGKILL
 
 
 def result(out: Path) -> dict[str, str]:
@@ -182,14 +196,11 @@ def tear(out: Path, draw: random.Random) -> str:
 
 
 def trial(kind: str, photos: Path, out: Path, after: float, draw: random.Random, *, torn: bool) -> str:
-    """Kill a run after some seconds and let it go on; what happened in words."""
-    process = start(kind, photos, out)
-    time.sleep(after)
-    os.kill(process, signal.SIGKILL)
-    killed = wait(process) == -signal.SIGKILL
+    """Kill a run after some seconds of the processor and let it go on; what happened in words."""
+    killed = kill_after(start(kind, photos, out), after)
     left = sorted(path.name for path in (out / "checkpoints").glob("stage*"))
     said = tear(out, draw) if torn else ""
-    status = wait(start(kind, photos, out, again=True))
+    status, _ = wait(start(kind, photos, out, again=True))
     return f"{'killed' if killed else 'over'} at {after:.2f} s, {left[-1:]} {said} -> status {status}"
 
 
@@ -211,20 +222,19 @@ def main() -> None:
         (base / "warm").mkdir()
         for kind in sorted(set(options.kinds)):
             wait(start(kind, photos, base / "warm" / kind))
-            begun = time.monotonic()
-            status = wait(start(kind, photos, base / kind))
-            seconds[kind] = time.monotonic() - begun
+            status, seconds[kind] = wait(start(kind, photos, base / kind))
             wanted[kind] = result(base / kind)
             if status:
                 sys.exit(f"{kind} ended with {status}:\n{(base / f'{kind}.log').read_text()}")
             print(f"{kind}: {seconds[kind]:.1f} s uninterrupted, {len(wanted[kind])} files", flush=True)
-        same = 0
+        same = killed = 0
         for number in range(options.kills):
             kind = options.kinds[number % len(options.kinds)]
             out = base / f"run{number}" / kind
             out.parent.mkdir()
             said = trial(kind, photos, out, draw.uniform(0.02, seconds[kind]), draw, torn=options.tear)
             found = result(out) if out.exists() else {}
+            killed += said.startswith("killed")
             equal = found == wanted[kind]
             same += equal
             print(f"{number:3d} {kind:8} {said}: {'identical' if equal else 'DIFFERENT'}", flush=True)
@@ -233,7 +243,7 @@ def main() -> None:
                 print("   ", [name for name in names if found.get(name) != wanted[kind].get(name)])
                 print((out.parent / f"{kind}.log").read_text()[-3000:])
             shutil.rmtree(out.parent)
-        print(json.dumps({"kills": options.kills, "identical": same, "torn": options.tear}))
+        print(json.dumps({"runs": options.kills, "killed": killed, "identical": same, "torn": options.tear}))
     sys.exit(same != options.kills)
 
 

@@ -32,7 +32,7 @@ def test_sixty_killed_runs_end_the_same(capsys):
     counted = kill("--kills", 60)
 
     with capsys.disabled():
-        print(f"\n{counted['identical']} of {counted['kills']} killed runs ended bit for bit the same")
+        print(f"\n{counted['identical']} of {counted['runs']} killed runs ended bit for bit the same")
     assert counted["identical"] == 60
 
 
@@ -41,5 +41,5 @@ def test_runs_whose_files_were_torn_end_the_same(capsys):
     counted = kill("--kills", 40, "--tear", "--seed", 1)
 
     with capsys.disabled():
-        print(f"\n{counted['identical']} of {counted['kills']} torn runs ended bit for bit the same")
+        print(f"\n{counted['identical']} of {counted['runs']} torn runs ended bit for bit the same")
     assert counted["identical"] == 40
