@@ -40,10 +40,11 @@ RESNET = "{WEIGHTS}/resnet50_no_top.weights.h5"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left: exit status, what it printed, and the folder that `{OUT}` named."""
+    """What a command left: exit status, what it printed, its complaints, and the folder that `{OUT}` named."""
 
     status: int
     text: str
+    complaints: str
     out: Path
 
     def records(self) -> list[dict]:
@@ -385,6 +386,24 @@ CLAIMS = [
         suite("tests/reliability", "tests/test_atomic.py", "tests/test_locks.py", heavy=False),
         passed,
     ),
+    Claim(
+        "many GPUs: 2 and 4 processes as one, a killed rank, one that fails",
+        "<= 1e-5; bit-identical",
+        suite("tests/test_distributed.py", "tests/test_shards.py"),
+        passed,
+    ),
+    Claim(
+        "many GPUs: seconds to the first batch of a million rows",
+        "< 10",
+        script("benchmarks/manifest.py"),
+        at_most(10, lambda o: o.last_line()["wall_s"], "{:.1f} s"),
+    ),
+    Claim(
+        "many GPUs: MB that it takes",
+        "< 1000",
+        script("benchmarks/manifest.py"),
+        at_most(1000, lambda o: o.last_line()["peak_mb"], "{:.0f} MB"),
+    ),
     Claim("recipes: all in small mode", "10 minutes", ("recipes/run.py", "--small"), went_well),
     Claim(
         "docs: every block runs, every name is documented",
@@ -424,9 +443,9 @@ def run(command: tuple[str, ...]) -> Outcome:
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
     )
-    return Outcome(done.returncode, done.stdout, out)
+    return Outcome(done.returncode, done.stdout, done.stderr, out)
 
 
 def judge(claim: Claim) -> Found:
@@ -437,7 +456,7 @@ def judge(claim: Claim) -> Found:
     try:
         return claim.read(outcome)
     except (LookupError, OSError, ValueError, ElementTree.ParseError) as error:
-        last = (outcome.text.strip().splitlines() or ["nothing printed"])[-1]
+        last = (outcome.complaints.strip().splitlines() or ["nothing said"])[-1]
         return Found(f"exit status {outcome.status}, no figure ({error}): {last[:120]}", False)
 
 
