@@ -40,7 +40,7 @@ RESNET = "{WEIGHTS}/resnet50_no_top.weights.h5"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left: exit status, what it printed, its complaints, and the folder that `{OUT}` named."""
+    """What a command left: exit status, what it printed and complained of, and the folder of `{OUT}`."""
 
     status: int
     text: str
@@ -442,8 +442,7 @@ def run(command: tuple[str, ...]) -> Outcome:
         cwd=ROOT,
         env=environment,
         text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
     )
     return Outcome(done.returncode, done.stdout, done.stderr, out)
 
