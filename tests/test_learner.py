@@ -459,23 +459,30 @@ def test_flat_cosine_and_sgdr(learner):
     assert len(learner.recorder.epochs) == 2 + 3 + 2
 
 
-def test_optimizer_and_batchnorm_are_those_the_rates_were_found_for(learner, tmp_path):
-    def innermost() -> str:
-        return type(learner.model.optimizer.inner_optimizer).__name__
+def test_optimizer_and_clipping_are_those_the_rates_were_found_for(learner, tmp_path):
+    def compiled(learner) -> tuple:
+        optimizer = learner.model.optimizer
+        return type(optimizer.inner_optimizer).__name__, optimizer.inner_optimizer.global_clipnorm
 
     learner.unfreeze()
     learner.fit([1e-3, 1e-2], 1, cycle_len=1)
-    assert (innermost(), learner.model.batchnorm) == ("SGD", "frozen")
+    assert compiled(learner) == ("SGD", 1.0)
     learner.lr_find(num_it=5)  # the range test has what the last fit had
-    assert (innermost(), learner.model.batchnorm) == ("SGD", "frozen")
+    assert compiled(learner) == ("SGD", 1.0)
     learner.fit_one_cycle(1, 1e-3)
-    assert (innermost(), learner.model.batchnorm) == ("AdamW", "inference")
-    assert learner.model.first_trainable_group == 0
+    assert compiled(learner) == ("AdamW", None)
 
-    for chosen in (make_learner(tmp_path, batchnorm="train"), Learner(learner.data, learner.model)):
-        before = chosen.model.batchnorm
+    for settings, expected in (
+        ({"clip": None}, ("SGD", None)),
+        ({"clip": 0.5}, ("SGD", 0.5)),
+        ({"optimizer": "adamw"}, ("AdamW", None)),
+        ({"optimizer": keras.optimizers.SGD}, ("SGD", None)),
+    ):
+        chosen = make_learner(tmp_path, **settings)
         chosen.fit(1e-2, 1)
-        assert chosen.model.batchnorm == before
+        assert compiled(chosen) == expected
+    with pytest.raises(ValueError, match="clip='hard'"):
+        make_learner(tmp_path, clip="hard").fit(1e-2, 1)
 
 
 def test_range_test_leaves_the_model_as_it_was(learner):

@@ -50,7 +50,7 @@ from .building import (
 from .cycles import CycleSnapshots, TriangularCycles
 from .folds import write_submission
 from .mixing import mixed
-from .options import BATCHNORM, Training
+from .options import Training
 from .overflow import Overflow, through_overflow
 from .plots import Sched, SuggestedRates, report_inputs
 from .resuming import with_checkpoint
@@ -80,8 +80,7 @@ class Learner:
         verbose: print a table of the epochs, and progress bars.
         **settings: those of `Training` (`optimizer`, `loss`, `metrics`, `weight_decay`, `clip`,
             `gradient_accumulation`, `ema`, `label_smoothing`, `focal_gamma`, `mixup`, `cutmix`,
-            `on_overflow`), and those of `ImageClassifier` (`augmentation`, `weights`, ...). Without
-            `batchnorm`, `fit` has "frozen", as fastai 0.7 and its rates for SGD, all else "inference".
+            `on_overflow`), and those of `ImageClassifier` (`augmentation`, `weights`, `batchnorm`, ...).
 
     Attributes:
         model: the `ImageClassifier`.
@@ -125,7 +124,6 @@ class Learner:
         self._auto = "adamw"  # what the optimizer "auto" was in the last fit
         self.data = data
         self.model = classifier_for(data, backbone, settings)
-        self._own_batchnorm = "batchnorm" in settings or self.model is backbone
         self.path = Path(path)
         self.callbacks = list(callbacks)
         self.verbose = verbose
@@ -543,8 +541,6 @@ class Learner:
         return {"folder": self.path / "activations", "progress": self.verbose}
 
     def _compile(self, model: keras.Model, weight_decay: Any = None) -> None:
-        if not self._own_batchnorm:
-            self.model.batchnorm = BATCHNORM[self._auto]
         groups = self.model.layer_groups[-1:] if self.precompute else self.model.layer_groups
         self.training.compile(
             model, groups, self.model.task, weight_decay, self._auto, scaled=self.overflow.fell

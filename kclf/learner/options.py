@@ -21,8 +21,8 @@ OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     # fastai 0.7's default, for which the rates of its notebooks were found
     "sgd": lambda **settings: keras.optimizers.SGD(momentum=0.9, **settings),
 }
-# What goes with them once layers thaw: rates of 1e-3 to 1e-2 for SGD need the statistics of the batch.
-BATCHNORM = {"adamw": "inference", "sgd": "frozen"}
+# Largest norm of the gradient that goes with them: SGD at 1e-2 tears a thawed network apart without.
+CLIPS: dict[str, float | None] = {"adamw": None, "sgd": 1.0}
 # The course's metrics, by name or as the functions of `kclf.metrics`.
 METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
     "accuracy": accuracy_metric,
@@ -50,7 +50,8 @@ class Training:
         metrics: "auto" is accuracy (none for numbers); otherwise Keras metrics, names, or `accuracy`,
             `error_rate` and `accuracy_multi` of `kclf.metrics`; one or a list.
         weight_decay: decoupled; biases and norm parameters are left alone.
-        clip: largest norm of the gradient of all weights together.
+        clip: largest norm of the gradient of all weights together; None leaves it. "auto" is 1 for "sgd", by
+            which the course's rates suit thawed layers of any backbone, and None for all else.
         gradient_accumulation: batches to one step.
         ema: decay of an average of the weights, which takes their place when a fit ends.
         label_smoothing: share of each label spread over all classes, in [0, 1).
@@ -65,7 +66,7 @@ class Training:
     loss: Any = "auto"
     metrics: Any = "auto"
     weight_decay: float | Sequence[float] = 0.01
-    clip: float | None = None
+    clip: float | str | None = "auto"
     gradient_accumulation: int | None = None
     ema: float | None = None
     label_smoothing: float = 0.0
@@ -118,8 +119,8 @@ class Training:
             )
         largest = max(decays)
         settings: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": largest}
-        if self.clip is not None:
-            settings["global_clipnorm"] = self.clip
+        if (clip := self._clip(auto)) is not None:
+            settings["global_clipnorm"] = clip
         if self.gradient_accumulation is not None and self.gradient_accumulation > 1:
             settings["gradient_accumulation_steps"] = self.gradient_accumulation
         if self.ema is not None:
@@ -127,10 +128,20 @@ class Training:
         multipliers = [decay / largest for decay in decays] if largest else 1.0
         return LayerGroupOptimizer(self._make(auto, settings), groups, weight_decay_multipliers=multipliers)
 
+    def _clip(self, auto: str) -> float | None:
+        if not isinstance(self.clip, str):
+            return self.clip
+        if self.clip != "auto":
+            raise ValueError(f'Expected "auto", a norm, or None. Received: clip={self.clip!r}')
+        return CLIPS.get(self._name(auto)) if isinstance(self.optimizer, str) else None
+
+    def _name(self, auto: str) -> str:
+        return auto if self.optimizer == "auto" else str(self.optimizer)
+
     def _make(self, auto: str, settings: dict[str, Any]) -> keras.optimizers.Optimizer:
         if not isinstance(self.optimizer, str):
             return self.optimizer(**settings)
-        name = auto if self.optimizer == "auto" else self.optimizer
+        name = self._name(auto)
         if name not in OPTIMIZERS:
             raise ValueError(
                 'Expected "auto", "adamw", "sgd", or a function that makes a Keras optimizer. '
