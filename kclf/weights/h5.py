@@ -110,13 +110,23 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
     parts = [attribute] if attribute in group.attrs else []
     while f"{attribute}{len(parts)}" in group.attrs:
         parts.append(f"{attribute}{len(parts)}")
-    found = [name for part in parts for name in np.asarray(group.attrs[part]).tolist()]
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in found]
+    return [name for part in parts for name in _texts(group, part)]
 
 
 def _name_of(variables: h5py.Group, owner: str) -> str:
-    name = variables.attrs.get("name", owner.rpartition("/")[2])
-    return name.decode() if isinstance(name, bytes) else str(name)
+    names = _texts(variables, "name") if "name" in variables.attrs else []
+    return names[0] if names else owner.rpartition("/")[2]
+
+
+def _texts(group: h5py.Group, attribute: str) -> list[str]:
+    """The texts in an attribute; of a type that does not exist, the HDF5 library crashes."""
+    stored = group.attrs.get_id(attribute)
+    if 0 in stored.shape:
+        return []  # of whatever type: Keras' own legacy files have numbers here
+    if not isinstance(stored.get_type(), h5py.h5t.TypeStringID):
+        raise FileFormatError(f"refused: its attribute {attribute!r} is no text.")
+    found = np.ravel(group.attrs[attribute]).tolist()
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in found]
 
 
 def _word_of(owner: str) -> str:

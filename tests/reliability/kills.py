@@ -232,7 +232,7 @@ def main() -> None:
             kind = options.kinds[number % len(options.kinds)]
             out = base / f"run{number}" / kind
             out.parent.mkdir()
-            said = trial(kind, photos, out, draw.uniform(0.02, seconds[kind]), draw, torn=options.tear)
+            said = trial(kind, photos, out, draw.uniform(0.02, 0.9 * seconds[kind]), draw, torn=options.tear)
             found = result(out) if out.exists() else {}
             killed += said.startswith("killed")
             equal = found == wanted[kind]
