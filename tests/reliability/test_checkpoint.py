@@ -162,7 +162,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[heavy] if kind in ("momentum", "bfloat16") else []) for kind in KINDS]
+    "kind",
+    [pytest.param(kind, marks=[heavy] if kind != "average and accumulation" else []) for kind in KINDS],
 )
 def test_all_state_of_an_optimizer_comes_back(tmp_path, uninterrupted, kind):
     with pytest.raises(Cut):

@@ -149,6 +149,7 @@ def test_settings_survive_a_torn_file(photos, tmp_path, at_third_batch):
     assert read_settings(out / "settings.json").folder == photos
 
 
+@pytest.mark.heavy
 def test_batch_size_auto_is_recorded(photos, tmp_path, capsys):
     out = tmp_path / "out"
 

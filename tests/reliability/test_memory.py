@@ -50,8 +50,8 @@ def photos(count=8192):
     return draw.normal(size=(count, 8)).astype("float32"), draw.integers(0, 3, count)
 
 
-def train(model, batch_size, *callbacks):
-    x, y = photos()
+def train(model, batch_size, *callbacks, count=1024):
+    x, y = photos(count)
     keras.utils.set_random_seed(8)
     return model.fit(x, y, batch_size=batch_size, epochs=2, shuffle=False, verbose=0,
                      validation_data=(x[:300], y[:300]), callbacks=list(callbacks))  # fmt: skip
@@ -62,9 +62,9 @@ def test_a_batch_of_4096_ends_as_64_accumulated_64_times():
     guard, recorder = MemoryGuard(), Recorder()
 
     with pytest.warns(UserWarning, match="4096 photos at once: they go through in 64 parts") as said:
-        history = train(small, 4096, guard, recorder)
+        history = train(small, 4096, guard, recorder, count=8192)
 
-    wanted = train(accumulated, 64)
+    wanted = train(accumulated, 64, count=8192)
     told = [one for one in said if "parts" in str(one.message)]
     assert (len(told), guard.parts, len(recorder.losses)) == (1, 64, 4)
     for ours, theirs in zip(small.get_weights(), accumulated.get_weights(), strict=True):

@@ -61,6 +61,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(tmp_path, policy, every, message
     assert all(np.isfinite(figures).all() for figures in results(ours, history))
 
 
+@pytest.mark.heavy
 def test_it_is_said_once_and_later_fits_stay_there(tmp_path):
     ours = learner(tmp_path)
     with pytest.warns(UserWarning, match="Going on"):
