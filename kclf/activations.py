@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from .arguments import at_least, one_of
 from .atomic import sweep
 from .data import ImageData, ImageDataset
 from .distributed import barrier, broadcast, from_main, held, is_main, rank, world_size
@@ -195,10 +196,8 @@ def activations(
     progress: bool = True,
 ) -> ActivationDataset:
     """Activations of the photos of one split, from the cache or computed; arguments as `precompute`."""
-    if dtype not in DTYPES:
-        raise ValueError(f"Expected one of {', '.join(DTYPES)}. Received: dtype={dtype!r}")
-    if views < 1:
-        raise ValueError(f"Expected one view or more. Received: views={views}")
+    one_of("dtype", dtype, DTYPES)
+    at_least("views", views, 1)
     broadcast([variable.value for variable in model.backbone.variables])
     place = Path(folder) / activation_key(model, dataset, views=views, dtype=dtype)[:32]
     with held(FolderLock(place), wait=True):  # another run may be at it: then it is found done

@@ -14,7 +14,7 @@ def write_digits(folder: str | PathLike[str], *, size: int = 32) -> Path:
 
     Args:
         folder: where to; made where it is missing.
-        size: side of the pictures, pixels (the digits themselves are 8 x 8).
+        size: side of the images, pixels (the digits themselves are 8 x 8).
 
     Returns:
         The folder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .arguments import between
 from .callbacks import find_learning_rate
 from .data import ImageData
 from .layers import aug_transforms
@@ -131,8 +133,7 @@ def examine(
     Returns:
         The diagnosis; its text form is the report.
     """
-    if not seconds > 0:
-        raise ValueError(f"seconds is a positive number. Received: seconds={seconds}")
+    between("seconds", seconds, 0, math.inf)
     trials = [_backend_trial()]
     if not trials[0].passed:
         return Diagnosis(versions(), trials)

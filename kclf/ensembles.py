@@ -23,6 +23,7 @@ import keras
 import numpy as np
 import torch
 
+from .arguments import one_of
 from .callbacks import load_snapshot
 from .predict import Predictions
 from .predict import predict as predict_plain
@@ -111,7 +112,7 @@ class SnapshotEnsemble:
         Returns:
             Names of the members in the soup, in the order they joined.
         """
-        scores = {name: _accuracy(p) for name, p in self.predict_members(valid, predict=predict).items()}
+        scores = {name: p.accuracy() for name, p in self.predict_members(valid, predict=predict).items()}
         files = self._files_by_name()
         soup: list[str] = []
         best = -1.0
@@ -120,7 +121,7 @@ class SnapshotEnsemble:
             if soup:
                 with original_weights(self.model):
                     self._mix([files[member] for member in (*soup, name)], train)
-                    score = _accuracy(predict(self.model, valid))
+                    score = predict(self.model, valid).accuracy()
             if score >= best:
                 soup, best = [*soup, name], score
         self._mix([files[member] for member in soup], train)
@@ -209,8 +210,8 @@ class EnsembleTable:
     @classmethod
     def of(cls, predictions: Mapping[str, Predictions], base: str) -> EnsembleTable:
         """Compare predictions of the same photos, all with labels."""
-        right = {name: _hits(p) for name, p in predictions.items()}
-        losses = {name: _losses(p) for name, p in predictions.items()}
+        right = {name: p.hits() for name, p in predictions.items()}
+        losses = {name: p.losses() for name, p in predictions.items()}
         rows = [
             EnsembleRow(
                 name,
@@ -274,10 +275,12 @@ def member_weights(predictions: Sequence[Predictions], *, steps: int = 200) -> n
     Expectation-maximisation for the weights of a mixture; each step can only lower the loss.
 
     Args:
-        predictions: of the same labelled photos, which the members have not learnt from.
+        predictions: of the same labelled photos, one class each, which the members have not learnt from.
         steps: of the search.
     """
-    right = np.exp(-np.stack([_losses(p) for p in predictions]))  # (members, n)
+    for member in predictions:
+        one_of("task", member.task, ("single_label",))
+    right = np.exp(-np.stack([p.losses() for p in predictions]))  # (members, n)
     shares = np.full(len(right), 1 / len(right))
     for _ in range(steps):
         responsible = shares[:, None] * right
@@ -290,47 +293,9 @@ def _cross_fitted(predictions: Sequence[Predictions]) -> Predictions:
     stacked = np.stack([p.probabilities for p in predictions]).astype(np.float64)
     mean = np.empty_like(stacked[0])
     for half in (0, 1):
-        others = [take(p, slice(1 - half, None, 2)) for p in predictions]
+        others = [p.take(slice(1 - half, None, 2)) for p in predictions]
         mean[half::2] = np.tensordot(member_weights(others), stacked[:, half::2], axes=1)
     return replace(predictions[0], probabilities=mean.astype(predictions[0].probabilities.dtype))
-
-
-def take(predictions: Predictions, rows: Any) -> Predictions:
-    """Those of some photos.
-
-    Args:
-        predictions: of all photos.
-        rows: a slice, or an array of places.
-    """
-    labels, paths = predictions.labels, predictions.paths
-    return replace(
-        predictions,
-        probabilities=predictions.probabilities[rows],
-        labels=None if labels is None else labels[rows],
-        paths=None if paths is None else paths[rows],
-    )
-
-
-def _hits(predictions: Predictions) -> np.ndarray:
-    """1.0 where the answer is right, float64 (n,)."""
-    return (predictions.probabilities.argmax(axis=1) == _classes(predictions)).astype(np.float64)
-
-
-def _losses(predictions: Predictions) -> np.ndarray:
-    """-log(probability of the right class), float64 (n,)."""
-    labels = _classes(predictions)
-    right = predictions.probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return -np.log(np.maximum(right, np.finfo(np.float32).eps))
-
-
-def _classes(predictions: Predictions) -> np.ndarray:
-    if predictions.labels is None or np.ndim(predictions.labels) != 1 or not len(predictions.labels):
-        raise ValueError("Expected predictions of labelled photos with one class each")
-    return np.asarray(predictions.labels).astype(np.intp)
-
-
-def _accuracy(predictions: Predictions) -> float:
-    return float(_hits(predictions).mean())
 
 
 def _gain(ours: np.ndarray, base: np.ndarray) -> tuple[float, float]:

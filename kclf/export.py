@@ -18,10 +18,10 @@ from .acceleration import unpacked
 from .atomic import replacing
 from .errors import WeightsError
 from .storage import whole_file
+from .tasks import probabilities_of
 
 OPSET = 18  # of ONNX; what torch's exporter writes without converting
 TOLERANCE = 1e-4  # largest difference of a probability between the export and the model
-ACTIVATIONS = {"single_label": "softmax", "multi_label": "sigmoid", "regression": "linear"}
 
 
 class PhotosToProbabilities(torch.nn.Module):
@@ -37,7 +37,7 @@ class PhotosToProbabilities(torch.nn.Module):
         # In a tuple torch does not see them: the export then holds the tensors that a prediction reads, the
         # kernels with their batch norms folded in, and not every variable of the model beside them.
         self.parts = (model.normalization, model.backbone, model.head)
-        self.activation = ACTIVATIONS[model.task]
+        self.task = model.task
         mode = getattr(model.augmentation, "interpolation", "bilinear")
         self.resize = ResizeOfWholeNumbers(side, model.size, mode) if side != model.size else None
 
@@ -46,7 +46,7 @@ class PhotosToProbabilities(torch.nn.Module):
         normalization, backbone, head = self.parts
         images = self.resize(photos) if self.resize is not None else photos.to(torch.float32)
         features = backbone(normalization(images), training=False)
-        return probabilities_of(head(features, training=False), self.activation)
+        return probabilities_of(head(features, training=False), self.task)
 
 
 class ResizeOfWholeNumbers(torch.nn.Module):
@@ -85,13 +85,6 @@ class ResizeOfWholeNumbers(torch.nn.Module):
 
     def _rounded(self, sums: Tensor) -> Tensor:
         return torch.floor(sums / self.one + 0.5).clamp(0, 255)
-
-
-def probabilities_of(logits: Tensor, activation: str) -> Tensor:
-    """Probabilities of float32 logits; numbers stay what they are."""
-    if activation == "softmax":
-        return torch.softmax(logits, dim=-1)
-    return torch.sigmoid(logits) if activation == "sigmoid" else logits
 
 
 def to_torch_export(
@@ -205,7 +198,7 @@ def _exported(module: PhotosToProbabilities, photos: Tensor) -> torch.export.Exp
 def _expected(model: keras.Model, photos: Tensor) -> np.ndarray:
     """The model's own probabilities."""
     logits = torch.as_tensor(model(photos, training=False))
-    return probabilities_of(logits, ACTIVATIONS[model.task]).cpu().numpy()
+    return probabilities_of(logits, model.task).cpu().numpy()
 
 
 def _run_onnx(path: os.PathLike[str], photos: np.ndarray) -> np.ndarray | None:

@@ -21,6 +21,12 @@ IMAGE_SUFFIXES = frozenset(
         *("pbm", "pgm", "png", "ppm", "tga", "tif", "tiff", "webp"),
     )
 )
+# What the folders of the splits are called, in any case of letters; the first of several counts.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "valid": ("valid", "val", "validation"),
+    "test": ("test", "test1"),
+}
 Split = tuple[np.ndarray, np.ndarray]
 
 
@@ -77,6 +83,23 @@ def list_folders(folder: str | os.PathLike[str]) -> list[str]:
     require_folder(folder)
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
+
+
+def split_named(name: str) -> str:
+    """The split that a folder of this name holds, "train", "valid" or "test"; "" for another folder.
+
+    Example:
+        >>> split_named("Validation"), split_named("cats")
+        ('valid', '')
+    """
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), "")
+
+
+def split_folders(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """The folders of the splits directly in a folder, by split; those that are there."""
+    inside = {name.lower(): name for name in list_folders(folder)}
+    there = {split: [name for name in names if name in inside] for split, names in SPLIT_NAMES.items()}
+    return {split: os.path.join(folder, inside[names[0]]) for split, names in there.items() if names}
 
 
 def require_folder(folder: str | os.PathLike[str]) -> None:

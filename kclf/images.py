@@ -252,6 +252,21 @@ def place(
     return square if out is None else _copied(square, out)
 
 
+def read_square(
+    path: str | os.PathLike[str],
+    size: int,
+    method: ResizeMethod = "crop",
+    position: tuple[float, float] = CENTRE,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Decode a photo no larger than need be and bring it to a square; arguments as `to_square`.
+
+    Raises:
+        ImageError: the file cannot be read as an image.
+    """
+    return to_square(read_image(path, at_least=size), size, method, position, out)
+
+
 def to_square(
     image: np.ndarray,
     size: int,

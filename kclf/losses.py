@@ -45,9 +45,11 @@ class CrossEntropy(keras.losses.Loss):
         dtype: Any = None,
     ) -> None:
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"Expected a value in [0, 1). Received: label_smoothing={label_smoothing}")
+            raise ValueError(
+                f"Expected label_smoothing to lie in [0, 1). Received: label_smoothing={label_smoothing}"
+            )
         if focal_gamma < 0:
-            raise ValueError(f"Expected a value of 0 or more. Received: focal_gamma={focal_gamma}")
+            raise ValueError(f"Expected focal_gamma to be 0 or more. Received: focal_gamma={focal_gamma}")
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.label_smoothing = float(label_smoothing)
         self.focal_gamma = float(focal_gamma)

@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed memory for the next tensor, in place of giving it back to the system.
 
     glibc gives back large blocks as soon as they are free, and the system clears every page of the next one
-    when it is first written: for batches of pictures, which come and go, that takes up to half of the time.
+    when it is first written: for batches of images, which come and go, that takes up to half of the time.
     Up to 1 GB stays with the process. It is done once; a second call changes nothing.
 
     Returns:

@@ -8,6 +8,8 @@ from functools import cache
 import keras
 import torch
 
+from .arguments import one_of
+
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -50,10 +52,7 @@ def set_precision(precision: str = "auto") -> str:
         >>> set_precision("float32")
         'float32'
     """
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision must be one of {', '.join(PRECISIONS)}. Received: precision={precision!r}"
-        )
+    one_of("precision", precision, PRECISIONS)
     chosen = best_precision() if precision == "auto" else precision
     keras.config.set_dtype_policy(chosen)
     return chosen

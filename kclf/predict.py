@@ -13,14 +13,16 @@ import keras
 import numpy as np
 import torch
 
+from .arguments import at_least, one_of, within
 from .atomic import replacing
 from .data import ImageDataset
 from .files import image_files
 from .layers import Augmentation, geometry
+from .metrics import SMALLEST_PROBABILITY
+from .tasks import TASKS, probabilities_of
 
-TASKS = ("single_label", "multi_label", "regression")
+VIEWS = ("random", "flip", "five_crops", "dihedral")
 AVERAGES = ("arithmetic", "geometric", "max")
-_SMALLEST = 1e-7  # a probability below this counts as this in logarithms
 _CROP_SHARE = 0.875  # side of each of the five crops: 224 of 256 pixels, as in Krizhevsky et al. 2012
 
 
@@ -73,7 +75,7 @@ class Predictions:
     Args:
         probabilities: float (n, classes); for regression the predicted numbers, (n, outputs).
         labels: int (n,), n-hot float (n, classes), or float numbers; None where unknown.
-        paths: (n,) str, or None for pictures that are no files.
+        paths: (n,) str, or None for images that are no files.
         class_names: one for each column; () names them by number.
         task: "single_label", "multi_label" or "regression".
         views: what test-time augmentation brought, where it was used.
@@ -98,8 +100,7 @@ class Predictions:
                 "`probabilities` must be of shape (photos, classes). "
                 f"Received: probabilities.shape={probabilities.shape}"
             )
-        if self.task not in TASKS:
-            raise ValueError(f"`task` must be one of {', '.join(TASKS)}. Received: task={self.task!r}")
+        one_of("task", self.task, TASKS)
         names = list(self.class_names) or [str(column) for column in range(probabilities.shape[1])]
         if len(names) != probabilities.shape[1]:
             raise ValueError(
@@ -149,13 +150,39 @@ class Predictions:
         """Largest probability of each photo, (n,)."""
         return self.probabilities.max(axis=1)
 
+    def take(self, rows: slice | np.ndarray) -> Predictions:
+        """Those of some photos.
+
+        Args:
+            rows: a slice, or an array of places.
+        """
+        labels, paths = self.labels, self.paths
+        return replace(
+            self,
+            probabilities=self.probabilities[rows],
+            labels=None if labels is None else labels[rows],
+            paths=None if paths is None else paths[rows],
+        )
+
     def accuracy(self) -> float:
         """Share of right answers; with several labels a photo, of right yes-or-no answers."""
-        return float(self._hits().mean())
+        return float(self.hits().mean())
 
     def log_loss(self) -> float:
         """Mean of -log(probability of what is right); with several labels, the mean over the classes."""
-        return float(self._losses().mean())
+        return float(self.losses().mean())
+
+    def hits(self) -> np.ndarray:
+        """Right (1) or not (0), float64 (n,); for several labels the share of right answers."""
+        right = self.predicted == self._known()
+        return right.astype(np.float64) if right.ndim == 1 else right.mean(axis=1)
+
+    def losses(self) -> np.ndarray:
+        """Log loss of each photo, float64 (n,)."""
+        labels, probabilities = self._known(), self.probabilities.astype(np.float64)
+        if self.task == "single_label":
+            return -_log(probabilities[np.arange(len(self)), labels])
+        return -(labels * _log(probabilities) + (1 - labels) * _log(1 - probabilities)).mean(axis=1)
 
     def top(self, k: int = 1) -> list[list[tuple[str, float]]]:
         """The k likeliest classes of each photo with their probabilities, likeliest first.
@@ -211,23 +238,10 @@ class Predictions:
     def _known(self) -> np.ndarray:
         if self.labels is None or not len(self) or self.task == "regression":
             raise ValueError(
-                "Only predictions of photos with class labels can be scored. "
-                f"Received: labels={'none' if self.labels is None else len(self)}, task={self.task!r}"
+                "Expected predictions of labelled photos with classes, to score them. Received: "
+                f"labels={self.labels if self.labels is None else len(self)}, task={self.task!r}"
             )
         return self.labels
-
-    def _hits(self) -> np.ndarray:
-        """Right or not, for each photo: (n,), for several labels the share of right answers."""
-        right = self.predicted == self._known()
-        return right.astype(np.float64) if right.ndim == 1 else right.mean(axis=1)
-
-    def _losses(self) -> np.ndarray:
-        """Log loss of each photo: (n,)."""
-        labels, likely = self._known(), np.clip(self.probabilities.astype(np.float64), _SMALLEST, 1)
-        if self.task == "single_label":
-            return -np.log(likely[np.arange(len(self)), labels])
-        unlikely = np.clip(1 - self.probabilities.astype(np.float64), _SMALLEST, 1)
-        return -(labels * np.log(likely) + (1 - labels) * np.log(unlikely)).mean(axis=1)
 
 
 def predict(model: keras.Model, dataset: Any, *, from_logits: bool = True) -> Predictions:
@@ -236,9 +250,9 @@ def predict(model: keras.Model, dataset: Any, *, from_logits: bool = True) -> Pr
     Each process that calls it predicts all photos by itself.
 
     Args:
-        model: any Keras model of pictures.
-        dataset: an `ImageDataset`, another iterable of batches (pictures, or (pictures, labels, ...)) whose
-            order does not change, or an array of pictures (n, height, width, channels). A dataset that
+        model: any Keras model of images.
+        dataset: an `ImageDataset`, another iterable of batches (images, or (images, labels, ...)) whose
+            order does not change, or an array of images (n, height, width, channels). A dataset that
             shuffles is read in order.
         from_logits: False where the model's last layer gives probabilities already.
 
@@ -250,7 +264,7 @@ def predict(model: keras.Model, dataset: Any, *, from_logits: bool = True) -> Pr
         >>> predict(model, np.zeros((3, 8, 8, 3), "float32")).probabilities.tolist()
         [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
     """
-    (plain,), _ = _predict_views(model, dataset, from_logits, lambda pictures: iter([pictures]))
+    (plain,), _ = _predict_views(model, dataset, from_logits, lambda images: iter([images]))
     return plain
 
 
@@ -299,12 +313,11 @@ def predict_tta(
     Each photo is read once. Nothing is drawn from the generator that training uses.
 
     Args:
-        model: a model that begins with an `Augmentation`, or any model of pictures with `augmentation`.
+        model: a model that begins with an `Augmentation`, or any model of images with `augmentation`.
         dataset: as for `predict`.
         n: number of random views.
-        views: "random" (the training augmentation), "flip" (mirrored), "five_crops" (centre and corners,
-            each also
-            mirrored: 10 views) or "dihedral" (the 7 other symmetries of the square).
+        views: "random" (the training augmentation), "flip" (mirrored), "five_crops" (centre and corners, each
+            also mirrored: 10 views) or "dihedral" (the 7 other symmetries of the square).
         average: "arithmetic" mean of the probabilities, "geometric" (of their logarithms) or "max"; the
             last two are brought back to sum 1.
         weight: share of the plain view; None is 0.25 for random views, as in fastai 2, and as much as any
@@ -316,15 +329,15 @@ def predict_tta(
     Returns:
         Averaged probabilities; what it gained over the plain view, and cost, is in `.views`.
     """
-    if average not in AVERAGES:
-        raise ValueError(f"`average` must be one of {', '.join(AVERAGES)}. Received: average={average!r}")
+    one_of("views", views, VIEWS)
+    one_of("average", average, AVERAGES)
     layer = _augmentation_of(model) if augmentation is None else augmentation
     others, count = _view_maker(layer, views, n, seed)
     share = _plain_share(weight, views, count)
 
-    def all_views(pictures: torch.Tensor) -> Iterator[torch.Tensor]:
-        yield pictures
-        yield from others(pictures)
+    def all_views(images: torch.Tensor) -> Iterator[torch.Tensor]:
+        yield images
+        yield from others(images)
 
     (plain, *augmented), seconds = _predict_views(model, dataset, from_logits, all_views)
     averaged = average_views(
@@ -368,11 +381,15 @@ def average_views(
     independent = task == "multi_label"
     if average == "max":
         return (views.max(axis=0) if independent else _to_sum_one(views.max(axis=0))).astype(np.float32)
-    logs = np.tensordot(shares, np.log(np.clip(views, _SMALLEST, 1)), axes=1)
+    logs = np.tensordot(shares, _log(views), axes=1)
     if not independent:
         return _to_sum_one(np.exp(logs)).astype(np.float32)
-    other_logs = np.tensordot(shares, np.log(np.clip(1 - views, _SMALLEST, 1)), axes=1)
+    other_logs = np.tensordot(shares, _log(1 - views), axes=1)
     return (1 / (1 + np.exp(other_logs - logs))).astype(np.float32)
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1))
 
 
 def _to_sum_one(rows: np.ndarray) -> np.ndarray:
@@ -391,10 +408,10 @@ def _predict_views(
     labels = []
     dataset = _in_order(dataset)
     for batch in _batches(dataset):
-        pictures, *rest = batch if isinstance(batch, tuple | list) else (batch,)
+        images, *rest = batch if isinstance(batch, tuple | list) else (batch,)
         labels += [np.asarray(rest[0])] if rest and rest[0] is not None else []
         start = time.perf_counter()
-        for place, view in enumerate(views(torch.as_tensor(pictures))):
+        for place, view in enumerate(views(torch.as_tensor(images))):
             if place == len(outputs):
                 outputs.append([])
                 seconds.append(0.0)
@@ -452,10 +469,7 @@ def _beside_labels(
 def _probabilities(outputs: np.ndarray, task: str, from_logits: bool) -> np.ndarray:
     """Float32 (n, classes) from what the model gave."""
     outputs = outputs.reshape(len(outputs), -1)
-    if task == "regression" or not from_logits:
-        return outputs
-    logits = torch.from_numpy(outputs)
-    return (logits.softmax(dim=1) if task == "single_label" else logits.sigmoid()).numpy()
+    return probabilities_of(torch.from_numpy(outputs), task).numpy() if from_logits else outputs
 
 
 def _augmentation_of(model: keras.Model) -> Augmentation:
@@ -471,18 +485,17 @@ def _augmentation_of(model: keras.Model) -> Augmentation:
 
 
 def _view_maker(layer: Augmentation, views: str, n: int, seed: int) -> tuple[Views, int]:
-    """A function of the pictures that gives their views, and how many it gives."""
+    """A function of the images that gives their views, and how many it gives."""
     if views == "random":
-        if n < 1:
-            raise ValueError(f"`n` must be at least 1. Received: n={n!r}")
+        at_least("n", n, 1)
         drawing = type(layer).from_config({**layer.get_config(), "seed": seed})
-        return lambda pictures: (drawing(pictures, training=True) for _ in range(n)), n
+        return lambda images: (drawing(images, training=True) for _ in range(n)), n
     maps = _fixed_maps(views)
 
-    def fixed(pictures: torch.Tensor) -> Iterator[torch.Tensor]:
-        plain = layer.draw(len(pictures), *pictures.shape[1:3], training=False)
+    def fixed(images: torch.Tensor) -> Iterator[torch.Tensor]:
+        plain = layer.draw(len(images), *images.shape[1:3], training=False)
         for view in maps:
-            yield layer.apply(pictures, replace(plain, maps=plain.maps @ view))
+            yield layer.apply(images, replace(plain, maps=plain.maps @ view))
 
     return fixed, len(maps)
 
@@ -493,29 +506,23 @@ def _fixed_maps(views: str) -> torch.Tensor:
         return geometry.dihedral(torch.tensor([1]))
     if views == "dihedral":
         return geometry.dihedral(torch.arange(1, 8))
-    if views == "five_crops":
-        x, y = torch.tensor([[0.5, 0.5], [0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64).T
-        side = torch.full((5,), _CROP_SHARE, dtype=torch.float64)
-        crops = geometry.crop(side, side, x, y)
-        return torch.cat([crops, crops @ geometry.dihedral(torch.tensor([1]))])
-    raise ValueError(
-        f"`views` must be one of 'random', 'flip', 'five_crops', 'dihedral'. Received: views={views!r}"
-    )
+    x, y = torch.tensor([[0.5, 0.5], [0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64).T
+    side = torch.full((5,), _CROP_SHARE, dtype=torch.float64)
+    crops = geometry.crop(side, side, x, y)
+    return torch.cat([crops, crops @ geometry.dihedral(torch.tensor([1]))])
 
 
 def _plain_share(weight: float | None, views: str, count: int) -> float:
     if weight is None:
         return 0.25 if views == "random" else 1 / (count + 1)
-    if not 0 <= weight <= 1:
-        raise ValueError(f"`weight` must lie between 0 and 1. Received: weight={weight!r}")
-    return float(weight)
+    return within("weight", weight, 0, 1)
 
 
 def _gain(plain: Predictions, averaged: Predictions, views: ViewGain) -> ViewGain:
     """The gain over the plain view, with the standard error of a mean of differences."""
     if plain.labels is None or plain.task == "regression" or len(plain) < 2:
         return views
-    hits, losses = averaged._hits() - plain._hits(), averaged._losses() - plain._losses()
+    hits, losses = averaged.hits() - plain.hits(), averaged.losses() - plain.losses()
     return replace(
         views,
         accuracy=float(hits.mean()),

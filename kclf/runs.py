@@ -42,6 +42,7 @@ from .models import ImageClassifier
 from .precision import best_precision
 from .predict import Predictions
 from .report import write_report
+from .report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 from .stopping import StopRequest
 
 AUGMENTATIONS = {
@@ -51,11 +52,9 @@ AUGMENTATIONS = {
     "basic": layers.basic,
     "none": layers.none,
 }
-
-
 BATCH_SIZE = 64
-CLASSIFIER, SETTINGS, CHECKPOINTS = "classifier.h5", "settings.json", "checkpoints"
-RESULTS = (CLASSIFIER, "report.html", "curves.png", "history.csv", SETTINGS)
+CHECKPOINTS, REPORT, CURVES = "checkpoints", "report.html", "curves.png"
+RESULTS = (CLASSIFIER, REPORT, CURVES, HISTORY, SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -445,12 +444,12 @@ def write_run(
     """Write the results of a run into its folder."""
     out = settings.out
     learner.model.save(out / CLASSIFIER)
-    predictions.to_csv(out / "predictions.csv")
-    learner.recorder.to_csv(out / "batches.csv")
-    write_history(table, settings.freeze_epochs, out / "history.csv")
-    with replacing(out / "curves.png") as temporary:
+    predictions.to_csv(out / PREDICTIONS)
+    learner.recorder.to_csv(out / BATCHES)
+    write_history(table, settings.freeze_epochs, out / HISTORY)
+    with replacing(out / CURVES) as temporary:
         plot_curves(learner.recorder).savefig(temporary, dpi=120)
-    write_report(out, out / "report.html")
+    write_report(out, out / REPORT)
 
 
 def write_history(table: EpochTable, freeze_epochs: int, path: Path) -> None:

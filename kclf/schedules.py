@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .figures import new_axes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -271,9 +273,7 @@ def plot(
     Example:
         >>> axes = plot(one_cycle(1e-2, 100), 100)
     """
-    from matplotlib import pyplot
-
-    axes = ax or pyplot.subplots()[1]
+    axes = ax or new_axes()
     axes.plot(simulate(schedule, num_steps), label=label)
     axes.set(xlabel="step", ylabel="value")
     if label is not None:

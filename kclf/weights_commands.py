@@ -14,7 +14,6 @@ from .weights import overview, save_weights
 app = typer.Typer(no_args_is_help=True, help="Look into weights files, convert them, check that they fit.")
 
 File = Annotated[Path, typer.Argument(help="A saved classifier, a Keras file or a torch state dict.")]
-Fits = Annotated[str | None, typer.Option(help="The backbone that it should fit.")]
 Backbone = Annotated[str, typer.Option(help="The backbone whose weights these are, such as ResNet34.")]
 
 
@@ -38,7 +37,7 @@ def convert(
 
 @app.command()
 def check(
-    file: File, backbone: Annotated[str | None, typer.Option(help="What they should fit.")] = None
+    file: File, backbone: Annotated[str | None, typer.Option(help="The backbone that it should fit.")] = None
 ) -> None:
     """Check a saved classifier against its own probe batch, or weights against a backbone."""
     if backbone is None:

@@ -28,7 +28,7 @@ keras.utils.set_random_seed(42)
 #
 # The breed stands in the file's name: `great_pyrenees_173.jpg`. Each photo is read and brought to a large square
 # (`presize`). All augmentation, crop and resize to the size of the network included, is then one single read from that
-# square, in the model, so that no picture is blurred by being resampled again and again.
+# square, in the model, so that no image is blurred by being resampled again and again.
 
 # %%
 data = kclf.ImageData.from_files(
@@ -134,7 +134,7 @@ second.top_losses(4).plot()
 # ## Beside the course
 #
 # The same columns as the book's tables. **The data differ**: 296 training photos instead of 5,912, 74 to judge by
-# instead of 1,478 (so one photo is .0135 of error), another backbone and smaller pictures. The book's figures are
+# instead of 1,478 (so one photo is .0135 of error), another backbone and smaller images. The book's figures are
 # what to aim at with all 7,390 photos: `kclf.datasets.fetch("pets")`.
 #
 # | | training photos | error rate, last epoch |

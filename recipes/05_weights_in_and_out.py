@@ -6,7 +6,7 @@
 #
 # | | |
 # |---|---|
-# | data | none: pictures made of waves |
+# | data | none: images made of waves |
 # | time | a minute on a CPU |
 # | expect | equal outputs: differences of the order of 1e-6, and exact round trips |
 
@@ -106,7 +106,7 @@ except kclf.WeightsError as error:
 # %% [markdown]
 # ## The whole classifier in one file
 #
-# Weights, class names, how photos are prepared, and a small probe: two pictures with the logits the model gave for
+# Weights, class names, how photos are prepared, and a small probe: two images with the logits the model gave for
 # them. `check=True` asks the loaded model again. Any HDF5 reader opens it; no code is in it.
 
 # %%

@@ -28,7 +28,7 @@ keras.utils.set_random_seed(0)
 # %% [markdown]
 # ## Data: anything that `fit` takes
 #
-# `data.train` is a `keras.utils.PyDataset`-like loader: uint8 pictures and class numbers, decoded by threads.
+# `data.train` is a `keras.utils.PyDataset`-like loader: uint8 images and class numbers, decoded by threads.
 
 # %%
 data = kclf.ImageData.from_files(
@@ -42,7 +42,7 @@ images, labels = next(iter(data.valid))
 print(images.shape, images.dtype, labels.shape, labels.dtype)
 
 # %% [markdown]
-# ## Model: a Keras model that takes those pictures
+# ## Model: a Keras model that takes those images
 #
 # Augmentation, the backbone's own normalisation, backbone and head. A new one trains its head alone.
 

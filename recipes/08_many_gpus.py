@@ -6,7 +6,7 @@
 #
 # | | |
 # |---|---|
-# | data | handwritten digits, 1,797 pictures of scikit-learn: no download |
+# | data | handwritten digits, 1,797 images of scikit-learn: no download |
 # | model | two convolutions, so that it takes seconds |
 # | time | under a minute on two CPU cores |
 # | expect | the same losses and accuracy from one process and from two, in four digits |

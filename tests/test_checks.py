@@ -275,14 +275,14 @@ def test_move_goes_to_the_other_set(photos, ledger):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"action": "destroy"}, FileFormatError, "row 2: action is keep, delete"),
+        ({"action": "destroy"}, FileFormatError, "row 2: expected an action of keep, delete"),
         ({"action": "relabel", "target": "wolf"}, DataError, "make it first if the class is new"),
         ({"action": "relabel", "target": "../cat"}, DataError, "name of a folder"),
         ({"action": "relabel", "target": "cat", "label": "hound"}, DataError, "where your labels come from"),
         ({"action": "move", "target": "holidays"}, DataError, "from one set's folder to another"),
         ({"action": "delete", "path": "../../elsewhere.jpg"}, DataError, "below the data folder"),
-        ({"action": "delete", "path": "train/gone.jpg"}, DataError, "no such photo"),
-        ({"action": "delete", "score": "bad"}, FileFormatError, "score is a number"),
+        ({"action": "delete", "path": "train/gone.jpg"}, DataError, "No such photo"),
+        ({"action": "delete", "score": "bad"}, FileFormatError, "expected a number as score"),
     ],
 )
 def test_rows_that_cannot_be_done_are_refused_before_anything_moves(photos, ledger, changes, error, message):

@@ -13,8 +13,8 @@ import kclf
 
 PACKAGE = Path(kclf.__file__).parent
 FLOORS = [
-    {"atomic", "errors", "listening", "memory", "parallel"},
-    {"demo", "distributed", "files", "locks", "metrics", "schedules", "stopping"},
+    {"arguments", "atomic", "errors", "figures", "listening", "memory", "parallel"},
+    {"demo", "distributed", "files", "locks", "metrics", "schedules", "stopping", "tasks"},
     {"acceleration", "datasets", "images", "layers", "losses", "optimizers", "precision", "storage"},
     {"data", "weights"},
     {"backbones"},

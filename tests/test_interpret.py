@@ -234,7 +234,10 @@ def test_predictions_are_taken_as_they_are(pets_answers):
 
 @pytest.mark.parametrize(
     ("labels", "task", "message"),
-    [(None, "single_label", "have none"), (np.zeros((2, 2), np.float32), "multi_label", "one label a photo")],
+    [
+        (None, "single_label", "carry labels"),
+        (np.zeros((2, 2), np.float32), "multi_label", "one label a photo"),
+    ],
 )
 def test_predictions_without_one_label_a_photo_are_refused(labels, task, message):
     predictions = Predictions(np.full((2, 2), 0.5, np.float32), labels, class_names=["a", "b"], task=task)

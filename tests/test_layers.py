@@ -167,7 +167,7 @@ def test_half_precision_is_refused(layer_class):
 
 @pytest.mark.parametrize(
     "module",
-    ["geometry", "sampling", "lighting", "augmentation", "normalization", "pooling", "mixing", "checks"],
+    ["geometry", "sampling", "lighting", "augmentation", "normalization", "pooling", "mixing", "options"],
 )
 def test_examples_in_the_docs_run(module):
     assert doctest.testmod(importlib.import_module(f"kclf.layers.{module}")).failed == 0

@@ -263,7 +263,7 @@ def test_words_for_numbers_are_refused():
 def test_a_transformation_for_other_pictures_is_refused():
     layer = Augmentation(32)
     drawn = layer.draw(2, 64, 64)
-    with pytest.raises(ValueError, match="3 pictures, 2 transformations"):
+    with pytest.raises(ValueError, match="3 images, 2 transformations"):
         layer.apply(smooth(3), drawn)
 
 

@@ -125,7 +125,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     [
         ("settings.json", "{", "no JSON"),
         ("history.csv", "epoch,accuracy\n1\n", "2 fields a row"),
-        ("predictions.csv", "path,class\n", "one a class expected"),
+        ("predictions.csv", "path,class\n", "and one a class"),
         ("predictions.csv", "path,label,predicted,confidence,cat\na.jpg,wolf,cat,1,1\n", "wolf"),
         ("predictions.csv", "path,label,predicted,confidence,cat\na.jpg,cat,cat,1,high\n", "high"),
     ],

@@ -1,8 +1,8 @@
 """Whether this Keras already does by itself what a part of `accelerate` is there for.
 
 Each probe runs something tiny, once in a process, and looks at what Keras does rather than at its version; a
-part whose probe is true stays off. Probes draw no random numbers, and take no automatic
-names of models and layers.
+part whose probe is true stays off. Probes draw no random numbers, and take no automatic names of models and
+layers.
 
 The plan has no probe. Flat execution, folding, packing, in-place results and freed activations come
 together in it, and so does the absence of copies around convolutions, which it holds as views: no single

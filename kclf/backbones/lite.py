@@ -10,15 +10,15 @@ from keras import layers
 from ..errors import WeightsUnavailableError
 from ..weights import LoadReport, load_weights
 
-# Stages of EfficientNet-B0: kernel, blocks, filters in, filters out, expansion, stride of the first block.
+# Stages of EfficientNet-B0: kernel, blocks, filters, expansion, stride of the first block.
 STAGES = [
-    (3, 1, 32, 16, 1, 1),
-    (3, 2, 16, 24, 6, 2),
-    (5, 2, 24, 40, 6, 2),
-    (3, 3, 40, 80, 6, 2),
-    (5, 3, 80, 112, 6, 1),
-    (5, 4, 112, 192, 6, 2),
-    (3, 1, 192, 320, 6, 1),
+    (3, 1, 16, 1, 1),
+    (3, 2, 24, 6, 2),
+    (5, 2, 40, 6, 2),
+    (3, 3, 80, 6, 2),
+    (5, 3, 112, 6, 1),
+    (5, 4, 192, 6, 2),
+    (3, 1, 320, 6, 1),
 ]
 BATCHNORM_EPSILON = 1e-3  # of TensorFlow's EfficientNets, kept by the converted weights
 HEAD_FILTERS = 1280
@@ -36,7 +36,7 @@ def efficientnet_lite0(input_shape: tuple[int | None, int | None, int] = (None, 
     inputs = keras.Input(input_shape)
     x = layers.Rescaling(1 / 128, offset=-127 / 128, name="rescaling")(inputs)
     x = _conv(x, "stem", 32, kernel=3, strides=2)
-    for stage, (kernel, count, _, filters, expansion, strides) in enumerate(STAGES, 1):
+    for stage, (kernel, count, filters, expansion, strides) in enumerate(STAGES, 1):
         for block in range(count):
             x = _block(x, f"block{stage}{'abcd'[block]}", kernel, filters, expansion, 1 if block else strides)
     x = _conv(x, "top", HEAD_FILTERS, kernel=1)

@@ -13,6 +13,7 @@ import torch
 
 from ..distributed import agree
 from ..errors import TrainingError
+from ..figures import new_axes
 from ..schedules import exponential
 from .recording import smooth
 from .state import Undo, remember_model, remember_randomness
@@ -242,9 +243,7 @@ class RangeTest:
             skip_end: points left out at the end.
             ax: axes to draw on; new ones when None.
         """
-        from matplotlib import pyplot
-
-        axes = ax or pyplot.subplots()[1]
+        axes = ax or new_axes()
         for run in self.runs:
             part = slice(skip_start, max(len(run.losses) - skip_end, skip_start + 1))
             axes.plot(run.learning_rates[part], run.smoothed[part], color="C0", alpha=len(self.runs) ** -0.5)

@@ -15,6 +15,7 @@ import torch
 
 from ..atomic import replacing
 from ..distributed import is_main
+from ..figures import new_axes
 from ..optimizers import layer_group_optimizer
 from .steps import LossTap, innermost, momentum_name
 
@@ -129,7 +130,7 @@ class Recorder(keras.callbacks.Callback):
             ax: axes to draw on; new ones when None.
         """
         steps = range(len(self.losses))
-        axes = _axes(ax)
+        axes = ax or new_axes()
         axes.plot(steps[skip_start:], self.smoothed_losses[skip_start:], label="train")
         valid = [logs.get("val_loss", float("nan")) for logs in self.epochs]
         if not np.all(np.isnan(valid)):
@@ -171,14 +172,8 @@ def smooth(losses: list[float], smoothing: float = 0.98) -> np.ndarray:
     return np.array(smoothed, dtype="float64")
 
 
-def _axes(ax: Axes | None) -> Axes:
-    from matplotlib import pyplot
-
-    return ax or pyplot.subplots()[1]
-
-
 def _line(values: list[float], name: str, ax: Axes | None) -> Axes:
-    axes = _axes(ax)
+    axes = ax or new_axes()
     axes.plot(values)
     axes.set(xlabel="batch", ylabel=name)
     return axes

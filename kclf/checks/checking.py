@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from . import balance, duplicates, labels
-from .activations import pooled_activations
 from .duplicates import Pair
+from .features import backbone_features
 from .findings import PROBLEMS, Finding, Findings
 from .inventory import Facts, Photo, examine, named_format, other_files, photos_of
 
@@ -84,7 +84,7 @@ def check(
     folder, photos = photos_of(data, label)
     survey = _Surveyed(folder, photos, examine(photos, threads=threads))
     if features is None and model is not None:
-        features = partial(pooled_activations, model)
+        features = partial(backbone_features, model)
     places = survey.readable()
     vectors = features([photos[place].path for place in places]) if features and places else None
     found = [

@@ -11,9 +11,7 @@ import numpy as np
 ROWS_AT_A_TIME = 1024
 FREQUENCIES = 8  # 8 x 8 lowest frequencies of the thumbnail: the classic 64-bit perceptual hash
 MOST_BITS_APART = 12  # of 63; the sieve. The correlation below decides.
-LEAST_CORRELATION = (
-    0.95  # of grey thumbnails; copies at 30-150 % of the size, JPEG quality 30-95, have .986 to 1
-)
+LEAST_CORRELATION = 0.95  # of thumbnails; copies at 30-150 % of the size, JPEG quality 30-95, have .986 to 1
 LEAST_CONTRAST = 2.0  # grey levels: below it a thumbnail is plain, and plain ones all look the same
 
 

@@ -96,7 +96,7 @@ class Findings(Sequence[Finding]):
         """The findings of some kinds, worst first."""
         unknown = set(problems) - set(PROBLEMS)
         if unknown:
-            raise ValueError(f"problems are {', '.join(PROBLEMS)}. Received: {sorted(unknown)}")
+            raise ValueError(f"Expected problems of {', '.join(PROBLEMS)}. Received: {sorted(unknown)}")
         return [finding for finding in self.items if finding.problem in problems]
 
     def summary(self) -> str:
@@ -144,7 +144,7 @@ def _findings(path: str | os.PathLike[str], text: str) -> list[Finding]:
     missing = {"path", "action", "target", "folder"} - set(reader.fieldnames or ())
     if missing:
         raise FileFormatError(
-            f"{path} is no ledger: it has no column {', '.join(sorted(missing))}. "
+            f"{path}: no ledger, it has no column {', '.join(sorted(missing))}. "
             f"Received: columns {reader.fieldnames}"
         )
     return [_finding(row, f"{path}, row {number}") for number, row in enumerate(reader, start=2)]
@@ -154,9 +154,13 @@ def _finding(row: dict[str, str], where: str) -> Finding:
     given = {name: (row.get(name) or "").strip() for name in COLUMNS}
     action = given["action"].lower() or "keep"
     if action not in ACTIONS:
-        raise FileFormatError(f"{where}: action is {', '.join(ACTIONS)}. Received: {given['action']!r}")
+        raise FileFormatError(
+            f"{where}: expected an action of {', '.join(ACTIONS)}. Received: {given['action']!r}"
+        )
     try:
         score = float(given["score"].replace(",", ".") or 0)
     except ValueError as error:
-        raise FileFormatError(f"{where}: score is a number or empty. Received: {given['score']!r}") from error
+        raise FileFormatError(
+            f"{where}: expected a number as score, or nothing. Received: {given['score']!r}"
+        ) from error
     return Finding(**(given | {"action": action, "score": score}))  # type: ignore[arg-type]

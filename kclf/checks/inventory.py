@@ -15,18 +15,10 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError, ImageError
-from ..files import list_images, require_folder
+from ..files import list_images, require_folder, split_named
 from ..images import image_size, read_image, resize
 
 THUMBNAIL = 32  # pixels a side: enough to tell photos apart, 3 KB each
-SETS = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "test": "test",
-}
 SAME_FORMAT = {"MPO": "JPEG"}  # phones write MPO, a JPEG with a second picture, into .jpg
 
 
@@ -94,7 +86,7 @@ def photos_of(data: Any, label: Callable[[str], str] | None = None) -> tuple[str
         for photo in _photos_of_set(getattr(data, set_name), set_name, data.class_names, label)
     ]
     if not found:
-        raise DataError("a folder or an ImageData with photos expected. Received: no photo")
+        raise DataError("Expected a folder or an ImageData with photos. Received: no photo")
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(photo.path)) for photo in found])
     return folder, found
 
@@ -104,7 +96,7 @@ def _photos_in(folder: str, label: Callable[[str], str] | None) -> tuple[str, li
     found = []
     for path in list_images(folder):
         parts = Path(path).relative_to(folder).parts
-        set_name = SETS.get(parts[0].lower(), "") if len(parts) > 1 else ""
+        set_name = split_named(parts[0]) if len(parts) > 1 else ""
         in_class_folder = len(parts) > (2 if set_name else 1)
         name = label(path) if label else parts[-2] if in_class_folder else ""
         found.append(Photo(path, name, set_name))

@@ -79,7 +79,7 @@ def out_of_fold_probabilities(
 
     smallest = int(np.unique(labels, return_counts=True)[1].min())
     if smallest < 2:
-        raise ValueError(f"each class needs 2 photos or more. Received: a class with {smallest}")
+        raise ValueError(f"Expected 2 photos or more of each class. Received: a class with {smallest}")
     parts = StratifiedKFold(min(folds, smallest), shuffle=True, random_state=seed)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=500, tol=1e-3))
     return cross_val_predict(

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, FileFormatError, OutputExistsError
-from ..files import reading_csv
+from ..files import reading_csv, split_named
 from .findings import Finding, read_ledger
-from .inventory import SETS
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def undo_ledger(log: str | os.PathLike[str]) -> Changes:
     with reading_csv(log), open(log, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file) if row]
     if any(len(row) != 2 for row in rows):
-        raise FileFormatError(f"{log} is no undo log: two paths a row expected")
+        raise FileFormatError(f"{log}: no undo log, which has two paths a row")
     # A kill between the log's line and the move leaves a line for a photo that is still in its place.
     moved = [(Path(target), Path(source)) for source, target in reversed(rows) if Path(target).exists()]
     changes = [Change("undo", source, target) for source, target in moved]
@@ -119,7 +118,7 @@ def _one_row_a_photo(rows: Iterable[Finding]) -> list[Finding]:
             row.action != "delete" and row.target,
         ):
             raise DataError(
-                f"{row.path}: one action a photo expected. "
+                f"{row.path}: expected one action a photo. "
                 f"Received: {first.action} {first.target} and {row.action} {row.target}"
             )
     return list(chosen.values())
@@ -129,9 +128,9 @@ def _change(row: Finding, removed: str | os.PathLike[str] | None) -> Change:
     folder = Path(row.folder)
     source = Path(os.path.normpath(folder / row.path))
     if not row.folder or not source.is_relative_to(folder) or source == folder:
-        raise DataError(f"a photo below the data folder expected. Received: {row.path!r} in {row.folder!r}")
+        raise DataError(f"Expected a photo below the data folder. Received: {row.path!r} in {row.folder!r}")
     if not source.is_file():
-        raise DataError(f"no such photo (moved since the check?). Received: path={str(source)!r}")
+        raise DataError(f"No such photo (moved since the check?). Received: path={str(source)!r}")
     match row.action:
         case "delete":
             base = Path(removed) if removed is not None else folder.parent / "removed" / folder.name
@@ -151,17 +150,17 @@ def _in_class_folder(row: Finding, source: Path) -> Path:
     target = source.parent.parent / _plain_name(row)
     if not target.is_dir():
         raise DataError(
-            f"{row.path}: target is the folder of a class. Received: {row.target!r}, which is not in "
-            f"{target.parent}; make it first if the class is new"
+            f"{row.path}: expected the folder of a class as target. Received: {row.target!r}, which is not "
+            f"in {target.parent}; make it first if the class is new"
         )
     return target / source.name
 
 
 def _in_set_folder(row: Finding, source: Path, folder: Path) -> Path:
     first, *rest = source.relative_to(folder).parts
-    if first.lower() not in SETS or not rest or not (folder / _plain_name(row)).is_dir():
+    if not split_named(first) or not rest or not (folder / _plain_name(row)).is_dir():
         raise DataError(
-            f"{row.path}: move goes from one set's folder to another (train, valid, test). "
+            f"{row.path}: expected a move from one set's folder to another (train, valid, test). "
             f"Received: target={row.target!r}"
         )
     return folder.joinpath(row.target, *rest)
@@ -169,7 +168,7 @@ def _in_set_folder(row: Finding, source: Path, folder: Path) -> Path:
 
 def _plain_name(row: Finding) -> str:
     if row.target in {"", ".", ".."} or "/" in row.target or "\\" in row.target:
-        raise DataError(f"{row.path}: target is the name of a folder. Received: {row.target!r}")
+        raise DataError(f"{row.path}: expected the name of a folder as target. Received: {row.target!r}")
     return row.target
 
 

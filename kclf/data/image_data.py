@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
+from ..arguments import at_least, one_of
 from ..atomic import replacing
 from ..errors import DataError
 from ..files import (
@@ -22,6 +23,7 @@ from ..files import (
     stratified_split,
 )
 from ..images import ResizeMethod
+from ..tasks import Task
 from . import plots
 from .cache import cached
 from .labelling import (
@@ -43,7 +45,7 @@ from .labelling import (
     task_of_array,
     within,
 )
-from .loader import ImageDataset, OnError, Task, require_one_of, require_positive
+from .loader import ImageDataset, OnError
 from .sources import ArrayImages, FileImages
 from .summary import Text, summary
 
@@ -267,7 +269,7 @@ class ImageData:
         return len(self.skipped)
 
     def _split(self, name: str) -> ImageDataset:
-        require_one_of("split", name, list(self.splits))
+        one_of("split", name, list(self.splits))
         return self.splits[name]
 
     # Sources
@@ -284,9 +286,9 @@ class ImageData:
     ) -> ImageData:
         r"""Images in one folder a class.
 
-        Where `folder` has a folder `train`, that holds the class folders; validation comes from `valid`,
-        `val` or `validation`, or is set aside from training where there is none; `test` or `test1` is the
-        test set, with labels where it has the class folders. Otherwise `folder` itself holds the class
+        Where `folder` has a folder `train` or `training`, that holds the class folders; validation comes from
+        `valid`, `val` or `validation`, or is set aside from training where there is none; `test` or `test1`
+        is the test set, with labels where it has the class folders. Otherwise `folder` itself holds the class
         folders, and a share of each class is set aside for validation.
 
         Args:
@@ -529,7 +531,7 @@ class ImageData:
 
 
 def _sizes(size: int, presize: int | None) -> tuple[int, int]:
-    require_positive(size=size, presize=presize or size)
-    if presize is not None and presize < size:
+    presize = at_least("presize", size if presize is None else presize, 1)
+    if presize < at_least("size", size, 1):
         raise ValueError(f"Expected presize >= size. Received: presize={presize}, size={size}")
-    return size, presize or size
+    return size, presize

@@ -22,14 +22,12 @@ from ..files import (
     random_split,
     regex_label,
     require_classes,
+    split_folders,
     stratified_split,
 )
-from .loader import Task
+from ..tasks import Task
 from .sources import ArrayImages, FileImages, Images
 
-TRAIN_FOLDER = "train"
-VALID_FOLDERS = ("valid", "val", "validation")
-TEST_FOLDERS = ("test", "test1")
 Path = str | os.PathLike[str]
 Part = tuple[Images, np.ndarray | None]  # images of one split, and their labels
 
@@ -78,15 +76,9 @@ class SplitFolders:
 
 
 def find_splits(folder: Path) -> SplitFolders:
-    """The folders of the splits, where there is one named "train"; else all is for training."""
-    inside = list_folders(folder)
-    if TRAIN_FOLDER not in inside:
-        return SplitFolders(os.fspath(folder))
-
-    def first(names: Sequence[str]) -> str | None:
-        return next((os.path.join(folder, name) for name in names if name in inside), None)
-
-    return SplitFolders(os.path.join(folder, TRAIN_FOLDER), first(VALID_FOLDERS), first(TEST_FOLDERS))
+    """The folders of the splits, where there is one for training; else all is for training."""
+    found = split_folders(folder)
+    return SplitFolders(**found) if "train" in found else SplitFolders(os.fspath(folder))
 
 
 def read_folder(root: Path, label_regex: str | None) -> tuple[list[str], list[str]]:

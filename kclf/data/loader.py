@@ -26,14 +26,15 @@ try:
 except ImportError:  # it is not part of Keras' public interface; `fit` then takes the loader with a warning
     DataAdapter = object
 
+from ..arguments import at_least, one_of
 from ..distributed import local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
 from ..images import CENTRE, RESIZE_METHODS, ResizeMethod
+from ..tasks import TASKS, Task
 from .sources import ArrayImages, FileImages, Images
 
 log = logging.getLogger("kclf.data")
 
-Task = Literal["single_label", "multi_label", "regression"]
 OnError = Literal["skip", "raise"]
 BATCHES_AHEAD = 2  # one being decoded while one waits: more only costs memory
 Batch = tuple[torch.Tensor, ...]
@@ -107,18 +108,18 @@ class ImageDataset(DataLoader, DataAdapter):
         shard: tuple[int, int] | None = None,
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        require_one_of("task", task, get_args(Task))
-        require_one_of("resize_method", resize_method, RESIZE_METHODS)
-        require_one_of("on_error", on_error, get_args(OnError))
-        require_positive(presize=presize, batch_size=batch_size, num_threads=num_threads or 1)
+        one_of("task", task, TASKS)
+        one_of("resize_method", resize_method, RESIZE_METHODS)
+        one_of("on_error", on_error, get_args(OnError))
+        at_least("num_threads", num_threads or 1, 1)
         source = as_images(images)
         take_device()
-        super().__init__(source, batch_size=int(batch_size))
+        super().__init__(source, batch_size=at_least("batch_size", batch_size, 1))
         self.paths: np.ndarray = source.paths
         self.class_names = list(class_names)
         self.task = task
         self.labels = _checked_labels(labels, len(source), task)
-        self.presize = int(presize)
+        self.presize = at_least("presize", presize, 1)
         self.resize_method = resize_method
         self.shuffle = shuffle
         self.random_crop = random_crop
@@ -355,7 +356,7 @@ class ImageDataset(DataLoader, DataAdapter):
             return None
         counts = self._class_counts("class_weight")
         if isinstance(class_weight, str):
-            require_one_of("class_weight", class_weight, ("balanced",))
+            one_of("class_weight", class_weight, ("balanced",))
             weights = self.num_images / (len(counts) * np.maximum(counts, 1))
         else:
             if set(class_weight) != set(self.class_names):
@@ -370,7 +371,7 @@ class ImageDataset(DataLoader, DataAdapter):
         if weights is None:
             return None
         if isinstance(weights, str):
-            require_one_of("sampling_weights", weights, ("balanced",))
+            one_of("sampling_weights", weights, ("balanced",))
             weights = 1 / np.maximum(self._class_counts("sampling_weights"), 1)[self.labels]
         chances = np.asarray(weights, dtype=np.float64)
         if chances.shape != (self.num_images,) or not (chances >= 0).all() or not chances.sum() > 0:
@@ -521,19 +522,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def require_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise `ValueError` unless the value is one of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"Expected {name} to be one of {list(allowed)}. Received: {name}={value!r}")
-
-
-def require_positive(**values: int) -> None:
-    """Raise `ValueError` unless all values are integers of 1 or more."""
-    for name, value in values.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"Expected {name} to be an integer of 1 or more. Received: {name}={value!r}")
 
 
 def _checked_shard(shard: tuple[int, int] | None, n: int, batch_size: int) -> tuple[int, int]:

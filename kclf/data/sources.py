@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..errors import DataError
-from ..images import CENTRE, ResizeMethod, read_image, to_square
+from ..images import CENTRE, ResizeMethod, read_image, read_square, to_square
 
 Position = tuple[float, float]
 
@@ -73,7 +73,7 @@ class FileImages(Images):
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Photo `index` as a uint8 (size, size, 3) square, decoded no larger than that needs."""
-        return to_square(read_image(self.paths[index], at_least=size), size, method, position, out)
+        return read_square(self.paths[index], size, method, position, out)
 
 
 class ArrayImages(Images):

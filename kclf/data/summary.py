@@ -37,7 +37,8 @@ def summary(data: ImageData, index: int = 0) -> Text:
 
 def _splits(data: ImageData) -> Iterator[str]:
     square = f"{data.presize} px squares, the model sees {data.size} px"
-    yield f"{data.task.replace('_', ' ').capitalize()} images, {len(data.class_names)} classes, {square}"
+    classes = f"{len(data.class_names)} classes, " if data.class_names else ""
+    yield f"{data.task.replace('_', ' ').capitalize()} images, {classes}{square}"
     for name, split in data.splits.items():
         notes = [
             "shuffled" * split.shuffle,

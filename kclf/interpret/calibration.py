@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .confusion import _new_axes
-from .intervals import Interval, wilson_interval
+from ..arguments import between
+from ..figures import new_axes
+from .intervals import Interval, wilson_ends, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,8 +54,8 @@ class Calibration:
 
     def plot(self, ax: Axes | None = None) -> Calibration:
         """Draw the reliability diagram: the larger a dot, the more photos; lines are the intervals."""
-        self.ax_ = axes = _new_axes(ax, (4.5, 4.5))
-        self.figure_ = axes.figure
+        axes: Any = ax or new_axes((4.5, 4.5))
+        self.ax_, self.figure_ = axes, axes.figure
         filled = self.count > 0
         low, high = np.array([(i.low, i.high) for i in self.intervals()]).T[:, filled]
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
@@ -90,8 +92,7 @@ def calibrate(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = 15) 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Soften (above 1) or sharpen (below 1) probabilities: softmax(log p / temperature), float32."""
-    if not temperature > 0:
-        raise ValueError(f"temperature is a positive number. Received: temperature={temperature}")
+    between("temperature", temperature, 0, math.inf)
     result = np.empty(probabilities.shape, np.float32)
     for start in range(0, len(probabilities), ROWS_AT_A_TIME):
         rows = slice(start, start + ROWS_AT_A_TIME)
@@ -202,13 +203,13 @@ def abstain(
         >>> result.assured, 0.55 < result.threshold < 0.62
         (True, True)
     """
-    if not 0 < precision < 1:
-        raise ValueError(f"precision is a share between 0 and 1. Received: precision={precision}")
+    between("precision", precision, 0, 1)
+    z = NormalDist().inv_cdf(between("assurance", assurance, 0.5, 1))
     descending = np.argsort(-confidence, kind="stable")
     ordered, hits = confidence[descending], np.cumsum(right[descending])
     trials = np.arange(1, len(ordered) + 1)
     last_of_its_value = np.append(ordered[1:] < ordered[:-1], True)[: len(ordered)]
-    low = _lower_ends(hits, trials, assurance)
+    low, _ = wilson_ends(hits, trials, z)
     for assured, reached in ((True, low >= precision), (False, hits >= precision * trials)):
         candidates = np.flatnonzero(reached & last_of_its_value)
         if candidates.size:
@@ -218,15 +219,3 @@ def abstain(
             return Abstention(float(ordered[last]), precision, quality, given, assured)
     nothing = wilson_interval(0, 0)
     return Abstention(math.inf, precision, nothing, wilson_interval(0, len(ordered)), False)
-
-
-def _lower_ends(hits: np.ndarray, trials: np.ndarray, assurance: float) -> np.ndarray:
-    """The lower end of Wilson's one-sided interval, for arrays."""
-    if not 0.5 < assurance < 1:
-        raise ValueError(f"assurance is a share between 0.5 and 1. Received: assurance={assurance}")
-    from statistics import NormalDist
-
-    z = NormalDist().inv_cdf(assurance)
-    share = hits / trials
-    spread = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
-    return (share + z * z / (2 * trials) - spread) / (1 + z * z / trials)

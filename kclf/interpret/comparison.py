@@ -69,7 +69,7 @@ The difference of -0.0010 (-0.0053 to +0.0033) may well be chance (McNemar p = 0
     first_right, second_right = np.asarray(first_right, bool), np.asarray(second_right, bool)
     if first_right.shape != second_right.shape or first_right.ndim != 1 or not first_right.size:
         raise ValueError(
-            "the two models answer the same photos. "
+            "Expected two models' answers to the same photos. "
             f"Received: shapes {first_right.shape} and {second_right.shape}"
         )
     only_first = int((first_right & ~second_right).sum())

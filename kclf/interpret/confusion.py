@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
+
+from ..arguments import one_of
+from ..figures import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +56,7 @@ class ConfusionMatrix:
         expected = (len(self.class_names),) * 2
         if self.counts.shape != expected:
             raise ValueError(
-                f"{len(self.class_names)} class names go with counts of shape {expected}. "
+                f"Expected counts of shape {expected} for {len(self.class_names)} class names. "
                 f"Received: counts.shape={self.counts.shape}"
             )
 
@@ -76,16 +79,13 @@ class ConfusionMatrix:
             order: "confusion" puts classes that are taken for each other side by side, the worst
                 groups first; "accuracy" puts the class with the lowest recall first; "given" changes nothing.
         """
-        match order:
-            case "given":
-                return self
-            case "confusion":
-                return self._taken(_seriate(self.errors + self.errors.T))
-            case "accuracy":
-                recall = np.diag(self.counts) / np.maximum(self.counts.sum(axis=1), 1)
-                return self._taken(np.argsort(recall, kind="stable"))
-            case _:
-                raise ValueError(f'order is "given", "confusion" or "accuracy". Received: order={order!r}')
+        one_of("order", order, get_args(Order))
+        if order == "confusion":
+            return self._taken(_seriate(self.errors + self.errors.T))
+        if order == "accuracy":
+            recall = np.diag(self.counts) / np.maximum(self.counts.sum(axis=1), 1)
+            return self._taken(np.argsort(recall, kind="stable"))
+        return self
 
     def worst(self, num_classes: int = 20) -> ConfusionMatrix:
         """The block of classes with the most errors among themselves, grown from the most confused pair."""
@@ -128,21 +128,12 @@ class ConfusionMatrix:
         drawn = self.ordered(order)
         num_classes = len(self.class_names)
         side = 2.2 + num_classes * INCHES_A_CELL[num_classes > MANY_CLASSES]
-        drawn.ax_ = axes = _new_axes(ax, figsize or (side, side), dpi)
-        drawn.figure_ = axes.figure
+        axes: Any = ax or new_axes(figsize or (side, side), dpi=dpi)
+        drawn.ax_, drawn.figure_ = axes, axes.figure
         _draw(drawn, normalize=normalize)
         errors, photos = int(self.errors.sum()), int(self.counts.sum())
         axes.set_title(title if title is not None else f"{errors:,} errors in {photos:,} photos")
         return drawn
-
-
-def _new_axes(ax: Axes | None, figsize: tuple[float, float], dpi: float | None = None) -> Any:
-    """The axes given, or those of a new figure that belongs to no window."""
-    if ax is not None:
-        return ax
-    from matplotlib import pyplot
-
-    return pyplot.subplots(figsize=figsize, dpi=dpi, layout="constrained")[1]
 
 
 def _seriate(similarity: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from ..errors import ImageError
+from ..figures import new_grid
 from ..images import read_image
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class Gallery(Sequence[Answer]):
             This object, with `axes_` and `figure_`.
         """
         if any(answer.path is None for answer in self.answers):
-            raise ValueError("these predictions know no files, so there is no photo to draw")
-        self.axes_ = self._new_axes(columns) if axes is None else np.asarray(axes).ravel()
+            raise ValueError("Expected answers with the files of their photos. Received: paths=None")
+        self.axes_ = self._grid(columns) if axes is None else np.asarray(axes).ravel()
         for ax in self.axes_:
             ax.axis("off")
         for ax, answer in zip(self.axes_, self.answers, strict=False):
@@ -104,16 +105,9 @@ class Gallery(Sequence[Answer]):
         self.figure_ = self.axes_[0].figure if len(self.axes_) else None
         return self
 
-    def _new_axes(self, columns: int) -> np.ndarray:
-        from matplotlib import pyplot
-
+    def _grid(self, columns: int) -> np.ndarray:
         rows = max(1, math.ceil(len(self) / columns))
-        figure, axes = pyplot.subplots(
-            rows, columns, figsize=(2.6 * columns, 2.8 * rows), squeeze=False, layout="constrained"
-        )
-        if self.title:
-            figure.suptitle(self.title)
-        return axes.ravel()
+        return new_grid(rows, columns, (2.6 * columns, 2.8 * rows), title=self.title)
 
 
 def _show(ax: Axes, answer: Answer) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..figures import new_grid
+
 if TYPE_CHECKING:
     import keras
     from matplotlib.axes import Axes
@@ -46,11 +48,9 @@ class GradCam:
         Returns:
             This object, with `axes_` and `figure_`.
         """
-        from matplotlib import pyplot
-
         if axes is None:
             rows = math.ceil(len(self.images) / columns)
-            axes = pyplot.subplots(rows, columns, figsize=(2.4 * columns, 2.4 * rows), squeeze=False)[1]
+            axes = new_grid(rows, columns, (2.4 * columns, 2.4 * rows))
         self.axes_ = np.asarray(axes).ravel()
         for ax in self.axes_:
             ax.axis("off")

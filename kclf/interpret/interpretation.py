@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..arguments import one_of
+from ..metrics import SMALLEST_PROBABILITY
 from . import calibration
 from .calibration import Abstention, Calibration
 from .comparison import Comparison, compare_answers
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ..predict import Predictions
-
-SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 gets a finite loss of 87.3
 
 
 class ClassScore(NamedTuple):
@@ -82,14 +82,15 @@ class Interpretation:
         photos = len(labels)
         if probabilities.shape != (photos, len(self.class_names)) or labels.ndim != 1:
             raise ValueError(
-                f"probabilities (photos, classes), labels (photos,) and {len(self.class_names)} class names "
-                f"expected. Received: probabilities.shape={probabilities.shape}, labels.shape={labels.shape}"
+                f"Expected probabilities (photos, {len(self.class_names)}) for {len(self.class_names)} class "
+                f"names, and labels (photos,). Received: probabilities.shape={probabilities.shape}, "
+                f"labels.shape={labels.shape}"
             )
         if self.paths is not None and len(self.paths) != photos:
-            raise ValueError(f"one path a photo expected. Received: {len(self.paths)} for {photos} photos")
+            raise ValueError(f"Expected one path a photo. Received: {len(self.paths)} for {photos} photos")
         if photos and not (labels.min() >= 0 and labels.max() < len(self.class_names)):
             raise ValueError(
-                f"labels are places in the {len(self.class_names)} class names. "
+                f"Expected labels from 0 to {len(self.class_names) - 1}, places in the class names. "
                 f"Received: labels from {labels.min()} to {labels.max()}"
             )
         object.__setattr__(self, "probabilities", probabilities)
@@ -103,9 +104,11 @@ class Interpretation:
             predictions: with `probabilities` (n, classes), `labels` (n,), `class_names`, and `paths` or None.
         """
         if predictions.labels is None:
-            raise ValueError("interpretation compares predictions with labels, and these have none")
+            raise ValueError("Expected predictions that carry labels. Received: labels=None")
         if predictions.task != "single_label":
-            raise ValueError(f"interpretation is for one label a photo. Received: task={predictions.task!r}")
+            raise ValueError(
+                f"Expected predictions of one label a photo. Received: task={predictions.task!r}"
+            )
         return cls(predictions.probabilities, predictions.labels, predictions.class_names, predictions.paths)
 
     @classmethod
@@ -138,10 +141,14 @@ class Interpretation:
         return self.predicted == self.labels
 
     @cached_property
+    def actual_probability(self) -> np.ndarray:
+        """The probability of the actual class, float64 (n,)."""
+        return self.probabilities[np.arange(len(self)), self.labels].astype(np.float64)
+
+    @cached_property
     def losses(self) -> np.ndarray:
-        """Minus log of the actual class's probability, float64 (n,)."""
-        truth = self.probabilities[np.arange(len(self)), self.labels].astype(np.float64)
-        return -np.log(np.maximum(truth, SMALLEST))
+        """Minus log of the actual class's probability, float64 (n,); at most 15.9, as in `log_loss`."""
+        return -np.log(np.maximum(self.actual_probability, SMALLEST_PROBABILITY))
 
     @property
     def accuracy(self) -> Interval:
@@ -193,7 +200,8 @@ class Interpretation:
 
     def top_losses(self, k: int = 9, *, largest: bool = True) -> Gallery:
         """The photos with the largest (or smallest) loss: where the truth surprised the model most."""
-        order = np.argsort(-self.losses if largest else self.losses, kind="stable")
+        likely = self.actual_probability
+        order = np.argsort(likely if largest else -likely, kind="stable")
         return self._gallery(order[:k], "Top losses" if largest else "Smallest losses")
 
     def most_right(self, k: int = 4, class_name: str | None = None) -> Gallery:
@@ -263,14 +271,12 @@ class Interpretation:
             actual=self.class_names[actual],
             predicted=self.class_names[predicted],
             probability=float(self.probabilities[place, predicted]),
-            actual_probability=float(self.probabilities[place, actual]),
+            actual_probability=float(self.actual_probability[place]),
             loss=float(self.losses[place]),
         )
 
     def _class(self, name: str) -> int:
-        if name not in self.class_names:
-            raise ValueError(f"one of the class names expected. Received: {name!r}")
-        return list(self.class_names).index(name)
+        return list(self.class_names).index(one_of("class_name", name, list(self.class_names)))
 
 
 def compare(first: Interpretation, second: Interpretation) -> Comparison:
@@ -281,9 +287,9 @@ def compare(first: Interpretation, second: Interpretation) -> Comparison:
         second: another's, to the same photos in the same order.
     """
     if not np.array_equal(first.labels, second.labels):
-        raise ValueError("both models must have answered the same photos, and the labels differ")
+        raise ValueError("Expected answers to the same photos. Received: labels that differ")
     if first.paths is not None and second.paths is not None and not np.array_equal(first.paths, second.paths):
-        raise ValueError("both models must have answered the same photos, and the paths differ")
+        raise ValueError("Expected answers to the same photos. Received: paths that differ")
     return compare_answers(first.right, second.right)
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..arguments import between
 
 
 class Interval(NamedTuple):
@@ -44,20 +48,29 @@ def wilson_interval(successes: float, trials: float, *, confidence: float = 0.95
         >>> wilson_interval(10, 10).low > 0.7
         True
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is a share between 0 and 1. Received: confidence={confidence}")
+    between("confidence", confidence, 0, 1)
     if not 0 <= successes <= trials:
-        raise ValueError(f"0 <= successes <= trials expected. Received: {successes=}, {trials=}")
+        raise ValueError(f"Expected 0 <= successes <= trials. Received: {successes=}, {trials=}")
     if trials == 0:
         return Interval(math.nan, 0.0, 1.0)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    low, high = wilson_ends(successes, trials, NormalDist().inv_cdf((1 + confidence) / 2))
+    low, high = 0.0 if successes == 0 else float(low), 1.0 if successes == trials else float(high)
+    return Interval(successes / trials, low, high)
+
+
+def wilson_ends(successes: Any, trials: Any, z: float) -> tuple[Any, Any]:
+    """Both ends of Wilson's interval, for numbers and for arrays.
+
+    Args:
+        successes: how many of the trials succeeded.
+        trials: how many there were, 1 or more.
+        z: the normal quantile.
+    """
     share = successes / trials
     centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    spread = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == trials else (centre + spread) / scale
-    return Interval(share, low, high)
+    return (centre - spread) / scale, (centre + spread) / scale
 
 
 def binomial_tail(successes: int, trials: int, share: float = 0.5) -> float:

@@ -1,4 +1,4 @@
-"""Layers: augmentation in one resample, the backbone's normalisation, pooling, and the mixing of pictures."""
+"""Layers: augmentation in one resample, the backbone's normalisation, pooling, and the mixing of images."""
 
 from .augmentation import (
     Augmentation,

@@ -1,4 +1,4 @@
-"""Augmentation: all geometry of a picture in one resample, then the light, on the device of the batch."""
+"""Augmentation: all geometry of an image in one resample, then the light, on the device of the batch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import keras
 import torch
 from torch import Tensor
 
+from ..arguments import one_of, within
 from ..distributed import rows_of_rank
 from . import geometry
-from .checks import check_choice, check_range, float32_options, output_size
 from .lighting import adjust_hue, each, in_logit_space
+from .options import float32_options, output_size
 from .sampling import FILL_MODES, INTERPOLATIONS, resample, to_device
 
-_TRIES = 10  # crops drawn for each picture, of which the first that fits is taken, as in Inception's crop
+_TRIES = 10  # crops drawn for each image, of which the first that fits is taken, as in Inception's crop
 _ASPECT = 4 / 3  # aspects of a crop lie between 3/4 and 4/3
 _OPERATIONS = ("rotate", "zoom", "warp", "brightness", "contrast", "saturation", "hue")
 
 
 @dataclass(frozen=True)
 class Transformation:
-    """What `Augmentation.draw` drew for n pictures; it can be applied again, to masks or another view.
+    """What `Augmentation.draw` drew for n images; it can be applied again, to masks or another view.
 
     Args:
         maps: (n, 3, 3) float64, from output to input coordinates.
@@ -50,15 +51,15 @@ class Transformation:
 
 @keras.saving.register_keras_serializable(package="kclf")
 class Augmentation(keras.layers.Layer):
-    """Random views of pictures for training, and their centre for everything else.
+    """Random views of images for training, and their centre for everything else.
 
-    Crop, flip, rotation, zoom, warp and the final resize of a picture are multiplied to one 3x3 map, and
-    the picture is read once through it, low-pass filtered where the map shrinks it. Every picture has its
+    Crop, flip, rotation, zoom, warp and the final resize of an image are multiplied to one 3x3 map, and
+    the image is read once through it, low-pass filtered where the map shrinks it. Every image has its
     own draw. It works in float32 under any dtype policy.
 
     Args:
         size: height and width of the result, in pixels, or a pair of them; None keeps those of the input.
-        flip: "horizontal" (half of the pictures), "dihedral" (all eight symmetries alike) or None.
+        flip: "horizontal" (half of the images), "dihedral" (all eight symmetries alike) or None.
         max_rotate: largest turn either way, in degrees.
         min_zoom: smallest magnification.
         max_zoom: largest magnification, at a random place.
@@ -67,11 +68,11 @@ class Augmentation(keras.layers.Layer):
         max_lighting: largest change of brightness and contrast, in [0, 1).
         max_saturation: largest change of saturation, in [0, 1).
         max_hue: largest turn of the colour circle, in whole turns, up to 0.5.
-        p_affine: share of the pictures that are rotated, zoomed and warped, each decided alone.
-        p_lighting: share of the pictures whose light changes, each change decided alone.
-        one_operation: every picture gets the flip, the crop and exactly one other change ("TrivialAugment").
+        p_affine: share of the images that are rotated, zoomed and warped, each decided alone.
+        p_lighting: share of the images whose light changes, each change decided alone.
+        one_operation: every image gets the flip, the crop and exactly one other change ("TrivialAugment").
         interpolation: "bilinear" or "bicubic".
-        fill_mode: what lies outside the picture: "reflect", "border" or "zeros".
+        fill_mode: what lies outside the image: "reflect", "border" or "zeros".
         seed: of the draws; None takes one from Python's generator, which `keras.utils.set_random_seed` seeds.
 
     Shape:
@@ -112,25 +113,25 @@ class Augmentation(keras.layers.Layer):
     ) -> None:
         super().__init__(**float32_options(options))
         self.size = output_size(size)
-        self.flip = check_choice("flip", flip, ("horizontal", "dihedral", None))
-        self.max_rotate = check_range("max_rotate", max_rotate, 0, 180)
-        self.min_zoom = check_range("min_zoom", min_zoom, 0.1, 10)
-        self.max_zoom = check_range("max_zoom", max_zoom, self.min_zoom, 10)
-        self.max_warp = check_range("max_warp", max_warp, 0, 0.5)
-        self.min_scale = check_range("min_scale", min_scale, 0.01, 1)
-        self.max_lighting = check_range("max_lighting", max_lighting, 0, 0.99)
-        self.max_saturation = check_range("max_saturation", max_saturation, 0, 0.99)
-        self.max_hue = check_range("max_hue", max_hue, 0, 0.5)
-        self.p_affine = check_range("p_affine", p_affine, 0, 1)
-        self.p_lighting = check_range("p_lighting", p_lighting, 0, 1)
+        self.flip = one_of("flip", flip, ("horizontal", "dihedral", None))
+        self.max_rotate = within("max_rotate", max_rotate, 0, 180)
+        self.min_zoom = within("min_zoom", min_zoom, 0.1, 10)
+        self.max_zoom = within("max_zoom", max_zoom, self.min_zoom, 10)
+        self.max_warp = within("max_warp", max_warp, 0, 0.5)
+        self.min_scale = within("min_scale", min_scale, 0.01, 1)
+        self.max_lighting = within("max_lighting", max_lighting, 0, 0.99)
+        self.max_saturation = within("max_saturation", max_saturation, 0, 0.99)
+        self.max_hue = within("max_hue", max_hue, 0, 0.5)
+        self.p_affine = within("p_affine", p_affine, 0, 1)
+        self.p_lighting = within("p_lighting", p_lighting, 0, 1)
         self.one_operation = bool(one_operation)
-        self.interpolation = check_choice("interpolation", interpolation, INTERPOLATIONS[:2])
-        self.fill_mode = check_choice("fill_mode", fill_mode, tuple(FILL_MODES))
+        self.interpolation = one_of("interpolation", interpolation, INTERPOLATIONS[:2])
+        self.fill_mode = one_of("fill_mode", fill_mode, tuple(FILL_MODES))
         self.seed = random.randrange(2**31) if seed is None else seed
         self._generator = torch.Generator().manual_seed(self.seed)
 
     def call(self, images: Tensor, training: bool | None = None) -> Tensor:
-        """A random view of each picture (training) or its centre, at the final size."""
+        """A random view of each image (training) or its centre, at the final size."""
         count, height, width, channels = images.shape
         if images.is_meta:
             return images.new_empty((count, *(self.size or (height, width)), channels), dtype=torch.float32)
@@ -138,15 +139,15 @@ class Augmentation(keras.layers.Layer):
 
     @torch.compiler.disable
     def draw(self, count: int, height: int, width: int, *, training: bool = True) -> Transformation:
-        """Draw what happens to `count` pictures of height x width pixels.
+        """Draw what happens to `count` images of height x width pixels.
 
         The same number of random numbers is drawn whatever the settings.
 
         Args:
-            count: how many pictures.
-            height: of the pictures as they come, in pixels.
-            width: of the pictures as they come, in pixels.
-            training: False gives the centre of each picture and draws nothing.
+            count: how many images.
+            height: of the images as they come, in pixels.
+            width: of the images as they come, in pixels.
+            training: False gives the centre of each image and draws nothing.
 
         Returns:
             What `apply` takes, on the CPU.
@@ -179,7 +180,7 @@ class Augmentation(keras.layers.Layer):
 
         Args:
             images: (n, height, width, channels), uint8 or float in [0, 255].
-            transformation: from `draw`, for n pictures.
+            transformation: from `draw`, for n images.
             lighting: False for masks and whatever has no colours.
             interpolation: instead of the layer's own; "nearest" for masks.
 
@@ -188,11 +189,11 @@ class Augmentation(keras.layers.Layer):
         """
         if len(images) != len(transformation):
             raise ValueError(
-                "Expected as many transformations as pictures. "
-                f"Received: {len(images)} pictures, {len(transformation)} transformations"
+                "Expected as many transformations as images. "
+                f"Received: {len(images)} images, {len(transformation)} transformations"
             )
         interpolation = self.interpolation if interpolation is None else interpolation
-        check_choice("interpolation", interpolation, INTERPOLATIONS)
+        one_of("interpolation", interpolation, INTERPOLATIONS)
         size = self.size or (images.shape[1], images.shape[2])
         return resample(
             images,
@@ -204,7 +205,7 @@ class Augmentation(keras.layers.Layer):
         )
 
     def resized(self, size: int | tuple[int, int] | None) -> Augmentation:
-        """A copy that gives pictures of another size."""
+        """A copy that gives images of another size."""
         return type(self).from_config({**self.get_config(), "size": size})
 
     def get_random_state(self) -> Tensor:
@@ -231,7 +232,7 @@ class Augmentation(keras.layers.Layer):
         return config | {name: getattr(self, name) for name in names}
 
     def _active(self, uniform: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-        """For each operation, which pictures it changes: (n,) bool."""
+        """For each operation, which images it changes: (n,) bool."""
         if not self.one_operation:
             affine = ("rotate", "zoom", "warp")
             chances = {name: self.p_affine if name in affine else self.p_lighting for name in _OPERATIONS}
@@ -241,7 +242,7 @@ class Augmentation(keras.layers.Layer):
             self.max_lighting, self.max_lighting, self.max_saturation, self.max_hue,
         )  # fmt: skip
         able = [name for name, strength in zip(_OPERATIONS, strengths, strict=True) if strength]
-        chosen = (uniform["operation"] * (len(able) + 1)).long()  # the last one leaves the picture as it is
+        chosen = (uniform["operation"] * (len(able) + 1)).long()  # the last one leaves the image as it is
         place = {name: i for i, name in enumerate(able)}
         return {name: chosen == place.get(name, -1) for name in _OPERATIONS}
 
@@ -263,7 +264,7 @@ class Augmentation(keras.layers.Layer):
         return geometry.warp(tilt_x, tilt_y) @ geometry.for_aspect(affine, height, width)
 
     def _crop(self, uniform: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-        """Random resized crop: (n, 3, 3); the whole picture where none of the tries fits in it."""
+        """Random resized crop: (n, 3, 3); the whole image where none of the tries fits in it."""
         area = self.min_scale + torch.stack([uniform[f"area{i}"] for i in range(_TRIES)], 1) * (
             1 - self.min_scale
         )
@@ -302,7 +303,7 @@ _COLUMNS = (
 
 
 def _uniform(generator: torch.Generator, count: int) -> dict[str, Tensor]:
-    """Random numbers in [0, 1) for `count` pictures, by name."""
+    """Random numbers in [0, 1) for `count` images, by name."""
     numbers = rows_of_rank(
         lambda rows: torch.rand(rows, len(_COLUMNS), generator=generator, dtype=torch.float64), count
     )
@@ -319,7 +320,7 @@ def _factor(uniform: Tensor, change: float) -> Tensor:
 
 
 def _relight(transformation: Transformation, device: torch.device) -> Callable[[Tensor, slice], Tensor]:
-    """A function of (pictures in [0, 255], which ones) that changes their light as drawn."""
+    """A function of (images in [0, 255], which ones) that changes their light as drawn."""
     drawn = torch.stack(
         [transformation.contrast, transformation.brightness, transformation.saturation, transformation.hue], 1
     )
@@ -328,17 +329,17 @@ def _relight(transformation: Transformation, device: torch.device) -> Callable[[
     contrast, shift, saturation, turn = to_device(drawn.to(torch.float32), device).unbind(1)
     contrast, shift, saturation = map(each, (contrast, shift, saturation))
 
-    def relight(pictures: Tensor, rows: slice) -> Tensor:
+    def relight(images: Tensor, rows: slice) -> Tensor:
         by_contrast, by_shift, by_saturation, by_hue = map(any, zip(*changed[rows], strict=True))
         if not (by_contrast or by_shift or by_saturation or by_hue):
-            return pictures
-        pictures = pictures * (1 / 255)
+            return images
+        images = images * (1 / 255)
         if by_contrast or by_shift or by_saturation:
             grey_by = saturation[rows] if by_saturation else None
-            pictures = in_logit_space(pictures, contrast[rows], shift[rows], grey_by)
+            images = in_logit_space(images, contrast[rows], shift[rows], grey_by)
         if by_hue:
-            pictures = adjust_hue(pictures, turn[rows])
-        return pictures * 255
+            images = adjust_hue(images, turn[rows])
+        return images * 255
 
     return relight
 
@@ -366,7 +367,7 @@ def side_on(
 def top_down(
     size: int | tuple[int, int] | None = None, *, max_zoom: float = 1.1, **options: Any
 ) -> Augmentation:
-    """For pictures taken from above (satellite, microscope): as `side_on`, with all symmetries of the square.
+    """For images taken from above (satellite, microscope): as `side_on`, with all symmetries of the square.
 
     Args:
         size: height and width of the result, in pixels; None keeps those of the input.
@@ -382,7 +383,7 @@ def top_down(
 def basic(
     size: int | tuple[int, int] | None = None, *, max_zoom: float = 1.1, **options: Any
 ) -> Augmentation:
-    """For pictures whose left and right differ (letters, X-rays): as `side_on`, never mirrored.
+    """For images whose left and right differ (letters, X-rays): as `side_on`, never mirrored.
 
     Args:
         size: height and width of the result, in pixels; None keeps those of the input.
@@ -414,7 +415,7 @@ def none(size: int | tuple[int, int] | None = None, **options: Any) -> Augmentat
 
 
 def trivial(size: int | tuple[int, int] | None = None, **options: Any) -> Augmentation:
-    """One change for each picture, of random kind and strength: nothing to tune ("TrivialAugment").
+    """One change for each image, of random kind and strength: nothing to tune ("TrivialAugment").
 
     Args:
         size: height and width of the result, in pixels; None keeps those of the input.
@@ -451,15 +452,15 @@ def aug_transforms(
     Args:
         size: height and width of the result, in pixels; None keeps those of the input.
         mult: factor for `max_rotate`, `max_lighting` and `max_warp`.
-        do_flip: mirror half of the pictures.
+        do_flip: mirror half of the images.
         flip_vert: use all eight symmetries of the square, where `do_flip` is on.
         max_rotate: largest turn either way, in degrees.
         min_zoom: smallest magnification.
         max_zoom: largest magnification.
         max_lighting: largest change of brightness and contrast.
         max_warp: largest tilt of the perspective.
-        p_affine: share of the pictures that are rotated, zoomed and warped.
-        p_lighting: share of the pictures whose light changes.
+        p_affine: share of the images that are rotated, zoomed and warped.
+        p_lighting: share of the images whose light changes.
         min_scale: smallest share of the area that a random crop keeps.
         **options: further arguments of `Augmentation`.
 

@@ -1,9 +1,8 @@
 """Maps from output to input coordinates, one 3x3 homography for each image, and how they are put together.
 
-Coordinates run from -1 to 1 over the width (x, first) and the height (y) of a picture, edge to edge. A map
+Coordinates run from -1 to 1 over the width (x, first) and the height (y) of an image, edge to edge. A map
 takes the place of an output pixel to the place in the input where it is read, so the *last* factor of a
-product is what acts on the output
-first: `rotation @ zoom` looks at the zoomed frame and turns it.
+product is what acts on the output first: `rotation @ zoom` looks at the zoomed frame and turns it.
 
 All functions are stateless, take and give float tensors of one dtype, and work for a whole batch.
 """
@@ -49,7 +48,7 @@ def rotation(degrees: Tensor) -> Tensor:
         degrees: (n,) angles in degrees.
 
     Returns:
-        Maps (n, 3, 3) for square pictures; `for_aspect` adapts them to others.
+        Maps (n, 3, 3) for square images; `for_aspect` adapts them to others.
 
     Example:
         >>> rotation(torch.tensor([90.0])).round()[0].tolist()
@@ -75,11 +74,11 @@ def zoom(factor: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def crop(width: Tensor, height: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """A window of the picture.
+    """A window of the image.
 
     Args:
-        width: (n,) share of the picture's width.
-        height: (n,) share of the picture's height.
+        width: (n,) share of the image's width.
+        height: (n,) share of the image's height.
         x: (n,) horizontal place of the window, 0 (left) to 1 (right).
         y: (n,) vertical place of the window, 0 (top) to 1 (bottom).
 
@@ -127,9 +126,9 @@ def symmetry_of(maps: Tensor) -> Tensor:
 
 
 def warp(x: Tensor, y: Tensor) -> Tensor:
-    """A perspective that tilts the picture: its corners move by `x` and `y` against each other.
+    """A perspective that tilts the image: its corners move by `x` and `y` against each other.
 
-    The corner (s, t), both ±1, of the tilted picture lies at (s - y s t, t - x s t). The eight coefficients
+    The corner (s, t), both ±1, of the tilted image lies at (s - y s t, t - x s t). The eight coefficients
     of the map that brings those corners back have the closed form below, since two and two of them are equal.
 
     Args:
@@ -145,12 +144,12 @@ def warp(x: Tensor, y: Tensor) -> Tensor:
 
 
 def for_aspect(maps: Tensor, height: float, width: float) -> Tensor:
-    """Adapt affine maps made for a square to a picture of height x width, so that a turn stays a turn.
+    """Adapt affine maps made for a square to an image of height x width, so that a turn stays a turn.
 
     Args:
         maps: (n, 3, 3) affine maps.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
 
     Returns:
         Maps (n, 3, 3).
@@ -191,7 +190,7 @@ def shrinkage(maps: Tensor, source: tuple[int, int], target: tuple[int, int]) ->
 
 
 def reaches_outside(maps: Tensor) -> Tensor:
-    """Whether some place that a map reads lies outside the picture: (n,) bool.
+    """Whether some place that a map reads lies outside the image: (n,) bool.
 
     Example:
         >>> reaches_outside(torch.stack([torch.eye(3), torch.diag(torch.tensor([1.1, 1.0, 1.0]))])).tolist()
@@ -209,7 +208,7 @@ def sampling_grids(maps: Tensor, size: tuple[int, int], lengths: list[int]) -> l
     what depends on x alone is worked out at once, which leaves two multiply-adds and a division.
 
     Args:
-        maps: (n, 3, 3), float32, on the device of the pictures.
+        maps: (n, 3, 3), float32, on the device of the images.
         size: (height, width) of the output, in pixels.
         lengths: how many maps go together; their sum is n.
 

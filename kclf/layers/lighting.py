@@ -2,7 +2,7 @@
 
 In logit space a change never leaves [0, 1], so nothing is clipped and highlights keep their shades.
 
-Every function takes pictures (n, channels, height, width) in [0, 1] and one value for each picture.
+Every function takes images (n, channels, height, width) in [0, 1] and one value for each image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LUMA = (0.2989, 0.5870, 0.1140)  # ITU-R BT.601
 
 
 def each(values: Tensor) -> Tensor:
-    """Values (n,) beside pictures: (n, 1, 1, 1)."""
+    """Values (n,) beside images: (n, 1, 1, 1)."""
     return values.view(-1, 1, 1, 1)
 
 
@@ -53,7 +53,7 @@ def in_logit_space(images: Tensor, factor: Tensor, shift: Tensor, saturation: Te
 
 
 def grey(images: Tensor) -> Tensor:
-    """Luma (n, 1, height, width) of pictures (n, 3, height, width)."""
+    """Luma (n, 1, height, width) of images (n, 3, height, width)."""
     red, green, blue = images.unbind(1)
     return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue).unsqueeze(1)
 
@@ -87,7 +87,7 @@ def _hsv_from_rgb(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rgb_from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """Pictures (n, 3, height, width); the closed form of the six sectors of the colour circle."""
+    """Images (n, 3, height, width); the closed form of the six sectors of the colour circle."""
     place = torch.stack([6 * hue + sector for sector in (5, 3, 1)], dim=1) % 6  # (n, 3, height, width)
     share = torch.minimum(place, 4 - place).clamp(0, 1)
     return value.unsqueeze(1) * (1 - saturation.unsqueeze(1) * share)

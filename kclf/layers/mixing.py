@@ -1,4 +1,4 @@
-"""Pictures mixed with one another, labels alike, and pictures with a part wiped out.
+"""Images mixed with one another, labels alike, and images with a part wiped out.
 
 All draws come from one seeded generator on the CPU and go to the device in one transfer.
 """
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_range, float32_options
+from ..arguments import within
+from .options import float32_options
 from .sampling import to_device
 
 _MEAN, _STD = 118.0, 58.0  # grey levels of ImageNet's photos, all channels together
@@ -55,10 +56,10 @@ class _Drawing(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kclf")
 class RandomErasing(_Drawing):
-    """A rectangle of random size and place in a part of the pictures takes one random colour.
+    """A rectangle of random size and place in a part of the images takes one random colour.
 
     Args:
-        p: share of the pictures.
+        p: share of the images.
         max_area: largest share of the area that is wiped out.
         min_aspect: smallest aspect of the rectangle; the largest is its inverse.
         seed: of the draws; None takes one from Python's generator.
@@ -68,8 +69,8 @@ class RandomErasing(_Drawing):
 
     Example:
         >>> layer = RandomErasing(p=1.0, seed=3)
-        >>> pictures = torch.full((1, 32, 32, 3), 7.0)
-        >>> bool((layer(pictures, training=True) != 7).any()), bool((layer(pictures) != 7).any())
+        >>> images = torch.full((1, 32, 32, 3), 7.0)
+        >>> bool((layer(images, training=True) != 7).any()), bool((layer(images) != 7).any())
         (True, False)
 
     References:
@@ -88,12 +89,12 @@ class RandomErasing(_Drawing):
         **options: Any,
     ) -> None:
         super().__init__(seed=seed, options=options)
-        self.p = check_range("p", p, 0, 1)
-        self.max_area = check_range("max_area", max_area, 0, 1)
-        self.min_aspect = check_range("min_aspect", min_aspect, 0.01, 1)
+        self.p = within("p", p, 0, 1)
+        self.max_area = within("max_area", max_area, 0, 1)
+        self.min_aspect = within("min_aspect", min_aspect, 0.01, 1)
 
     def call(self, images: Tensor, training: bool | None = None) -> Tensor:
-        """Pictures, in training some with a rectangle of one colour."""
+        """Images, in training some with a rectangle of one colour."""
         images = images.to(torch.float32)
         return self._erase(images) if training and not images.is_meta else images
 
@@ -115,7 +116,7 @@ class RandomErasing(_Drawing):
 
 
 class _Mixing(_Drawing):
-    """Layers that mix each picture with another one of its batch, and the labels by the same shares."""
+    """Layers that mix each image with another one of its batch, and the labels by the same shares."""
 
     _settings = ("num_classes", "alpha")
 
@@ -124,10 +125,10 @@ class _Mixing(_Drawing):
     ) -> None:
         super().__init__(seed=seed, options=options)
         self.num_classes = num_classes
-        self.alpha = check_range("alpha", alpha, 1e-3, 1e3)
+        self.alpha = within("alpha", alpha, 1e-3, 1e3)
 
     def call(self, images: Tensor, labels: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
-        """Mixed pictures and their labels, or both as they are where it is not training."""
+        """Mixed images and their labels, or both as they are where it is not training."""
         images, targets = images.to(torch.float32), self._as_shares(labels)
         return self._mix(images, targets) if training and not images.is_meta else (images, targets)
 
@@ -148,17 +149,17 @@ class _Mixing(_Drawing):
     def compute_output_shape(
         self, images_shape: tuple[int | None, ...], labels_shape: tuple[int | None, ...]
     ) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
-        """Those of the pictures and of the shares."""
+        """Those of the images and of the shares."""
         return images_shape, labels_shape if len(labels_shape) == 2 else (labels_shape[0], self.num_classes)
 
 
 @keras.saving.register_keras_serializable(package="kclf")
 class MixUp(_Mixing):
-    """Each picture is blended with another one of its batch, and its label by the same share.
+    """Each image is blended with another one of its batch, and its label by the same share.
 
     Args:
         num_classes: where the labels are class numbers; None where they are rows of shares already.
-        alpha: the share is drawn from Beta(alpha, alpha) for each picture, the larger part being its own.
+        alpha: the share is drawn from Beta(alpha, alpha) for each image, the larger part being its own.
         seed: of the draws; None takes one from Python's generator.
 
     Shape:
@@ -168,7 +169,7 @@ class MixUp(_Mixing):
 
     Example:
         >>> layer = MixUp(num_classes=2, seed=0)
-        >>> pictures, labels = layer(torch.zeros(2, 4, 4, 3), torch.tensor([0, 1]), training=True)
+        >>> images, labels = layer(torch.zeros(2, 4, 4, 3), torch.tensor([0, 1]), training=True)
         >>> labels.sum(1).tolist()
         [1.0, 1.0]
 
@@ -184,7 +185,7 @@ class MixUp(_Mixing):
     @torch.compiler.disable
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         share = self._beta(self.alpha, len(images))
-        share = torch.maximum(share, 1 - share)  # a picture stays mostly itself, so that no pair comes twice
+        share = torch.maximum(share, 1 - share)  # an image stays mostly itself, so that no pair comes twice
         order = torch.randperm(len(images), generator=self._generator)
         share, order = to_device(share, images.device), to_device(order, images.device)
         mixed = torch.lerp(images[order], images, share.view(-1, 1, 1, 1))
@@ -193,11 +194,11 @@ class MixUp(_Mixing):
 
 @keras.saving.register_keras_serializable(package="kclf")
 class CutMix(_Mixing):
-    """A rectangle of each picture shows another one of its batch, which takes that share of the label.
+    """A rectangle of each image shows another one of its batch, which takes that share of the label.
 
     Args:
         num_classes: where the labels are class numbers; None where they are rows of shares already.
-        alpha: the share is drawn from Beta(alpha, alpha) for each picture.
+        alpha: the share is drawn from Beta(alpha, alpha) for each image.
         seed: of the draws; None takes one from Python's generator.
 
     Shape:

@@ -9,15 +9,13 @@ import keras
 import torch
 from torch import Tensor
 
-from .checks import check_choice, float32_options
+from ..arguments import one_of
+from .options import float32_options
 
 # Mean and standard deviation in grey levels, red first.
 _STATISTICS = {
     "tf": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
-    "torch": (
-        (123.675, 116.28, 103.53),
-        (58.395, 57.12, 57.375),
-    ),  # ImageNet's .485 .456 .406, .229 .224 .225
+    "torch": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # of ImageNet; torch has them in [0, 1]
     "caffe": ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),  # ImageNet's mean, blue first after it
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
@@ -59,7 +57,7 @@ class InputNormalization(keras.layers.Layer):
                 "Give either `mode` or both `mean` and `std`. "
                 f"Received: mode={mode!r}, mean={mean!r}, std={std!r}"
             )
-        self.mode = mode if mode is None else check_choice("mode", mode, tuple(_STATISTICS))
+        self.mode = mode if mode is None else one_of("mode", mode, tuple(_STATISTICS))
         self.mean = None if mean is None else _levels("mean", mean)
         self.std = None if std is None else _levels("std", std)
         if self.std and min(self.std) <= 0:
@@ -68,7 +66,7 @@ class InputNormalization(keras.layers.Layer):
         self._mean, self._std = (torch.tensor(levels) for levels in statistics)
 
     def call(self, images: Tensor) -> Tensor:
-        """Normalised pictures."""
+        """Normalised images."""
         images = images.to(torch.float32)
         if self.mode == "none":
             return images

@@ -1,6 +1,6 @@
-"""One resample: every pixel of the result is read from the picture itself, with all that lies under it.
+"""One resample: every pixel of the result is read from the image itself, with all that lies under it.
 
-A result pixel should be the mean of the s x s pixels of the picture that lie under it: a box, of variance
+A result pixel should be the mean of the s x s pixels of the image that lie under it: a box, of variance
 s^2 / 12 along each axis. Reading between pixels filters too: linear interpolation has variance 1/6. What is
 missing comes from the mean of three reads (bicubic: four) on a circle around the place: a radius of r pixels
 adds r^2 / 2 in every direction. Where s is above 2.2, a plain antialiased resize to s = 2.2 goes before.
@@ -24,18 +24,15 @@ from ..parallel import one_core_each
 from .geometry import reaches_outside, sampling_grids, shrinkage, symmetry_of
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
-FILL_MODES = {
-    "reflect": "border",
-    "border": "border",
-    "zeros": "zeros",
-}  # reflection is our own, see `reflected`
+# What `grid_sample` does for each; reflection is our own, see `reflected`.
+FILL_MODES = {"reflect": "border", "border": "border", "zeros": "zeros"}
 
 _KERNEL_VARIANCE = {"bilinear": 1 / 6, "bicubic": 0.0}  # of the interpolation itself, in pixels^2
 _MORE = {"bilinear": 1.15, "bicubic": 0.95}  # times the variance of the box, cut as the reads cut; by PSNR
 _LARGEST_SHRINK = 2.2  # further apart, the reads leave gaps
 _NEGLIGIBLE = 0.05  # pixels: reads that near are one
 _READS = {"bilinear": 3, "bicubic": 4}  # a kernel that filters less leaves more to their number
-_PICTURES_AT_ONCE = 8  # on devices that want large batches; on a CPU one picture stays in the cache
+_AT_ONCE = 8  # on devices that want large batches; on a CPU one image stays in the cache
 
 # How each symmetry of `geometry.dihedral` is made: rows become columns or not, then axes are reversed.
 _TURNS = (
@@ -60,26 +57,26 @@ def resample(
     antialias: bool = True,
     finish: Callable[[Tensor, slice], Tensor] | None = None,
 ) -> Tensor:
-    """Read every picture through its map.
+    """Read every image through its map.
 
-    A few pictures are read at a time, so that what follows finds them in the cache; on a CPU one.
+    A few images are read at a time, so that what follows finds them in the cache; on a CPU one.
 
     Args:
         images: (n, height, width, channels), uint8 or float in [0, 255].
         maps: (n, 3, 3) from output to input coordinates, on the CPU.
         size: (height, width) of the result, in pixels.
         interpolation: "bilinear", "bicubic" or "nearest" (for masks: no new values, no filter).
-        fill_mode: what lies outside the picture: "reflect", "border" or "zeros".
-        antialias: filter where the map shrinks the picture.
-        finish: what is still done to (pictures (k, channels, height, width) in [0, 255], which of the n they
+        fill_mode: what lies outside the image: "reflect", "border" or "zeros".
+        antialias: filter where the map shrinks the image.
+        finish: what is still done to (images (k, channels, height, width) in [0, 255], which of the n they
             are), never in place.
 
     Returns:
         (n, height, width, channels), float32 in [0, 255].
 
     Example:
-        >>> picture = torch.arange(4, dtype=torch.uint8).view(1, 2, 2, 1)
-        >>> resample(picture, torch.diag(torch.tensor([-1.0, 1.0, 1.0]))[None], (2, 2)).flatten().tolist()
+        >>> image = torch.arange(4, dtype=torch.uint8).view(1, 2, 2, 1)
+        >>> resample(image, torch.diag(torch.tensor([-1.0, 1.0, 1.0]))[None], (2, 2)).flatten().tolist()
         [1.0, 0.0, 3.0, 2.0]
     """
     antialias = antialias and interpolation != "nearest"
@@ -90,10 +87,10 @@ def resample(
     out = images.new_empty((len(images), *size, images.shape[3]), dtype=torch.float32)
 
     def write(piece: _Piece) -> None:
-        pictures = piece.read(images[piece.rows].permute(0, 3, 1, 2), size, interpolation, fill_mode)
-        out[piece.rows] = (finish(pictures, piece.rows) if finish else pictures).permute(0, 2, 3, 1)
+        read = piece.read(images[piece.rows].permute(0, 3, 1, 2), size, interpolation, fill_mode)
+        out[piece.rows] = (finish(read, piece.rows) if finish else read).permute(0, 2, 3, 1)
 
-    pieces = plan.pieces(1 if on_cpu else _PICTURES_AT_ONCE, size, images.device)
+    pieces = plan.pieces(1 if on_cpu else _AT_ONCE, size, images.device)
     if on_cpu and not images.requires_grad:
         one_core_each(write, pieces)
     else:
@@ -104,13 +101,13 @@ def resample(
 
 @dataclass(frozen=True)
 class _Way:
-    """How a picture is read.
+    """How an image is read.
 
     Args:
         symmetry: which symmetry of the square the map is, or -1.
-        size: (height, width) to which the picture is resized first; its own where it is not.
+        size: (height, width) to which the image is resized first; its own where it is not.
         reads: of each pixel of the result.
-        outside: whether some of them lie outside the picture.
+        outside: whether some of them lie outside the image.
     """
 
     symmetry: int
@@ -121,7 +118,7 @@ class _Way:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How each of n pictures is read, worked out on the CPU.
+    """How each of n images is read, worked out on the CPU.
 
     Args:
         ways: n of them.
@@ -134,7 +131,7 @@ class _Plan:
     steps: Tensor
 
     def pieces(self, length: int, size: tuple[int, int], device: torch.device) -> list[_Piece]:
-        """Neighbouring pictures that are read alike, at most `length` of them at a time.
+        """Neighbouring images that are read alike, at most `length` of them at a time.
 
         There is no limit where all of the batch is a plain resize.
         """
@@ -156,7 +153,7 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some of the pictures, which are read alike.
+    """Some of the images, which are read alike.
 
     Args:
         rows: which of the n these are.
@@ -170,19 +167,19 @@ class _Piece:
     places: Callable[[], Tensor]
     steps: Sequence[Tensor]
 
-    def read(self, pictures: Tensor, size: tuple[int, int], interpolation: str, fill_mode: str) -> Tensor:
+    def read(self, images: Tensor, size: tuple[int, int], interpolation: str, fill_mode: str) -> Tensor:
         """Read (k, channels, height, width), uint8 or float in [0, 255], as float32 of another size."""
         if self.way.symmetry >= 0:
-            return turned_resize(pictures, size, self.way.symmetry, interpolation)
-        pictures = resize(pictures, self.way.size, "bicubic")
+            return turned_resize(images, size, self.way.symmetry, interpolation)
+        images = resize(images, self.way.size, "bicubic")
         places = self.places()
         if self.way.outside and fill_mode == "reflect":
             places = reflected(places)
         steps = self.steps if self.way.reads > 1 else (0.0,)
         reads = (
             F.grid_sample(
-                pictures,
-                (places + step).view(len(pictures), *size, 2),
+                images,
+                (places + step).view(len(images), *size, 2),
                 mode=interpolation,
                 padding_mode=FILL_MODES[fill_mode],
                 align_corners=False,
@@ -238,19 +235,19 @@ def reflected(places: Tensor) -> Tensor:
     return places.lerp(places.clamp(-1, 1), 2.0)
 
 
-def resize(pictures: Tensor, size: Sequence[int], interpolation: str = "bilinear") -> Tensor:
+def resize(images: Tensor, size: Sequence[int], interpolation: str = "bilinear") -> Tensor:
     """Plain antialiased resize of (n, channels, height, width), uint8 or float, to float32 in [0, 255]."""
-    if tuple(pictures.shape[2:]) == tuple(size):
-        return pictures.to(torch.float32)
-    if pictures.dtype != torch.uint8 or pictures.device.type != "cpu":  # only CPUs filter whole numbers
-        pictures = pictures.to(torch.float32)
-    resized = F.interpolate(pictures, size=tuple(size), mode=interpolation, antialias=True).to(torch.float32)
+    if tuple(images.shape[2:]) == tuple(size):
+        return images.to(torch.float32)
+    if images.dtype != torch.uint8 or images.device.type != "cpu":  # only CPUs filter whole numbers
+        images = images.to(torch.float32)
+    resized = F.interpolate(images, size=tuple(size), mode=interpolation, antialias=True).to(torch.float32)
     return resized.clamp_(0, 255) if interpolation == "bicubic" else resized
 
 
-def turned_resize(pictures: Tensor, size: tuple[int, int], symmetry: int, interpolation: str) -> Tensor:
+def turned_resize(images: Tensor, size: tuple[int, int], symmetry: int, interpolation: str) -> Tensor:
     """Plain resize to `size` and one of the symmetries of the square, without a second interpolation."""
     across, flips = _TURNS[symmetry]
-    resized = resize(pictures, size[::-1] if across else size, interpolation)
+    resized = resize(images, size[::-1] if across else size, interpolation)
     turned = resized.transpose(2, 3) if across else resized
     return turned.flip(flips) if flips else turned

@@ -28,7 +28,7 @@ from ..callbacks import (
 )
 from ..data import ImageData, ImageDataset
 from ..distributed import join
-from ..ensembles import SnapshotEnsemble, take
+from ..ensembles import SnapshotEnsemble
 from ..errors import DataError
 from ..interpret import Interpretation
 from ..models import load
@@ -467,7 +467,7 @@ class Learner:
         """Draw some validation photos with their labels and predictions; returns the gallery."""
         found = self.predictions("valid")
         some = np.random.default_rng(seed).permutation(len(found))[:max_n]
-        return Interpretation.from_predictions(take(found, some)).top_losses(max_n).plot()
+        return Interpretation.from_predictions(found.take(some)).top_losses(max_n).plot()
 
     # ---- files ------------------------------------------------------------
 

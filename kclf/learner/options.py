@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from .. import metrics as figures
+from ..arguments import one_of
 from ..losses import CrossEntropy
 from ..models import accuracy_metric, auto_loss
 from ..optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
@@ -32,8 +33,6 @@ METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
     figures.error_rate: lambda task: figures.ErrorRate(),
     figures.accuracy_multi: lambda task: accuracy_metric("multi_label"),
 }
-
-
 ON_OVERFLOW = ("stop", "mixed_bfloat16", "float32")
 ACCURACY = ("accuracy", figures.accuracy)
 
@@ -76,10 +75,7 @@ class Training:
     on_overflow: str = "stop"
 
     def __post_init__(self) -> None:
-        if self.on_overflow not in ON_OVERFLOW:
-            raise ValueError(
-                f"Expected one of {', '.join(ON_OVERFLOW)}. Received: on_overflow={self.on_overflow!r}"
-            )
+        one_of("on_overflow", self.on_overflow, ON_OVERFLOW)
 
     def compile(
         self,

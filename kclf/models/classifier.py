@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from ..acceleration import accelerate as accelerate_model
+from ..arguments import one_of
 from ..backbones import backbone_spec, build_backbone, split_backbone
 from ..distributed import join, take_device
 from ..errors import WeightsError
@@ -18,8 +19,9 @@ from ..layers import Augmentation, InputNormalization
 from ..layers import none as no_augmentation
 from ..optimizers import FusedLossScaleOptimizer
 from ..storage import whole_file
+from ..tasks import TASKS
 from ..weights import layers_with_variables
-from .heads import TASKS, accuracy_metric, auto_loss, build_head, check_choice
+from .heads import accuracy_metric, auto_loss, build_head
 from .single_file import write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train")
@@ -89,7 +91,7 @@ class ImageClassifier(keras.Model):
         name: str | None = None,
         dtype: Any = None,
     ) -> None:
-        check_choice("task", task, TASKS)
+        one_of("task", task, TASKS)
         _check_class_names(class_names, task)
         take_device()
         super().__init__(name=name, dtype=dtype, autocast=False)
@@ -169,7 +171,7 @@ class ImageClassifier(keras.Model):
 
     @batchnorm.setter
     def batchnorm(self, policy: str) -> None:
-        check_choice("batchnorm", policy, BATCHNORM_POLICIES)
+        one_of("batchnorm", policy, BATCHNORM_POLICIES)
         self._batchnorm = policy
         if self.built:
             self.freeze_to(self.first_trainable_group)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import keras
 
+from ..arguments import one_of
 from ..layers import ConcatPooling
-
-TASKS = ("single_label", "multi_label", "regression")
+from ..tasks import TASKS
 
 
 def build_head(
@@ -45,7 +45,7 @@ def build_head(
 
 def auto_loss(task: str) -> keras.losses.Loss:
     """The loss for a task, on logits: cross-entropy, binary cross-entropy, or mean absolute error."""
-    check_choice("task", task, TASKS)
+    one_of("task", task, TASKS)
     return {
         "single_label": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         "multi_label": lambda: keras.losses.BinaryCrossentropy(from_logits=True),
@@ -64,10 +64,3 @@ def accuracy_metric(task: str) -> keras.metrics.Metric:
     if task == "multi_label":
         return keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")  # a logit of 0 is probability .5
     raise ValueError('Numbers have no accuracy. Pass metrics=["mae"]. Received: metrics=["accuracy"]')
-
-
-def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
-    """Raise a ValueError unless an argument is one of the choices."""
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"Expected one of {listed}. Received: {argument}={value!r}")

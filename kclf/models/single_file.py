@@ -95,10 +95,10 @@ def logits_of(model: ImageClassifier, images: np.ndarray) -> np.ndarray:
 
 
 def probe_images() -> np.ndarray:
-    """Two smooth pictures, uint8 (2, 64, 64, 3), the same everywhere."""
+    """Two smooth images, uint8 (2, 64, 64, 3), the same everywhere."""
     y, x = np.mgrid[0:64, 0:64] / 64
     waves = [
         np.sin(2 * np.pi * (fx * x + fy * y)) for fx, fy in ((1, 0), (0, 2), (3, 1), (2, 2), (5, 3), (1, 7))
     ]
-    pictures = 127.5 + 127 * np.stack(waves).reshape(2, 3, 64, 64)
-    return pictures.transpose(0, 2, 3, 1).astype("uint8")
+    images = 127.5 + 127 * np.stack(waves).reshape(2, 3, 64, 64)
+    return images.transpose(0, 2, 3, 1).astype("uint8")

@@ -82,7 +82,7 @@ def load_in_order(
             f"The saved state of {optimizer.name} has {len(store.keys())} arrays and this optimizer "
             f"{len(variables)}. Build the optimizer on the same model first: "
             "optimizer.build(model.trainable_variables). "
-            "A model that Keras saved with loss scaling is read by kclf.load_model."
+            "A model that Keras saved with loss scaling is read by kclf.weights.load_model."
         )
     for index, variable in enumerate(variables):
         variable.assign(store[str(index)])

@@ -63,7 +63,7 @@ def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
     folder = Path(run)
     names = (HISTORY, PREDICTIONS, SETTINGS, BATCHES)
     if not any((folder / name).is_file() for name in names):
-        raise DataError(f"the folder of a run, with one of {', '.join(names)}, expected. Received: {run}")
+        raise DataError(f"Expected the folder of a run, with one of {', '.join(names)}. Received: {run}")
     settings = _read_json(folder / SETTINGS)
     single_label = settings.get("data", {}).get("task", "single_label") == "single_label"
     return ReportInputs(
@@ -85,7 +85,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     with reading_csv(path), open(path, newline="", encoding="utf-8-sig") as file:
         names, *rows = [row for row in csv.reader(file) if row] or [[]]
     if any(len(row) != len(names) for row in rows):
-        raise FileFormatError(f"{path}: {len(names)} fields a row expected, as in its first line")
+        raise FileFormatError(f"{path}: expected {len(names)} fields a row, as in its first line")
     return {name: _numbers_or_text([row[place] for row in rows]) for place, name in enumerate(names)}
 
 
@@ -98,7 +98,7 @@ def read_predictions(path: Path) -> Interpretation:
     class_names = header[len(BEFORE_CLASSES) :]
     if header[: len(BEFORE_CLASSES)] != BEFORE_CLASSES or not class_names:
         raise FileFormatError(
-            f"{path}: columns {', '.join(BEFORE_CLASSES)} and one a class expected. Received: {header[:8]}"
+            f"{path}: expected columns {', '.join(BEFORE_CLASSES)} and one a class. Received: {header[:8]}"
         )
     places = {name: place for place, name in enumerate(class_names)}
     try:
@@ -107,7 +107,7 @@ def read_predictions(path: Path) -> Interpretation:
         paths = np.array([row[0] for row in rows])
         return Interpretation(probabilities.reshape(len(rows), -1), labels, class_names, paths)
     except (KeyError, IndexError, ValueError) as error:
-        raise FileFormatError(f"{path}: a label or a probability that cannot be read: {error}") from error
+        raise FileFormatError(f"{path}: a label or a probability cannot be read ({error})") from error
 
 
 def _if_there(read: Any, path: Path) -> Any:
@@ -120,7 +120,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise FileFormatError(f"{path} is no JSON: {error}") from error
+        raise FileFormatError(f"{path}: no JSON ({error})") from error
     return content if isinstance(content, dict) else {path.stem: content}
 
 

@@ -19,14 +19,14 @@ from ..checks import Finding, Findings
 from ..interpret import Answer, ConfusionMatrix, Interpretation
 from .charts import Curve, line_chart
 from .inputs import ReportInputs, read_run
-from .pictures import Picture, pictures
+from .thumbnails import Thumbnail, thumbnails
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 MOST_PHOTOS = 120  # in the gallery; about 9 KB each
 MOST_WRONG = 96  # of them, wrong answers
-MOST_LEDGER_PICTURES = 200
+MOST_LEDGER_THUMBNAILS = 200
 LEDGER_SIDE = 112  # pixels
 PROMISES = (0.9, 0.95, 0.99, 0.995)  # precisions to ask for
 
@@ -127,9 +127,9 @@ def _answers(answers: Interpretation, model: Any) -> dict[str, Any]:
     matrix = answers.confusion_matrix()
     photos = _photos(answers)
     shown = (
-        pictures([str(photo.path) for photo in photos], model)
+        thumbnails([str(photo.path) for photo in photos], model)
         if answers.paths is not None
-        else [Picture()] * len(photos)
+        else [Thumbnail()] * len(photos)
     )
     reliability, temperature = answers.calibration(), answers.fit_temperature()
     return {
@@ -145,13 +145,13 @@ def _answers(answers: Interpretation, model: Any) -> dict[str, Any]:
         "confused": matrix.most_confused()[:30],
         "matrix": _matrix(matrix),
         "gallery": list(zip(photos, shown, strict=True)),
-        "has_heat": any(picture.heat for picture in shown),
+        "has_heat": any(one.heat for one in shown),
     }
 
 
 def _photos(answers: Interpretation) -> list[Answer]:
     """The photos of the gallery, largest loss first: wrong answers, and the least sure of the right ones."""
-    ranked = np.argsort(-answers.losses, kind="stable")
+    ranked = np.argsort(answers.actual_probability, kind="stable")
     wrong = ranked[~answers.right[ranked]][:MOST_WRONG]
     right = ranked[answers.right[ranked]][: max(24, MOST_PHOTOS - len(wrong)) if len(wrong) else 48]
     chosen = set(wrong.tolist()) | set(right[: MOST_PHOTOS - len(wrong)].tolist())
@@ -249,15 +249,15 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, A
 
 def _ledger(findings: Findings) -> dict[str, Any]:
     """The rows of the editable ledger with thumbnails of the photo and of the one it repeats."""
-    pictured = findings.items[:MOST_LEDGER_PICTURES]
+    pictured = findings.items[:MOST_LEDGER_THUMBNAILS]
     paths = sorted(
         {path for row in pictured for path in (_place(row, row.path), _place(row, row.other)) if path}
     )
-    shown = dict(zip(paths, pictures(paths, side=LEDGER_SIDE), strict=True))
+    shown = dict(zip(paths, thumbnails(paths, side=LEDGER_SIDE), strict=True))
     return {
         "summary": findings.summary(),
         "rows": [
-            (row, shown.get(_place(row, row.path), Picture()), shown.get(_place(row, row.other), Picture()))
+            (row, *(shown.get(_place(row, name), Thumbnail()) for name in (row.path, row.other)))
             for row in findings.items
         ],
         "records": [asdict(row) for row in findings.items],

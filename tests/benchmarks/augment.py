@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/benchmarks/augment.py --peers PEERS --threads 2
 
-Every contestant gets the same uint8 batch and gives float pictures of 224 px. The Keras layers get fewer
-pictures a round, since they are slow; what is reported is the time of one picture.
+Every contestant gets the same uint8 batch and gives float images of 224 px. The Keras layers get fewer
+images a round, since they are slow; what is reported is the time of one image.
 """
 
 from __future__ import annotations
@@ -126,4 +126,4 @@ def keras_layers(settings):
 
 
 if __name__ == "__main__":
-    harness.main("Augmentation 460 -> 224", unit="picture", settings=SETTINGS)
+    harness.main("Augmentation 460 -> 224", unit="image", settings=SETTINGS)

@@ -1,4 +1,4 @@
-"""Small pictures inside the page: thumbnails as JPEG, heat maps as tiny transparent PNG."""
+"""Thumbnails inside the page as JPEG, and heat maps over them as tiny transparent PNG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError
-from ..images import read_image, resize, to_square
+from ..images import read_square, resize
 from ..interpret import grad_cam
 
 SIDE = 176  # pixels of a thumbnail, shown at about this size
@@ -22,7 +22,7 @@ HEAT = (255, 96, 0)  # orange; how strong is in the transparency, so that it lie
 
 
 @dataclass(frozen=True)
-class Picture:
+class Thumbnail:
     """What the page shows of one photo; "" where there is nothing to show."""
 
     photo: str = ""
@@ -30,11 +30,11 @@ class Picture:
     error: str = ""
 
 
-def pictures(paths: Sequence[str], model: Any = None, *, side: int = SIDE) -> list[Picture]:
+def thumbnails(paths: Sequence[str], model: Any = None, *, side: int = SIDE) -> list[Thumbnail]:
     """Thumbnails of photos, square as a model sees them, with Grad-CAM of the predicted class.
 
     Args:
-        paths: the photos; one that cannot be read gives the reason in place of a picture.
+        paths: the photos; one that cannot be read gives the reason in its place.
         model: an `ImageClassifier`, or None for no heat maps.
         side: pixels.
     """
@@ -42,22 +42,22 @@ def pictures(paths: Sequence[str], model: Any = None, *, side: int = SIDE) -> li
     squares = [_square(path, size, method) for path in paths]
     heats = _heats([square for square in squares if isinstance(square, np.ndarray)], model)
     return [
-        Picture(error=square)
+        Thumbnail(error=square)
         if isinstance(square, str)
-        else Picture(photo=jpeg(resize(square, side, side)), heat=next(heats, ""))
+        else Thumbnail(photo=jpeg(resize(square, side, side)), heat=next(heats, ""))
         for square in squares
     ]
 
 
 def jpeg(image: np.ndarray, quality: int = QUALITY) -> str:
-    """A picture as a `data:` address."""
+    """An image as a `data:` address."""
     return _address(Image.fromarray(image), "jpeg", quality=quality, optimize=True)
 
 
 def _square(path: str, size: int, method: Any) -> np.ndarray | str:
     """The photo as the model's loader gives it, or the reason why it cannot be read."""
     try:
-        return to_square(read_image(path, at_least=size), size, method)
+        return read_square(path, size, method)
     except ImageError as error:
         return error.reason
 
