@@ -8,6 +8,7 @@ Prints a line a minute; the last line is a JSON object with the slope of memory 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -27,6 +28,8 @@ import numpy as np
 import kclf
 from kclf.callbacks import Checkpoint, FiniteGuard, MemoryGuard
 
+WARM_ROUNDS = 5  # after which all that is made once is there
+
 
 def measured() -> tuple[float, int, int]:
     """Megabytes of memory, open files and threads of this process."""
@@ -37,6 +40,12 @@ def measured() -> tuple[float, int, int]:
         len(os.listdir("/proc/self/fd")),
         threading.active_count(),
     )
+
+
+def python_objects() -> int:
+    """How many Python objects there are that others refer to."""
+    gc.collect()
+    return len(gc.get_objects())
 
 
 def one_round(folder: Path, photos: Path) -> None:
@@ -67,6 +76,7 @@ def main() -> None:
     options = arguments.parse_args()
     end = time.monotonic() + 60 * options.minutes
     found: list[tuple[float, float, int, int]] = []
+    objects = 0
     with tempfile.TemporaryDirectory() as name:
         photos = kills.write_photos(Path(name) / "photos")
         rounds, told = 0, time.monotonic()
@@ -74,6 +84,8 @@ def main() -> None:
             one_round(Path(name), photos)
             rounds += 1
             found.append((time.monotonic(), *measured()))
+            if rounds == WARM_ROUNDS:
+                objects = python_objects()
             if time.monotonic() - told > 60:
                 told = time.monotonic()
                 _, memory, files, threads = found[-1]
@@ -88,6 +100,7 @@ def main() -> None:
                 "memory_mb": [round(found[0][1]), round(found[-1][1])],
                 "slope_mb_per_hour": round(float(slope), 2),
                 "slope_error": round(float(covariance[0, 0] ** 0.5), 2),
+                "objects_a_round": round((python_objects() - objects) / max(1, rounds - WARM_ROUNDS), 1),
                 "files": sorted({int(row[2]) for row in found}),
                 "threads": sorted({int(row[3]) for row in found}),
             }
