@@ -156,7 +156,7 @@ def test_scores_of_several_labels():
 
 
 def test_without_labels_there_is_no_score():
-    with pytest.raises(ValueError, match="labels=none"):
+    with pytest.raises(ValueError, match="labels=None"):
         replace(predictions_of_three(), labels=None).accuracy()
 
 

@@ -378,7 +378,7 @@ CLAIMS = [
         "nothing lost: soak of 20 minutes, MB an hour",
         "within noise",
         script("reliability/soak.py", "--minutes", "20"),
-        lambda o: Found(f"{o.last_line()['slope_mb_per_hour']} +- {o.last_line()['slope_error']}", None),
+        lambda o: Found("{} +- {} in use".format(*o.last_line()["slope_in_use_mb_per_hour"]), None),
     ),
     Claim(
         "nothing lost: memory, NaN, full disk, locks",
