@@ -112,6 +112,17 @@ def test_the_start_page_has_the_code_of_the_readme():
     assert blocks(START, "python") == blocks(ROOT / "README.md", "python")
 
 
+def figures(page: Path) -> list[str]:
+    """The rows under "Measured", links as seen from the docs."""
+    section = page.read_text(encoding="utf-8").split("## Measured\n")[1].split("\n## ")[0]
+    return [row.replace("(docs/", "(") for row in section.splitlines() if row.startswith("|")]
+
+
+def test_the_start_page_has_the_figures_of_the_readme():
+    assert len(figures(START)) > 5
+    assert figures(START) == figures(ROOT / "README.md")
+
+
 def commands() -> list[tuple[str, str]]:
     """(page, command) of each `kclf ...` line in the docs' shell blocks."""
     found = []

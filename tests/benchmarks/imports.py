@@ -9,7 +9,7 @@ import harness
 
 
 def importing(module):
-    """A contestant that starts an interpreter and imports one module; its own CPU time is not counted."""
+    """A contestant that starts an interpreter and imports one module."""
 
     def prepare(settings):
         code = f"import {module}"
