@@ -42,7 +42,7 @@ USER_BLOCK = 512  # bytes; the smallest user block HDF5 allows
 NUMBER_KINDS = "biuf"  # numpy kinds: bool, signed, unsigned, floating
 # zlib, the strongest of the filters every HDF5 library has, shrinks at most 1032 : 1.
 LARGEST_COMPRESSION = 1032
-_HEAP = b"GCOL\1\0\0\0"
+_HEAP = b"GCOL\1"  # three bytes that mean nothing follow, then the size
 _MARK = re.compile(rb"kclf-storage (\d{1,9}) ")
 
 
@@ -266,9 +266,10 @@ def _check_heaps(file: h5py.File, path: AnyPath, content: bytes | None) -> None:
 def _check_heaps_in(content: bytes | mmap.mmap) -> None:
     start = content.find(_HEAP)
     while start >= 0:
-        place, size = start + 16, content[start + len(_HEAP) : start + 16]
-        end = start + int.from_bytes(size, "little")
+        place, size = start + 16, int.from_bytes(content[start + 8 : start + 16], "little")
+        end = start + size
         _refuse_if(max(place, end) > len(content), "a heap is longer than the file")
+        _refuse_if(size % 8, "a heap has a size that cannot be")
         while place + 16 <= end:
             index, length = struct.unpack_from("<H6xQ", content, place)
             step = 16 + -(-length // 8) * 8 if index else length  # object 0 is what is free, with its header

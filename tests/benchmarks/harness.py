@@ -286,7 +286,7 @@ def table(rows: Iterable[Row], reference: Row | None, unit: str) -> str:
     extras = list(dict.fromkeys(name for row in rows for name in row.found))
     heads = [
         "",
-        f"ms a {unit} (quartiles)",
+        f"ms {'an' if unit[0] in 'aeiou' else 'a'} {unit} (quartiles)",
         f"{unit}s/s",
         "CPU ms",
         f"wall x {rival}",
