@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+MOST_CHOICES = 20  # that an error lists
+
 
 def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
     """The value, which must be one of the choices.
@@ -20,7 +22,8 @@ def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
         'horizontal'
     """
     if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
+        listed = ", ".join(repr(choice) for choice in choices[:MOST_CHOICES])
+        listed += f" and {len(choices) - MOST_CHOICES:,} more" if len(choices) > MOST_CHOICES else ""
         raise ValueError(f"Expected {name} to be one of {listed}. Received: {name}={value!r}")
     return value
 

@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = frozenset(
         *("pbm", "pgm", "png", "ppm", "tga", "tif", "tiff", "webp"),
     )
 )
-# What the folders of the splits are called, in any case of letters; the first of several counts.
+# What the folders of the splits are called, in any case of letters; of several names the first counts.
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "valid": ("valid", "val", "validation"),

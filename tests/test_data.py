@@ -11,6 +11,7 @@ import struct
 import threading
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kclf.checks.inventory import photos_of
 from kclf.data import ImageData, ImageDataset, cache
 from kclf.errors import DataError, ImageError
 from kclf.files import cv_indices, parent_label, regex_label
@@ -126,11 +128,24 @@ def test_a_test_folder_with_classes_has_labels(split_folder):
     assert small(split_folder).test.labels.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["val", "validation"])
+@pytest.mark.parametrize("name", ["val", "validation", "Valid"])
 def test_other_names_of_the_validation_folder(split_folder, name):
     (split_folder / "valid").rename(split_folder / name)
 
     assert small(split_folder).valid.num_images == 4
+
+
+@pytest.mark.parametrize("name", ["training", "Train"])
+def test_other_names_of_the_training_folder(split_folder, name):
+    (split_folder / "train").rename(split_folder / name)
+    data = small(split_folder)
+    assert (data.class_names, data.train.num_images, data.valid.num_images) == (["cat", "dog"], 12, 4)
+
+
+def test_the_check_knows_the_splits_that_the_loader_knows(split_folder):
+    photos = photos_of(split_folder)[1]
+    sets = {Path(photo.path).relative_to(split_folder).parts[0]: photo.set_name for photo in photos}
+    assert sets == {"train": "train", "valid": "valid", "test1": "test"}
 
 
 def test_train_without_valid_sets_images_aside(split_folder):
@@ -923,6 +938,8 @@ def test_replace_changes_the_loading_and_nothing_else(pets_folder):
     [
         ({"size": 0}, "size=0"),
         ({"presize": 8}, "presize >= size.*presize=8, size=16"),
+        ({"size": 16.5}, r" size=16\.5"),
+        ({"presize": 0}, " presize=0"),
         ({"batch_size": 2.5}, r"batch_size=2\.5"),
         ({"num_threads": -1}, "num_threads=-1"),
         ({"resize_method": "stretch"}, "one of.*'squish'.*resize_method='stretch'"),

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import kclf.interpret
+from kclf.ensembles import EnsembleTable
 from kclf.interpret import (
     ConfusionMatrix,
     Interpretation,
@@ -27,6 +28,7 @@ from kclf.interpret import (
     wilson_interval,
 )
 from kclf.interpret.comparison import compare_answers
+from kclf.metrics import log_loss
 from kclf.predict import Predictions
 
 PETS = ["Birman", "Ragdoll", "Siamese", "beagle", "boxer"]
@@ -102,6 +104,19 @@ def test_class_scores_are_scikit_learns():
 def test_a_class_never_named_has_no_precision():
     answers = Interpretation(np.array([[1, 0], [1, 0]], np.float32), np.array([0, 1]), ["cat", "dog"])
     assert math.isnan(answers.class_scores()[1].precision.value)
+
+
+def test_every_log_loss_has_the_same_floor():
+    """A photo given the probability 0 for its class costs the same wherever it is counted."""
+    probabilities, labels = np.array([[1.0, 0.0], [1.0, 1e-20], [0.0, 1.0]]), np.array([1, 1, 1])
+    predictions = Predictions(probabilities, labels, class_names=["cat", "dog"])
+    answers = Interpretation.from_predictions(predictions)
+    expected = 2 / 3 * -math.log(np.finfo(np.float32).eps)
+    assert predictions.log_loss() == pytest.approx(expected)
+    assert answers.losses.mean() == pytest.approx(expected)
+    assert log_loss(labels, probabilities) == pytest.approx(expected)
+    assert EnsembleTable.of({"only": predictions}, base="only").rows[0].log_loss == pytest.approx(expected)
+    assert [answer.index for answer in answers.top_losses(3)] == [0, 1, 2]  # told apart below the floor too
 
 
 def test_top_losses_are_the_largest_losses(pets_answers):

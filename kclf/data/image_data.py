@@ -288,8 +288,8 @@ class ImageData:
 
         Where `folder` has a folder `train` or `training`, that holds the class folders; validation comes from
         `valid`, `val` or `validation`, or is set aside from training where there is none; `test` or `test1`
-        is the test set, with labels where it has the class folders. Otherwise `folder` itself holds the class
-        folders, and a share of each class is set aside for validation.
+        is the test set, with labels where it has the class folders; all in any case of letters. Otherwise
+        `folder` itself holds the class folders, and a share of each class is set aside for validation.
 
         Args:
             folder: the folder.
@@ -531,7 +531,8 @@ class ImageData:
 
 
 def _sizes(size: int, presize: int | None) -> tuple[int, int]:
-    presize = at_least("presize", size if presize is None else presize, 1)
-    if presize < at_least("size", size, 1):
+    at_least("size", size, 1)
+    presize = size if presize is None else at_least("presize", presize, 1)
+    if presize < size:
         raise ValueError(f"Expected presize >= size. Received: presize={presize}, size={size}")
     return size, presize
