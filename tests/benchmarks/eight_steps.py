@@ -29,17 +29,25 @@ from kclf.metrics import accuracy
 
 
 class Log:
-    """Accuracy on validation and seconds after each step."""
+    """Accuracy on validation and seconds after each step.
 
-    def __init__(self, learner: Learner) -> None:
-        self.learner, self.rows, self.start = learner, [], time.perf_counter()
+    The rows lie in a file as well: a run that goes on passes over the steps that are done, and then has the
+    weights of a later one.
+    """
+
+    def __init__(self, learner: Learner, path: Path) -> None:
+        self.learner, self.path, self.start = learner, path, time.perf_counter()
+        self.rows = json.loads(path.read_text()) if path.exists() else []
 
     def step(self, name: str, share: float | None = None) -> None:
+        if any(row["step"] == name for row in self.rows):
+            return
         photos = self.learner.data.valid.num_images
         share = self.learner.predictions().accuracy() if share is None else share
         interval = wilson_interval(round(share * photos), photos)
         seconds = time.perf_counter() - self.start
         self.rows.append({"step": name, "accuracy": share, "interval": str(interval), "seconds": seconds})
+        self.path.write_text(json.dumps(self.rows))
         print(f"{name:42} {interval}  {seconds:6.0f} s", flush=True)
 
 
@@ -63,7 +71,7 @@ def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
         path=options.out,
     )
     learner.checkpoint = Checkpoint(options.out / f"checkpoints-{seed}")
-    log = Log(learner)
+    log = Log(learner, options.out / f"rows-{seed}.json")
     if options.range_tests:
         print(learner.lr_find())  # 2. find the rate where the loss still clearly falls
     learner.fit(1e-2, 2)  # 3. train the head on precomputed activations for 1-2 epochs
