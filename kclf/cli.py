@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,7 +23,6 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Image classifiers from a folder of photos, by transfer learning.",
 )
 
 BAD_INPUT, CANNOT_TRAIN, CANNOT_WRITE, INTERRUPTED = 2, 3, 4, 130
@@ -53,6 +53,22 @@ class OnOverflow(StrEnum):
     stop = "stop"
     mixed_bfloat16 = "mixed_bfloat16"
     float32 = "float32"
+
+
+def _print_versions(asked: bool) -> None:
+    if asked:
+        typer.echo(", ".join(f"{name} {version(name)}" for name in ("kclf", "keras", "torch")))
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    versions: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_versions, is_eager=True, help="Say the versions and exit."),
+    ] = False,
+) -> None:
+    """Image classifiers from a folder of photos, by transfer learning."""
 
 
 DATA = "Data"

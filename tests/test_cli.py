@@ -79,6 +79,11 @@ def trained(tmp_path_factory):
 # ---- train ------------------------------------------------------------
 
 
+def test_the_command_says_its_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith(f"kclf {kclf.__version__}, keras 3.")
+
+
 def test_a_run_leaves_its_results(trained):
     left = {path.name for path in (trained / "out").iterdir()}
 
