@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from .errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
 from .stopping import raise_for
 from .weights_commands import app as weights_app
+
+if TYPE_CHECKING:
+    from .models import ImageClassifier
 
 app = typer.Typer(
     add_completion=False,
@@ -226,7 +229,7 @@ def train(
 @app.command()
 def predict(
     classifier: Annotated[
-        Path, typer.Argument(help="The classifier.h5 of a training run.", show_default=False)
+        Path, typer.Argument(help="A classifier.h5, or the folder of its run.", show_default=False)
     ],
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
     top: Annotated[int, typer.Option(help="How many classes to print a photo.", min=1)] = 1,
@@ -235,12 +238,11 @@ def predict(
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 64,
 ) -> None:
     """Print class and probability of each photo."""
-    from .models import load
     from .predict import predict_files
 
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
-    predictions, unreadable = predict_files(load(classifier), photos, batch_size=batch_size)
+    predictions, unreadable = predict_files(_load(classifier), photos, batch_size=batch_size)
     for path, reason in unreadable:
         typer.echo(f"skipped {path}: {reason}", err=True)
     rows = [
@@ -306,7 +308,7 @@ def check(
     ] = None,
     classifier: Annotated[
         Path | None,
-        typer.Option(help="A classifier.h5: its backbone then looks for wrong labels as well."),
+        typer.Option(help="A classifier.h5 or its run: its backbone then looks for wrong labels as well."),
     ] = None,
     ledger: Annotated[Path, typer.Option(help="Where to write the findings, to be edited.")] = Path(
         "ledger.csv"
@@ -319,13 +321,12 @@ def check(
     """Look for what is wrong with photos and labels; nothing is changed."""
     from .checks import check as check_photos
     from .files import regex_label
-    from .models import load
 
     if ledger.exists() and not force:
         raise OutputExistsError(f"{ledger} exists. Choose another --ledger, or pass --force to replace it.")
     findings = check_photos(
         folder,
-        load(classifier) if classifier else None,
+        _load(classifier) if classifier else None,
         label=regex_label(label_regex) if label_regex else None,
     )
     typer.echo(findings.summary())
@@ -393,6 +394,14 @@ def main(words: Sequence[str] | None = None) -> None:
         _fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         _fail("stopped", INTERRUPTED)
+
+
+def _load(classifier: Path) -> ImageClassifier:
+    """Read a classifier from its file or from the folder of its run."""
+    from .models import load
+    from .report.inputs import CLASSIFIER
+
+    return load(classifier / CLASSIFIER if classifier.is_dir() else classifier)
 
 
 def _batch_size(word: str) -> int | None:

@@ -192,7 +192,7 @@ def read_arrays(
         The arrays by name, and the attributes.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it is a folder.
         FileFormatError: the file is not one of ours, is newer, damaged, hostile or lacks a wanted array.
     """
     check_seal(path)
@@ -214,7 +214,7 @@ def read_attributes(path: AnyPath) -> dict[str, JSON]:
         path: the file to read.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it is a folder.
         FileFormatError: the file is not one of ours, is newer, damaged or hostile.
     """
     check_seal(path)
@@ -231,11 +231,10 @@ def open_h5(path: AnyPath, content: bytes | None = None) -> Iterator[h5py.File]:
         content: what to read instead, as from an archive; `path` then only names it.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it is a folder.
         FileFormatError: the HDF5 library cannot read the file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"No such file: {os.fspath(path)!r}.")
+    _require_file(path)
     try:
         with h5py.File(path if content is None else io.BytesIO(content), "r") as file:
             _check_heaps(file, path, content)
@@ -306,6 +305,13 @@ def is_sealed(path: AnyPath) -> bool:
         return _MARK.match(file.read(USER_BLOCK)) is not None
 
 
+def _require_file(path: AnyPath) -> None:
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"Expected a file. Received a folder: {os.fspath(path)!r}.")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No such file: {os.fspath(path)!r}.")
+
+
 def check_seal(path: AnyPath) -> None:
     """Verify the user block without parsing any HDF5.
 
@@ -313,11 +319,10 @@ def check_seal(path: AnyPath) -> None:
         path: the file to check.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it is a folder.
         FileFormatError: the file is not one of ours, is newer, or has changed since it was written.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"No such file: {os.fspath(path)!r}.")
+    _require_file(path)
     with open(path, "rb") as file:
         block = file.read(USER_BLOCK)
         mark = _MARK.match(block)

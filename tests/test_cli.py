@@ -241,6 +241,11 @@ def test_predict_agrees_with_the_run(trained, capsys):
         assert float(row["probability_1"]) == pytest.approx(float(stored[row["class_1"]]), abs=1e-5)
 
 
+def test_predict_takes_the_folder_of_a_run(trained, capsys):
+    assert run("predict", trained / "out", trained / "photos" / "red" / "0.png") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_predict_gives_json(trained, capsys):
     photo = trained / "photos" / "red" / "0.png"
 
@@ -263,7 +268,8 @@ def test_predict_skips_what_it_cannot_read_and_says_so(trained, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    "words", [["missing.h5", "photo.jpg"], ["{bad}", "photo.jpg"], ["{good}", "missing.jpg"]]
+    "words",
+    [["missing.h5", "photo.jpg"], [".", "photo.jpg"], ["{bad}", "photo.jpg"], ["{good}", "missing.jpg"]],
 )
 def test_predict_refuses_bad_input(trained, tmp_path, capsys, words):
     (tmp_path / "bad.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))

@@ -97,6 +97,11 @@ def test_a_missing_file_is_a_plain_file_not_found(tmp_path):
         read_arrays(tmp_path / "absent.h5")
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"Expected a file\. Received a folder"):
+        read_arrays(tmp_path)
+
+
 def test_a_foreign_file_is_named_as_such(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(600))
     with pytest.raises(FileFormatError, match="not a file that kclf wrote"):
