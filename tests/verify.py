@@ -480,7 +480,8 @@ def run(command: tuple[str, ...]) -> Outcome:
     """Run a command of Python's, and keep what it leaves. One of the eight steps that was cut off goes on."""
     folder = folder_of(command)
     out = folder / "out"
-    if command not in (RESNET_STEPS, LITE_STEPS):
+    cut_off = folder.exists() and not (folder / "ended.json").exists()
+    if not (cut_off and command in (RESNET_STEPS, LITE_STEPS)):
         shutil.rmtree(folder, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     places = {name: str(path) for name, path in PLACES.items()} | {"OUT": str(out)}
