@@ -37,7 +37,7 @@ def run(*words) -> int:
 
 
 def read_csv(path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text().splitlines()))
+    return list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
 
 
 def paint(path, colour, seed):
@@ -280,6 +280,22 @@ def test_predict_refuses_bad_input(trained, tmp_path, capsys, words):
     shown = capsys.readouterr()
     assert shown.err.startswith("kclf: ")
     assert shown.out == ""
+
+
+# ---- check ------------------------------------------------------------
+
+
+def test_check_finds_wrong_labels_with_the_folder_of_a_run(trained, photos, tmp_path):
+    paint(photos / "red" / "stray.png", COLOURS["blue"], seed=99)
+
+    found = {}
+    for name, words in (("alone", []), ("classifier", ["--classifier", trained / "out"])):
+        ledger = tmp_path / f"{name}.csv"
+        assert run("check", photos, *words, "--ledger", ledger) == 0
+        found[name] = {row["path"] for row in read_csv(ledger) if row["problem"] == "label"}
+
+    assert found["alone"] == set()
+    assert found["classifier"] == {"red/stray.png"}
 
 
 # ---- demo ------------------------------------------------------------

@@ -197,6 +197,7 @@ AUGMENT = race("augment", "--rounds", "9")
 INFERENCE = race("inference", "--rounds", "5")
 EIGHT = ("{DOGSCATS}", "--no-range-tests", "--out", "{OUT}/run", "--json", "{OUT}/result.json")
 RESNET_STEPS = script("benchmarks/eight_steps.py", *EIGHT, "--backbone", "ResNet50", "--weights", RESNET)
+RESNET_HEADS = (*RESNET_STEPS, "--last-step", "3", "--seeds", *(str(seed) for seed in range(20)))
 LITE_STEPS = script("benchmarks/eight_steps.py", *EIGHT, "--seeds", "0", "1", "2")
 WALK = ("-m", "kclf", "train", "{DOGSCATS}", "--label-regex", r"(cat|dog)\.\d+", "--backbone", "MobileNetV2")
 TEXTS = ("settings", "table", "labels", "ledger", "columns", "predictions")
@@ -320,6 +321,12 @@ CLAIMS = [
         ">= .990",
         RESNET_STEPS,
         at_least(0.990, step("precompute")),
+    ),
+    Claim(
+        "learner: the same, mean of 20 seeds",
+        ">= .990",
+        RESNET_HEADS,
+        at_least(0.990, step("precompute"), "{:.4f}"),
     ),
     Claim(
         "learner: ResNet50, eight steps with TTA", ">= .995", RESNET_STEPS, at_least(0.995, step("with TTA"))
