@@ -650,14 +650,15 @@ def test_memory_does_not_grow_over_epochs():
     tracemalloc.start()
     try:
         grown = []
-        for _ in range(10):
+        for _ in range(14):
             for _batch in dataset:
                 pass
             grown.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
 
-    assert grown[-1] - grown[2] < 50_000  # a batch has 196,608 bytes
+    # Least against least: after an epoch a thread may hold the photo it decoded last, and so its batch, a moment more.
+    assert min(grown[7:]) - min(grown[:7]) < 50_000  # a batch has 196,608 bytes
 
 
 def test_the_stand_in_brings_its_own_label(damaged_folder):
