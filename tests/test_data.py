@@ -657,7 +657,7 @@ def test_memory_does_not_grow_over_epochs():
     finally:
         tracemalloc.stop()
 
-    # Least against least: after an epoch a thread may hold the photo it decoded last, and so its batch, a moment more.
+    # Least against least: for a moment after an epoch a thread may hold its last photo, and so the batch.
     assert min(grown[7:]) - min(grown[:7]) < 50_000  # a batch has 196,608 bytes
 
 
