@@ -112,7 +112,7 @@ def went_well(outcome: Outcome) -> Found:
 
 
 def identical(outcome: Outcome) -> Found:
-    """Of the kills: how many runs ended bit for bit as one that was left alone, and the most that one lost."""
+    """Of kills: how many runs ended bit for bit as one that was left alone, and the most that one lost."""
     last = outcome.last_line()
     lost = last["most_intervals_lost"]
     figure = (
