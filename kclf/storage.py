@@ -42,7 +42,10 @@ USER_BLOCK = 512  # bytes; the smallest user block HDF5 allows
 NUMBER_KINDS = "biuf"  # numpy kinds: bool, signed, unsigned, floating
 # zlib, the strongest of the filters every HDF5 library has, shrinks at most 1032 : 1.
 LARGEST_COMPRESSION = 1032
-_HEAP = b"GCOL\1"  # three bytes that mean nothing follow, then the size
+_SUPERBLOCK = b"\x89HDF\r\n\x1a\n"
+_STRING_HEAP = b"GCOL\1"  # three bytes that mean nothing follow, then the size
+_NAME_HEAP = b"HEAP\0"  # the same; then the place of the first free block, and the address of the blocks
+_LAST_BLOCK = 1  # in the place of the next free block
 _MARK = re.compile(rb"kclf-storage (\d{1,9}) ")
 
 
@@ -236,8 +239,8 @@ def open_h5(path: AnyPath, content: bytes | None = None) -> Iterator[h5py.File]:
     """
     _require_file(path)
     try:
+        _check_heaps(path, content)
         with h5py.File(path if content is None else io.BytesIO(content), "r") as file:
-            _check_heaps(file, path, content)
             yield file
     except FileFormatError as error:
         raise FileFormatError(f"{os.fspath(path)}: {error}") from error
@@ -247,14 +250,12 @@ def open_h5(path: AnyPath, content: bytes | None = None) -> Iterator[h5py.File]:
         raise FileFormatError(f"{os.fspath(path)}: damaged, or no HDF5 file ({error}).") from error
 
 
-def _check_heaps(file: h5py.File, path: AnyPath, content: bytes | None) -> None:
-    """Refuse heaps of strings that the HDF5 library would walk over for ever, or out of its memory.
+def _check_heaps(path: AnyPath, content: bytes | None) -> None:
+    """Refuse heaps that the HDF5 library would walk over for ever, or out of its memory, when it opens them.
 
-    It goes from object to object by lengths that it believes, and stays where one is 0 (seen with HDF5 2.0).
+    It goes from object to object by lengths that it believes, and stays where one is 0; and from free block
+    to free block, without an end and into all memory where they go in a circle (both seen with HDF5 2.0).
     """
-    _refuse_if(
-        file.id.get_create_plist().get_sizes() != (8, 8), "its addresses or lengths are not of 8 bytes"
-    )
     if content is not None:
         _check_heaps_in(content)
         return
@@ -263,18 +264,55 @@ def _check_heaps(file: h5py.File, path: AnyPath, content: bytes | None) -> None:
 
 
 def _check_heaps_in(content: bytes | mmap.mmap) -> None:
-    start = content.find(_HEAP)
+    base = _superblock_of(content)
+    if base is None:
+        return  # no HDF5 file, as the library will say
+    sizes = base + (13 if content[base + len(_SUPERBLOCK)] < 2 else 9)
+    _refuse_if(content[sizes : sizes + 2] != b"\x08\x08", "its addresses or lengths are not of 8 bytes")
+    for start in _places(content, _STRING_HEAP):
+        _check_string_heap(content, start)
+    for start in _places(content, _NAME_HEAP):
+        _check_name_heap(content, start, base)
+
+
+def _superblock_of(content: bytes | mmap.mmap) -> int | None:
+    """Where the HDF5 part begins: after no user block, or after one of 512, 1,024, 2,048 ... bytes."""
+    base = 0
+    while base + len(_SUPERBLOCK) < len(content):
+        if content[base : base + len(_SUPERBLOCK)] == _SUPERBLOCK:
+            return base
+        base = 2 * base or USER_BLOCK
+    return None
+
+
+def _places(content: bytes | mmap.mmap, mark: bytes) -> Iterator[int]:
+    start = content.find(mark)
     while start >= 0:
-        place, size = start + 16, int.from_bytes(content[start + 8 : start + 16], "little")
-        end = start + size
-        _refuse_if(max(place, end) > len(content), "a heap is longer than the file")
-        _refuse_if(size % 8, "a heap has a size that cannot be")
-        while place + 16 <= end:
-            index, length = struct.unpack_from("<H6xQ", content, place)
-            step = 16 + -(-length // 8) * 8 if index else length  # object 0 is what is free, with its header
-            _refuse_if(step < 16 or place + step > end, "an object in a heap has a length that cannot be")
-            place += step
-        start = content.find(_HEAP, start + len(_HEAP))
+        yield start
+        start = content.find(mark, start + len(mark))
+
+
+def _check_string_heap(content: bytes | mmap.mmap, start: int) -> None:
+    place, size = start + 16, int.from_bytes(content[start + 8 : start + 16], "little")
+    end = start + size
+    _refuse_if(max(place, end) > len(content), "a heap is longer than the file")
+    _refuse_if(size % 8, "a heap has a size that cannot be")
+    while place + 16 <= end:
+        index, length = struct.unpack_from("<H6xQ", content, place)
+        step = 16 + -(-length // 8) * 8 if index else length  # object 0 is what is free, with its header
+        _refuse_if(step < 16 or place + step > end, "an object in a heap has a length that cannot be")
+        place += step
+
+
+def _check_name_heap(content: bytes | mmap.mmap, start: int, base: int) -> None:
+    if start + 32 > len(content):
+        return
+    size, free, address = struct.unpack_from("<QQQ", content, start + 8)
+    seen: set[int] = set()
+    while free != _LAST_BLOCK and free < size and base + address + free + 8 <= len(content):
+        _refuse_if(free in seen, "the free blocks of a heap go in a circle")
+        seen.add(free)
+        (free,) = struct.unpack_from("<Q", content, base + address + free)
 
 
 def datasets_of(group: h5py.Group) -> dict[str, h5py.Dataset]:

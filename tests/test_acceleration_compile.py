@@ -11,7 +11,12 @@ from test_acceleration import compiled, history, images, inverted, residual
 
 from kclf.acceleration import accelerate, deaccelerate
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+    ),  # inductor's
+]
 CXX = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 BACKENDS = [
     "aot_eager",
@@ -44,6 +49,12 @@ def test_compiled_training_and_prediction_equal_stock_keras(backend, make):
     predicted = model.predict(images(4), verbose=0)
     stock = deaccelerate(model).predict(images(4), verbose=0)
     np.testing.assert_allclose(predicted, stock, rtol=1e-4, atol=1e-5)
+
+
+def test_a_backend_that_does_not_work_is_named():
+    model = accelerate(compiled(residual), compile="no_such_backend")
+    with pytest.raises(Exception, match="no_such_backend"):
+        history(model, epochs=1)
 
 
 def test_freezing_counts_from_the_next_compiled_step():

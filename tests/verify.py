@@ -477,10 +477,8 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of all files in a folder."""
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    found = (f for f in path.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
-    files = sorted(
-        f for f in found if f != Path(__file__).resolve()
-    )  # which only reads what the others leave
+    here = Path(__file__).resolve()  # left out: it only reads what the others leave
+    files = sorted(f for f in path.rglob("*") if f.is_file() and f != here and "__pycache__" not in f.parts)
     named = (f"{file.relative_to(path)} {digest_of(file)}\n" for file in files)
     return hashlib.sha256("".join(named).encode()).hexdigest()
 

@@ -73,10 +73,11 @@ class _PlannedCall:
     @property
     def plan(self) -> Plan:
         if self._plan is None:
-            self._plan = Plan(self.model, **self.options)
-            self._run = compiled(self._plan, self.backend) if self.backend else self._plan
-            if self._plan.foreign:
-                kinds = sorted({type(layer).__name__ for layer in self._plan.foreign})
+            plan = Plan(self.model, **self.options)
+            self._run = compiled(plan, self.backend) if self.backend else plan
+            self._plan = plan  # last: where compiling fails, the next call says so again
+            if plan.foreign:
+                kinds = sorted({type(layer).__name__ for layer in plan.foreign})
                 logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
         return self._plan
 
