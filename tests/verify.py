@@ -217,7 +217,10 @@ LOADER = race("loader", "--rounds", "5", "--set", "folder={DOGSCATS}")
 AUGMENT = race("augment", "--rounds", "9")
 INFERENCE = race("inference", "--rounds", "5")
 EIGHT = ("{DOGSCATS}", "--no-range-tests", "--out", "{OUT}/run", "--json", "{OUT}/result.json")
-RESNET_STEPS = script("benchmarks/eight_steps.py", *EIGHT, "--backbone", "ResNet50", "--weights", RESNET)
+RESNET_STEPS = script(
+    "benchmarks/eight_steps.py",
+    *(*EIGHT, "--batchnorm", "frozen", "--backbone", "ResNet50", "--weights", RESNET),
+)
 RESNET_HEADS = (*RESNET_STEPS, "--last-step", "3", "--seeds", *(str(seed) for seed in range(20)))
 LITE_STEPS = script("benchmarks/eight_steps.py", *EIGHT, "--seeds", "0", "1", "2")
 WALK = ("-m", "kclf", "train", "{DOGSCATS}", "--label-regex", r"(cat|dog)\.\d+", "--backbone", "MobileNetV2")

@@ -68,6 +68,7 @@ def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
         augmentation=kclf.side_on(max_zoom=1.1),  # 1. data augmentation, and precompute=True
         precompute=True,
         optimizer=options.optimizer,
+        batchnorm=options.batchnorm,
         path=options.out,
     )
     learner.checkpoint = Checkpoint(options.out / f"checkpoints-{seed}")
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--presize", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--optimizer", default="auto")
+    parser.add_argument("--batchnorm", default="inference", help="BatchNorm policy of the backbone")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--no-range-tests", action="store_false", dest="range_tests", help="leave out steps 2, 7"
