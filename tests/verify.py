@@ -121,7 +121,7 @@ def identical(outcome: Outcome) -> Found:
     return Found(figure, outcome.status == 0 and lost <= 1)
 
 
-def at_least(bound: float, find: Callable[[Outcome], float], form: str = "{:.3f}") -> Callable:
+def at_least(bound: float, find: Callable[[Outcome], float], form: str = "{:.4f}") -> Callable:
     return lambda outcome: Found(form.format(value := find(outcome)), value >= bound)
 
 
@@ -350,7 +350,7 @@ CLAIMS = [
         "learner: the same, mean of 20 seeds",
         ">= .990",
         RESNET_HEADS,
-        at_least(0.990, step("precompute"), "{:.4f}"),
+        at_least(0.990, step("precompute")),
     ),
     Claim(
         "learner: ResNet50, eight steps with TTA", ">= .995", RESNET_STEPS, at_least(0.995, step("with TTA"))
