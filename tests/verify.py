@@ -217,9 +217,9 @@ LOADER = race("loader", "--rounds", "5", "--set", "folder={DOGSCATS}")
 AUGMENT = race("augment", "--rounds", "9")
 INFERENCE = race("inference", "--rounds", "5")
 EIGHT = ("{DOGSCATS}", "--no-range-tests", "--out", "{OUT}/run", "--json", "{OUT}/result.json")
+COURSE_NORM = ("--batchnorm", "frozen")  # the policy that the course's rates were found with
 RESNET_STEPS = script(
-    "benchmarks/eight_steps.py",
-    *(*EIGHT, "--batchnorm", "frozen", "--backbone", "ResNet50", "--weights", RESNET),
+    "benchmarks/eight_steps.py", *EIGHT, *COURSE_NORM, "--backbone", "ResNet50", "--weights", RESNET
 )
 RESNET_HEADS = (*RESNET_STEPS, "--last-step", "3", "--seeds", *(str(seed) for seed in range(20)))
 LITE_STEPS = script("benchmarks/eight_steps.py", *EIGHT, "--seeds", "0", "1", "2")
