@@ -243,7 +243,8 @@ def activation_key(model: Any, dataset: ImageDataset, *, views: int = 1, dtype: 
 
     That is: the files with their order, sizes and times of change (or the pixels, for photos in memory);
     how they are squared and to which size; normalisation; the backbone's layers and weights; number formats;
-    and for several views the augmentation. Labels are not part of it: they are never read from a cache.
+    how a view is resampled; and for several views the augmentation and where the windows lie. Labels are not
+    part of it: they are never read from a cache.
 
     Args:
         model: an `ImageClassifier`.
@@ -251,7 +252,7 @@ def activation_key(model: Any, dataset: ImageDataset, *, views: int = 1, dtype: 
         views: augmented views a photo.
         dtype: of the stored numbers.
     """
-    augmented = [_nameless(model.augmentation), dataset.seed] if views > 1 else None
+    drawn = [_nameless(model.augmentation), dataset.random_crop, dataset.seed] if views > 1 else None
     return _digest(
         {
             "format": FORMAT,
@@ -263,7 +264,7 @@ def activation_key(model: Any, dataset: ImageDataset, *, views: int = 1, dtype: 
             "weights": weights_digest(model.backbone),
             "computed in": model.backbone.compute_dtype,
             "stored in": dtype,
-            "views": [views, augmented],
+            "views": [views, drawn, model.augmentation.interpolation, model.augmentation.fill_mode],
         }
     )
 

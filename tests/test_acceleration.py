@@ -174,6 +174,31 @@ def test_predictions_equal_stock_keras(make):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda: [keras.layers.Rescaling(2.0, -255.0), keras.layers.Conv2D(4, 3)],
+        lambda: [keras.layers.Flatten(), keras.layers.Dense(4)],
+        lambda: [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4)],
+    ],
+    ids=["rescaling", "flatten", "pooling"],
+)
+def test_integers_are_computed_with_as_keras_does(dtype, first):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((SIZE, SIZE, 3), dtype=dtype), *first()])
+    pixels = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3)).astype(dtype)
+    expected = model.predict(pixels, verbose=0)
+    np.testing.assert_allclose(accelerate(model).predict(pixels, verbose=0), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_integers_do_not_end_mixed_precision():
+    inputs = keras.Input((SIZE, SIZE, 3), dtype="uint8")
+    scaled = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="mixed_bfloat16")(inputs)
+    model = accelerate(keras.Model(inputs, keras.layers.Conv2D(4, 3, dtype="mixed_bfloat16")(scaled)))
+    assert model(np.zeros((2, SIZE, SIZE, 3), "uint8")).dtype is torch.bfloat16
+
+
 def test_layers_run_as_torch_calls():
     model = accelerate(compiled(inverted))
     assert functional_of(model).__dict__["call"].plan.foreign == []

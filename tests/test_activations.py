@@ -264,6 +264,11 @@ def change_squaring(folder, model):
     return data_of(folder, resize_method="squish"), model
 
 
+def change_interpolation(folder, model):
+    other = tiny_classifier(augmentation=Augmentation(SIZE, interpolation="bicubic"))
+    return data_of(folder), other
+
+
 STALE = [
     change_file,
     touch_file,
@@ -277,6 +282,7 @@ STALE = [
     change_batchnorm_statistics,
     change_normalization,
     change_squaring,
+    change_interpolation,
 ]
 
 
@@ -315,6 +321,13 @@ def test_what_does_not_change_the_activations_uses_the_cache(folder, tmp_path, c
     precompute(tiny_classifier(), data_of(folder), tmp_path / "cache", progress=False)
     data, model = change(folder)
     assert computed(model, data, tmp_path / "cache") == 0
+
+
+def test_views_of_other_windows_are_other_activations(folder):
+    train, model = data_of(folder).train, tiny_classifier()
+    centred = train.replace(random_crop=not train.random_crop)
+    assert activation_key(model, train, views=2) != activation_key(model, centred, views=2)
+    assert activation_key(model, train) == activation_key(model, centred)
 
 
 def test_photos_in_memory_are_known_by_their_pixels():

@@ -54,6 +54,29 @@ def test_the_batchnorm_collapse_is_named(measured):
     assert ("98% of its averages" in detector.findings[-1]) != measured
 
 
+class Subclass(keras.Model):
+    """A model that does not tell the shape of what comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize("metrics", [["accuracy"], []])
+def test_a_model_that_does_not_tell_its_classes(metrics):
+    model = Subclass()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics)
+    if metrics:
+        with pytest.raises(ValueError, match=r"CollapseDetector\(num_classes="):
+            fit(model, CollapseDetector())
+        fit(model, CollapseDetector(num_classes=2))
+    else:
+        fit(model, CollapseDetector())
+
+
 def test_a_fast_average_does_not_collapse():
     detector = CollapseDetector()
     history = fit(make_model(0.5), detector)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import kclf.metrics as figures
+from kclf.acceleration import is_accelerated
 from kclf.data import ImageData
 from kclf.errors import DataError, TrainingError, WeightsError
 from kclf.layers import side_on
@@ -18,7 +19,7 @@ from kclf.learner import BestModel, Learner, Training, better_direction, cross_v
 from kclf.learner.mixing import mixed
 from kclf.losses import CrossEntropy
 from kclf.models import ImageClassifier
-from kclf.predict import Predictions, predict
+from kclf.predict import Predictions, predict, predict_files
 
 SIZE = 16
 
@@ -284,6 +285,7 @@ def test_save_load_export(tmp_path):
     other = named_learner(tmp_path).load("224_lastlayer")
     np.testing.assert_allclose(other.predict(), expected, rtol=1e-4, atol=1e-5)
     exported = load_learner(learner.export())
+    assert load_learner(learner.export(), learner.data.replace(size=48)).model.size == 48
     photo = np.full((40, 50, 3), 99, np.uint8)
     name, number, probabilities = exported.predict(photo)
     assert exported.model.class_names[number] == name
@@ -539,6 +541,24 @@ def test_data_of_other_classes_is_refused(learner):
     pixels, _ = photos(20)
     with pytest.raises(DataError, match="horse"):
         learner.set_data(ImageData.from_arrays((pixels, ["horse", "zebra"] * 10), batch_size=8))
+    many = np.eye(2, dtype="float32")[np.arange(20) % 2]
+    with pytest.raises(DataError, match="multi_label"):
+        learner.set_data(ImageData.from_arrays((pixels, many), class_names=["cat", "dog"], batch_size=8))
+
+
+def test_files_are_squared_as_the_data_are_after_other_data(tmp_path, folder):
+    learner = named_learner(tmp_path)
+    learner.set_data(ImageData.from_folder(folder, size=40, presize=44, resize_method="squish"))
+    assert (learner.model.presize, learner.model.resize_method) == (44, "squish")
+    found = learner.predictions()
+    from_files = predict_files(learner.model, found.paths)[0]
+    np.testing.assert_allclose(from_files.probabilities, found.probabilities, atol=1e-6)
+
+
+def test_other_data_leave_the_way_of_running(tmp_path):
+    learner = named_learner(tmp_path, accelerate=False)
+    learner.set_data(learner.data.replace(size=48))
+    assert not is_accelerated(learner.model)
 
 
 def test_number_formats(tmp_path):
@@ -549,6 +569,15 @@ def test_number_formats(tmp_path):
     assert learner.to_fp16().model.dtype_policy.name == "mixed_float16"
     assert learner.to_fp32().model.dtype_policy.name == "float32"
     np.testing.assert_allclose(learner.predict(), before, rtol=1e-4, atol=1e-4)
+
+
+def test_number_formats_of_a_backbone_that_was_given(learner):
+    norm = learner.model.backbone.layers[2]
+    norm.dtype_policy = keras.DTypePolicy("float64")  # a layer with a mind of its own keeps it
+    formats = [layer.compute_dtype for layer in learner.to_bf16().model.backbone.layers[1:]]
+    assert formats == ["bfloat16", "float64", "bfloat16"]
+    formats = [layer.compute_dtype for layer in learner.to_fp32().model.backbone.layers[1:]]
+    assert formats == ["float32", "float64", "float32"]
 
 
 # ---- settings ------------------------------------------------------------
@@ -567,6 +596,10 @@ def test_a_classifier_that_stands(tmp_path):
     data = make_data()
     model = ImageClassifier(tiny_backbone(), data.class_names, size=SIZE, normalization="tf", hidden=())
     assert Learner(data, model, path=tmp_path).model is model
+    with pytest.raises(DataError, match=rf"size {SIZE}\. Received: size=8"):
+        Learner(data.replace(size=8), model)
+    with pytest.raises(DataError, match="horse"):
+        Learner(ImageData.from_arrays((photos(20)[0], ["horse", "zebra"] * 10)), model)
     with pytest.raises(TypeError, match="Received: dropout"):
         Learner(data, model, dropout=0.1)
     with pytest.raises(TypeError, match="data=None"):
@@ -642,11 +675,19 @@ def test_unknown_optimizer():
     [
         ("single_label", CrossEntropy),
         ("multi_label", keras.losses.BinaryFocalCrossentropy),
-        ("regression", keras.losses.MeanAbsoluteError),
     ],
 )
 def test_loss_follows_the_labels(task, kind):
     assert isinstance(Training(label_smoothing=0.1).build_loss(task), kind)
+    assert isinstance(Training().build_loss("regression"), keras.losses.MeanAbsoluteError)
+
+
+@pytest.mark.parametrize("setting", [{"label_smoothing": 0.1}, {"focal_gamma": 2.0}])
+def test_what_shapes_the_loss_is_refused_where_it_would_do_nothing(setting):
+    with pytest.raises(ValueError, match="beside loss="):
+        Training(loss=keras.losses.MeanAbsoluteError(), **setting)
+    with pytest.raises(ValueError, match="beside numbers"):
+        Training(**setting).build_loss("regression")
 
 
 def test_multi_label_and_regression(tmp_path):
@@ -657,10 +698,12 @@ def test_multi_label_and_regression(tmp_path):
     learner.fit(1e-3, 1)
     names, mask, _ = learner.predict(pixels[0])
     assert len(names) == mask.sum()
-    numbers = ImageData.from_arrays((pixels, rng.random(40)), task="regression", batch_size=8)
+    numbers = ImageData.from_arrays((pixels, rng.random(40) - 0.5), task="regression", batch_size=8)
     learner = make_learner(tmp_path, numbers)
     learner.fit(1e-3, 1)
     assert learner.predict(pixels[0])[0].shape == (1,)
+    assert np.array_equal(learner.predict(), learner.get_preds()[0])
+    np.testing.assert_allclose(learner.TTA()[0], learner.tta(beta=0.2)[0], atol=1e-6)
 
 
 # ---- several runs ------------------------------------------------------------

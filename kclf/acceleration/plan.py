@@ -121,7 +121,7 @@ class Plan:
     def _add(self, node: Node, *, folding: bool) -> None:
         site = self._site(node)
         skip = isinstance(node.operation, self._skip) if self._skip else False
-        function = None if skip else compiled(site)
+        function = None if skip or _takes_integers(site) else compiled(site)
         if function is None:
             self.foreign.append(node.operation)
             step = Step(self._foreign(node), node.inputs, node.outputs)
@@ -194,6 +194,12 @@ class Plan:
 def _bare(function: Any) -> bool:
     """Whether a function is a convolution with nothing after it."""
     return isinstance(function, Convolution) and function.activation is None
+
+
+def _takes_integers(site: Site) -> bool:
+    """Whether a layer is given integers: in which dtype Keras then computes differs from layer to layer."""
+    floats = all(keras.backend.is_float_dtype(tensor.dtype) for tensor in site.inputs)
+    return isinstance(site.layer, keras.layers.Layer) and not floats
 
 
 def _casting(function: Function, site: Site) -> Function:

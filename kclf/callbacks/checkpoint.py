@@ -38,7 +38,8 @@ class Checkpoint(keras.callbacks.Callback):
     A run is one fit or several, with whatever is done between them: freezing, other rates, compiling anew.
     Give this one callback to all of them, **last in the list**, and run the same script again after a crash:
     fits that were over are passed over, the one that was cut off goes on at its batch, and on the same CPU
-    with the same number of threads the weights end bit for bit as they would have.
+    with the same number of threads the weights end bit for bit as they would have. So does a fit that was
+    cut off in the same process, by Ctrl-C in a notebook for one, when the same fit is the next.
 
     A file holds weights, BatchNorm statistics, the optimizer with its counts and loss scale, metrics, the
     random states of Python, NumPy, torch, Keras and of layers, the place in the data, the history, and the
@@ -109,9 +110,12 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Begin a stage: pass it over, go on inside of it, or start it."""
         from_main(self._lock.acquire)
-        self._stage += 1
         lengths = {name: (self.params or {}).get(name) for name in ("epochs", "steps")}
-        self._stages.append({**lengths, **self.settings})
+        asked = {**lengths, **self.settings}
+        if self._is_cut_off() and self.resume and asked == self._stages[-1]:
+            self.go_back()
+        self._stage += 1
+        self._stages.append(asked)
         if self._stage == 0 and self._found is None:
             self._look()
         self._passing = False
@@ -245,6 +249,10 @@ class Checkpoint(keras.callbacks.Callback):
             _remove(spare)  # the newest stands until the new one is complete
             write_arrays(path, arrays, attributes)
         _remove(self.files()[: -self.keep])
+
+    def _is_cut_off(self) -> bool:
+        """Whether the last stage has begun in this process and not ended, as after Ctrl-C in a notebook."""
+        return self._found is None and len(self._stages) > len(self._histories)
 
     def _signal(self, batch: int) -> int | None:
         """The signal that came, or None; with several processes any of them has it come for all."""

@@ -55,8 +55,10 @@ class CollapseDetector(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Compare training and validation of the epoch."""
         train, valid = accuracy_of(logs or {}), accuracy_of(logs or {}, "val_")
+        if train is None or valid is None:
+            return
         chance = 1.0 / max(self.num_classes or _num_outputs(self.model), 2)
-        if train is None or valid is None or not collapsed(train, valid, chance):
+        if not collapsed(train, valid, chance):
             return
         finding = (
             f"Epoch {epoch}: accuracy is {train:.4f} in training and {valid:.4f} in validation, where "
@@ -94,8 +96,15 @@ class CollapseDetector(keras.callbacks.Callback):
 
 def _num_outputs(model: keras.Model) -> int:
     """Number of classes of a classifier; a subclass has no `output_shape`, but may name its classes."""
-    names = getattr(model, "class_names", None)
-    return len(names) if names else int(model.output_shape[-1])
+    if names := getattr(model, "class_names", None):
+        return len(names)
+    shape = getattr(model, "output_shape", None) or [None]
+    if not isinstance(shape[-1], int):
+        raise ValueError(
+            f"Expected num_classes, as the model {model.name!r} has no one output that tells the number of "
+            "classes. Pass CollapseDetector(num_classes=...)"
+        )
+    return shape[-1]
 
 
 def collapsed(train: float, valid: float, chance: float) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from ..acceleration import accelerate, is_accelerated
 from ..activations import head_model
 from ..data import ImageData
-from ..errors import WeightsError
+from ..errors import DataError, WeightsError
 from ..images import CENTRE, ResizeMethod, to_square
 from ..layers import Augmentation
 from ..models import ImageClassifier, load
@@ -22,11 +22,17 @@ from ..predict import Predictions
 def classifier_for(
     data: ImageData | None, backbone: str | keras.Model, settings: dict[str, Any]
 ) -> ImageClassifier:
-    """A classifier for the data, or the one that was given."""
+    """A classifier for the data, or the one that was given, if the data are for it."""
     if isinstance(backbone, ImageClassifier):
         if settings:
             raise TypeError(f"A classifier that stands takes no settings. Received: {', '.join(settings)}")
-        return backbone
+        if data is not None and data.size != backbone.size:
+            raise DataError(
+                f"Expected data of the classifier's size {backbone.size}. Received: size={data.size}. Pass "
+                f"data.replace(size={backbone.size}), or give these data to `set_data`, which changes the "
+                "classifier"
+            )
+        return backbone if data is None else fitted(backbone, data)
     if data is None:
         raise TypeError("A new classifier needs data to know its classes. Received: data=None")
     known = {
@@ -43,6 +49,23 @@ def output_names(data: ImageData) -> list[str]:
     return list(data.class_names) or ["value"]
 
 
+def fitted(model: ImageClassifier, data: ImageData) -> ImageClassifier:
+    """The classifier as it reads photos like the data; made again where their size differs.
+
+    Raises:
+        DataError: the data are of other classes, or of another task.
+    """
+    if (data.task, output_names(data)) != (model.task, model.class_names):
+        raise DataError(
+            f"Expected data of the classes {model.class_names}, {model.task}. "
+            f"Received: {output_names(data)}, {data.task}"
+        )
+    if data.size != model.size:
+        model = rebuilt(model, size=data.size)
+    model.presize, model.resize_method = data.presize, data.train.resize_method
+    return model
+
+
 def rebuilt(model: ImageClassifier, **changes: Any) -> ImageClassifier:
     """The same classifier with another setting: its weights, and what is frozen, are carried over.
 
@@ -50,9 +73,23 @@ def rebuilt(model: ImageClassifier, **changes: Any) -> ImageClassifier:
         model: the classifier.
         **changes: settings of `ImageClassifier`, such as `size` or `dtype`.
     """
-    other = ImageClassifier.from_config(model.get_config() | changes)
+    config = model.get_config() | {"accelerate": is_accelerated(model)} | changes
+    if "dtype" in changes:  # a backbone that was given as a model carries the policies of its layers
+        config["backbone"] = _in_policy(config["backbone"], model.dtype_policy.name, changes["dtype"])
+    other = ImageClassifier.from_config(config)
     copy_weights(model, other)
     return other
+
+
+def _in_policy(config: Any, old: str, new: str) -> Any:
+    """A serialized model whose layers of one dtype policy have another; layers of a third one keep it."""
+    if isinstance(config, list | tuple):
+        return [_in_policy(part, old, new) for part in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy" and config["config"]["name"] == old:
+        return config | {"config": {"name": new}}
+    return {name: _in_policy(part, old, new) for name, part in config.items()}
 
 
 def copy_weights(source: ImageClassifier, target: ImageClassifier) -> None:
@@ -106,9 +143,14 @@ def one_dropout(ps: float | Sequence[float]) -> float:
     return last
 
 
-def log_of(probabilities: np.ndarray) -> np.ndarray:
-    """Log-probabilities, float32; a probability of 0 counts as the smallest normal number."""
-    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
+def logarithms(found: Predictions) -> np.ndarray:
+    """Log-probabilities, float32; a probability of 0 counts as the smallest normal number.
+
+    Numbers, the predictions of a regression, stay what they are.
+    """
+    if found.task == "regression":
+        return found.probabilities
+    return np.log(np.maximum(found.probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
 def decoded(found: Predictions) -> tuple[Any, Any, np.ndarray]:

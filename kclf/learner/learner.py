@@ -38,11 +38,11 @@ from .best import BestModel
 from .building import (
     classifier_for,
     decoded,
+    fitted,
     head_for,
     is_random,
-    log_of,
+    logarithms,
     one_dropout,
-    output_names,
     rebuilt,
     square,
     take_weights,
@@ -373,14 +373,13 @@ class Learner:
         """Go on with other data: larger photos (progressive resizing), more of them, or a test set.
 
         Args:
-            data: with the same classes. Where its size differs, the model changes to that size.
+            data: with the same classes. Where its size differs, the model changes to that size; photos that
+                it reads from files are presized as those of the data.
+
+        Raises:
+            DataError: the data are of other classes, or of another task.
         """
-        if output_names(data) != self.model.class_names:
-            raise DataError(
-                f"Expected data of the classes {self.model.class_names}. Received: {output_names(data)}"
-            )
-        if data.size != self.model.size:
-            self.model = rebuilt(self.model, size=data.size)
+        self.model = fitted(self.model, data)
         self.data = data
 
     def to_fp16(self) -> Learner:
@@ -411,6 +410,8 @@ class Learner:
     def predict(self, photo: Any = None, *, is_test: bool = False) -> Any:
         """With a photo: its class, class number and probabilities. Without: log-probabilities of a split.
 
+        For a regression, the numbers themselves take the place of log-probabilities.
+
         Args:
             photo: a path, or pixels (height, width, 3), uint8.
             is_test: the test photos in place of the validation photos.
@@ -419,13 +420,15 @@ class Learner:
             (class name, class number, probabilities (classes,)) for a photo; float32 (n, classes) otherwise.
         """
         if photo is None:
-            return log_of(self.predictions("test" if is_test else "valid").probabilities)
+            return logarithms(self.predictions("test" if is_test else "valid"))
         if isinstance(photo, np.ndarray):
             return decoded(predict(self.model, square(photo, self.model)))
         return decoded(predict_files(self.model, [photo])[0])
 
     def TTA(self, n_aug: int = 4, *, is_test: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-probabilities averaged over augmented views and the plain one, which counts as one of them.
+
+        For a regression, the numbers themselves, averaged so.
 
         Args:
             n_aug: augmented views.
@@ -436,7 +439,7 @@ class Learner:
         """
         split = self._split("test" if is_test else "valid")
         averaged = predict_tta(self.model, split, n_aug, weight=1 / (n_aug + 1))
-        return log_of(averaged.probabilities), averaged.labels
+        return logarithms(averaged), averaged.labels
 
     def tta(
         self, split: str = "valid", *, n: int = 4, beta: float = 0.25, use_max: bool = False
@@ -584,7 +587,12 @@ def load_learner(path: AnyPath, data: ImageData | None = None, **options: Any) -
 
     Args:
         path: the file.
-        data: to train on or predict; None is enough for `predict(photo)`.
+        data: to train on or predict, of the file's classes; the classifier takes their size. None is enough
+            for `predict(photo)`.
         **options: as for `Learner`.
+
+    Raises:
+        DataError: the data are of other classes, or of another task.
     """
-    return Learner(data, load(path), **options)
+    model = load(path)
+    return Learner(data, model if data is None else fitted(model, data), **options)

@@ -45,7 +45,8 @@ class Training:
         optimizer: "adamw", "sgd", or a function (such as a Keras class) that makes an optimizer from
             `learning_rate` and whichever of the settings below are in use. "auto" is what the course's rates
             were found for: SGD with momentum in `fit`, as in fastai 0.7, AdamW in all else, as in fastai 2.
-        loss: "auto" takes it from the labels; otherwise as for Keras' `compile`, on logits.
+        loss: "auto" takes it from the labels; otherwise as for Keras' `compile`, on logits. `label_smoothing`
+            and `focal_gamma` are for "auto".
         metrics: "auto" is accuracy (none for numbers); otherwise Keras metrics, names, or `accuracy`,
             `error_rate` and `accuracy_multi` of `kclf.metrics`; one or a list.
         weight_decay: decoupled; biases and norm parameters are left alone.
@@ -59,6 +60,9 @@ class Training:
         cutmix: alpha of CutMix, which cuts parts of photos into others; 1 in the paper. By turns with MixUp.
         on_overflow: what a fit in float16 does when its numbers get too large for that: "stop", or go on
             from its last checkpoint in "mixed_bfloat16" or "float32".
+
+    Raises:
+        ValueError: settings that do not go together.
     """
 
     optimizer: str | Callable[..., keras.optimizers.Optimizer] = "auto"
@@ -76,6 +80,8 @@ class Training:
 
     def __post_init__(self) -> None:
         one_of("on_overflow", self.on_overflow, ON_OVERFLOW)
+        if self.loss != "auto":
+            self._refuse_shaping(f"loss={self.loss!r}")
 
     def compile(
         self,
@@ -149,6 +155,8 @@ class Training:
         """The loss, on logits."""
         if self.loss != "auto":
             return self.loss
+        if task == "regression":
+            self._refuse_shaping("numbers for labels")
         if task == "regression" or not (self.label_smoothing or self.focal_gamma or self.mixes):
             return auto_loss(task)
         if task == "single_label":
@@ -156,6 +164,14 @@ class Training:
         return keras.losses.BinaryFocalCrossentropy(
             gamma=self.focal_gamma, from_logits=True, label_smoothing=self.label_smoothing
         )
+
+    def _refuse_shaping(self, beside: str) -> None:
+        if self.label_smoothing or self.focal_gamma:
+            raise ValueError(
+                "label_smoothing and focal_gamma shape the loss that is taken from the labels of classes. "
+                f"Received: label_smoothing={self.label_smoothing}, focal_gamma={self.focal_gamma} beside "
+                f"{beside}. Leave them out, or build the loss with them"
+            )
 
     @property
     def mixes(self) -> bool:

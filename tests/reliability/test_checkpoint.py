@@ -172,6 +172,35 @@ def test_all_state_of_an_optimizer_comes_back(tmp_path, uninterrupted, kind):
     assert script(tmp_path, **KINDS[kind]) == uninterrupted(kind, **KINDS[kind])
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_same_fit_again_in_the_same_process_goes_on(tmp_path, resume):
+    """As when a notebook's cell is interrupted and run again."""
+
+    def run(folder, cut=None):
+        keras.utils.set_random_seed(2)
+        data = kclf.ImageData.from_arrays(photos(), size=SIZE, presize=18, batch_size=5)
+        model, recorder = classifier(), Recorder()
+        checkpoint = Checkpoint(folder, data.train, others=[recorder], resume=resume)
+
+        def fit(*more):
+            callbacks = [OneCycle(1e-2), recorder, *more, checkpoint]
+            return model.fit(data.train, epochs=2, callbacks=callbacks, verbose=0)
+
+        if cut:
+            with pytest.raises(Cut):
+                fit(cut)
+        fit()
+        model.unfreeze()  # what comes next is another stage
+        fit()
+        return outcome(model) | {"losses": recorder.losses, "position": checkpoint.position}
+
+    whole, again = run(tmp_path / "whole"), run(tmp_path / "cut", CutAt(6))
+
+    assert (again == whole) == resume
+    assert len(whole["losses"]) == 16
+    assert whole["position"] == (1, 2, "done")
+
+
 def test_a_run_that_was_over_is_passed_over(tmp_path, uninterrupted):
     script(tmp_path)
 
