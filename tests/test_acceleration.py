@@ -192,6 +192,16 @@ def test_integers_are_computed_with_as_keras_does(dtype, first):
     np.testing.assert_allclose(accelerate(model).predict(pixels, verbose=0), expected, rtol=1e-5, atol=1e-4)
 
 
+def test_weights_are_not_cut_to_integers():
+    """The pooling says float32 and hands on what it was given."""
+    inputs = keras.Input((SIZE, SIZE, 3), dtype="uint8")
+    model = keras.Model(inputs, keras.layers.Conv2D(4, 3)(keras.layers.MaxPooling2D()(inputs)))
+    pixels = np.full((2, SIZE, SIZE, 3), 3, "uint8")
+    for tried in (model, accelerate(model)):
+        with pytest.raises(RuntimeError, match=r"(?i)float"):
+            tried(pixels)
+
+
 def test_integers_do_not_end_mixed_precision():
     inputs = keras.Input((SIZE, SIZE, 3), dtype="uint8")
     scaled = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="mixed_bfloat16")(inputs)

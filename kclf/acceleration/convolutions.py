@@ -27,9 +27,9 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> Pair
 
 
 def in_dtype(variable: Any, dtype: torch.dtype) -> torch.Tensor:
-    """A variable's tensor, cast where the computation has another dtype."""
+    """A variable's tensor, cast where the computation has another dtype; never to integers, which end it."""
     tensor = variable._value
-    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+    return tensor.to(dtype) if tensor.dtype is not dtype and dtype.is_floating_point else tensor
 
 
 def dense_kernel(kernel: torch.Tensor) -> torch.Tensor:
