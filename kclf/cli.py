@@ -201,6 +201,10 @@ def train(
         raise typer.BadParameter("the folder of photos is missing", param_hint="FOLDER")
     if not epochs + freeze_epochs:
         raise typer.BadParameter("there is nothing to train with --epochs 0 and --freeze-epochs 0")
+    if csv is not None and label_regex is not None:
+        raise typer.BadParameter("choose one of --csv and --label-regex: each says where the class is")
+    if presize is not None and presize < size:
+        raise typer.BadParameter(f"expected --size {size} or more. Received: --presize {presize}")
     train_run(
         RunSettings(
             folder=folder.absolute(),
@@ -297,6 +301,7 @@ def report(
     """Write the report of a run: one HTML page that needs no network."""
     from .report import write_report
 
+    _require_place(out)
     typer.echo(write_report(run, out or run / "report.html"))
 
 
@@ -322,6 +327,7 @@ def check(
     from .checks import check as check_photos
     from .files import regex_label
 
+    _require_place(ledger, page)
     if ledger.exists() and not force:
         raise OutputExistsError(f"{ledger} exists. Choose another --ledger, or pass --force to replace it.")
     findings = check_photos(
@@ -402,6 +408,13 @@ def _load(classifier: Path) -> ImageClassifier:
     from .report.inputs import CLASSIFIER
 
     return load(classifier / CLASSIFIER if classifier.is_dir() else classifier)
+
+
+def _require_place(*files: Path | None) -> None:
+    """Refuse files to be written into folders that are not there, before any work is done for them."""
+    for file in files:
+        if file is not None and not file.absolute().parent.is_dir():
+            raise OutputError(f"No such folder: {file.parent}. Make it, or write {file.name} elsewhere")
 
 
 def _batch_size(word: str) -> int | None:

@@ -178,8 +178,23 @@ def test_strict_stops_at_an_unreadable_photo(photos, tmp_path, capsys):
         (lambda photos: None, ["--weights", "nowhere.h5"], "nowhere.h5"),
         (lambda photos: None, ["--label-regex", "(green)"], "green"),
         (lambda photos: None, ["--csv", "nowhere.csv"], "nowhere.csv"),
+        (lambda photos: None, ["--csv", "a.csv", "--label-regex", "(a)"], "choose one"),
+        (lambda photos: None, ["--presize", "31"], "--presize 31"),
+        (lambda photos: None, ["--size", "16"], "at least 32x32"),
     ],
-    ids=["no folder", "no images", "one class", "no validation", "backbone", "weights", "regex", "csv"],
+    ids=[
+        "no folder",
+        "no images",
+        "one class",
+        "no validation",
+        "backbone",
+        "weights",
+        "regex",
+        "csv",
+        "csv and regex",
+        "presize",
+        "size",
+    ],
 )
 def test_bad_input_gets_one_message_and_leaves_nothing(photos, tmp_path, capsys, spoil, words, message):
     spoil(photos)
@@ -283,6 +298,15 @@ def test_predict_refuses_bad_input(trained, tmp_path, capsys, words):
 
 
 # ---- check ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["check", "{photos}", "--ledger"], ["report", "{run}", "--out"]])
+def test_a_folder_that_is_not_there_is_said_before_the_work(photos, trained, tmp_path, capsys, words):
+    words = [word.format(photos=photos, run=trained / "out") for word in words]
+    assert run(*words, tmp_path / "nowhere" / "file") == 4
+    shown = capsys.readouterr()
+    assert shown.err.startswith("kclf: No such folder")
+    assert shown.out == ""
 
 
 def test_check_finds_wrong_labels_with_the_folder_of_a_run(trained, photos, tmp_path):

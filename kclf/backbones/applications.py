@@ -8,6 +8,7 @@ import warnings
 import keras
 import numpy as np
 
+from ..errors import BackboneError
 from ..weights import TORCH, array_of, named_variables, with_conventions
 from .downloads import keras_cache, network_timeout, unavailable
 
@@ -88,7 +89,12 @@ def _construct(
     with warnings.catch_warnings():
         # MobileNets say that weights of 224 px serve other sizes too, which is the point of open sides.
         warnings.filterwarnings("ignore", message=".*input_shape.*", category=UserWarning)
-        return constructor(include_top=False, weights=weights, input_shape=input_shape)
+        try:
+            return constructor(include_top=False, weights=weights, input_shape=input_shape)
+        except ValueError as error:
+            if "Input size must be" not in str(error):
+                raise
+            raise BackboneError(f"{name} cannot be built for photos so small. {error}") from error
 
 
 def _imagenet(name: str, input_shape: tuple[int | None, int | None, int]) -> keras.Model:

@@ -51,7 +51,7 @@ def build_backbone(
         (batch, height, width, channels) to features (batch, height / 32, width / 32, features), float32.
 
     Raises:
-        BackboneError: there is no such backbone, or it cannot be built on torch.
+        BackboneError: there is no such backbone, or it cannot be built on torch or for photos so small.
         WeightsUnavailableError: the ImageNet weights are not here and cannot be downloaded.
         WeightsError: the file at `weights` is of another architecture; the message lists what does not fit.
         FileFormatError: the file at `weights` is damaged or no weights file.
