@@ -32,6 +32,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+WITHIN = ("data:", "blob:", "chrome:", "chrome-untrusted:")  # the page itself, and the browser's first tab
 NAMES = [f"breed_{number:02}" for number in range(30)]
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 
@@ -73,7 +74,7 @@ class Browser:
             sent = [
                 e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
             ]
-            found |= {address for address in sent if not address.startswith(("data:", "blob:", "chrome:"))}
+            found |= {address for address in sent if not address.startswith(WITHIN)}
             if page.as_uri() in found:
                 break
             time.sleep(0.1)
