@@ -792,6 +792,16 @@ def test_a_very_long_photo_is_kept_as_it_is(pets_folder, tmp_path):
     assert (fast.train.dataset.square(index, 20) == (255, 0, 0)).all()
 
 
+def test_a_cache_does_not_enlarge_its_photos(pets_folder, tmp_path):
+    fast = small(pets_folder).resize(20, tmp_path / "cache")
+
+    assert fast.replace(size=20).train.presize == 20
+    with pytest.raises(ValueError, match=r"presize <= 20, the short side.*presize=24.*at least 24"):
+        fast.replace(size=24)
+    with pytest.raises(ValueError, match=r"presize <= 20"):
+        fast.valid.replace(presize=21)
+
+
 def test_what_cannot_be_cached_says_why(pets_folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"size >= 16.*size=8"):
         small(pets_folder).resize(8, tmp_path)

@@ -46,6 +46,7 @@ class CachedImages(Images):
         layout: where each image of the cache lies.
         pixels: uint8 memory of all images of the cache.
         reasons: why an image of the cache is not there.
+        largest: short side in pixels that the images of the cache have.
         rows: int64 (n,), which image of the cache each path is; None for all of them in order.
     """
 
@@ -55,9 +56,11 @@ class CachedImages(Images):
         layout: Layout,
         pixels: np.ndarray,
         reasons: dict[int, str],
+        largest: int | None,
         rows: np.ndarray | None = None,
     ) -> None:
         self.paths = paths
+        self.largest = largest
         self._layout = layout
         self._pixels = pixels
         self._reasons = reasons
@@ -72,8 +75,8 @@ class CachedImages(Images):
 
     def take(self, indices: np.ndarray) -> CachedImages:
         """Some of the images, of the same cache."""
-        rows = self._rows[indices]
-        return CachedImages(self.paths[indices], self._layout, self._pixels, self._reasons, rows)
+        paths, rows = self.paths[indices], self._rows[indices]
+        return CachedImages(paths, self._layout, self._pixels, self._reasons, self.largest, rows)
 
     def square(
         self,
@@ -113,7 +116,7 @@ def cached(paths: np.ndarray, size: int, folder: str | os.PathLike[str], num_thr
         layout = _layout(paths, size, cache, pool)
         reasons = _fill(paths, size, cache, layout, pool)
     pixels = np.memmap(cache / "pixels", dtype=np.uint8, mode="r")
-    return CachedImages(paths, layout, pixels, reasons)
+    return CachedImages(paths, layout, pixels, reasons, size)
 
 
 def _key(paths: np.ndarray, size: int) -> str:

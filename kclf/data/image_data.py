@@ -149,6 +149,9 @@ class ImageData:
             presize: the new side of the loader's squares.
             **changes: other arguments of `ImageDataset`, for all splits.
 
+        Raises:
+            ValueError: the squares would be larger than the photos of a cache (`resize`).
+
         Example:
             >>> data = ImageData.from_arrays((np.zeros((20, 32, 32, 3), np.uint8), [0, 1] * 10), size=32)
             >>> data.replace(batch_size=4).train

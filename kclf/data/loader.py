@@ -119,7 +119,7 @@ class ImageDataset(DataLoader, DataAdapter):
         self.class_names = list(class_names)
         self.task = task
         self.labels = _checked_labels(labels, len(source), task)
-        self.presize = at_least("presize", presize, 1)
+        self.presize = _checked_presize(presize, source)
         self.resize_method = resize_method
         self.shuffle = shuffle
         self.random_crop = random_crop
@@ -522,6 +522,16 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _checked_presize(presize: int, source: Images) -> int:
+    if source.largest is not None and presize > source.largest:
+        raise ValueError(
+            f"Expected presize <= {source.largest}, the short side of the photos in the cache: a larger "
+            f"square would be blurred. Received: presize={presize}. Begin with the photos themselves, and "
+            f"call `resize` with a size of at least {presize}"
+        )
+    return at_least("presize", presize, 1)
 
 
 def _checked_shard(shard: tuple[int, int] | None, n: int, batch_size: int) -> tuple[int, int]:

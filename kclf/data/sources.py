@@ -18,9 +18,14 @@ class Images(Dataset):
     """n images: `images[i]` is image i as uint8 (height, width, 3); `paths` names each.
 
     Subclasses give `paths` and `__getitem__`, and `take`.
+
+    Attributes:
+        paths: what names each image, (n,).
+        largest: side in pixels of the largest square worth asking for; None where that depends on the image.
     """
 
     paths: np.ndarray
+    largest: int | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
