@@ -117,6 +117,11 @@ class ActivationDataset(DataLoader):
         return len(self.paths)
 
     @property
+    def files(self) -> np.ndarray | None:
+        """The files of the photos, (n,); None for images in memory."""
+        return self.images.files
+
+    @property
     def readable(self) -> np.ndarray:
         """Bool (n,): False for the photos that could not be read, whose row shows another one."""
         return self.index == np.arange(len(self.index))

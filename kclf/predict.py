@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -223,12 +224,21 @@ class Predictions:
         yield ["path", *known, "predicted", "confidence", *self.class_names]
         for row in range(len(self)):
             rows = [f"{value:.6g}" for value in self.probabilities[row]]
-            label = [] if self.labels is None else [self._words(self.labels[row])]
+            label = [] if self.labels is None else [self.words(self.labels[row])]
             path = row if self.paths is None else self.paths[row]
-            yield [path, *label, self._words(self.predicted[row]), f"{self.confidence[row]:.6g}", *rows]
+            yield [path, *label, self.words(self.predicted[row]), f"{self.confidence[row]:.6g}", *rows]
 
-    def _words(self, answer: Any) -> str:
-        """One photo's label or prediction by the names of its classes."""
+    def words(self, answer: Any) -> str:
+        """One photo's label or prediction in words: its classes by name, or its numbers.
+
+        Args:
+            answer: a row of `labels` or `predicted`.
+
+        Example:
+            >>> rows = Predictions(np.array([[0.9, 0.6, 0.1]]), class_names="abc", task="multi_label")
+            >>> rows.words(rows.predicted[0])
+            'a;b'
+        """
         if self.task == "single_label":
             return self.class_names[int(answer)]
         if self.task == "multi_label":
@@ -451,7 +461,7 @@ def _beside_labels(
     names = getattr(dataset, "class_names", None) or getattr(model, "class_names", None) or ()
     known = getattr(dataset, "labels", None)
     known = np.concatenate(labels) if known is None and labels else known
-    paths = getattr(dataset, "paths", None)
+    paths = getattr(dataset, "files", getattr(dataset, "paths", None))
     readable = getattr(dataset, "readable", None)
     rows = slice(None) if readable is None else readable
     return [
@@ -488,6 +498,12 @@ def _view_maker(layer: Augmentation, views: str, n: int, seed: int) -> tuple[Vie
     """A function of the images that gives their views, and how many it gives."""
     if views == "random":
         at_least("n", n, 1)
+        if not layer.is_random:
+            warnings.warn(
+                "The model's augmentation draws nothing, so that its views are all the plain one: build the "
+                'model with `augmentation=aug_transforms(size)`, or take `views="flip"`',
+                stacklevel=3,
+            )
         drawing = type(layer).from_config({**layer.get_config(), "seed": seed})
         return lambda images: (drawing(images, training=True) for _ in range(n)), n
     maps = _fixed_maps(views)

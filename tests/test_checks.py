@@ -27,6 +27,7 @@ from kclf.checks import (
     same_looks,
     undo_ledger,
 )
+from kclf.data import ImageData
 from kclf.errors import DataError, FileFormatError, OutputExistsError
 from kclf.images import read_image, to_square
 
@@ -66,6 +67,12 @@ def test_sound_data_gives_no_finding(photos):
     assert found(findings) == []
     assert findings.num_photos == 24
     assert findings.notes == ["labels were not checked: that needs a model (a saved classifier)"]
+
+
+def test_images_in_memory_are_refused():
+    data = ImageData.from_arrays((np.zeros((8, 4, 4, 3), np.uint8), [0, 1] * 4), batch_size=2)
+    with pytest.raises(DataError, match=r"photos in files\. Received: train images in memory"):
+        check(data)
 
 
 def test_damaged_and_odd_files_are_named(photos):

@@ -333,6 +333,22 @@ def test_plots_draw(pets_answers, tmp_path):
     pyplot.close("all")
 
 
+def test_images_in_memory_are_drawn_from_memory():
+    from matplotlib import pyplot
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
+    answers = Interpretation(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]), ["cat", "dog"])
+
+    gallery = answers.top_losses(2)
+    with pytest.raises(ValueError, match=r"images=data\.valid\.dataset"):
+        gallery.plot()
+    drawn = gallery.plot(images=images).axes_
+
+    assert np.array_equal(drawn[0].images[0].get_array(), images[1])
+    assert np.array_equal(drawn[1].images[0].get_array(), images[0])
+    pyplot.close("all")
+
+
 class TinyClassifier(keras.Model):
     """The parts of an ImageClassifier: logit 0 sees red, logit 1 sees blue, in cells of 8 pixels."""
 

@@ -62,6 +62,27 @@ def test_prediction_draws_nothing():
     assert torch.equal(layer.get_random_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("settings", "random"),
+    [
+        ({}, False),
+        ({"interpolation": "bicubic", "fill_mode": "zeros"}, False),
+        ({"max_rotate": 10, "max_hue": 0.1, "p_affine": 0, "p_lighting": 0}, False),
+        ({"flip": "horizontal"}, True),
+        ({"min_scale": 0.5}, True),
+        ({"max_rotate": 10}, True),
+        ({"min_zoom": 0.8}, True),
+        ({"max_hue": 0.1}, True),
+        ({"max_hue": 0.1, "p_lighting": 0, "one_operation": True}, True),
+    ],
+)
+def test_whether_it_draws_anything_is_known(settings, random):
+    layer = Augmentation(16, seed=0, **settings)
+    images = np.random.default_rng(0).integers(0, 256, (16, 20, 20, 3), dtype="uint8")
+    differs = not torch.equal(layer(images, training=True), layer(images, training=False))
+    assert layer.is_random == differs == random
+
+
 def test_a_batch_is_its_pictures():
     images = smooth(3)
     layer = Augmentation(32, **STRONG, seed=2)

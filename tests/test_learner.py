@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -324,7 +325,8 @@ def test_precomputed_predictions_equal_plain_ones(tmp_path):
     slow = learner.predictions()
     np.testing.assert_allclose(fast.probabilities, slow.probabilities, rtol=1e-4, atol=1e-5)
     assert fast.labels.tolist() == slow.labels.tolist()
-    assert fast.paths.tolist() == slow.paths.tolist()
+    assert fast.paths is None
+    assert slow.paths is None
 
 
 def test_three_rates_with_precompute_are_a_clear_error(tmp_path):
@@ -378,7 +380,8 @@ def test_a_test_set_added_later(folder, tmp_path):
 # ---- predictions ------------------------------------------------------------
 
 
-def test_predict_gives_log_probabilities_and_tta_their_labels(learner):
+def test_predict_gives_log_probabilities_and_tta_their_labels(tmp_path):
+    learner = make_learner(tmp_path, augmentation=side_on(SIZE))
     log_preds = learner.predict()
     np.testing.assert_allclose(np.exp(log_preds).sum(axis=1), 1, rtol=1e-5)
     averaged, labels = learner.TTA()
@@ -387,7 +390,8 @@ def test_predict_gives_log_probabilities_and_tta_their_labels(learner):
     assert figures.log_loss(labels, np.exp(averaged)) > 0
 
 
-def test_tta_and_get_preds_give_probabilities(learner):
+def test_tta_and_get_preds_give_probabilities(tmp_path):
+    learner = make_learner(tmp_path, augmentation=side_on(SIZE))
     for probabilities, labels in (learner.get_preds(), learner.tta(n=2), learner.tta(n=2, use_max=True)):
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
         assert labels.tolist() == learner.data.valid.labels.tolist()
@@ -400,7 +404,8 @@ def test_get_preds_of_batches(learner):
     assert labels.tolist() == [0, 1, 1]
 
 
-def test_predictions_come_in_the_order_of_the_data(learner):
+def test_predictions_come_in_the_order_of_the_data(folder, tmp_path):
+    learner = make_learner(tmp_path, ImageData.from_folder(folder, size=SIZE, batch_size=8))
     train = learner.predictions("train")
     assert train.paths.tolist() == learner.data.train.paths.tolist()
     assert len(train) == learner.data.train.num_images
@@ -415,7 +420,8 @@ def test_predict_a_photo_by_path(folder, tmp_path):
 
 
 def test_submission(folder, tmp_path):
-    learner = make_learner(tmp_path, ImageData.from_folder(folder, size=SIZE, batch_size=8))
+    data = ImageData.from_folder(folder, size=SIZE, batch_size=8)
+    learner = make_learner(tmp_path, data, augmentation=side_on(SIZE))
     learner.submission(tmp_path / "submission.csv", n_aug=1)
     rows = list(csv.reader((tmp_path / "submission.csv").read_text().splitlines()))
     assert rows[0] == ["id", "cat", "dog"]
@@ -423,10 +429,43 @@ def test_submission(folder, tmp_path):
     assert sum(map(float, rows[1][1:])) == pytest.approx(1, abs=1e-6)
 
 
-def test_interpret_and_show_results(folder, tmp_path):
-    learner = make_learner(tmp_path, ImageData.from_folder(folder, size=SIZE, batch_size=8))
-    assert len(learner.interpret()) == learner.data.valid.num_images
-    assert len(learner.show_results(4)) == 4
+def test_interpret_and_show_results_leave_out_what_cannot_be_read(folder, tmp_path):
+    data = ImageData.from_folder(folder, size=SIZE, batch_size=8, valid_fraction=0.5)
+    broken = Path(data.valid.paths[0])
+    broken.write_bytes(broken.read_bytes()[:60])
+    learner = make_learner(tmp_path, data)
+    found = learner.predictions()
+
+    figure = learner.show_results(99, seed=0)
+
+    assert len(learner.interpret()) == len(found) < data.valid.num_images
+    rows = np.random.default_rng(0).permutation(len(found))
+    for ax, row in zip(figure.axes, rows, strict=False):
+        assert np.array_equal(ax.images[0].get_array(), np.asarray(Image.open(found.paths[row])))
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_show_results_draws_each_photo_under_its_answer(tmp_path, task):
+    pixels, names = photos(40)
+    labels = {
+        "single_label": names,
+        "multi_label": np.random.default_rng(0).integers(0, 2, (40, 3)).astype("float32"),
+        "regression": np.linspace(-1, 1, 40),
+    }[task]
+    data = ImageData.from_arrays((pixels, labels), task=task, batch_size=8)
+    learner = make_learner(tmp_path, data)
+    found = learner.predictions()
+
+    axes = learner.show_results(4, seed=0).axes[:4]
+
+    rows = np.random.default_rng(0).permutation(len(found))[:4]
+    for ax, row in zip(axes, rows, strict=True):
+        said, right = ax.get_title().split(" / ")
+        assert right == (found.words(found.labels[row]) or "none")
+        assert said.split(" ")[0] == (found.words(found.predicted[row]) or "none")
+        wrong = task != "regression" and said.split(" ")[0] != right
+        assert ax.title.get_color() == ("tab:red" if wrong else "black")
+        assert np.array_equal(ax.images[0].get_array(), data.valid.dataset[row])
 
 
 def test_report_is_one_page_of_this_learner(folder, tmp_path):
@@ -699,7 +738,7 @@ def test_multi_label_and_regression(tmp_path):
     names, mask, _ = learner.predict(pixels[0])
     assert len(names) == mask.sum()
     numbers = ImageData.from_arrays((pixels, rng.random(40) - 0.5), task="regression", batch_size=8)
-    learner = make_learner(tmp_path, numbers)
+    learner = make_learner(tmp_path, numbers, augmentation=side_on(SIZE))
     learner.fit(1e-3, 1)
     assert learner.predict(pixels[0])[0].shape == (1,)
     assert np.array_equal(learner.predict(), learner.get_preds()[0])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from kclf.data import ImageDataset
 from kclf.layers import Augmentation, aug_transforms, side_on
 from kclf.predict import Predictions, average_views, predict, predict_tta
 
@@ -284,14 +285,25 @@ def test_the_model_may_come_without_augmentation():
 )
 def test_bad_arguments_are_refused(arguments, fact):
     with pytest.raises(ValueError, match=f"Received: {fact}"):
-        predict_tta(classifier(), pictures(), **arguments)
+        predict_tta(classifier(flip="horizontal"), pictures(), **arguments)
 
 
 def test_numbers_are_averaged_arithmetically_or_not_at_all():
-    data = Batches(pictures(), task="regression")
-    predict_tta(classifier(), data, 1)
+    data, model = Batches(pictures(), task="regression"), classifier(flip="horizontal")
+    predict_tta(model, data, 1)
     with pytest.raises(ValueError, match="average='max'"):
-        predict_tta(classifier(), data, 1, average="max")
+        predict_tta(model, data, 1, average="max")
+
+
+def test_views_that_are_all_the_plain_one_are_told():
+    with pytest.warns(UserWarning, match="draws nothing"):
+        predict_tta(classifier(interpolation="bicubic", p_affine=0.5), pictures())
+    predict_tta(classifier(), pictures(), views="flip")
+
+
+def test_images_in_memory_have_no_files():
+    dataset = ImageDataset(pictures(), LABELS, class_names=CLASSES, presize=16)
+    assert predict(classifier(), dataset).paths is None
 
 
 def test_a_gain_has_the_standard_error_of_its_differences():

@@ -106,6 +106,8 @@ def _photos_in(folder: str, label: Callable[[str], str] | None) -> tuple[str, li
 def _photos_of_set(
     dataset: Any, set_name: str, class_names: Sequence[str], label: Callable[[str], str] | None
 ) -> list[Photo]:
+    if getattr(dataset, "files", dataset.paths) is None:
+        raise DataError(f"Expected photos in files. Received: {set_name} images in memory")
     paths = [str(path) for path in dataset.paths]
     labels = dataset.labels
     if label is not None:

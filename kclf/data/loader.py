@@ -168,6 +168,11 @@ class ImageDataset(DataLoader, DataAdapter):
         return len(self.paths)
 
     @property
+    def files(self) -> np.ndarray | None:
+        """The files of the images, (n,); None for images in memory."""
+        return self.paths if self.dataset.in_files else None
+
+    @property
     def skipped(self) -> list[tuple[str, str]]:
         """(path, reason) of each image found unreadable so far; another one stood in for it."""
         with self._lock:

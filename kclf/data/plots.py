@@ -40,6 +40,19 @@ def show_augmented(split: ImageDataset, augmentation: Augment | None, index: int
     return tiles(views.numpy(force=True).clip(0, 255).astype(np.uint8))
 
 
+def show_answers(
+    split: ImageDataset, indices: Sequence[int], titles: Sequence[str], wrong: Sequence[bool]
+) -> Figure:
+    """Some images as the model sees them, each under what it said, in red where that is wrong."""
+    squares = np.empty((len(indices), split.presize, split.presize, 3), dtype=np.uint8)
+    for index, square in zip(indices, squares, strict=True):
+        split.dataset.square(index, split.presize, split.resize_method, out=square)
+    figure = tiles(squares, titles)
+    for ax, is_wrong in zip(figure.axes, wrong, strict=False):
+        ax.title.set_color("tab:red" if is_wrong else "black")
+    return figure
+
+
 def tiles(images: np.ndarray, titles: Sequence[str] | None = None) -> Figure:
     """Images in a grid near to a square, each under its title: uint8 (n, height, width, 3)."""
     columns = int(np.ceil(np.sqrt(len(images))))

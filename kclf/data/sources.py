@@ -21,10 +21,12 @@ class Images(Dataset):
 
     Attributes:
         paths: what names each image, (n,).
+        in_files: whether that is its file.
         largest: side in pixels of the largest square worth asking for; None where that depends on the image.
     """
 
     paths: np.ndarray
+    in_files = True
     largest: int | None = None
 
     def __len__(self) -> int:
@@ -83,6 +85,8 @@ class FileImages(Images):
 
 class ArrayImages(Images):
     """Images in memory: uint8 (n, height, width, 3), or (n, height, width) for grey ones."""
+
+    in_files = False
 
     def __init__(self, images: np.ndarray) -> None:
         images = np.asarray(images)

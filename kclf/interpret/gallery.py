@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
@@ -16,6 +16,13 @@ from ..images import read_image
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+class Indexed(Protocol):
+    """Images by number."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Image `index`, uint8 (height, width, 3)."""
 
 
 @dataclass(frozen=True)
@@ -85,23 +92,34 @@ class Gallery(Sequence[Answer]):
         lines = [f"{answer.loss:7.3f}  {answer}  {answer.path or answer.index}" for answer in self.answers]
         return "\n".join([f"{self.title}: loss, predicted / actual with probabilities, photo", *lines])
 
-    def plot(self, axes: Sequence[Axes] | np.ndarray | None = None, *, columns: int = 4) -> Gallery:
+    def plot(
+        self,
+        axes: Sequence[Axes] | np.ndarray | None = None,
+        *,
+        columns: int = 4,
+        images: Indexed | None = None,
+    ) -> Gallery:
         """Draw the photos under "predicted p / actual p"; wrong answers in red.
 
         Args:
             axes: at least as many axes as photos; a new figure, if None.
             columns: of a new figure.
+            images: what gives the uint8 image (height, width, 3) of an index, such as an array or
+                `data.valid.dataset`; None reads the files.
 
         Returns:
             This object, with `axes_` and `figure_`.
         """
-        if any(answer.path is None for answer in self.answers):
-            raise ValueError("Expected answers with the files of their photos. Received: paths=None")
+        if images is None and any(answer.path is None for answer in self.answers):
+            raise ValueError(
+                "Expected answers with the files of their photos, or images in memory: "
+                "images=data.valid.dataset. Received: paths=None, images=None"
+            )
         self.axes_ = self._grid(columns) if axes is None else np.asarray(axes).ravel()
         for ax in self.axes_:
             ax.axis("off")
         for ax, answer in zip(self.axes_, self.answers, strict=False):
-            _show(ax, answer)
+            _show(ax, answer, images)
         self.figure_ = self.axes_[0].figure if len(self.axes_) else None
         return self
 
@@ -110,9 +128,11 @@ class Gallery(Sequence[Answer]):
         return new_grid(rows, columns, (2.6 * columns, 2.8 * rows), title=self.title)
 
 
-def _show(ax: Axes, answer: Answer) -> None:
+def _show(ax: Axes, answer: Answer, images: Indexed | None) -> None:
     ax.set_title(str(answer), fontsize=8, color="black" if answer.is_right else "tab:red")
     try:
-        ax.imshow(read_image(str(answer.path), at_least=256))
+        ax.imshow(
+            read_image(str(answer.path), at_least=256) if images is None else np.asarray(images[answer.index])
+        )
     except ImageError as error:
         ax.text(0.5, 0.5, error.reason, ha="center", va="center", wrap=True, fontsize=8)

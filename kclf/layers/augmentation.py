@@ -204,6 +204,19 @@ class Augmentation(keras.layers.Layer):
             finish=_relight(transformation, images.device) if lighting else None,
         )
 
+    @property
+    def is_random(self) -> bool:
+        """Whether training images can differ from plain ones."""
+        often = self.one_operation
+        moved = any((self.max_rotate, self.max_warp, self.min_zoom != 1, self.max_zoom != 1))
+        relit = any((self.max_lighting, self.max_saturation, self.max_hue))
+        return (
+            self.flip is not None
+            or self.min_scale < 1
+            or (moved and (often or self.p_affine > 0))
+            or (relit and (often or self.p_lighting > 0))
+        )
+
     def resized(self, size: int | tuple[int, int] | None) -> Augmentation:
         """A copy that gives images of another size."""
         return type(self).from_config({**self.get_config(), "size": size})

@@ -14,7 +14,6 @@ from ..activations import head_model
 from ..data import ImageData
 from ..errors import DataError, WeightsError
 from ..images import CENTRE, ResizeMethod, to_square
-from ..layers import Augmentation
 from ..models import ImageClassifier, load
 from ..predict import Predictions
 
@@ -121,13 +120,6 @@ def head_for(model: ImageClassifier) -> keras.Model:
     finally:
         keras.config.set_dtype_policy(before)
     return accelerate(head) if is_accelerated(model) else head
-
-
-def is_random(augmentation: Augmentation) -> bool:
-    """Whether training photos differ from plain ones."""
-    passing = ("name", "seed", "trainable", "dtype")
-    plain = Augmentation(augmentation.size).get_config()
-    return any(value != plain[key] for key, value in augmentation.get_config().items() if key not in passing)
 
 
 def one_dropout(ps: float | Sequence[float]) -> float:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -40,7 +40,6 @@ from .building import (
     decoded,
     fitted,
     head_for,
-    is_random,
     logarithms,
     one_dropout,
     rebuilt,
@@ -52,8 +51,11 @@ from .folds import write_submission
 from .mixing import mixed
 from .options import Training
 from .overflow import Overflow, through_overflow
-from .plots import Sched, SuggestedRates, report_inputs
+from .plots import Sched, SuggestedRates, report_inputs, show_results
 from .resuming import with_checkpoint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rates = float | slice | Sequence[float]
 Callbacks = Sequence[keras.callbacks.Callback]
@@ -466,11 +468,11 @@ class Learner:
         """Write one self-contained HTML page: curves, confusion, top losses, calibration; gives its path."""
         return write_report(report_inputs(self), self.path / path)
 
-    def show_results(self, max_n: int = 9, *, seed: int | None = None) -> Any:
-        """Draw some validation photos with their labels and predictions; returns the gallery."""
+    def show_results(self, max_n: int = 9, *, seed: int | None = None) -> Figure:
+        """A figure of some validation photos, each under "predicted / actual"; in red where that is wrong."""
         found = self.predictions("valid")
         some = np.random.default_rng(seed).permutation(len(found))[:max_n]
-        return Interpretation.from_predictions(found.take(some)).top_losses(max_n).plot()
+        return show_results(self._split("valid"), found, some)
 
     # ---- files ------------------------------------------------------------
 
@@ -527,7 +529,7 @@ class Learner:
         data = self._require_data()
         if not self.precompute:
             return self.model, data
-        if self.precompute_views == 1 and is_random(self.model.augmentation):
+        if self.precompute_views == 1 and self.model.augmentation.is_random:
             warnings.warn(
                 "The augmentation has no effect with precompute=True: the head trains on activations of the "
                 "plain photos. Set precompute = False to train with it, or precompute_views=4 to compute "
