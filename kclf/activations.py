@@ -412,6 +412,7 @@ def _numbered(dataset: ImageDataset, view: int, augment: bool) -> ImageDataset:
     """
     return dataset.replace(
         labels=np.arange(dataset.num_images),
+        class_names=(),
         task="single_label",
         batch_size=1 << (min(dataset.batch_size, LARGEST_BATCH).bit_length() - 1),
         shuffle=False,

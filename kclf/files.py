@@ -408,12 +408,7 @@ def stratified_split(
     _require_fraction(valid_fraction)
     rng = np.random.default_rng(seed)
     names, members = _members(labels)
-    lonely = [names[i] for i, indices in enumerate(members) if len(indices) == 1]
-    if lonely:
-        raise DataError(
-            f"{len(lonely)} of {len(names)} classes have a single image, which cannot be in training and in "
-            f"validation: {_words(lonely)}. Add images, or merge or remove the class"
-        )
+    require_two_of_each(names, [len(indices) for indices in members])
     shares = [min(len(m) - 1, max(1, round(valid_fraction * len(m)))) for m in members]
     chosen = [rng.permutation(m)[:share] for m, share in zip(members, shares, strict=True)]
     return index_split(len(labels), np.concatenate(chosen))
@@ -506,6 +501,16 @@ def _members(labels: Sequence[Hashable] | np.ndarray) -> tuple[list[Hashable], l
 def _require_fraction(valid_fraction: float) -> None:
     if not 0 < valid_fraction < 1:
         raise DataError(f"Expected 0 < valid_fraction < 1. Received: valid_fraction={valid_fraction!r}")
+
+
+def require_two_of_each(names: Sequence[Hashable], counts: Sequence[int] | np.ndarray) -> None:
+    """Raise `DataError` where a class has one image alone."""
+    lonely = [name for name, count in zip(names, counts, strict=True) if count == 1]
+    if lonely:
+        raise DataError(
+            f"{len(lonely)} of {len(names)} classes have a single image, which cannot be in training and in "
+            f"validation: {_words(lonely)}. Add images, or merge or remove the class"
+        )
 
 
 def require_classes(labels: Sequence[str], valid_labels: Sequence[str], where: str) -> None:

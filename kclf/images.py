@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -61,6 +62,7 @@ def read_image(
     except ImageError:
         raise
     except Exception as error:  # damaged files make Pillow's parsers raise almost anything
+        _require_handles(error)
         raise ImageError(path, _reason(path, error, content)) from error
 
 
@@ -74,11 +76,13 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         _require_file(path)
         with Image.open(path) as image:
             _require_size(path, image.size)
-            sideways = image.getexif().get(ORIENTATION, 1) >= 5
+            as_stored = image.format != "TIFF"  # Pillow gives a TIFF's size upright
+            sideways = as_stored and image.getexif().get(ORIENTATION, 1) >= 5
             return image.size[::-1] if sideways else image.size
     except ImageError:
         raise
     except Exception as error:
+        _require_handles(error)
         raise ImageError(path, _reason(path, error)) from error
 
 
@@ -89,6 +93,12 @@ def verify_image(path: str | os.PathLike[str]) -> str | None:
     except ImageError as error:
         return error.reason
     return None
+
+
+def _require_handles(error: Exception) -> None:
+    """Pass on that no more files can be opened: the photo is not to blame."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
 
 
 def _upright(image: Image.Image) -> Image.Image:

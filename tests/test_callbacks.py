@@ -96,8 +96,8 @@ def test_an_interrupted_run_is_tidied_by_the_next():
     with pytest.raises(KeyboardInterrupt):
         fit(model, [OneCycle(slice(1e-5, 1e-3)), recorder, stop])
     fit(model, [FlatCosine(), recorder])
-    assert len(recorder.losses) == len(recorder.momentums) == 20
-    assert recorder.learning_rates[0] == pytest.approx(1e-2)
+    assert len(recorder.losses) == len(recorder.momentums) == 4 + 20
+    assert recorder.learning_rates[4] == pytest.approx(1e-2)
     assert (model.optimizer.learning_rates, model.optimizer.inner_optimizer.beta_1) == before
 
 
@@ -245,6 +245,20 @@ def test_snapshots_are_the_weights_after_each_cycle(tmp_path):
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_run_that_goes_on_keeps_its_snapshots(tmp_path):
+    cycle = CosineRestarts(1e-2, num_cycles=3, snapshots=tmp_path / "dogs")
+    model = make_model()
+    x, y = data()
+    first = {"batch_size": 8, "verbose": 0, "callbacks": [cycle]}
+    with pytest.warns(UserWarning, match="do not fill"):
+        model.fit(x, y, epochs=2, **first)
+    model.fit(x, y, initial_epoch=2, epochs=3, **first)
+    assert [Path(p).name for p in cycle.snapshots] == [f"dogs_cyc_{k}.weights.h5" for k in range(3)]
+    with pytest.warns(UserWarning, match="do not fill"):
+        model.fit(x, y, epochs=1, **first)
+    assert [Path(p).name for p in cycle.snapshots] == ["dogs_cyc_0.weights.h5"]
+
+
 def test_a_snapshot_holds_weights_only(tmp_path):
     import h5py
 
@@ -322,6 +336,34 @@ def test_recorder_plots_on_given_axes():
     assert recorder.plot_momentum(ax=axes[1]) is axes[1]
     assert [line.get_label() for line in recorder.plot_loss(ax=axes[2]).lines] == ["train", "valid"]
     pyplot.close(figure)
+
+
+def test_recorder_marks_the_end_of_each_epoch_where_it_was():
+    from matplotlib import pyplot
+
+    recorder, model = Recorder(), make_model()
+    fit(model, [recorder], epochs=1, validation_data=data(16))
+    x, y = data(16)
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[recorder], validation_data=(x, y))
+    again = Recorder()
+    again.load_state_dict(recorder.state_dict())
+    for one in (recorder, again):
+        assert one.plot_loss(ax=pyplot.figure().subplots()).lines[1].get_xdata().tolist() == [10, 12]
+    pyplot.close("all")
+
+
+def test_a_metric_with_a_figure_for_each_class_is_shown_by_its_mean():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, "softmax")])
+    model.compile("sgd", loss="categorical_crossentropy", metrics=[keras.metrics.F1Score()])
+    x, y = np.random.default_rng(0).random((12, 2)), np.eye(3)[np.arange(12) % 3]
+    out, recorder = io.StringIO(), Recorder()
+
+    logs = model.fit(x, y, verbose=0, callbacks=[EpochTable(out), recorder]).history
+
+    assert len(logs["f1_score"][0]) == 3
+    assert recorder.epochs[0]["f1_score"] == pytest.approx(np.mean(logs["f1_score"][0]))
+    assert f"{recorder.epochs[0]['f1_score']:.6f}" in out.getvalue()
 
 
 def test_smoothed_loss_is_debiased():

@@ -21,7 +21,7 @@ from kclf.callbacks import (
     range_test,
 )
 from kclf.callbacks.range_test import RULES
-from kclf.data import ImageData
+from kclf.data import ImageData, ImageDataset
 from kclf.errors import TrainingError
 from kclf.layers import Augmentation, InputNormalization
 from kclf.optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
@@ -319,6 +319,38 @@ def test_repeats_give_median_and_spread():
     steep = test.suggestions["steep"]
     assert len({tuple(run.losses) for run in test.runs}) == 3
     assert steep.low <= steep.learning_rate <= steep.high
+
+
+def test_repeats_meet_other_batches_of_a_loader_that_keeps_its_place():
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    data = ImageDataset(images, np.arange(64) % 2, class_names="ab", presize=8, batch_size=4, shuffle=True)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(2)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizers.SGD(), loss=loss)
+    before = data.state_dict()
+
+    test = find_learning_rate(model, data, num_steps=8, repeats=3)
+
+    assert len({run.losses[0] for run in test.runs}) == 3
+    assert data.state_dict() == before
+
+
+def test_repeats_draw_anew_in_layers_with_generators_of_their_own():
+    model = keras.Sequential([keras.Input((6,)), Noise(), layers.Dense(3)])
+    model.compile(optimizers.SGD(), loss="mse")
+    before = model.layers[0].get_random_state()
+
+    test = find_learning_rate(model, arrays(8), num_steps=4, repeats=3, batch_size=8)
+
+    assert len({run.losses[0] for run in test.runs}) == 3
+    assert torch.equal(model.layers[0].get_random_state(), before)
+
+
+def test_sample_weights_beside_arrays_count():
+    x, y = arrays()
+    test = find_learning_rate(make_model(), (x, y, np.zeros(len(x))), num_steps=4, batch_size=8)
+    assert test.losses.tolist() == [0.0] * 4
 
 
 def test_text_names_every_rule_and_the_agreement():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gc
 import io
 import logging
@@ -272,7 +273,9 @@ def test_a_csv_of_names_without_suffix(pets_folder):
 
 
 def test_a_csv_with_a_delimiter_has_several_labels(pets_folder):
-    file = write_csv(pets_folder, ["cat/1.png,haze; primary", "cat/2.png,", "cat/3.png,primary"] * 3)
+    file = write_csv(
+        pets_folder, [f"cat/{i}.png,{['haze; primary', '', 'primary'][i % 3]}" for i in range(9)]
+    )
 
     data = ImageData.from_csv(file, label_delimiter=";", size=16)
 
@@ -311,6 +314,89 @@ def test_arrays_of_any_task(labels, task, names):
 
     assert (data.task, data.class_names, data.size) == (task, names, 12)
     assert (data.train.num_images, data.valid.num_images) == (16, 4)
+
+
+def test_class_numbers_in_a_column_are_class_numbers():
+    images, labels = np.zeros((20, 12, 12, 3), np.uint8), np.arange(20, dtype=np.uint8)[:, None] % 4
+
+    data = ImageData.from_arrays((images, labels), (images[:4], labels[:4]), batch_size=4)
+
+    assert (data.task, data.class_names) == ("single_label", ["0", "1", "2", "3"])
+    assert data.valid.labels.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([0, 1, 5, 0], {"class_names": ["a", "b"]}, r"in \[0, 2\)\. Received: labels from 0 to 5"),
+        ([0, 1, -1, 0], {}, r"in \[0, classes\)\. Received: labels from -1 to 1"),
+        ([0.2, 1.9, 0, 1], {}, "which are whole"),
+        (np.eye(4), {"task": "multi_label", "class_names": ["a", "b"]}, r"n-hot labels \(n, 2\)"),
+        (np.eye(4) * 9, {"task": "multi_label"}, r"in \[0, 1\]\. Received: labels from 0\.0 to 9\.0"),
+        ([0.5, np.nan, 1, 2], {"task": "regression"}, "finite numbers"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(labels, options, message):
+    with pytest.raises(DataError, match=message):
+        ImageDataset(np.zeros((4, 8, 8, 3), np.uint8), labels, presize=8, **options)
+
+
+def test_rows_without_a_label_are_named(pets_folder):
+    file = write_csv(pets_folder, [f"cat/{i}.png,{'' if i == 3 else 'ab'[i % 2]}" for i in range(10)])
+    with pytest.raises(DataError, match=r"1 of 10 images have no label: .*cat/3\.png"):
+        ImageData.from_csv(file, size=16)
+    table = {"file": [f"cat/{i}.png" for i in range(10)], "breed": ["a", "b"] * 4 + [float("nan"), None]}
+    with pytest.raises(DataError, match="2 of 10 images have no label"):
+        ImageData.from_table(table, folder=pets_folder, size=16)
+
+
+def test_a_class_of_one_image_is_named(pets_folder):
+    file = write_csv(pets_folder, [f"cat/{i}.png,{'owl' if i == 3 else 'ab'[i % 2]}" for i in range(10)])
+    with pytest.raises(DataError, match=r"1 of 3 classes have a single image.*: owl\."):
+        ImageData.from_csv(file, size=16)
+
+
+def test_columns_are_of_one_length(pets_folder):
+    table = {"file": [f"cat/{i}.png" for i in range(10)], "breed": ["a", "b"] * 4, "who": "abc"}
+    with pytest.raises(DataError, match="10 paths, 8 labels"):
+        ImageData.from_table(table, folder=pets_folder, size=16)
+    table["breed"] = ["a", "b"] * 5
+    with pytest.raises(DataError, match="10 paths, 10 labels, 3 groups"):
+        ImageData.from_table(table, folder=pets_folder, group_column="who", size=16)
+
+
+def test_no_file_is_in_training_and_in_validation(pets_folder):
+    files = [f"cat/{i % 5}.png" for i in range(20)]
+    table = {"file": files, "breed": ["a", "b", "a", "b", "a"] * 4}
+    with pytest.raises(DataError, match=r"of 5 files stand twice.*group_column"):
+        ImageData.from_table(table, folder=pets_folder, size=16, batch_size=2)
+    data = ImageData.from_table(table, folder=pets_folder, group_column="file", size=16, batch_size=2)
+    assert not set(data.train.paths) & set(data.valid.paths)
+
+
+def test_weights_are_for_training_alone():
+    data = ImageData.from_arrays((np.zeros((20, 8, 8, 3), np.uint8), [0] * 15 + [1] * 5), batch_size=4)
+
+    other = data.replace(sampling_weights="balanced", class_weight="balanced")
+
+    assert other.train.sampling_weights is not None
+    assert len(next(iter(other.train))) == 3
+    assert other.valid.order(0).tolist() == list(range(other.valid.num_images))
+    assert len(next(iter(other.valid))) == 2
+
+
+@pytest.mark.parametrize("name", ["test", "valid"])
+def test_a_split_beside_the_classes_is_no_class(pets_folder, name):
+    save_photos(pets_folder, {f"{name}/cat": 2})
+    with pytest.raises(DataError, match=rf"folders of other splits \({name}\) and none for training"):
+        small(pets_folder)
+
+
+def test_to_look_at_the_only_batch_is_no_epoch():
+    data = ImageData.from_arrays((np.zeros((5, 8, 8, 3), np.uint8), [0, 1, 0, 1, 0]), batch_size=64)
+    data.show_batch()
+    data.summary()
+    assert data.train.state_dict()["epoch"] == 0
 
 
 def test_arrays_with_their_own_validation_and_test():
@@ -780,6 +866,41 @@ def test_a_damaged_photo_is_known_to_the_cache(damaged_folder, tmp_path):
         list(fast.train), list(fast.valid)
 
         assert {path.rsplit("pets/")[1] for path, _ in fast.skipped} == {"cat/3.png", "dog/4.png"}
+
+
+def test_what_could_not_be_read_is_tried_again(pets_folder, tmp_path):
+    photo = pets_folder / "cat" / "3.png"
+    whole, status = photo.read_bytes(), photo.stat()
+    for broken in (b"-" * len(whole), whole[:80] + b"-" * (len(whole) - 80)):  # no header; damaged further on
+        photo.write_bytes(broken)
+        os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
+        data = small(pets_folder)
+        fast = data.resize(20, tmp_path / "cache")
+        assert len(skipped(fast)) == 1
+        photo.write_bytes(whole)
+        os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))  # as if the disk had failed for a while
+
+        fast = data.resize(20, tmp_path / "cache")
+
+        assert skipped(fast) == []
+        shutil.rmtree(tmp_path / "cache")
+
+
+def skipped(data):
+    list(data.train), list(data.valid)
+    return data.skipped
+
+
+def test_too_many_open_files_are_no_damaged_photo(pets_folder, tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    data = small(pets_folder)
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(OSError, match="too many open files"):
+        data.resize(20, tmp_path / "cache")
+    with pytest.raises(OSError, match="too many open files"):
+        next(iter(data.valid))
 
 
 def test_a_very_long_photo_is_kept_as_it_is(pets_folder, tmp_path):

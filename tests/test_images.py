@@ -107,8 +107,9 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix):
     assert np.abs(read.astype(int) - RED).max() < 10
 
 
+@pytest.mark.parametrize("kind", ["jpg", "png", "tiff", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation, kind):
     turned = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -121,13 +122,13 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     }[orientation](quarters())
     exif = Image.Exif()
     exif[images.ORIENTATION] = orientation
-    Image.fromarray(np.ascontiguousarray(turned)).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    Image.fromarray(np.ascontiguousarray(turned)).save(tmp_path / f"a.{kind}", exif=exif, quality=95)
 
-    read = images.read_image(tmp_path / "a.jpg")
+    read = images.read_image(tmp_path / f"a.{kind}")
 
     assert read.shape == (60, 80, 3)
     assert np.abs(np.array(corners(read)) - [RED, GREEN, BLUE, GREY]).max() < 12
-    assert images.image_size(tmp_path / "a.jpg") == (80, 60)
+    assert images.image_size(tmp_path / f"a.{kind}") == (80, 60)
 
 
 def test_a_large_jpeg_is_decoded_smaller_but_never_too_small(tmp_path):

@@ -48,6 +48,15 @@ def test_class_numbers_become_shares(layer_class):
 
 
 @every_mixing_layer
+def test_class_numbers_in_a_column_are_class_numbers(layer_class):
+    layer = layer_class(4)
+    _, plain = layer(pictures(), LABELS[:, None], training=False)
+    assert torch.equal(plain, torch.nn.functional.one_hot(LABELS, 4).float())
+    assert layer.compute_output_shape((8, 20, 20, 3), (8, 1))[1] == (8, 4)
+    assert layer_class()(pictures(), LABELS[:, None] % 2, training=False)[1].shape == (8, 1)
+
+
+@every_mixing_layer
 def test_class_numbers_without_their_count_are_refused(layer_class):
     with pytest.raises(ValueError, match="give the layer `num_classes`"):
         layer_class()(pictures(), LABELS, training=True)

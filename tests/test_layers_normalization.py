@@ -48,6 +48,12 @@ def test_efficientnet_lite_takes_its_own_mean_and_std():
     np.testing.assert_allclose(normalized, (levels() - 127) / 128, atol=1e-6)
 
 
+def test_mean_and_std_may_be_arrays():
+    layer = InputNormalization(mean=np.array([120, 121, 122]), std=torch.tensor(64.0))
+    assert layer.mean == (120.0, 121.0, 122.0)
+    assert layer.get_config() == InputNormalization.from_config(layer.get_config()).get_config()
+
+
 @pytest.mark.parametrize(
     ("arguments", "fact"),
     [

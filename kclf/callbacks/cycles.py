@@ -196,6 +196,7 @@ class CosineRestarts(Schedule):
     ) -> tuple[ScheduleFunction, ScheduleFunction | None]:
         """Cosines with restarts; says so at once where the epochs do not fill whole cycles."""
         self._check_epochs(num_steps // steps_per_epoch)
+        self._underway = False
         if self._saver is not None:
             self._saver.start(self.model)
         function = schedules.cosine_restarts(
@@ -219,6 +220,13 @@ class CosineRestarts(Schedule):
             f"Fit {' or '.join(str(number) for number in whole if number)} epochs",
             stacklevel=2,
         )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """At the start of a run: of earlier snapshots only those before it are its own."""
+        super().on_epoch_begin(epoch, logs)
+        if self._saver is not None and not self._underway:
+            self._saver.keep(schedules.cycle_at(epoch, self.cycle_len, self.cycle_mult)[0])
+        self._underway = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """After the last batch of a cycle and its validation: save the snapshot."""

@@ -16,7 +16,7 @@ from ..errors import TrainingError
 from ..figures import new_axes
 from ..schedules import exponential
 from .recording import smooth
-from .state import Undo, remember_model, remember_randomness
+from .state import Undo, other_draws, remember_model, remember_randomness
 from .steps import LossTap, innermost
 
 if TYPE_CHECKING:
@@ -396,7 +396,8 @@ def find_learning_rate(
 
     Args:
         model: a compiled model.
-        data: what `model.fit` takes: a DataLoader, a PyDataset, arrays, or a pair of arrays.
+        data: what `model.fit` takes: a DataLoader, a PyDataset, arrays, or arrays (x, y) or
+            (x, y, sample weights).
         y: targets, where `data` are the inputs alone.
         start: first rate.
         end: last rate.
@@ -419,14 +420,20 @@ def find_learning_rate(
         ['minimum', 'slide', 'steep', 'valley']
     """
     if isinstance(data, tuple) and y is None:
-        data, y = data[0], data[1]
+        data, y, *weights = data
+        if weights:
+            (fit_arguments["sample_weight"],) = weights
     restore_randomness = remember_randomness(data)
     runs = []
     try:
         _ensure_built(model, data)
-        for _ in range(repeats):
+        for repeat in range(repeats):
+            restore_draws = other_draws(model, data, repeat)
             finder = LearningRateFinder(start, end, num_steps, stop_factor=stop_factor, smoothing=smoothing)
-            runs.append(_run(model, finder, data, y, fit_arguments))
+            try:
+                runs.append(_run(model, finder, data, y, fit_arguments))
+            finally:
+                restore_draws()
     finally:
         restore_randomness()
     return RangeTest(tuple(runs))

@@ -36,7 +36,7 @@ class Recorder(keras.callbacks.Callback):
         losses: raw loss of each batch, list of floats.
         learning_rates: rate of each batch (the last group's).
         momentums: momentum or beta_1 of each batch, NaN where the optimizer has none.
-        epochs: one dict of Keras' logs an epoch.
+        epochs: one dict of Keras' logs an epoch; of a metric with one figure a class, their mean.
 
     Example:
         >>> recorder = Recorder()
@@ -53,6 +53,7 @@ class Recorder(keras.callbacks.Callback):
         self.learning_rates: list[float] = []
         self.momentums: list[float] = []
         self.epochs: list[dict[str, float]] = []
+        self._ends: list[int] = []  # batches done at the end of each epoch
         self._tap: LossTap | None = None
         self._pending: list[tuple[torch.Tensor, float | torch.Tensor, float]] = []
 
@@ -60,7 +61,7 @@ class Recorder(keras.callbacks.Callback):
         """Start listening."""
         if self._tap is not None:  # the last fit was interrupted
             self._tap.close()
-        self._pending = []
+        self._fetch()
         self._momentum_name = momentum_name(self.model.optimizer)
         self._tap = LossTap(self.model, self._receive)
 
@@ -72,7 +73,8 @@ class Recorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Fetch what the epoch left on the device."""
         self._fetch()
-        self.epochs.append(dict(logs or {}))
+        self.epochs.append({name: float(np.mean(value)) for name, value in (logs or {}).items()})
+        self._ends.append(len(self.losses))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Stop listening."""
@@ -92,13 +94,15 @@ class Recorder(keras.callbacks.Callback):
         """All that was recorded, for a checkpoint."""
         self._fetch()
         figures = {name: np.array(getattr(self, name), np.float64) for name in self._FIGURES}
-        return {**figures, "epochs": [dict(logs) for logs in self.epochs]}
+        ends = np.array(self._ends, np.int64)
+        return {**figures, "ends": ends, "epochs": [dict(logs) for logs in self.epochs]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._pending = []
         for name in self._FIGURES:
             setattr(self, name, state[name].tolist())
+        self._ends = state["ends"].tolist()
         self.epochs = [dict(logs) for logs in state["epochs"]]
 
     @property
@@ -134,8 +138,7 @@ class Recorder(keras.callbacks.Callback):
         axes.plot(steps[skip_start:], self.smoothed_losses[skip_start:], label="train")
         valid = [logs.get("val_loss", float("nan")) for logs in self.epochs]
         if not np.all(np.isnan(valid)):
-            ends = np.linspace(0, len(self.losses), len(valid) + 1)[1:]
-            axes.plot(ends, valid, marker="o", label="valid")
+            axes.plot(self._ends, valid, marker="o", label="valid")
         axes.set(xlabel="batch", ylabel="loss")
         axes.legend()
         return axes
@@ -230,7 +233,8 @@ class EpochTable(keras.callbacks.Callback):
 
     @staticmethod
     def columns(logs: dict[str, float]) -> dict[str, float]:
-        """The figures of one epoch under the table's names."""
+        """The figures of one epoch under the table's names; of a metric with one a class, their mean."""
+        logs = {name: float(np.mean(value)) for name, value in logs.items()}
         columns = {"train_loss": logs.get("loss", float("nan"))}
         if "val_loss" in logs:
             columns["valid_loss"] = logs["val_loss"]

@@ -57,9 +57,13 @@ class SnapshotSaver:
         return str(self.name.with_name(f"{self.name.name}_cyc_{cycle}.weights.h5"))
 
     def start(self, model: keras.Model) -> None:
-        """Forget the snapshots of an earlier run, and fail now rather than after hours."""
-        self.paths = []
+        """Make the folder, to fail now rather than after hours."""
         self.name.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(self, cycles: int) -> None:
+        """Forget all snapshots but those of the first cycles, which a run that goes on has behind it."""
+        own = {self.path(cycle) for cycle in range(cycles)}
+        self.paths = [path for path in self.paths if path in own]
 
     def save(self, model: keras.Model, cycle: int) -> str:
         """Save the weights of now as the snapshot of a cycle and return its path.

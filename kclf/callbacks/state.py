@@ -41,6 +41,34 @@ def remember_randomness(data: Any = None) -> Undo:
     return _all([*_generators(), *_data(data)])
 
 
+def other_draws(model: keras.Model, data: Any, number: int) -> Undo:
+    """Move data and layers on to what another epoch would meet.
+
+    Args:
+        model: its layers with generators of their own are moved on.
+        data: what `fit` is given; moved on where its `state_dict` tells an epoch.
+        number: which other epoch; 0 for the one at hand.
+
+    Returns:
+        A function that puts all back.
+    """
+    undo = _all([*_layers(model), *_data(data)])
+    if number:
+        for layer in random_layers(model):
+            layer.set_random_state(_other_state(layer.get_random_state(), number))
+        if hasattr(data, "load_state_dict") and "epoch" in (state := data.state_dict()):
+            data.load_state_dict({**state, "epoch": state["epoch"] + number, "batch": 0})
+    return undo
+
+
+def _other_state(state: torch.Tensor, number: int) -> torch.Tensor:
+    """The state of a generator that has nothing to do with the one in `state`, but follows from it."""
+    now = torch.Generator()
+    now.set_state(state)
+    seed = int(torch.randint(2**62, (), generator=now))
+    return torch.Generator().manual_seed(seed + number).get_state()
+
+
 def _all(undos: Iterable[Undo]) -> Undo:
     kept = list(undos)
 

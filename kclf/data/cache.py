@@ -24,8 +24,8 @@ from .sources import Images, Position
 
 log = logging.getLogger("kclf.data")
 
-FORMAT = 2  # part of the key: a change of what is stored makes old caches unread
-TODO, DONE, UNREADABLE = 0, 1, 2
+FORMAT = 3  # part of the key: a change of what is stored makes old caches unread
+TODO, DONE = 0, 1  # what could not be read is tried again when the cache is next asked for
 AT_ONCE = 256  # images marked as done together, after their pixels are on disk
 LONGEST = 4  # photos longer than 4 to 1 are kept as they are: scaled by their short side they could be huge
 
@@ -135,11 +135,16 @@ def _key(paths: np.ndarray, size: int) -> str:
 def _layout(paths: np.ndarray, size: int, folder: Path, pool: ThreadPoolExecutor) -> Layout:
     file = folder / "shapes.h5"
     shapes = _read_shapes(file, len(paths))
-    if shapes is None:
+    if shapes is None or _can_be_read_now(paths[~shapes.any(axis=1)], size):
         _start_over(folder)
         shapes = np.array(list(pool.map(lambda path: _stored_shape(str(path), size), paths)), dtype=np.int64)
         write_arrays(file, {"shapes": shapes})
     return Layout(shapes, np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)]))
+
+
+def _can_be_read_now(paths: np.ndarray, size: int) -> bool:
+    """Whether a file has a header now whose header could not be read once."""
+    return any(_stored_shape(str(path), size) != (0, 0) for path in paths)
 
 
 def _read_shapes(file: Path, count: int) -> np.ndarray | None:
@@ -192,6 +197,8 @@ def _fill(
         start, end = layout.offsets[index : index + 2]
         try:
             photo = read_image(str(paths[index]), at_least=size)
+            if start == end:
+                return "its header cannot be read"
             resize(photo, int(width), int(height), out=pixels[start:end].reshape(height, width, 3))
         except ImageError as error:
             return error.reason
@@ -201,10 +208,13 @@ def _fill(
         bar.set_description(f"Presizing to {size} px")
         for some in _batches(todo):
             found = list(pool.map(store, some))
-            reasons |= {int(i): reason for i, reason in zip(some, found, strict=True) if reason is not None}
+            for index, reason in zip(some.tolist(), found, strict=True):
+                reasons.pop(index, None)
+                if reason is not None:
+                    reasons[index] = reason
             pixels.flush()
             _write_reasons(folder, reasons)
-            states[some] = [DONE if reason is None else UNREADABLE for reason in found]
+            states[some] = [DONE if reason is None else TODO for reason in found]
             states.flush()
             bar.update(len(some))
     return reasons

@@ -38,11 +38,15 @@ from .labelling import (
     encoded_arrays,
     find_splits,
     label_parts,
+    one_column,
     read_folder,
     read_test_folder,
+    require_apart,
+    require_one_length,
     require_some_file,
     task_of,
     task_of_array,
+    text_of,
     within,
 )
 from .loader import ImageDataset, OnError
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Label = Callable[[str], Any]
+_ONLY_TRAIN = ("class_weight", "sampling_weights")  # what validation and test are never loaded with
 
 
 class Loading(TypedDict, total=False):
@@ -147,7 +152,8 @@ class ImageData:
         Args:
             size: the new size; the loader then squares directly to it unless `presize` is given too.
             presize: the new side of the loader's squares.
-            **changes: other arguments of `ImageDataset`, for all splits.
+            **changes: other arguments of `ImageDataset`, for all splits; `class_weight` and
+                `sampling_weights` for training alone.
 
         Raises:
             ValueError: the squares would be larger than the photos of a cache (`resize`).
@@ -160,7 +166,11 @@ class ImageData:
         if size is not None or presize is not None:
             size, square = _sizes(size or self.size, presize)
             changes["presize"] = square
-        splits = {name: split.replace(**changes) for name, split in self.splits.items()}
+        for_all = {key: value for key, value in changes.items() if key not in _ONLY_TRAIN}
+        splits = {
+            name: split.replace(**(changes if name == "train" else for_all))
+            for name, split in self.splits.items()
+        }
         return ImageData(**splits, size=size or self.size)
 
     def resize(self, size: int, cache_folder: Path) -> ImageData:
@@ -408,8 +418,9 @@ class ImageData:
             **loading: see the class.
         """
         files = within(folder, column_of(table, path_column), suffix)
-        labels: list[Any] = [str(label) for label in column_of(table, label_column)]
+        labels: list[Any] = [text_of(label) for label in column_of(table, label_column)]
         groups = None if group_column is None else column_of(table, group_column)
+        require_one_length(files, labels, groups)
         if label_delimiter is not None:
             labels = [label_parts(label, label_delimiter) for label in labels]
         task = task or ("single_label" if label_delimiter is None else "multi_label")
@@ -449,8 +460,8 @@ class ImageData:
         """Images in memory.
 
         Args:
-            train: uint8 images (n, height, width, 3) and their labels: n class numbers or class names,
-                (n, classes) n-hot rows, or n floats for regression.
+            train: uint8 images (n, height, width, 3) and their labels: class numbers or class names, (n,) or
+                (n, 1), (n, classes) n-hot rows, or n floats for regression.
             valid: the same for validation; None to set aside `valid_fraction`.
             class_names: the classes in order; None for the sorted names, or the numbers as text.
             task: None to see it from the labels.
@@ -465,12 +476,12 @@ class ImageData:
             >>> data.class_names, data.size, data.train.num_images, data.valid.num_images
             (['cat', 'dog'], 32, 16, 4)
         """
-        images, labels = ArrayImages(train[0]), np.asarray(train[1])
+        images, labels = ArrayImages(train[0]), one_column(np.asarray(train[1]), task)
         loading.setdefault("size", int(images.images.shape[1]))
         task = task or task_of_array(labels)
         names, codes = encode_array(labels, task, class_names)
         if valid is None:
-            parts = divide(images, codes, automatic_split(codes, task, valid_fraction, seed))
+            parts = divide(images, codes, automatic_split(codes, names, task, valid_fraction, seed))
         else:
             parts = (images, codes), encoded_arrays(valid, task, names)
         tested = None if test is None else encoded_arrays(test, task, names)
@@ -497,7 +508,8 @@ class ImageData:
         elif groups is not None:
             split = grouped_split(groups, valid_fraction, seed)
         else:
-            split = automatic_split(codes, task, valid_fraction, seed)
+            split = automatic_split(codes, names, task, valid_fraction, seed)
+        require_apart(files, split)
         train, valid = divide(FileImages(files), codes, split)
         tested = None if test is None else (FileImages(as_files(test)), None)
         return cls._of(names, task, seed, loading, train, valid, tested)
@@ -515,7 +527,7 @@ class ImageData:
     ) -> ImageData:
         options: dict[str, Any] = dict(loading)
         size, presize = _sizes(options.pop("size", 224), options.pop("presize", None))
-        only_train = {key: options.pop(key, None) for key in ("class_weight", "sampling_weights")}
+        only_train = {key: options.pop(key, None) for key in _ONLY_TRAIN}
         options |= {"class_names": class_names, "task": task, "presize": presize, "seed": seed}
         return cls(
             ImageDataset(

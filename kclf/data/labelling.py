@@ -22,6 +22,7 @@ from ..files import (
     random_split,
     regex_label,
     require_classes,
+    require_two_of_each,
     split_folders,
     stratified_split,
 )
@@ -78,7 +79,13 @@ class SplitFolders:
 def find_splits(folder: Path) -> SplitFolders:
     """The folders of the splits, where there is one for training; else all is for training."""
     found = split_folders(folder)
-    return SplitFolders(**found) if "train" in found else SplitFolders(os.fspath(folder))
+    if found and "train" not in found:
+        names = ", ".join(os.path.basename(path) for path in found.values())
+        raise DataError(
+            f"{os.fspath(folder)} has folders of other splits ({names}) and none for training. Expected the "
+            "class folders in a folder `train`, or no such folders beside them"
+        )
+    return SplitFolders(**found) if found else SplitFolders(os.fspath(folder))
 
 
 def read_folder(root: Path, label_regex: str | None) -> tuple[list[str], list[str]]:
@@ -117,11 +124,44 @@ def divide(images: Images, labels: np.ndarray, split: Split) -> tuple[Part, Part
     return train, valid
 
 
-def automatic_split(codes: np.ndarray, task: Task, valid_fraction: float, seed: int) -> Split:
+def automatic_split(
+    codes: np.ndarray, class_names: Sequence[str], task: Task, valid_fraction: float, seed: int
+) -> Split:
     """Each class in its share where images have one class, else at random."""
-    if task == "single_label":
-        return stratified_split(codes, valid_fraction, seed)
-    return random_split(len(codes), valid_fraction, seed)
+    if task != "single_label":
+        return random_split(len(codes), valid_fraction, seed)
+    counts = np.bincount(codes, minlength=len(class_names))
+    require_two_of_each(class_names, counts)
+    return stratified_split(codes, valid_fraction, seed)
+
+
+def require_apart(files: Sequence[str], split: Split) -> None:
+    """No file is in training and in validation: there it would be known."""
+    if len(set(files)) == len(files):
+        return
+    train, valid = ({files[index] for index in indices} for indices in split)
+    both = sorted(train & valid)
+    if both:
+        raise DataError(
+            f"{len(both)} of {len(train | valid):,} files stand twice, in training and in validation: "
+            f"{', '.join(both[:3])}. Give one row an image (`label_delimiter` for several labels), or "
+            "keep repeats together (`group_column`, `group`)"
+        )
+
+
+def require_one_length(files: Sequence[str], labels: Sequence[Any], groups: Sequence[Any] | None) -> None:
+    """The columns of a table have as many rows."""
+    lengths = [len(files), len(labels), *([] if groups is None else [len(groups)])]
+    if len(set(lengths)) > 1:
+        raise DataError(
+            f"Expected columns of one length. Received: {lengths[0]:,} paths, {lengths[1]:,} labels"
+            + (f", {lengths[2]:,} groups" if groups is not None else "")
+        )
+
+
+def text_of(label: Any) -> str:
+    """A field of a table as text; empty where it is None or NaN."""
+    return "" if label is None or label != label else str(label)
 
 
 def column_of(table: Mapping[str, Sequence[Any]], column: str | int) -> Sequence[Any]:
@@ -160,9 +200,21 @@ def encode_labels(labels: Sequence[Any], task: Task, files: Sequence[str]) -> tu
         names = class_table(name for row in labels for name in row)
         return names, encode_many(labels, names, files)
     texts = [str(label) for label in labels]
+    empty = [file for file, text in zip(files, texts, strict=True) if not text.strip()]
+    if empty:
+        raise DataError(
+            f"{len(empty):,} of {len(files):,} images have no label: {', '.join(empty[:3])}. "
+            "Label them, or leave them out"
+        )
     names = class_table(texts)
     require_classes(texts, texts, f"{len(texts):,} images")
     return names, encode(texts, names, files)
+
+
+def one_column(labels: np.ndarray, task: Task | None) -> np.ndarray:
+    """Labels (n, 1), as `keras.datasets` has them, as (n,); n-hot rows as they are."""
+    is_column = labels.ndim == 2 and labels.shape[1] == 1 and task != "multi_label"
+    return labels[:, 0] if is_column else labels
 
 
 def task_of_array(labels: np.ndarray) -> Task:
@@ -185,11 +237,7 @@ def encode_array(
         names = list(class_names or class_table(labels.tolist()))
         return names, encode(labels.tolist(), names)
     names = list(class_names or [str(i) for i in range(int(labels.max()) + 1)])
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise DataError(
-            f"Expected class numbers in [0, {len(names)}). Received: {labels.min()} to {labels.max()}"
-        )
-    return names, labels.astype(np.int32)
+    return names, labels
 
 
 def encoded_arrays(
@@ -198,4 +246,5 @@ def encoded_arrays(
     """Images in memory, alone or with their labels."""
     if not isinstance(arrays, tuple):
         return ArrayImages(arrays), None
-    return ArrayImages(arrays[0]), encode_array(np.asarray(arrays[1]), task, class_names)[1]
+    labels = one_column(np.asarray(arrays[1]), task)
+    return ArrayImages(arrays[0]), encode_array(labels, task, class_names)[1]

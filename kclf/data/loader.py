@@ -118,7 +118,7 @@ class ImageDataset(DataLoader, DataAdapter):
         self.paths: np.ndarray = source.paths
         self.class_names = list(class_names)
         self.task = task
-        self.labels = _checked_labels(labels, len(source), task)
+        self.labels = _checked_labels(labels, len(source), task, len(self.class_names))
         self.presize = _checked_presize(presize, source)
         self.resize_method = resize_method
         self.shuffle = shuffle
@@ -199,6 +199,14 @@ class ImageDataset(DataLoader, DataAdapter):
         if other.dataset is self.dataset:
             other._unreadable = dict(self._unreadable)
         return other
+
+    def peek(self) -> Batch:
+        """The batch that comes next; the epoch stays where it is, even of a single batch."""
+        state = self.state_dict()
+        batch = next(iter(self))
+        if self.state_dict() != state:
+            self.load_state_dict(state)
+        return batch
 
     def state_dict(self) -> dict[str, int]:
         """Where the dataset stands: seed, epoch, and batches of that epoch already handed out.
@@ -551,11 +559,37 @@ def _checked_shard(shard: tuple[int, int] | None, n: int, batch_size: int) -> tu
     return index, shares
 
 
-def _checked_labels(labels: Sequence[float] | np.ndarray | None, n: int, task: Task) -> np.ndarray | None:
+def _checked_labels(
+    labels: Sequence[float] | np.ndarray | None, n: int, task: Task, classes: int
+) -> np.ndarray | None:
+    """Labels as they are handed out; `classes` is 0 where their number is not known."""
     if labels is None:
         return None
-    array = np.asarray(labels, dtype=np.int32 if task == "single_label" else np.float32)
+    array = np.asarray(labels)
     if len(array) != n or array.ndim != (2 if task == "multi_label" else 1):
         shape = "(n, classes)" if task == "multi_label" else "(n,)"
         raise DataError(f"Expected labels of shape {shape} for n = {n} images. Received: shape={array.shape}")
+    if task == "single_label":
+        return _class_numbers(array, classes)
+    array = array.astype(np.float32)
+    if task == "multi_label" and classes not in (0, array.shape[1]):
+        raise DataError(
+            f"Expected n-hot labels (n, {classes}) for {classes} classes. Received: shape={array.shape}"
+        )
+    low, high = (0, 1) if task == "multi_label" else (-np.inf, np.inf)
+    if n and not (low <= array.min() and array.max() <= high and np.isfinite(array).all()):
+        kind = "n-hot labels in [0, 1]" if task == "multi_label" else "finite numbers"
+        raise DataError(f"Expected {kind}. Received: labels from {array.min()} to {array.max()}")
     return array
+
+
+def _class_numbers(array: np.ndarray, classes: int) -> np.ndarray:
+    numbers = array.astype(np.int32)
+    if not (numbers == array).all():
+        raise DataError(f"Expected class numbers, which are whole. Received: labels of type {array.dtype}")
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < (classes or np.inf):
+        raise DataError(
+            f"Expected class numbers in [0, {classes or 'classes'}). "
+            f"Received: labels from {numbers.min()} to {numbers.max()}"
+        )
+    return numbers

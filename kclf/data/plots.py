@@ -22,7 +22,7 @@ TILE = 2.2  # inches
 
 def show_batch(split: ImageDataset, count: int = 9) -> Figure:
     """The first images of the next batch with their labels."""
-    images, *labels = next(iter(split))
+    images, *labels = split.peek()
     shown = images[:count].numpy(force=True)
     titles = [label_text(split, label) for label in labels[0][:count].numpy(force=True)] if labels else None
     return tiles(shown, titles)

@@ -148,5 +148,5 @@ def _label(split: ImageDataset, index: int) -> str:
 
 
 def _batch(split: ImageDataset) -> str:
-    parts = next(iter(split))
+    parts = split.peek()
     return ", ".join(f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}" for part in parts)

@@ -251,7 +251,7 @@ class Augmentation(keras.layers.Layer):
             chances = {name: self.p_affine if name in affine else self.p_lighting for name in _OPERATIONS}
             return {name: uniform[f"{name}?"] < chance for name, chance in chances.items()}
         strengths = (
-            self.max_rotate, self.max_zoom - self.min_zoom, self.max_warp,
+            self.max_rotate, (self.min_zoom, self.max_zoom) != (1, 1), self.max_warp,
             self.max_lighting, self.max_lighting, self.max_saturation, self.max_hue,
         )  # fmt: skip
         able = [name for name, strength in zip(_OPERATIONS, strengths, strict=True) if strength]

@@ -136,7 +136,9 @@ class _Mixing(_Drawing):
         raise NotImplementedError
 
     def _as_shares(self, labels: Tensor) -> Tensor:
-        """Class numbers (n,) as float (n, num_classes); rows of shares as they are."""
+        """Class numbers (n,) or (n, 1) as float (n, num_classes); rows of shares as they are."""
+        if self._is_column(labels.shape):
+            labels = labels[:, 0]
         if labels.ndim == 2:
             return labels.to(torch.float32)
         if self.num_classes is None:
@@ -146,11 +148,16 @@ class _Mixing(_Drawing):
             )
         return F.one_hot(labels.long(), self.num_classes).to(torch.float32)
 
+    def _is_column(self, shape: tuple[int | None, ...]) -> bool:
+        """Whether labels of a shape are class numbers (n, 1), as `keras.datasets` has them."""
+        return len(shape) == 2 and shape[1] == 1 and self.num_classes not in (None, 1)
+
     def compute_output_shape(
         self, images_shape: tuple[int | None, ...], labels_shape: tuple[int | None, ...]
     ) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
         """Those of the images and of the shares."""
-        return images_shape, labels_shape if len(labels_shape) == 2 else (labels_shape[0], self.num_classes)
+        are_shares = len(labels_shape) == 2 and not self._is_column(labels_shape)
+        return images_shape, labels_shape if are_shares else (labels_shape[0], self.num_classes)
 
 
 @keras.saving.register_keras_serializable(package="kclf")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,7 +87,7 @@ class InputNormalization(keras.layers.Layer):
 
 
 def _levels(name: str, value: float | Sequence[float]) -> tuple[float, ...]:
-    levels = tuple(value) if isinstance(value, list | tuple) else (value,)
+    levels = tuple(np.ravel(np.asarray(value, dtype=np.float64)).tolist())
     if len(levels) not in (1, 3):
         raise ValueError(f"`{name}` must be one number or three. Received: {name}={value!r}")
-    return tuple(float(level) for level in levels)
+    return levels

@@ -74,8 +74,8 @@ def test_it_names_the_files(tmp_path):
     for path in paths:
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
     labels = np.arange(12, dtype=np.float32)
-    labels[7] = np.nan
     data = kclf.data.ImageDataset(paths, labels, task="regression", presize=8, batch_size=4, shuffle=True)
+    data.labels[7] = np.nan  # which the dataset would refuse
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
 

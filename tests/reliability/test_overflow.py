@@ -96,7 +96,8 @@ def test_a_run_that_is_not_asked_to_stops(tmp_path):
 
 
 def test_what_is_wrong_with_the_data_stays_wrong(tmp_path):
-    ours = learner(tmp_path, labels=[np.nan], task="regression")
+    ours = learner(tmp_path, labels=[0.5], task="regression")
+    ours.data.train.labels[:] = np.nan  # which the data would refuse
 
     with pytest.raises(NotFiniteError, match="These inputs or labels are not finite"):
         ours.fit_one_cycle(1, 1e-3)
