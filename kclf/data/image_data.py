@@ -314,7 +314,8 @@ class ImageData:
 
         Raises:
             DataError: no such folder, no images, images outside class folders, fewer than 2 classes, a
-                class without validation images, or a label in validation that training does not have.
+                class without validation images, a label in validation that training does not have, or a
+                folder of validation or test images without one for training.
         """
         folders = find_splits(folder)
         paths, labels = read_folder(folders.train, label_regex)
