@@ -25,6 +25,7 @@ import torch
 
 from .arguments import one_of
 from .callbacks import load_snapshot
+from .callbacks.state import original_draws
 from .predict import Predictions
 from .predict import predict as predict_plain
 
@@ -135,7 +136,7 @@ class SnapshotEnsemble:
         ema: Mapping[str, AnyPath] | AnyPath | None = None,
         predict: Predict = predict_plain,
     ) -> EnsembleTable:
-        """What each way of using the members gains over the last one alone; the model stays as it was.
+        """What each way of using the members gains over the last one alone; model and data stay as they were.
 
         Args:
             valid: labelled photos.
@@ -144,14 +145,16 @@ class SnapshotEnsemble:
             predict: how one set of weights predicts.
 
         Returns:
-            A row for each member, their mean, their weighted mean, the soup, and each EMA.
+            A row for each member, their mean, their weighted mean (of one label a photo), the soup, and each
+            EMA.
         """
         members = self.predict_members(valid, predict=predict)
         every = list(members.values())
         rows = dict(members)
         rows["mean"] = average_predictions(every, self.weights)
-        rows["weighted"] = _cross_fitted(every)
-        with original_weights(self.model):
+        if every[0].task == "single_label":
+            rows["weighted"] = _cross_fitted(every)
+        with original_weights(self.model), original_draws(self.model, train):
             soup = self.soup(valid, train, predict=predict)
             rows[f"soup of {len(soup)}"] = predict(self.model, valid)
             for name, file in _named(ema).items():
@@ -305,7 +308,8 @@ def _gain(ours: np.ndarray, base: np.ndarray) -> tuple[float, float]:
 
 
 def _same_photos(first: Predictions, other: Predictions) -> bool:
-    return first.paths is None or other.paths is None or bool(np.array_equal(first.paths, other.paths))
+    pairs = ((first.paths, other.paths), (first.labels, other.labels))
+    return all(one is None or two is None or np.array_equal(one, two) for one, two in pairs)
 
 
 def _member_shares(weights: Sequence[float] | None, members: int) -> np.ndarray:

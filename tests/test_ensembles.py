@@ -7,7 +7,9 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+import torch
 
+from kclf.data import ImageData
 from kclf.ensembles import (
     EnsembleTable,
     SnapshotEnsemble,
@@ -17,6 +19,7 @@ from kclf.ensembles import (
     original_weights,
     recompute_batchnorm,
 )
+from kclf.layers import side_on
 from kclf.predict import Predictions
 
 # Keras' own conversion of its tensors to numpy 2
@@ -115,6 +118,7 @@ def test_wrong_weights_are_refused(weights):
     "change",
     [
         {"paths": np.array([f"{i}.png" for i in range(NUM_IMAGES)])},
+        {"labels": np.zeros(NUM_IMAGES, int), "paths": None},
         {"class_names": ["dog", "cat", "horse"]},
         {"probabilities": np.ones((NUM_IMAGES, 4), "float32"), "class_names": ["a", "b", "c", "d"]},
     ],
@@ -260,6 +264,27 @@ def test_table_has_a_row_for_each_way_and_leaves_the_model_alone(snapshots, phot
     assert names[6] == "EMA"
     assert equal(weights_of(model), before)
     assert "Gains over dogs_cyc_2, ± one standard error, on 60 photos." in str(table)
+
+
+def test_table_leaves_the_data_and_the_layers_that_draw_alone(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (24, 12, 12, 3), dtype=np.uint8)
+    labels = np.eye(3, dtype="float32")[np.arange(24) % 3]
+    data = ImageData.from_arrays((images, labels), batch_size=4)  # several labels
+    model = keras.Sequential([side_on(12, seed=1), keras.layers.Flatten(), keras.layers.Dense(3)])
+    model.add(keras.layers.BatchNormalization())
+    model(images[:1])
+    files = [tmp_path / f"{number}.weights.h5" for number in range(2)]
+    for file in files:
+        model.save_weights(file)
+        model.set_weights([0.9 * weight for weight in model.get_weights()])
+    before = model.layers[0].get_random_state(), data.train.state_dict()
+
+    table = SnapshotEnsemble(model, files).table(data.valid, data.train)
+
+    assert [row.name for row in table.rows][:3] == ["0", "1", "mean"]
+    assert table.rows[3].name == "soup of 2"
+    assert torch.equal(model.layers[0].get_random_state(), before[0])
+    assert data.train.state_dict() == before[1]
 
 
 def test_gains_and_their_standard_errors_come_from_pairs():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -52,13 +53,27 @@ def other_draws(model: keras.Model, data: Any, number: int) -> Undo:
     Returns:
         A function that puts all back.
     """
-    undo = _all([*_layers(model), *_data(data)])
+    undo = _draws(model, data)
     if number:
         for layer in random_layers(model):
             layer.set_random_state(_other_state(layer.get_random_state(), number))
         if hasattr(data, "load_state_dict") and "epoch" in (state := data.state_dict()):
             data.load_state_dict({**state, "epoch": state["epoch"] + number, "batch": 0})
     return undo
+
+
+@contextmanager
+def original_draws(model: keras.Model, data: Any) -> Iterator[None]:
+    """Put data and layers back to what they would have met next, however the block ends."""
+    undo = _draws(model, data)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def _draws(model: keras.Model, data: Any) -> Undo:
+    return _all([*_layers(model), *_data(data)])
 
 
 def _other_state(state: torch.Tensor, number: int) -> torch.Tensor:
