@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -154,7 +155,10 @@ def train(
     seed: Annotated[
         int,
         typer.Option(
-            help="Governs split, order, augmentation and initial weights.", rich_help_panel=TRAINING
+            help="Governs split, order, augmentation and initial weights.",
+            min=0,
+            max=2**32 - 1,
+            rich_help_panel=TRAINING,
         ),
     ] = 0,
     out: Annotated[
@@ -210,11 +214,11 @@ def train(
             folder=folder.absolute(),
             out=out or Path(f"{folder.resolve().name}-classifier"),
             label_regex=label_regex,
-            csv=csv,
+            csv=csv and csv.absolute(),
             valid_fraction=valid_fraction,
             strict=strict,
             backbone=backbone,
-            weights=None if weights == "none" else weights,
+            weights=_weights(weights),
             size=size,
             presize=presize or round(size * 1.25),
             augment=augment.value,
@@ -265,7 +269,10 @@ def predict(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the photos and the classifier.")] = Path("kclf-demo"),
     epochs: Annotated[int, typer.Option(help="Epochs with everything trainable.", min=0)] = 5,
-    seed: Annotated[int, typer.Option(help="Governs split, order, augmentation and initial weights.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Governs split, order, augmentation and initial weights.", min=0, max=2**32 - 1),
+    ] = 0,
     force: Annotated[bool, typer.Option("--force", help="Write into an --out that exists.")] = False,
 ) -> None:
     """Train on handwritten digits: no data and no network needed, under two minutes on a laptop."""
@@ -411,10 +418,22 @@ def _load(classifier: Path) -> ImageClassifier:
 
 
 def _require_place(*files: Path | None) -> None:
-    """Refuse files to be written into folders that are not there, before any work is done for them."""
-    for file in files:
-        if file is not None and not file.absolute().parent.is_dir():
+    """Refuse files that cannot be written, before any work is done for them."""
+    for file in (file for file in files if file is not None):
+        folder = file.absolute().parent
+        if file.is_dir():
+            raise OutputError(f"{file} is a folder. Give the name of a file in it")
+        if not folder.is_dir():
             raise OutputError(f"No such folder: {file.parent}. Make it, or write {file.name} elsewhere")
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"{file} cannot be written: no permission in {folder}")
+
+
+def _weights(word: str) -> str | None:
+    """What `RunSettings` takes; a file by its absolute path, since a run may go on from elsewhere."""
+    if word in ("imagenet", "none"):
+        return {"none": None}.get(word, word)
+    return str(Path(word).absolute())
 
 
 def _batch_size(word: str) -> int | None:

@@ -124,10 +124,23 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     with os.scandir(folder) as entries:
         visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     for entry in visible:
+        if not entry.name.isascii():
+            _require_text(entry)
         if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not _is_folder(entry):
             yield entry.path
         elif _is_folder(entry):
             yield from _walk(entry.path, seen)
+
+
+def _require_text(entry: os.DirEntry[str]) -> None:
+    """Refuse a name that is no text, as old archives and other systems leave: no table could hold it."""
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"Expected names in UTF-8. Received: {os.fsencode(entry.path)!r}. Rename it, "
+            "such as by convmv for all at once"
+        ) from None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

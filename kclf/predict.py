@@ -212,6 +212,8 @@ class Predictions:
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line for each photo: file, label where known, prediction, confidence, all probabilities.
 
+        Of a regression there is no confidence, and the numbers are in the place of probabilities.
+
         Args:
             path: file to write; complete or not at all.
         """
@@ -221,12 +223,14 @@ class Predictions:
 
     def _table(self) -> Iterator[list[Any]]:
         known = ["label"] if self.labels is not None else []
-        yield ["path", *known, "predicted", "confidence", *self.class_names]
+        sure = ["confidence"] if self.task != "regression" else []
+        yield ["path", *known, "predicted", *sure, *self.class_names]
         for row in range(len(self)):
             rows = [f"{value:.6g}" for value in self.probabilities[row]]
             label = [] if self.labels is None else [self.words(self.labels[row])]
             path = row if self.paths is None else self.paths[row]
-            yield [path, *label, self.words(self.predicted[row]), f"{self.confidence[row]:.6g}", *rows]
+            sure = [f"{self.confidence[row]:.6g}"] if self.task != "regression" else []
+            yield [path, *label, self.words(self.predicted[row]), *sure, *rows]
 
     def words(self, answer: Any) -> str:
         """One photo's label or prediction in words: its classes by name, or its numbers.
@@ -436,7 +440,9 @@ def _predict_views(
 def _in_order(dataset: Any) -> Any:
     """The dataset without shuffling, sampling, random windows and dropped batches, and not shared."""
     shared = getattr(dataset, "shard", (0, 1)) != (0, 1)
-    if shared or getattr(dataset, "shuffle", False) or getattr(dataset, "random_crop", False):
+    drawn = getattr(dataset, "sampling_weights", None) is not None
+    switches = ("shuffle", "random_crop", "drop_incomplete")
+    if shared or drawn or any(getattr(dataset, name, False) for name in switches):
         return dataset.replace(
             shuffle=False, random_crop=False, drop_last=False, sampling_weights=None, shard=(0, 1)
         )
@@ -479,6 +485,11 @@ def _beside_labels(
 def _probabilities(outputs: np.ndarray, task: str, from_logits: bool) -> np.ndarray:
     """Float32 (n, classes) from what the model gave."""
     outputs = outputs.reshape(len(outputs), -1)
+    if task == "single_label" and outputs.shape[1] == 1:
+        raise ValueError(
+            "Expected one output a class. Received: one output in all. For a yes or no give the last layer "
+            'two, or take the task "multi_label"'
+        )
     return probabilities_of(torch.from_numpy(outputs), task).numpy() if from_logits else outputs
 
 

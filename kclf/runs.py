@@ -310,6 +310,8 @@ def begin(settings: RunSettings, data: ImageData, stop: StopRequest, *, resume: 
         sweep(out)
     if is_main() and not resume:
         finish(out)
+        for name in (*RESULTS, BATCHES, PREDICTIONS):  # of an earlier run, which would pass for this one's
+            (out / name).unlink(missing_ok=True)
         (out / CHECKPOINTS).mkdir()
         for folder in (out, out / CHECKPOINTS):
             write_settings(folder, describe_settings(settings, data))

@@ -227,6 +227,26 @@ def test_results_are_not_overwritten_unasked(photos, tmp_path, capsys):
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
 
 
+def test_forcing_forgets_what_an_earlier_run_left(photos, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    assert run("train", photos, "--out", out, *SMALL) == 0
+    monkeypatch.setattr("kclf.runs.train_to_end", lambda *arguments: 1 / 0)  # dies before the first epoch
+    with pytest.raises(ZeroDivisionError):
+        run("train", photos, "--out", out, "--force", *SMALL)
+    assert {path.name for path in out.iterdir()} <= {"settings.json", "checkpoints", ".lock"}
+
+
+def test_a_run_goes_on_from_another_folder(flat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr("kclf.runs.train_run", lambda settings, **options: seen.append(settings))
+    assert run("train", "photos", "--csv", "labels.csv", "--weights", "backbone.weights.h5") == 0
+    assert (seen[0].csv, seen[0].weights) == (
+        tmp_path / "labels.csv",
+        str(tmp_path / "backbone.weights.h5"),
+    )
+
+
 def test_nothing_at_all_to_train_is_refused(photos, tmp_path, capsys):
     assert (
         run("train", photos, *SMALL, "--epochs", "0", "--freeze-epochs", "0", "--out", tmp_path / "out") == 2
@@ -307,6 +327,12 @@ def test_a_folder_that_is_not_there_is_said_before_the_work(photos, trained, tmp
     shown = capsys.readouterr()
     assert shown.err.startswith("kclf: No such folder")
     assert shown.out == ""
+
+
+def test_a_report_cannot_be_a_folder_and_a_seed_not_negative(photos, trained, tmp_path, capsys):
+    assert run("report", trained / "out", "--out", tmp_path) == 4
+    assert "is a folder" in capsys.readouterr().err
+    assert run("train", photos, "--seed", "-1") == 2
 
 
 def test_check_finds_wrong_labels_with_the_folder_of_a_run(trained, photos, tmp_path):

@@ -290,3 +290,12 @@ def test_files_are_listed_labelled_and_split_at_20_000_a_second(tmp_path, n):
 
     assert (len(train), len(valid)) == (n * 8 // 10, n * 2 // 10)
     assert seconds < n / 20_000
+
+
+def test_a_file_name_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "cat").mkdir()
+    with open(os.fsencode(tmp_path / "cat") + b"/caf\xe9.png", "wb"):
+        pass
+    (tmp_path / "cat" / "caf\u00e9.png").touch()
+    with pytest.raises(DataError, match=r"Expected names in UTF-8.*caf\\xe9\.png"):
+        files.list_images(tmp_path)

@@ -333,6 +333,21 @@ def test_plots_draw(pets_answers, tmp_path):
     pyplot.close("all")
 
 
+def test_answers_that_are_no_numbers_are_refused():
+    probabilities = np.array([[0.5, 0.5], [np.nan, np.nan]])
+    with pytest.raises(ValueError, match="NaN for 1 of 2 photos"):
+        Interpretation(probabilities, np.array([0, 1]), ["cat", "dog"])
+
+
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.png")
+    names = ["$x_$", "US$ to $^"]
+    paths = np.array([str(tmp_path / "photo.png")] * 2)
+    answers = Interpretation(np.eye(2), np.array([1, 0]), names, paths)
+    answers.top_losses(2).plot().figure_.canvas.draw()
+    answers.plot_confusion_matrix().figure_.canvas.draw()
+
+
 def test_images_in_memory_are_drawn_from_memory():
     from matplotlib import pyplot
 

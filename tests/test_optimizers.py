@@ -286,6 +286,35 @@ def test_biases_and_norms_do_not_decay():
     assert [path for path, did in moved.items() if did] == [p for p in moved if p.endswith("kernel")]
 
 
+def test_decay_and_clipping_can_be_changed_while_training():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, use_bias=False)])
+    optimizer = LayerGroupOptimizer(optimizers.AdamW(1e-1, weight_decay=0.5, clipnorm=1.0), model)
+    kernel, zeros = model.trainable_variables[0], [torch.zeros(2, 2)]
+
+    def shrinks() -> bool:
+        before = kernel.numpy().copy()
+        optimizer.apply(zeros, [kernel])
+        return not np.array_equal(before, kernel.numpy())
+
+    assert (optimizer.weight_decay, optimizer.clipnorm) == (0.5, 1.0)
+    assert shrinks()
+    optimizer.weight_decay = 0.0
+    assert not shrinks()
+    optimizer.inner_optimizer.weight_decay = 0.5
+    assert shrinks()
+    optimizer.weight_decay_multipliers = (0.0,)
+    assert not shrinks()
+    optimizer.clipnorm = None
+    assert optimizer.inner_optimizer.clipnorm is None
+
+
+def test_a_mapping_names_multipliers_and_no_rates():
+    model = small_model()
+    optimizer = LayerGroupOptimizer("sgd", model, {0: 0.5})
+    with pytest.raises(TypeError, match="learning rate for each group"):
+        optimizer.set_learning_rates({0: 1e-5})
+
+
 def test_weight_decay_multipliers_scale_the_decay():
     model = small_model()
     before = [layer.kernel.numpy() for layer in model.layers]

@@ -301,6 +301,28 @@ def test_views_that_are_all_the_plain_one_are_told():
     predict_tta(classifier(), pictures(), views="flip")
 
 
+@pytest.mark.parametrize("options", [{"drop_last": True}, {"sampling_weights": "balanced"}])
+def test_every_photo_is_predicted_however_training_loads_them(options):
+    labels = np.array([0] * 7 + [1] * 3)
+    dataset = ImageDataset(
+        pictures(), labels, class_names=["a", "b", "c"][:2], presize=16, batch_size=4, **options
+    )
+    model = keras.Sequential([Augmentation(12), keras.layers.Flatten(), keras.layers.Dense(2)])
+    assert predict(model, dataset).labels.tolist() == labels.tolist()
+
+
+def test_one_output_is_no_choice_between_classes():
+    model = keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match="one output a class"):
+        predict(model, pictures())
+
+
+def test_a_table_of_numbers_has_no_confidence(tmp_path):
+    numbers = Predictions(np.array([[34.25]]), np.array([30.0]), task="regression", class_names=["age"])
+    numbers.to_csv(tmp_path / "ages.csv")
+    assert (tmp_path / "ages.csv").read_text().split() == ["path,label,predicted,age", "0,30,34.25,34.25"]
+
+
 def test_images_in_memory_have_no_files():
     dataset = ImageDataset(pictures(), LABELS, class_names=CLASSES, presize=16)
     assert predict(classifier(), dataset).paths is None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import kclf
 from kclf.errors import FileFormatError, WeightsError
 from kclf.weights import layer_keys, load_weights, save_weights
 from tests.conftest import fetched_weights
@@ -183,6 +184,49 @@ def test_names_that_keras_made_up_match_by_class_and_place(tmp_path):
     ]
     assert list(layer_keys(other)) == list(layer_keys(model))
     assert load_weights(other, tmp_path / "model.weights.h5").by_position == ()
+
+
+def nested():
+    """A model in a model, whose automatic names come twice."""
+    inputs = keras.Input((4,))
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.Dense(4)])
+    return keras.Model(inputs, layers.Dense(4)(inner(layers.Dense(4)(inputs))))
+
+
+class Attention(layers.Layer):
+    """Layers held by attributes, which Keras saves in the order of the letters."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key = layers.Dense(4), layers.Dense(4)
+
+    def build(self, shape):
+        self.query.build(shape)
+        self.key.build(shape)
+
+    def call(self, x):
+        return self.query(x) - 2 * self.key(x)
+
+
+@pytest.mark.parametrize(
+    "make", [nested, lambda: keras.Sequential([keras.Input((4,)), Attention(), layers.Dense(4)])]
+)
+@pytest.mark.parametrize("file", ["model.weights.h5", "model.keras"])
+def test_layers_in_layers_get_their_own_weights(tmp_path, make, file):
+    model, other, photos = shaken(make()), make(), torch.rand(3, 4)
+    model.save(tmp_path / file) if file.endswith(".keras") else model.save_weights(tmp_path / file)
+
+    report = load_weights(other, tmp_path / file)
+
+    assert report.complete
+    assert torch.equal(model(photos), other(photos))
+
+
+def test_bfloat16_weights_are_saved_and_come_back(tmp_path):
+    model = kclf.ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None, dtype="bfloat16")
+    model.save(tmp_path / "classifier.h5")
+    photos = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    assert torch.equal(model(photos), kclf.load(tmp_path / "classifier.h5")(photos))
 
 
 @pytest.mark.parametrize("file", FORMATS)

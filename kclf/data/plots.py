@@ -64,7 +64,7 @@ def tiles(images: np.ndarray, titles: Sequence[str] | None = None) -> Figure:
     for i, image in enumerate(images):
         axes[i].imshow(image)
         if titles is not None:
-            axes[i].set_title(titles[i], fontsize="small")
+            axes[i].set_title(titles[i], fontsize="small", parse_math=False)
     return figure
 
 

@@ -129,7 +129,8 @@ class Gallery(Sequence[Answer]):
 
 
 def _show(ax: Axes, answer: Answer, images: Indexed | None) -> None:
-    ax.set_title(str(answer), fontsize=8, color="black" if answer.is_right else "tab:red")
+    colour = "black" if answer.is_right else "tab:red"
+    ax.set_title(str(answer), fontsize=8, color=colour, parse_math=False)
     try:
         ax.imshow(
             read_image(str(answer.path), at_least=256) if images is None else np.asarray(images[answer.index])

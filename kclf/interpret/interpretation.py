@@ -86,6 +86,12 @@ class Interpretation:
                 f"names, and labels (photos,). Received: probabilities.shape={probabilities.shape}, "
                 f"labels.shape={labels.shape}"
             )
+        unknown = int(np.isnan(probabilities).any(axis=1).sum())
+        if unknown:
+            raise ValueError(
+                f"Expected probabilities. Received: NaN for {unknown} of {photos} photos: numbers of the "
+                "model that overflow, as they may in float16. Predict in float32"
+            )
         if self.paths is not None and len(self.paths) != photos:
             raise ValueError(f"Expected one path a photo. Received: {len(self.paths)} for {photos} photos")
         if photos and not (labels.min() >= 0 and labels.max() < len(self.class_names)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,19 @@ from . import kernels
 from .groups import GroupSpec, LayerGroups, RecordedGroups, Roster, group_rates
 from .kernels import Bucket, Tensors
 from .loss_scale import load_in_order
+
+
+def _of_inner(name: str) -> property:
+    """An attribute that the inner optimizer has alone."""
+
+    def read(self: LayerGroupOptimizer) -> Any:
+        return getattr(self.inner_optimizer, name)
+
+    def write(self: LayerGroupOptimizer, value: Any) -> None:
+        if "inner_optimizer" in vars(self):  # before, Keras' constructor writes its defaults
+            setattr(self.inner_optimizer, name, value)
+
+    return property(read, write)
 
 
 @keras.saving.register_keras_serializable(package="kclf")
@@ -86,6 +99,13 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self._roster = Roster([])
         self._plan: _Plan | None = None
 
+    # ---- what the inner optimizer has alone ----------------------------------------------------------
+
+    weight_decay = _of_inner("weight_decay")
+    clipnorm = _of_inner("clipnorm")
+    clipvalue = _of_inner("clipvalue")
+    global_clipnorm = _of_inner("global_clipnorm")
+
     # ---- rates -----------------------------------------------------------------------------------
 
     @property
@@ -119,6 +139,13 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         Args:
             learning_rates: a number (all groups alike), a list, `slice(hi)` or `slice(lo, hi)`.
         """
+        if isinstance(
+            learning_rates, Mapping
+        ):  # the groups it leaves out would have the multiplier 1 as rate
+            raise TypeError(
+                "Expected a learning rate for each group: a number, a list or a slice. "
+                f"Received: {learning_rates}"
+            )
         rates = group_rates(learning_rates, self.num_groups)
         if rates[-1] <= 0:
             raise ValueError(
@@ -332,6 +359,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         key = (
             [*map(id, variables)],
             [variable._value.data_ptr() for variable in variables],
+            (self.weight_decay, getattr(self.inner_optimizer, "adam_weight_decay", None)),
+            (self.weight_decay_multipliers, self.decay_biases_and_norms),
             self._update_counts._value._version,
         )
         if self._plan is None or self._plan.key != key:

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 
 from ..errors import FileFormatError
 from ..storage import datasets_of, open_h5
-from .keys import stable_keys
+from .keys import saved_paths, stable_keys
 from .matching import SavedLayer
 
 # What a Keras file holds besides the weights of layers.
@@ -25,20 +26,25 @@ WEIGHTS_MEMBER = "model.weights.h5"  # inside a .keras archive
 
 
 @contextmanager
-def open_saved(path: str | os.PathLike[str], class_words: Collection[str]) -> Iterator[dict[str, SavedLayer]]:
+def open_saved(
+    path: str | os.PathLike[str], class_words: Collection[str], model: keras.Model | None = None
+) -> Iterator[dict[str, SavedLayer]]:
     """The layers saved in a Keras file, by stable key and in order; their arrays are read while it is open.
 
     Args:
         path: the file.
         class_words: class words (`class_word`) whose automatic names ("conv2d_7") count as made up; legacy
             files do not say of what class a layer was.
+        model: that the weights are for: layers without a name of their own are found by where Keras saves
+            them in it, which their order does not tell where models are nested.
 
     Raises:
         FileFormatError: the file is damaged, hostile or not a Keras file.
     """
     with open_h5(path) if h5py.is_hdf5(path) else weights_of_archive(path) as file:
         root = file.get("model_weights", file)
-        layers = _legacy_layers(root, class_words) if "layer_names" in root.attrs else _keras3_layers(file)
+        is_legacy = "layer_names" in root.attrs
+        layers = _legacy_layers(root, class_words) if is_legacy else _keras3_layers(file, model)
         if not layers:
             raise FileFormatError("no weights of Keras layers in it.")
         yield layers
@@ -73,7 +79,7 @@ def weights_of_archive(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         yield file
 
 
-def _keras3_layers(file: h5py.File) -> dict[str, SavedLayer]:
+def _keras3_layers(file: h5py.File, model: keras.Model | None) -> dict[str, SavedLayer]:
     """Layers of Keras 3: `<path>/vars/<place>`, where the layer's name is an attribute of `vars`."""
     groups: dict[str, dict[str, h5py.Dataset]] = {}
     for path, dataset in datasets_of(file).items():
@@ -81,11 +87,36 @@ def _keras3_layers(file: h5py.File) -> dict[str, SavedLayer]:
         if place.isdigit() and not NOT_LAYERS & set(owner.split("/")):
             groups.setdefault(owner, {})[place] = dataset
     owners = sorted(groups, key=_natural)
-    names = [(_name_of(file[f"{owner}/vars"], owner), _word_of(owner)) for owner in owners]
+    ours = {} if model is None else saved_paths(model)
+    words = [_word_of(owner) or _stem(ours.get(owner, "")) for owner in owners]
+    names = [_name_of(file[f"{owner}/vars"], owner) for owner in owners]
+    keys = dict(zip(owners, stable_keys(list(zip(names, words, strict=True))), strict=True))
+    keys |= _keys_by_path(keys, ours)
     return {
-        key: dict(sorted(groups[owner].items(), key=lambda item: int(item[0])))
-        for key, owner in zip(stable_keys(names), owners, strict=True)
+        key: dict(sorted(groups[owner].items(), key=lambda item: int(item[0]))) for owner, key in keys.items()
     }
+
+
+def _keys_by_path(theirs: dict[str, str], ours: dict[str, str]) -> dict[str, str]:
+    """The model's keys of those layers of a file whose names Keras made up and whose paths the model has too.
+
+    Args:
+        theirs: keys in the order of the file, by path.
+        ours: the model's keys, by the path that Keras saves each layer under.
+    """
+    found: dict[str, str] = {}
+    for stem in {_stem(key) for key in theirs.values()} - {""}:
+        in_file, in_model = (
+            {path: key for path, key in keys.items() if _stem(key) == stem} for keys in (theirs, ours)
+        )
+        if in_file.keys() == in_model.keys():
+            found |= in_model
+    return found
+
+
+def _stem(key: str) -> str:
+    """Class word in a made-up key: "conv2d#3" -> conv2d; "" of a name."""
+    return key.partition("#")[0] if "#" in key else ""
 
 
 def _legacy_layers(root: h5py.Group, class_words: Collection[str]) -> dict[str, SavedLayer]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
+import torch
+from keras.src.saving import saving_lib
 
 
 def class_word(layer: keras.layers.Layer) -> str:
@@ -53,7 +56,13 @@ def named_variables(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
 
 def array_of(variable: keras.Variable) -> np.ndarray:
     """The value of a variable on the CPU; shares memory with it where it lives there."""
-    return variable.value.detach().cpu().numpy()
+    return numpy_of(variable.value)
+
+
+def numpy_of(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor on the CPU; bfloat16, which numpy lacks, as float32, to which it goes without loss."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
 def layer_keys(model: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
@@ -74,6 +83,31 @@ def layer_keys(model: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
     """
     layers = list(layers_with_variables(model))
     return dict(zip(stable_keys([(layer.name, class_word(layer)) for layer in layers]), layers, strict=True))
+
+
+def saved_paths(model: keras.layers.Layer) -> dict[str, str]:
+    """Where Keras saves each layer that holds variables: path in a `.weights.h5` -> key of the layer."""
+    key_of = {id(v): key for key, layer in layer_keys(model).items() for v in own_variables(layer)}
+    store = _PathStore()
+    saving_lib._save_state(model, store, None, "", set())
+    return {
+        path: key_of[id(variables["0"])]
+        for path, variables in store.saved.items()
+        if id(variables.get("0")) in key_of
+    }
+
+
+class _PathStore(saving_lib.H5IOStore):
+    """In the place of a file: keeps what Keras' saver would write, under its path."""
+
+    def __init__(self) -> None:
+        self.saved: dict[str, dict[str, Any]] = {}
+
+    def __bool__(self) -> bool:
+        return True
+
+    def make(self, path: str, metadata: Any = None) -> dict[str, Any]:
+        return self.saved.setdefault(path, {})
 
 
 def stable_keys(names_and_classes: list[tuple[str, str]]) -> list[str]:

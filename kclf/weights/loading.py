@@ -53,5 +53,5 @@ def load_weights(
     if is_torch_file(path):
         return from_torch(model, read_state_dict(path), skip=skip, report=report, source=source)
     words = {class_word(layer) for layer in layers_with_variables(model)}
-    with open_saved(path, words) as saved:
+    with open_saved(path, words, model) as saved:
         return assign_saved(model, saved, skip=skip, report=report, source=source)

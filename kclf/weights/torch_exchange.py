@@ -13,7 +13,7 @@ import torch
 
 from ..errors import FileFormatError, WeightsError
 from .conventions import Conventions, check_conventions
-from .keys import array_of, layer_keys, named_variables
+from .keys import array_of, layer_keys, named_variables, numpy_of
 from .matching import LoadReport, assign_saved
 from .torch_names import LAYOUTS, Layout, best_layout, torch_names
 
@@ -116,7 +116,7 @@ def from_torch(
         module, _, parameter = _todays_name(name).rpartition(".")
         if parameter != COUNTER:
             key = keras_names.get(module, module)
-            variable, array = _to_keras(parameter, tensor.detach().cpu().numpy(), layers.get(key))
+            variable, array = _to_keras(parameter, numpy_of(tensor), layers.get(key))
             saved.setdefault(key, {})[variable] = array
     return assign_saved(model, saved, skip=[*skip, *_constants(layers)], report=report, source=source)
 
