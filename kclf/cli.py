@@ -431,9 +431,9 @@ def _require_place(*files: Path | None) -> None:
 
 def _weights(word: str) -> str | None:
     """What `RunSettings` takes; a file by its absolute path, since a run may go on from elsewhere."""
-    if word in ("imagenet", "none"):
-        return {"none": None}.get(word, word)
-    return str(Path(word).absolute())
+    if word == "none":
+        return None
+    return word if word == "imagenet" else str(Path(word).absolute())
 
 
 def _batch_size(word: str) -> int | None:

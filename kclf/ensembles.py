@@ -25,7 +25,7 @@ import torch
 
 from .arguments import one_of
 from .callbacks import load_snapshot
-from .callbacks.state import original_draws
+from .callbacks.state import passing_draws
 from .predict import Predictions
 from .predict import predict as predict_plain
 
@@ -154,7 +154,7 @@ class SnapshotEnsemble:
         rows["mean"] = average_predictions(every, self.weights)
         if every[0].task == "single_label":
             rows["weighted"] = _cross_fitted(every)
-        with original_weights(self.model), original_draws(self.model, train):
+        with original_weights(self.model), passing_draws(self.model, train):
             soup = self.soup(valid, train, predict=predict)
             rows[f"soup of {len(soup)}"] = predict(self.model, valid)
             for name, file in _named(ema).items():

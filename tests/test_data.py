@@ -341,6 +341,25 @@ def test_labels_that_cannot_be_are_refused(labels, options, message):
         ImageDataset(np.zeros((4, 8, 8, 3), np.uint8), labels, presize=8, **options)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 5, 0] * 2, r"in \[0, 2\)\. Received: 0 to 5"),
+        ([0, 1, -1, 0] * 2, "-1 to 1"),
+        ([0.5, 1, 1, 0] * 2, "are whole"),
+    ],
+)
+def test_class_numbers_are_refused_before_the_split(labels, message):
+    images = np.zeros((8, 8, 8, 3), np.uint8)
+    with pytest.raises(DataError, match=message):
+        ImageData.from_arrays((images, labels), class_names=["a", "b"], task="single_label")
+
+
+def test_images_may_all_be_without_labels_of_several():
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    assert ImageDataset(images, np.zeros((4, 0)), task="multi_label", presize=8).labels.shape == (4, 0)
+
+
 def test_rows_without_a_label_are_named(pets_folder):
     file = write_csv(pets_folder, [f"cat/{i}.png,{'' if i == 3 else 'ab'[i % 2]}" for i in range(10)])
     with pytest.raises(DataError, match=r"1 of 10 images have no label: .*cat/3\.png"):

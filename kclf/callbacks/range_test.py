@@ -16,7 +16,7 @@ from ..errors import TrainingError
 from ..figures import new_axes
 from ..schedules import exponential
 from .recording import smooth
-from .state import Undo, other_draws, remember_model, remember_randomness
+from .state import Undo, passing_draws, remember_model, remember_randomness
 from .steps import LossTap, innermost
 
 if TYPE_CHECKING:
@@ -428,12 +428,9 @@ def find_learning_rate(
     try:
         _ensure_built(model, data)
         for repeat in range(repeats):
-            restore_draws = other_draws(model, data, repeat)
             finder = LearningRateFinder(start, end, num_steps, stop_factor=stop_factor, smoothing=smoothing)
-            try:
+            with passing_draws(model, data, repeat):
                 runs.append(_run(model, finder, data, y, fit_arguments))
-            finally:
-                restore_draws()
     finally:
         restore_randomness()
     return RangeTest(tuple(runs))

@@ -42,38 +42,25 @@ def remember_randomness(data: Any = None) -> Undo:
     return _all([*_generators(), *_data(data)])
 
 
-def other_draws(model: keras.Model, data: Any, number: int) -> Undo:
-    """Move data and layers on to what another epoch would meet.
+@contextmanager
+def passing_draws(model: keras.Model, data: Any, epoch: int = 0) -> Iterator[None]:
+    """Let data and layers meet an epoch, and put both back when the block ends, however it ends.
 
     Args:
         model: its layers with generators of their own are moved on.
         data: what `fit` is given; moved on where its `state_dict` tells an epoch.
-        number: which other epoch; 0 for the one at hand.
-
-    Returns:
-        A function that puts all back.
+        epoch: how many epochs on; 0 for the one at hand.
     """
-    undo = _draws(model, data)
-    if number:
-        for layer in random_layers(model):
-            layer.set_random_state(_other_state(layer.get_random_state(), number))
-        if hasattr(data, "load_state_dict") and "epoch" in (state := data.state_dict()):
-            data.load_state_dict({**state, "epoch": state["epoch"] + number, "batch": 0})
-    return undo
-
-
-@contextmanager
-def original_draws(model: keras.Model, data: Any) -> Iterator[None]:
-    """Put data and layers back to what they would have met next, however the block ends."""
-    undo = _draws(model, data)
+    undo = _all([*_layers(model), *_data(data)])
     try:
+        if epoch:
+            for layer in random_layers(model):
+                layer.set_random_state(_other_state(layer.get_random_state(), epoch))
+            if hasattr(data, "load_state_dict") and "epoch" in (state := data.state_dict()):
+                data.load_state_dict({**state, "epoch": state["epoch"] + epoch, "batch": 0})
         yield
     finally:
         undo()
-
-
-def _draws(model: keras.Model, data: Any) -> Undo:
-    return _all([*_layers(model), *_data(data)])
 
 
 def _other_state(state: torch.Tensor, number: int) -> torch.Tensor:

@@ -237,7 +237,13 @@ def encode_array(
         names = list(class_names or class_table(labels.tolist()))
         return names, encode(labels.tolist(), names)
     names = list(class_names or [str(i) for i in range(int(labels.max()) + 1)])
-    return names, labels
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise DataError(
+            f"Expected class numbers in [0, {len(names)}). Received: {labels.min()} to {labels.max()}"
+        )
+    if labels.dtype.kind == "f" and not (labels == labels.round()).all():
+        raise DataError(f"Expected class numbers, which are whole. Received: labels of type {labels.dtype}")
+    return names, labels.astype(np.int32)
 
 
 def encoded_arrays(

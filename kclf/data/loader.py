@@ -577,7 +577,7 @@ def _checked_labels(
             f"Expected n-hot labels (n, {classes}) for {classes} classes. Received: shape={array.shape}"
         )
     low, high = (0, 1) if task == "multi_label" else (-np.inf, np.inf)
-    if n and not (low <= array.min() and array.max() <= high and np.isfinite(array).all()):
+    if array.size and not (low <= array.min() and array.max() <= high and np.isfinite(array).all()):
         kind = "n-hot labels in [0, 1]" if task == "multi_label" else "finite numbers"
         raise DataError(f"Expected {kind}. Received: labels from {array.min()} to {array.max()}")
     return array
