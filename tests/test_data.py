@@ -1033,6 +1033,14 @@ def test_sizes_and_classes_are_drawn(pets_folder):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog"]
 
 
+def test_class_names_are_no_formulas(pets_folder):
+    data = small(pets_folder)
+    data.class_names[:] = ["$5 bill$", "under_score$"]
+    (ax,) = drawn(data.show_classes())
+    ax.figure.canvas.draw()
+    assert not any(label.get_parse_math() for label in ax.get_yticklabels())
+
+
 def test_a_split_that_is_not_there_is_named(pets_folder):
     with pytest.raises(ValueError, match=r"'train', 'valid'.*split='test'"):
         small(pets_folder).show_batch(split="test")

@@ -247,6 +247,14 @@ def test_trivial_changes_one_thing():
     assert (changes == 0).double().mean().item() == pytest.approx(1 / 8, abs=0.04)
 
 
+def test_grey_images_have_no_colour_to_change():
+    images = torch.full((32, 8, 8, 1), 100, dtype=torch.uint8)
+    colour = Augmentation(max_saturation=0.9, max_hue=0.5, p_lighting=1.0, seed=0)(images, training=True)
+    assert torch.equal(colour, images.float())
+    light = trivial(seed=0)(images, training=True)
+    assert 1 < len(light.mean((1, 2, 3)).unique()) < 32
+
+
 def test_resized_is_the_same_augmentation_of_another_size():
     layer = side_on(None, max_zoom=1.3, seed=4)
     resized = layer.resized(48)

@@ -98,8 +98,9 @@ def show_classes(data: ImageData) -> Figure:
     for name, split in data.splits.items():
         if split.labels is not None:
             counts = class_counts(split)
-            ax.barh(names, counts, left=before, label=name)
+            ax.barh(range(len(names)), counts, left=before, label=name)
             before += counts
+    ax.set_yticks(range(len(names)), names, parse_math=False)
     ax.invert_yaxis()
     ax.set(xlabel="images")
     ax.legend()

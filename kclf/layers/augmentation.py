@@ -77,7 +77,8 @@ class Augmentation(keras.layers.Layer):
 
     Shape:
         Input (batch, height, width, channels), uint8 or float in [0, 255], usually larger than `size`
-        ("presized"). Output (batch, size, size, channels), float32 in [0, 255].
+        ("presized"). Output (batch, size, size, channels), float32 in [0, 255]. Saturation and hue change
+        images of 3 channels only.
 
     Example:
         >>> import numpy as np
@@ -344,6 +345,8 @@ def _relight(transformation: Transformation, device: torch.device) -> Callable[[
 
     def relight(images: Tensor, rows: slice) -> Tensor:
         by_contrast, by_shift, by_saturation, by_hue = map(any, zip(*changed[rows], strict=True))
+        if images.shape[1] != 3:  # grey has no colour to change
+            by_saturation = by_hue = False
         if not (by_contrast or by_shift or by_saturation or by_hue):
             return images
         images = images * (1 / 255)

@@ -130,7 +130,8 @@ def to_torch(model: keras.Model, library: str = "torchvision") -> dict[str, torc
 
     Returns:
         Tensors by name, on the CPU, for `torch_model.load_state_dict`. BatchNorm's step counters, which
-        Keras does not keep, are 0.
+        Keras does not keep, are 0. The convolutions of Keras' own ResNets have biases; torchvision's have
+        none.
 
     Raises:
         WeightsError: a layer has no name in that library.
