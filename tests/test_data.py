@@ -344,15 +344,31 @@ def test_labels_that_cannot_be_are_refused(labels, options, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1, 5, 0] * 2, r"in \[0, 2\)\. Received: 0 to 5"),
+        ([0, 1, 5, 0] * 2, r"in \[0, 2\)\. Received: labels from 0 to 5"),
         ([0, 1, -1, 0] * 2, "-1 to 1"),
         ([0.5, 1, 1, 0] * 2, "are whole"),
+        ([np.nan, 1, 1, 0] * 2, "are whole"),
+        ([np.inf, 1, 1, 0] * 2, "are whole"),
     ],
 )
 def test_class_numbers_are_refused_before_the_split(labels, message):
     images = np.zeros((8, 8, 8, 3), np.uint8)
     with pytest.raises(DataError, match=message):
         ImageData.from_arrays((images, labels), class_names=["a", "b"], task="single_label")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([np.nan, 1, 1, 0] * 2, "are whole"),
+        ([-2, -1] * 4, r"in \[0, classes\)\. Received: labels from -2 to -1"),
+        ([], "No image is left for training: 0 in all"),
+    ],
+)
+def test_class_numbers_are_refused_where_classes_have_no_names(labels, message):
+    images = np.zeros((len(labels), 8, 8, 3), np.uint8)
+    with pytest.raises(DataError, match=message):
+        ImageData.from_arrays((images, labels), task="single_label")
 
 
 def test_images_may_all_be_without_labels_of_several():
@@ -1033,9 +1049,10 @@ def test_sizes_and_classes_are_drawn(pets_folder):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog"]
 
 
-def test_class_names_are_no_formulas(pets_folder):
-    data = small(pets_folder)
-    data.class_names[:] = ["$5 bill$", "under_score$"]
+def test_class_names_are_no_formulas():
+    images = np.zeros((8, 8, 8, 3), np.uint8)
+    names = ["$5 bill$", "under_score$"]
+    data = ImageData.from_arrays((images, [0, 1] * 4), class_names=names, size=8)
     (ax,) = drawn(data.show_classes())
     ax.figure.canvas.draw()
     assert not any(label.get_parse_math() for label in ax.get_yticklabels())

@@ -255,6 +255,13 @@ def test_grey_images_have_no_colour_to_change():
     assert 1 < len(light.mean((1, 2, 3)).unique()) < 32
 
 
+def test_colour_is_that_of_three_channels():
+    images = torch.full((2, 8, 8, 4), 100, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"3 channels.*shape=\(2, 8, 8, 4\)"):
+        Augmentation(max_hue=0.1)(images, training=True)
+    assert Augmentation(max_lighting=0.1)(images, training=True).shape == (2, 8, 8, 4)
+
+
 def test_resized_is_the_same_augmentation_of_another_size():
     layer = side_on(None, max_zoom=1.3, seed=4)
     resized = layer.resized(48)

@@ -128,7 +128,7 @@ def automatic_split(
     codes: np.ndarray, class_names: Sequence[str], task: Task, valid_fraction: float, seed: int
 ) -> Split:
     """Each class in its share where images have one class, else at random."""
-    if task != "single_label":
+    if task != "single_label" or len(codes) == 0:
         return random_split(len(codes), valid_fraction, seed)
     counts = np.bincount(codes, minlength=len(class_names))
     require_two_of_each(class_names, counts)
@@ -236,14 +236,22 @@ def encode_array(
     if labels.dtype.kind in "UO":
         names = list(class_names or class_table(labels.tolist()))
         return names, encode(labels.tolist(), names)
-    names = list(class_names or [str(i) for i in range(int(labels.max()) + 1)])
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise DataError(
-            f"Expected class numbers in [0, {len(names)}). Received: {labels.min()} to {labels.max()}"
-        )
-    if labels.dtype.kind == "f" and not (labels == labels.round()).all():
+    numbers = class_numbers(labels, len(class_names or ()))
+    return list(class_names or map(str, range(numbers.max(initial=-1) + 1))), numbers
+
+
+def class_numbers(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Class numbers (n,), int32; `classes` is 0 where their number is not known."""
+    with np.errstate(invalid="ignore"):  # NaN becomes some number, and differs from it
+        numbers = labels.astype(np.int32)
+    if not (numbers == labels).all():
         raise DataError(f"Expected class numbers, which are whole. Received: labels of type {labels.dtype}")
-    return names, labels.astype(np.int32)
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < (classes or np.inf):
+        raise DataError(
+            f"Expected class numbers in [0, {classes or 'classes'}). "
+            f"Received: labels from {numbers.min()} to {numbers.max()}"
+        )
+    return numbers
 
 
 def encoded_arrays(

@@ -31,6 +31,7 @@ from ..distributed import local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
 from ..images import CENTRE, RESIZE_METHODS, ResizeMethod
 from ..tasks import TASKS, Task
+from .labelling import class_numbers
 from .sources import ArrayImages, FileImages, Images
 
 log = logging.getLogger("kclf.data")
@@ -570,7 +571,7 @@ def _checked_labels(
         shape = "(n, classes)" if task == "multi_label" else "(n,)"
         raise DataError(f"Expected labels of shape {shape} for n = {n} images. Received: shape={array.shape}")
     if task == "single_label":
-        return _class_numbers(array, classes)
+        return class_numbers(array, classes)
     array = array.astype(np.float32)
     if task == "multi_label" and classes not in (0, array.shape[1]):
         raise DataError(
@@ -581,15 +582,3 @@ def _checked_labels(
         kind = "n-hot labels in [0, 1]" if task == "multi_label" else "finite numbers"
         raise DataError(f"Expected {kind}. Received: labels from {array.min()} to {array.max()}")
     return array
-
-
-def _class_numbers(array: np.ndarray, classes: int) -> np.ndarray:
-    numbers = array.astype(np.int32)
-    if not (numbers == array).all():
-        raise DataError(f"Expected class numbers, which are whole. Received: labels of type {array.dtype}")
-    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < (classes or np.inf):
-        raise DataError(
-            f"Expected class numbers in [0, {classes or 'classes'}). "
-            f"Received: labels from {numbers.min()} to {numbers.max()}"
-        )
-    return numbers

@@ -78,7 +78,7 @@ class Augmentation(keras.layers.Layer):
     Shape:
         Input (batch, height, width, channels), uint8 or float in [0, 255], usually larger than `size`
         ("presized"). Output (batch, size, size, channels), float32 in [0, 255]. Saturation and hue change
-        images of 3 channels only.
+        images of 3 channels, leave those of 1 as they are, and take no others.
 
     Example:
         >>> import numpy as np
@@ -195,6 +195,11 @@ class Augmentation(keras.layers.Layer):
             )
         interpolation = self.interpolation if interpolation is None else interpolation
         one_of("interpolation", interpolation, INTERPOLATIONS)
+        if lighting and (self.max_saturation or self.max_hue) and images.shape[3] not in (1, 3):
+            raise ValueError(
+                "Expected images of 3 channels for saturation and hue, or of 1, which has none. "
+                f"Received: shape={tuple(images.shape)}"
+            )
         size = self.size or (images.shape[1], images.shape[2])
         return resample(
             images,
@@ -345,7 +350,7 @@ def _relight(transformation: Transformation, device: torch.device) -> Callable[[
 
     def relight(images: Tensor, rows: slice) -> Tensor:
         by_contrast, by_shift, by_saturation, by_hue = map(any, zip(*changed[rows], strict=True))
-        if images.shape[1] != 3:  # grey has no colour to change
+        if images.shape[1] == 1:  # grey has no colour to change
             by_saturation = by_hue = False
         if not (by_contrast or by_shift or by_saturation or by_hue):
             return images

@@ -94,18 +94,18 @@ def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
     log.step("all layers, cycles of 1, 2 and 4")
     log.step("with TTA", accuracy(*learner.TTA()))
     if options.larger:
-        log.step(f"at {options.size} and {options.larger} px", at_two_sizes(learner, options.larger).accuracy())
+        both = at_two_sizes(learner, data, options.larger)
+        log.step(f"at {options.size} and {options.larger} px", both.accuracy())
     print(learner.snapshots(f"eight{seed}").table(data.valid), flush=True)
     return log.rows
 
 
-def at_two_sizes(learner: Learner, larger: int) -> Predictions:
-    """The validation photos' probabilities, averaged over the plain view at training's size and at a larger one.
+def at_two_sizes(learner: Learner, data: kclf.ImageData, larger: int) -> Predictions:
+    """Predictions of the validation photos, averaged over the plain view at training's size and a larger one.
 
     Objects look larger to a network in training's random windows than in the centre square of the same size
     (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
     """
-    data = learner.data
     usual = learner.predictions()
     learner.set_data(data.replace(size=larger))
     others = [learner.predictions().probabilities]
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--weights", help="a weights file without top; else kclf's ImageNet weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--larger", type=int, help="size of a second view, averaged with the first at the end")
+    parser.add_argument("--larger", type=int, help="size of one more view at the end")
     parser.add_argument("--presize", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--optimizer", default="auto")
