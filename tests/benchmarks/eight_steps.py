@@ -2,9 +2,10 @@
 
     .venv/bin/python tests/benchmarks/eight_steps.py PHOTOS --backbone ResNet50 --weights FILE --json out.json
 
-PHOTOS holds files named cat.N.jpg and dog.N.jpg. The split is stratified: a fifth of each class is kept for
-validation. Every figure has its 95 % Wilson interval; several `--seeds` give their mean too. A run that was
-stopped goes on where it was when it is started again with the same `--out`.
+PHOTOS holds files named cat.N.jpg and dog.N.jpg. A fifth of each class is kept for validation: drawn with
+seed 0, or with `--split last` those of the highest numbers. Every figure has its 95 % Wilson interval; several
+`--seeds` give their mean too. A run that was stopped goes on where it was when it is started again with the same
+`--out`.
 """
 
 from __future__ import annotations
@@ -55,9 +56,11 @@ class Log:
 
 def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
     keras.utils.set_random_seed(seed)
+    files = sorted(options.photos.glob("*.jpg"))
     data = kclf.ImageData.from_files(
-        options.photos,
+        files,
         kclf.regex_label(r"(cat|dog)\.\d+"),
+        valid_indices=last_fifth(files) if options.split == "last" else None,
         seed=0,
         size=options.size,
         presize=options.presize,
@@ -100,6 +103,16 @@ def eight_steps(options: argparse.Namespace, seed: int) -> list[dict]:
     return log.rows
 
 
+def last_fifth(files: list[Path]) -> list[int]:
+    """Indices of the photos with the highest numbers, a fifth of each class."""
+    number = {index: int(file.stem.partition(".")[2]) for index, file in enumerate(files)}
+    chosen: list[int] = []
+    for name in ("cat", "dog"):
+        own = sorted((i for i, file in enumerate(files) if file.name.startswith(name)), key=number.get)
+        chosen += own[-(len(own) // 5) :]
+    return chosen
+
+
 def at_two_sizes(learner: Learner, data: kclf.ImageData, larger: int) -> Predictions:
     """Predictions of the validation photos, averaged over the plain view at training's size and a larger one.
 
@@ -119,6 +132,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="EfficientNetLite0")
     parser.add_argument("--weights", help="a weights file without top; else kclf's ImageNet weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--split", choices=("drawn", "last"), default="drawn", help="which photos validate")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--larger", type=int, help="size of one more view at the end")
     parser.add_argument("--presize", type=int, default=256)
