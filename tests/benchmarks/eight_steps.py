@@ -3,9 +3,9 @@
     .venv/bin/python tests/benchmarks/eight_steps.py PHOTOS --backbone ResNet50 --weights FILE --json out.json
 
 PHOTOS holds files named cat.N.jpg and dog.N.jpg. A fifth of each class is kept for validation: drawn with
-seed 0, or with `--split last` those of the highest numbers. Every figure has its 95 % Wilson interval; several
-`--seeds` give their mean too. A run that was stopped goes on where it was when it is started again with the same
-`--out`.
+seed 0, or with `--split last` those of the highest numbers. Every figure has its 95 % Wilson interval;
+several `--seeds` give their mean too. A run that was stopped goes on where it was when it is started again
+with the same `--out`.
 """
 
 from __future__ import annotations
