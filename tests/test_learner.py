@@ -548,6 +548,13 @@ def test_fit_after_a_range_test_is_fit_without_it(tmp_path):
     assert same(*weights)
 
 
+def test_range_test_mixes_photos_as_a_fit_does(tmp_path):
+    learner = make_learner(tmp_path, mixup=0.4)
+    found = learner.lr_find(start_lr=1e-30, end_lr=1e-29, num_it=3)  # too low to change a weight
+    learner.fit(0.0, 1)
+    assert found.runs[0].losses == pytest.approx(learner.recorder.losses[:3], rel=1e-5)
+
+
 def test_an_unknown_rule(learner):
     with pytest.raises(ValueError, match=r"suggest=\['best'\]"):
         learner.lr_find(num_it=6, suggest=["best"])

@@ -350,7 +350,7 @@ class Learner:
     ) -> SuggestedRates:
         """Smith's learning rate range test; it leaves everything as it was, bit for bit.
 
-        The optimizer "auto" is that of the last fit; AdamW before the first.
+        The optimizer "auto" is that of the last fit, AdamW before the first; MixUp and CutMix mix as in fits.
 
         Args:
             start_lr: first rate of the last layer group.
@@ -363,9 +363,9 @@ class Learner:
             All suggestions and the curve, which `.plot()` draws (as does `sched.plot()`);
             `lr_min, lr_steep = learner.lr_find()` unpacks it.
         """
-        model, data = self._trained()
+        model, train, _ = self._trained()
         self._compile(model)
-        test = find_learning_rate(model, data.train, start=start_lr, end=end_lr, num_steps=num_it, **options)
+        test = find_learning_rate(model, train, start=start_lr, end=end_lr, num_steps=num_it, **options)
         self.sched.finder = SuggestedRates(test.runs, rules=tuple(suggest))
         return self.sched.finder
 
@@ -510,12 +510,11 @@ class Learner:
         listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
 
         def fit() -> keras.callbacks.History:
-            model, data = self._trained()
+            model, train, valid = self._trained()
             self._compile(model, weight_decay)
-            train = mixed(data.train, self.training.mixup, self.training.cutmix)
             return model.fit(
                 train,
-                validation_data=data.valid,
+                validation_data=valid,
                 epochs=epochs,
                 callbacks=with_checkpoint(self, listening, train, resume),
                 shuffle=False,
@@ -524,11 +523,11 @@ class Learner:
 
         return through_overflow(self, listening, fit)
 
-    def _trained(self) -> tuple[keras.Model, Any]:
-        """The model that trains now and its data: the classifier on photos, or its head on activations."""
-        data = self._require_data()
+    def _trained(self) -> tuple[keras.Model, Any, Any]:
+        """What trains now, its training and its validation data: the head alone where that is precomputed."""
+        data, mixes = self._require_data(), (self.training.mixup, self.training.cutmix)
         if not self.precompute:
-            return self.model, data
+            return self.model, mixed(data.train, *mixes), data.valid
         if self.precompute_views == 1 and self.model.augmentation.is_random:
             warnings.warn(
                 "The augmentation has no effect with precompute=True: the head trains on activations of the "
@@ -539,7 +538,7 @@ class Learner:
         cached = precompute(
             self.model, data, views=self.precompute_views, dtype=self.precompute_dtype, **self._cache
         )
-        return head_for(self.model), cached
+        return head_for(self.model), mixed(cached.train, *mixes), cached.valid
 
     @property
     def _cache(self) -> dict[str, Any]:
