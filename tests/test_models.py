@@ -74,6 +74,14 @@ def test_the_head_settles_within_an_epoch():
     assert [(layer.momentum, layer.epsilon) for layer in norms] == [(0.9, 1e-5)] * 2
 
 
+def test_a_new_head_leans_to_no_class():
+    features = np.abs(np.random.default_rng(0).normal(size=(64, 4, 4, 64))).astype("float32")
+    logits = keras.ops.convert_to_numpy(build_head(64, 10)(features, training=True))
+    assert 0 < np.abs(logits).max() < 2  # He-normal weights give logits of 2 in the mean square, and losses of 3.6
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(np.arange(64) % 10, logits)
+    assert float(loss) == pytest.approx(np.log(10), abs=0.2)
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_logits_are_float32_under_any_policy(policy):
     images, _ = photos(2)
