@@ -28,6 +28,8 @@ from kclf.learner.course import (
     transforms_top_down,
 )
 
+pytestmark = pytest.mark.new_heads
+
 sz = 32
 arch = "MobileNetV2"
 

@@ -10,6 +10,8 @@ from ..arguments import one_of
 from ..layers import ConcatPooling
 from ..tasks import TASKS
 
+LOGITS_START = "zeros"  # of the last layer's weights
+
 
 def build_head(
     num_features: int, num_outputs: int, *, hidden: Sequence[int] = (512,), dropout: float = 0.5
@@ -24,10 +26,10 @@ def build_head(
 
     Returns:
         A functional model (batch, rows, columns, num_features) -> float32 (batch, num_outputs). Dense
-        layers have no bias. Hidden ones start He-normal, the last one near zero (standard deviation .01):
-        random logits would stay in a short run as noise (Dosovitskiy et al. 2021, "An Image is Worth 16x16
-        Words", fine-tune from zeros for the like reason). BatchNormalization has momentum .9 and epsilon
-        1e-5, which settles within an epoch of 90 batches where Keras' default of .99 does not.
+        layers have no bias. Hidden ones start He-normal, the last one at zero, as Dosovitskiy et al. 2021
+        ("An Image is Worth 16x16 Words") fine-tune: all classes are equally likely at first, where random
+        logits would stay in a short run as noise. BatchNormalization has momentum .9 and epsilon 1e-5,
+        which settles within an epoch of 90 batches where Keras' default of .99 does not.
     """
     layers = keras.layers
     features = keras.Input((None, None, num_features))
@@ -39,9 +41,8 @@ def build_head(
         x = layers.ReLU(name=f"relu_{number}")(x)
     x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name="norm")(x)
     x = layers.Dropout(dropout, name="dropout")(x)
-    near_zero = keras.initializers.RandomNormal(stddev=0.01)
     logits = layers.Dense(
-        num_outputs, use_bias=False, kernel_initializer=near_zero, name="logits", dtype="float32"
+        num_outputs, use_bias=False, kernel_initializer=LOGITS_START, name="logits", dtype="float32"
     )(x)
     return keras.Model(features, logits, name="head")
 
