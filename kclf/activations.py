@@ -183,9 +183,11 @@ def precompute(
     Returns:
         Train, valid and test as arrays, for a model that `head_model` makes.
     """
-    train = activations(model, data.train, folder, views=views, dtype=dtype, progress=progress)
+    weights = _settled_digest(model)
+
+    train = _from_cache(model, data.train, folder, weights, views, dtype, progress)
     others = (
-        None if part is None else activations(model, part, folder, dtype=dtype, progress=progress)
+        None if part is None else _from_cache(model, part, folder, weights, 1, dtype, progress)
         for part in (data.valid, data.test)
     )
     return ActivationData(train, *others)
@@ -201,10 +203,28 @@ def activations(
     progress: bool = True,
 ) -> ActivationDataset:
     """Activations of the photos of one split, from the cache or computed; arguments as `precompute`."""
+    return _from_cache(model, dataset, folder, _settled_digest(model), views, dtype, progress)
+
+
+def _settled_digest(model: Any) -> str:
+    """Digest of the backbone's weights, which are the first process's in all processes from here on."""
+    broadcast([variable.value for variable in model.backbone.variables])
+    return weights_digest(model.backbone)
+
+
+def _from_cache(
+    model: Any,
+    dataset: ImageDataset,
+    folder: str | os.PathLike[str],
+    weights: str,
+    views: int,
+    dtype: str,
+    progress: bool,
+) -> ActivationDataset:
     one_of("dtype", dtype, DTYPES)
     at_least("views", views, 1)
-    broadcast([variable.value for variable in model.backbone.variables])
-    place = Path(folder) / activation_key(model, dataset, views=views, dtype=dtype)[:32]
+    key = activation_key(model, dataset, views=views, dtype=dtype, weights=weights)
+    place = Path(folder) / key[:32]
     with held(FolderLock(place), wait=True):  # another run may be at it: then it is found done
         from_main(lambda: sweep(place))
         passes = [_one_pass(model, dataset, place, view, views > 1, dtype, progress) for view in range(views)]
@@ -243,7 +263,14 @@ def head_model(model: Any) -> keras.Model:
 # ---- the key ------------------------------------------------------------
 
 
-def activation_key(model: Any, dataset: ImageDataset, *, views: int = 1, dtype: str = "float32") -> str:
+def activation_key(
+    model: Any,
+    dataset: ImageDataset,
+    *,
+    views: int = 1,
+    dtype: str = "float32",
+    weights: str | None = None,
+) -> str:
     """SHA-256 of everything that decides the activations, as 64 hex digits.
 
     That is: the files with their order, sizes and times of change (or the pixels, for photos in memory);
@@ -256,6 +283,7 @@ def activation_key(model: Any, dataset: ImageDataset, *, views: int = 1, dtype: 
         dataset: the photos.
         views: augmented views a photo.
         dtype: of the stored numbers.
+        weights: `weights_digest` of the backbone, where it is known already: it reads all of them.
     """
     drawn = [_nameless(model.augmentation), dataset.random_crop, dataset.seed] if views > 1 else None
     return _digest(
@@ -266,7 +294,7 @@ def activation_key(model: Any, dataset: ImageDataset, *, views: int = 1, dtype: 
             "size": model.size,
             "normalization": _nameless(model.normalization),
             "backbone": [_nameless(layer) for layer in model.backbone._flatten_layers(include_self=False)],
-            "weights": weights_digest(model.backbone),
+            "weights": weights or weights_digest(model.backbone),
             "computed in": model.backbone.compute_dtype,
             "stored in": dtype,
             "views": [views, drawn, model.augmentation.interpolation, model.augmentation.fill_mode],

@@ -198,6 +198,18 @@ def test_a_second_call_computes_nothing(folder, tmp_path):
     assert computed(tiny_classifier(), data_of(folder), tmp_path / "cache") == 0
 
 
+def test_weights_are_read_once_for_all_splits(folder, tmp_path, monkeypatch):
+    model, read = tiny_classifier(), []
+    digest = activations.weights_digest
+    monkeypatch.setattr(activations, "weights_digest", lambda backbone: read.append(1) or digest(backbone))
+    made = precompute(model, data_of(folder), tmp_path / "cache", progress=False)
+    assert made.valid is not None
+    assert len(read) == 1
+    assert activation_key(model, made.valid.images) == activation_key(
+        model, made.valid.images, weights=digest(model.backbone)
+    )
+
+
 def other_photo(folder):
     """A photo of the training split, whichever the split chose."""
     return str(data_of(folder).train.paths[0])

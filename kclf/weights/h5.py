@@ -87,14 +87,29 @@ def _keras3_layers(file: h5py.File, model: keras.Model | None) -> dict[str, Save
         if place.isdigit() and not NOT_LAYERS & set(owner.split("/")):
             groups.setdefault(owner, {})[place] = dataset
     owners = sorted(groups, key=_natural)
-    ours = {} if model is None else saved_paths(model)
-    words = [_word_of(owner) or _stem(ours.get(owner, "")) for owner in owners]
+    words = [_word_of(owner) for owner in owners]
     names = [_name_of(file[f"{owner}/vars"], owner) for owner in owners]
+    keys = stable_keys(list(zip(names, words, strict=True)))
+    if model is not None and not _all_named(keys, words):
+        keys = _keys_as_in(model, owners, names, words)
+    return {
+        key: dict(sorted(groups[owner].items(), key=lambda item: int(item[0])))
+        for owner, key in zip(owners, keys, strict=True)
+    }
+
+
+def _all_named(keys: list[str], words: list[str]) -> bool:
+    """Whether every layer has a name of its own: then the slow walk through a model tells nothing more."""
+    return all(words) and not any("#" in key for key in keys)
+
+
+def _keys_as_in(model: keras.Model, owners: list[str], names: list[str], words: list[str]) -> list[str]:
+    """Keys of layers, of which the model tells the class words and the places that the file does not."""
+    ours = saved_paths(model)
+    words = [word or _stem(ours.get(owner, "")) for owner, word in zip(owners, words, strict=True)]
     keys = dict(zip(owners, stable_keys(list(zip(names, words, strict=True))), strict=True))
     keys |= _keys_by_path(keys, ours)
-    return {
-        key: dict(sorted(groups[owner].items(), key=lambda item: int(item[0]))) for owner, key in keys.items()
-    }
+    return list(keys.values())
 
 
 def _keys_by_path(theirs: dict[str, str], ours: dict[str, str]) -> dict[str, str]:
