@@ -1,8 +1,8 @@
-"""Seconds from making a second `Learner` on the same photos to its first batch, each time in a new process.
+"""Seconds from making a second `Learner` on the same photos to its first batch, in new processes or in one.
 
     .venv/bin/python tests/benchmarks/second_start.py PHOTOS --backbone ResNet50 --weights FILE
 
-PHOTOS holds files named cat.N.jpg and dog.N.jpg. The first process fills the cache of activations and is not
+PHOTOS holds files named cat.N.jpg and dog.N.jpg. The first start fills the cache of activations and is not
 counted; importing kclf and listing the photos are not part of the time. Prints a line for each part.
 """
 
@@ -55,6 +55,12 @@ def one_start(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def start_elsewhere(options: argparse.Namespace) -> dict[str, float]:
+    """`one_start` in a new process, which has the arguments of this one."""
+    run = subprocess.run([sys.executable, *sys.argv, "--once"], check=True, text=True, stdout=subprocess.PIPE)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path)
@@ -63,16 +69,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves it as it is")
     parser.add_argument("--out", type=Path, default=Path("second-start"), help="where activations are kept")
-    parser.add_argument("--once", action="store_true", help="one start in this process")
+    parser.add_argument("--one-process", action="store_true", help="all starts in one, as in a notebook")
+    parser.add_argument("--once", action="store_true", help="one start in this process, and no more")
     options = parser.parse_args()
     if options.once:
         print(json.dumps(one_start(options)))
         return
-    command = [sys.executable, *sys.argv, "--once"]
-    found = []
-    for _ in range(options.rounds + 1):
-        run = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
-        found.append(json.loads(run.stdout.splitlines()[-1]))
+    start = one_start if options.one_process else start_elsewhere
+    found = [start(options) for _ in range(options.rounds + 1)]
     for what in found[0]:
         low, median, high = statistics.quantiles([start[what] for start in found[1:]], n=4)
         print(json.dumps({what: round(median, 2), "quartiles": [round(low, 2), round(high, 2)]}))
