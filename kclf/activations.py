@@ -184,7 +184,6 @@ def precompute(
         Train, valid and test as arrays, for a model that `head_model` makes.
     """
     weights = _settled_digest(model)
-
     train = _from_cache(model, data.train, folder, weights, views, dtype, progress)
     others = (
         None if part is None else _from_cache(model, part, folder, weights, 1, dtype, progress)

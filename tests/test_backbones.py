@@ -8,6 +8,7 @@ import http.server
 import socket
 import sys
 import threading
+from fnmatch import fnmatchcase
 
 import keras
 import numpy as np
@@ -19,11 +20,12 @@ from torch.overrides import TorchFunctionMode
 import kclf.backbones.downloads
 from kclf.backbones import backbone_names, backbone_spec, build_backbone, split_backbone
 from kclf.backbones.applications import IMAGENET_DEVIATION, IMAGENET_MEAN, input_statistics
+from kclf.backbones.building import TOP_LAYERS
 from kclf.backbones.downloads import fetch_torch_weights
 from kclf.errors import BackboneError, WeightsError, WeightsUnavailableError
 from kclf.images import read_image, to_square
 from kclf.layers import InputNormalization
-from kclf.weights import array_of, load_weights
+from kclf.weights import array_of, layer_keys, load_weights
 
 ONE_PER_FAMILY = [
     "ConvNeXtTiny",
@@ -59,6 +61,8 @@ def test_a_backbone_builds_splits_freezes_and_unfreezes(name):
     assert sorted(held) == sorted(id(variable) for variable in model.weights)
     assert all(sum(layer.count_params() for layer in group) > 0 for group in groups)
     assert len(groups) >= 2
+    kept = [key for key in layer_keys(model) if any(fnmatchcase(key, top) for top in TOP_LAYERS)]
+    assert kept == []  # by a file of weights, which fills every layer: random kernels are not drawn for one
     for layer in groups[0]:
         layer.trainable = False
     trainable = {id(variable) for variable in model.trainable_variables}

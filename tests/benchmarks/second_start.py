@@ -75,8 +75,8 @@ def main() -> None:
     if options.once:
         print(json.dumps(one_start(options)))
         return
-    start = one_start if options.one_process else start_elsewhere
-    found = [start(options) for _ in range(options.rounds + 1)]
+    measured = one_start if options.one_process else start_elsewhere
+    found = [measured(options) for _ in range(options.rounds + 1)]
     for what in found[0]:
         low, median, high = statistics.quantiles([start[what] for start in found[1:]], n=4)
         print(json.dumps({what: round(median, 2), "quartiles": [round(low, 2), round(high, 2)]}))
