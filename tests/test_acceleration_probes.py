@@ -13,7 +13,7 @@ from keras.src.backend.common.global_state import get_global_attribute
 from test_acceleration import Classifier, assert_same, compiled, history, residual, subclass
 
 from kclf.acceleration import accelerate, deaccelerate, is_accelerated, probes
-from kclf.acceleration.kernels import order_of
+from kclf.acceleration.convolutions import order_of
 from kclf.acceleration.step import LeanStep
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -9,24 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import kclf.learner.course
+import kclf.fastai
 from kclf.data import ImageData
-from kclf.files import regex_label
+from kclf.data.labels import regex_label
+from kclf.data.splits import cv_indices as get_cv_idxs
+from kclf.fastai import ConvLearner, ImageClassifierData, cnn_learner, tfms_from_model
+from kclf.interpret import Interpretation as ClassificationInterpretation
+from kclf.layers import aug_transforms
+from kclf.layers import side_on as transforms_side_on
+from kclf.layers import top_down as transforms_top_down
 from kclf.learner.course import *  # noqa: F403
-from kclf.learner.course import (
-    ClassificationInterpretation,
-    ConvLearner,
-    ImageClassifierData,
-    accuracy,
-    aug_transforms,
-    cnn_learner,
-    error_rate,
-    get_cv_idxs,
-    log_loss,
-    tfms_from_model,
-    transforms_side_on,
-    transforms_top_down,
-)
+from kclf.metrics import accuracy, error_rate, log_loss
 
 pytestmark = pytest.mark.new_heads
 
@@ -37,9 +30,9 @@ arch = "MobileNetV2"
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """Random weights, a small head and quiet, in a folder of our own; the scripts stay as they are."""
-    make = kclf.learner.course.Learner
+    make = kclf.fastai.Learner
     few = {"weights": None, "hidden": (16,), "verbose": False}
-    monkeypatch.setattr(kclf.learner.course, "Learner", lambda *a, **k: make(*a, **(few | k)))
+    monkeypatch.setattr(kclf.fastai, "Learner", lambda *a, **k: make(*a, **(few | k)))
     monkeypatch.chdir(tmp_path)
 
 
@@ -182,4 +175,4 @@ def test_transforms_carry_the_augmentation_to_the_learner(small, dogscats_folder
     assert learn.model.augmentation.max_zoom == 1.2
     assert learn.model.size == sz
     plain = ImageClassifierData.from_paths(dogscats_folder, 64, tfms_from_model(arch, sz))
-    assert not kclf.learner.course.cnn_learner(plain, arch).model.augmentation.flip
+    assert not kclf.fastai.cnn_learner(plain, arch).model.augmentation.flip

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kclf import files
+from kclf.data import files
 from kclf.errors import DataError
 
 

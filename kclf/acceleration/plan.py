@@ -1,29 +1,25 @@
-"""Run a functional Keras model as a flat list of torch calls on its own variables.
-
-Skips what `Layer.__call__` costs a layer, the copies between NHWC and NCHW (an NHWC tensor is an NCHW tensor
-in torch's channels_last memory) and the unfused batch norm, and frees each activation as soon as nothing
-needs it.
-"""
+"""A functional model as a flat list of torch calls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import torch
-from keras import tree
+import torch.nn.functional as F
+from keras import layers, tree
 from keras.src.backend.common import masking, stateless_scope
 from keras.src.backend.torch.core import get_device, to_torch_dtype
+from keras.src.ops import numpy as keras_operations
 
-from .batchnorm import BatchNorm, follow
-from .convolutions import Convolution, FoldedConvolution
-from .graph import Graph, Node, flatten
+from . import convolutions, pointwise
+from .convolutions import BatchNorm, Convolution, FoldedConvolution, follow
+from .graph import Function, Graph, Node, Run, Site, Step, flatten, note_deaths, to_nchw, to_nhwc
 from .packing import can_pack, packed_steps
 from .pointwise import Padding
-from .run import Function, Run, Site, Step, note_deaths, to_nchw, to_nhwc
-from .table import compiled
 
 OVERWRITABLE = (keras.layers.Add, keras.layers.BatchNormalization)
 MASKING = (keras.layers.Masking, keras.layers.Embedding)
@@ -231,4 +227,53 @@ def _fits(tensor: Any, shape: tuple[int | None, ...]) -> bool:
         and tensor.ndim == len(shape)
         and masking.get_keras_mask(tensor) is None
         and all(want is None or have == want for have, want in zip(tensor.shape, shape, strict=True))
+    )
+
+
+TABLE: dict[type, Callable[[Site], Function | None]] = {
+    layers.Activation: pointwise.compile_activation,
+    layers.Add: pointwise.compile_add,
+    layers.AveragePooling2D: pointwise.pooling(F.avg_pool2d, count_include_pad=False),
+    layers.BatchNormalization: convolutions.compile_batchnorm,
+    layers.Concatenate: pointwise.compile_concatenate,
+    layers.Conv2D: convolutions.compile_conv2d,
+    layers.Dense: convolutions.compile_dense,
+    layers.DepthwiseConv2D: convolutions.compile_depthwise,
+    layers.Dropout: pointwise.compile_dropout,
+    layers.Flatten: pointwise.compile_flatten,
+    layers.GlobalAveragePooling2D: pointwise.compile_global_average,
+    layers.GlobalMaxPooling2D: pointwise.compile_global_max,
+    layers.MaxPooling2D: pointwise.pooling(F.max_pool2d),
+    layers.Multiply: pointwise.compile_multiply,
+    layers.ReLU: pointwise.compile_relu,
+    layers.Rescaling: pointwise.compile_rescaling,
+    layers.Reshape: pointwise.compile_reshape,
+    layers.SeparableConv2D: convolutions.compile_separable,
+    layers.Softmax: pointwise.compile_softmax,
+    layers.ZeroPadding2D: pointwise.compile_padding,
+    keras_operations.Add: pointwise.arithmetic(operator.add),
+    keras_operations.Multiply: pointwise.arithmetic(operator.mul),
+    keras_operations.Subtract: pointwise.arithmetic(operator.sub),
+}
+
+
+def compiled(site: Site) -> Function | None:
+    """The torch function of a layer where it stands, or None where Keras has to run it."""
+    layer = site.layer
+    if type(layer) not in TABLE or not is_plain(layer):
+        return None
+    return TABLE[type(layer)](site)
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether a layer does what its class does: no quantising, LoRA, activity loss or `call` of its own."""
+    if not isinstance(layer, layers.Layer):
+        return True
+    return not (
+        getattr(layer, "activity_regularizer", None) is not None
+        or getattr(layer, "lora_enabled", False)
+        or layer.quantization_mode is not None
+        or getattr(layer, "_remat_mode", None)
+        or not layer.autocast
+        or "call" in layer.__dict__
     )

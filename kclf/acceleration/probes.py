@@ -22,7 +22,7 @@ import keras
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .kernels import order_of
+from .convolutions import order_of
 from .step import LeanStep
 
 WAITS = ("aten::_local_scalar_dense", "aten::lift_fresh")  # a read from the device, a number sent to it

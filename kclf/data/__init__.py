@@ -4,7 +4,7 @@
 """
 
 from .image_data import ImageData
-from .loader import ImageDataset
+from .image_dataset import ImageDataset
 from .shards import TarShards
 
 __all__ = ["ImageData", "ImageDataset", "TarShards"]

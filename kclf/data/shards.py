@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..distributed import local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
-from ..files import IMAGE_SUFFIXES
-from ..images import ResizeMethod, read_image, to_square
-from .loader import usable_cores
+from .files import IMAGE_SUFFIXES
+from .image_dataset import usable_cores
+from .images import ResizeMethod, read_image, to_square
 
 log = logging.getLogger("kclf.data")
 

@@ -13,7 +13,6 @@ import keras
 import numpy as np
 
 from .. import schedules
-from ..activations import activations, precompute
 from ..callbacks import (
     Checkpoint,
     CosineRestarts,
@@ -26,33 +25,27 @@ from ..callbacks import (
     find_learning_rate,
     load_snapshot,
 )
+from ..callbacks.lr_schedules import TriangularCycles
+from ..callbacks.snapshots import BestModel, CycleSnapshots
 from ..data import ImageData, ImageDataset
+from ..data.mixed_dataset import mixed
 from ..distributed import join
-from ..ensembles import SnapshotEnsemble
 from ..errors import DataError
 from ..interpret import Interpretation
+from ..interpret.gallery import show_results
 from ..models import load
-from ..predict import Predictions, predict, predict_files, predict_tta
+from ..models.clone import rebuilt
+from ..prediction.activation_cache import activations, precompute
+from ..prediction.ensembles import SnapshotEnsemble
+from ..prediction.inference import predict, predict_files
+from ..prediction.predictions import Predictions, write_submission
+from ..prediction.tta import predict_tta
 from ..report import write_report
-from .best import BestModel
-from .building import (
-    classifier_for,
-    decoded,
-    fitted,
-    head_for,
-    logarithms,
-    one_dropout,
-    rebuilt,
-    square,
-    take_weights,
-)
-from .cycles import CycleSnapshots, TriangularCycles
-from .folds import write_submission
-from .mixing import mixed
-from .options import Training
+from .adapt import classifier_for, decoded, fitted, head_for, logarithms, one_dropout, square, take_weights
 from .overflow import Overflow, through_overflow
-from .plots import Sched, SuggestedRates, report_inputs, show_results
-from .resuming import with_checkpoint
+from .plots import Sched, SuggestedRates, report_inputs
+from .resume import with_checkpoint
+from .training import Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

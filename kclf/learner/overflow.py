@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import keras
 
 from ..errors import NotFiniteError
-from .building import rebuilt
+from ..models.clone import rebuilt
 
 if TYPE_CHECKING:
     from .learner import Learner

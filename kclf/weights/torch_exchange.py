@@ -13,7 +13,7 @@ import torch
 
 from ..errors import FileFormatError, WeightsError
 from .conventions import Conventions, check_conventions
-from .keys import array_of, layer_keys, named_variables, numpy_of
+from .layer_keys import array_of, layer_keys, named_variables, numpy_of
 from .matching import LoadReport, assign_saved
 from .torch_names import LAYOUTS, Layout, best_layout, torch_names
 

@@ -12,7 +12,7 @@ from test_checkpoint import Cut, CutAt
 from test_command import photos, run  # noqa: F401 - a fixture
 
 import kclf
-from kclf.callbacks import Checkpoint, FiniteGuard, finite
+from kclf.callbacks import Checkpoint, FiniteGuard, guards
 from kclf.errors import NotFiniteError
 
 TOO_HIGH = 100.0  # a rate at which activations pass 65504 after a dozen steps, and float32 bears
@@ -119,7 +119,7 @@ def test_gradients_that_are_not_finite_count():
 
 @pytest.mark.heavy
 def test_the_command_goes_on_and_records_it(photos, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(finite, "SKIPPED_IN_A_ROW", 3)  # of six steps
+    monkeypatch.setattr(guards, "SKIPPED_IN_A_ROW", 3)  # of six steps
     out = tmp_path / "out"
     words = [*kills.CLI, "--epochs", 0, "--freeze-epochs", 3, "--learning-rate", 1e4]
     words += ["--mixed-precision", "mixed_float16", "--on-overflow", "float32"]
