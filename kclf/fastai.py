@@ -1,6 +1,6 @@
 """The names of the course that stand outside of a learner, so that its notebooks run but for imports.
 
-    from kclf.learner.course import *
+    from kclf.fastai import *
 
 The first lessons of 2017-2018 (fastai 0.7) and chapter 5 of the book (fastai 2).
 """

@@ -12,14 +12,21 @@ from PIL import Image
 import kclf.fastai
 from kclf.data import ImageData
 from kclf.data.labels import regex_label
-from kclf.data.splits import cv_indices as get_cv_idxs
-from kclf.fastai import ConvLearner, ImageClassifierData, cnn_learner, tfms_from_model
-from kclf.interpret import Interpretation as ClassificationInterpretation
-from kclf.layers import aug_transforms
-from kclf.layers import side_on as transforms_side_on
-from kclf.layers import top_down as transforms_top_down
-from kclf.learner.course import *  # noqa: F403
-from kclf.metrics import accuracy, error_rate, log_loss
+from kclf.fastai import *  # noqa: F403
+from kclf.fastai import (
+    ClassificationInterpretation,
+    ConvLearner,
+    ImageClassifierData,
+    accuracy,
+    aug_transforms,
+    cnn_learner,
+    error_rate,
+    get_cv_idxs,
+    log_loss,
+    tfms_from_model,
+    transforms_side_on,
+    transforms_top_down,
+)
 
 pytestmark = pytest.mark.new_heads
 

@@ -8,23 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-import torch
 from keras.src.backend.torch.core import get_device
 
 from .._core.cpu import keep_freed_memory
 from .convolutions import lone_batchnorm, store_for_keras, store_for_torch
 from .graph import functional_of
 from .plan import MASKING, Plan
-from .probes import keras_fuses_batchnorm, keras_step_is_lean, keras_stores_kernels_for_torch
 from .step import LeanStep, why_not
 
 logger = logging.getLogger(__name__)
 _STATE = "_kclf_acceleration"
-WELL_DONE = {
-    "batchnorm": "Keras' batch norm is torch's own",
-    "kernels": "Keras stores kernels as torch reads them",
-    "step": "Keras' step is as lean",
-}
 
 
 @dataclass
@@ -32,7 +25,6 @@ class _Acceleration:
     """What was hung on a model, so that it can be taken off again."""
 
     model: keras.Model
-    switches: dict[str, bool | str]
     replaced: list[tuple[Any, str]] = field(default_factory=list)
     plans: list[_PlannedCall] = field(default_factory=list)
     step: LeanStep | None = None
@@ -44,8 +36,7 @@ class _Acceleration:
 
     def refresh(self) -> None:
         """Compile anew at the next call: layers and optimizer may have changed since the last `fit`."""
-        if self.switches["kernels"]:
-            store_for_torch(self.model)
+        store_for_torch(self.model)
         for plan in self.plans:
             plan.forget()
         if self.step is not None:
@@ -59,28 +50,22 @@ class _Acceleration:
 class _PlannedCall:
     """Stands in for `call` of a functional model; hands to Keras what the plan does not take."""
 
-    def __init__(self, model: Any, switches: dict[str, bool | str]) -> None:
+    def __init__(self, model: Any) -> None:
         self.model, self.stock = model, type(model).call
-        self.options = {name: bool(switches[name]) for name in ("batchnorm", "folding", "packing")}
-        self.backend = switches["compile"]
         self._plan: Plan | None = None
-        self._run: Callable[..., list[torch.Tensor]]
 
     @property
     def plan(self) -> Plan:
         if self._plan is None:
-            plan = Plan(self.model, **self.options)
-            self._run = compiled(plan, self.backend) if self.backend else plan
-            self._plan = plan  # last: where compiling fails, the next call says so again
-            if plan.foreign:
-                kinds = sorted({type(layer).__name__ for layer in plan.foreign})
+            self._plan = Plan(self.model)
+            if self._plan.foreign:
+                kinds = sorted({type(layer).__name__ for layer in self._plan.foreign})
                 logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
         return self._plan
 
     def forget(self) -> None:
-        """Look at the layers again at the next call; compiled code, which is dear, stays."""
-        if not self.backend:
-            self._plan = None
+        """Look at the layers again at the next call."""
+        self._plan = None
 
     def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None, **context: Any) -> Any:
         if mask is None and not context:
@@ -93,42 +78,24 @@ class _PlannedCall:
         """The result of the plan; None where Keras has to run the model."""
         plan = self.plan
         tensors = plan.accept(inputs)
-        return None if tensors is None else plan.pack(self._run(tensors, training=training))
+        return None if tensors is None else plan.pack(plan(tensors, training=training))
 
 
-def accelerate(
-    model: keras.Model,
-    *,
-    plan: bool = True,
-    batchnorm: bool = True,
-    folding: bool = True,
-    packing: bool = True,
-    kernels: bool = True,
-    step: bool = True,
-    compile: bool | str = False,
-) -> keras.Model:
+def accelerate(model: keras.Model) -> keras.Model:
     """Let a Keras model run at the speed of plain torch; its results, files and layers stay as they are.
+
+    Functional models run as a flat list of torch calls on the Keras variables' own tensors, with batch norms
+    that do not learn folded into the convolutions before them, convolution kernels stored in torch's order,
+    and a train and test step that reads nothing back from the device. On a CPU (Linux) the memory that a step
+    frees stays with the process for the next one.
 
     Takes functional models, Sequential, and subclasses of `keras.Model` that hold such models. Layers,
     weights, `summary`, saving and loading are untouched, and `trainable` flags count from the next step on.
     A model or a part of it that this cannot run (a `train_step` of its own, masks, layers with LoRA) is left
-    to Keras, and the log says why; so is what this Keras is found to do well by itself: lone batch norms,
-    kernels and the step are probed for that. Calling it again sets the switches anew.
+    to Keras, and the log says why.
 
     Args:
         model: a Keras model on the torch backend, compiled or not.
-        plan: run functional models as a flat list of torch calls on the Keras variables' own tensors.
-        batchnorm: run batch normalisation as one operation.
-        folding: fold batch norms that stand still into the convolutions before them (in the plan).
-        packing: on a CPU, predict in float32 by convolutions whose kernels are packed for it and that add
-            and activate as they write their result (in the plan).
-        kernels: store convolution kernels in the order in which torch reads them; shapes stay.
-        step: take Keras' train and test step by one that reads nothing back from the device. On a CPU
-            (Linux) the memory that a step frees then stays with the process for the next one.
-        compile: let `torch.compile` turn the plan into kernels of its own: True by its default backend, which
-            wants a C++ compiler, or the name of a backend. The first step of each kind then takes up to
-            minutes. Weights and `trainable` flags may change afterwards; for other changes of layers call
-            `accelerate` again.
 
     Returns:
         The model itself.
@@ -148,22 +115,11 @@ def accelerate(
             f"Received: backend={keras.backend.backend()!r}"
         )
     deaccelerate(model)
-    switches = {
-        "batchnorm": batchnorm,
-        "folding": folding,
-        "packing": packing,
-        "kernels": kernels and _due("kernels", keras_stores_kernels_for_torch),
-        "compile": compile,
-    }
-    state = _Acceleration(model, switches)
-    if plan:
-        _plan_calls(model, state)
-    if batchnorm:
-        _lone_batchnorms(model, state)
-    if switches["kernels"]:
-        store_for_torch(model)
-    if step and _due("step", keras_step_is_lean):
-        _lean_step(model, state)
+    state = _Acceleration(model)
+    _plan_calls(model, state)
+    _lone_batchnorms(model, state)
+    store_for_torch(model)
+    _lean_step(model, state)
     state.replace(model, "get_compile_config", _with_loss_scale(model))
     for name in ("make_train_function", "make_test_function", "make_predict_function"):
         state.replace(model, name, _refreshing(model, state, name))
@@ -183,28 +139,14 @@ def deaccelerate(model: keras.Model) -> keras.Model:
     state = model.__dict__.pop(_STATE, None)
     if state is not None:
         state.remove()
-        if state.switches["kernels"]:
-            store_for_keras(model)
+        store_for_keras(model)
         model.train_function = model.test_function = model.predict_function = None
     return model
-
-
-def compiled(plan: Plan, backend: bool | str) -> Callable[..., list[torch.Tensor]]:
-    """A plan as code of `torch.compile`; True stands for torch's default backend."""
-    return torch.compile(plan.__call__, backend="inductor" if backend is True else backend)
 
 
 def is_accelerated(model: keras.Model) -> bool:
     """Whether `accelerate` is at work on a model."""
     return _STATE in model.__dict__
-
-
-def _due(part: str, keras_does: Callable[[], bool]) -> bool:
-    """Whether a part has something to mend; the log says where it has not."""
-    if keras_does():
-        logger.info("%s: off, %s", part, WELL_DONE[part])
-        return False
-    return True
 
 
 def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
@@ -215,7 +157,7 @@ def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
         if masking:
             logger.info("%s is run by Keras: %s make masks", graph.name, ", ".join(masking))
             continue
-        call = _PlannedCall(graph, state.switches)
+        call = _PlannedCall(graph)
         state.plans.append(call)
         state.replace(graph, "call", call)
 
@@ -228,8 +170,6 @@ def _lone_batchnorms(model: keras.Model, state: _Acceleration) -> None:
         for layer in model._flatten_layers()
         if type(layer) is keras.layers.BatchNormalization and id(layer) not in planned
     ]
-    if not lone or not _due("batchnorm", keras_fuses_batchnorm):
-        return
     for layer in lone:
         call = lone_batchnorm(layer)
         if call is not None:

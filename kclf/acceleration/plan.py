@@ -30,30 +30,24 @@ class Plan:
 
     Args:
         model: a functional `keras.Model`, or the `_functional` of a Sequential.
-        batchnorm: whether batch norms run as one operation.
-        folding: whether batch norms that stand still are folded into the convolutions before them.
-        packing: whether predictions on a CPU go through packed convolutions.
 
     Attributes:
         foreign: the layers that run as Keras runs them.
     """
 
-    def __init__(
-        self, model: Any, *, batchnorm: bool = True, folding: bool = True, packing: bool = True
-    ) -> None:
+    def __init__(self, model: Any) -> None:
         self.graph = flatten(model)
         self.views = _has_channels_last(self.graph)
         self.foreign: list[Any] = []
         self._output_struct = model._outputs_struct
         self._input_dtypes = [to_torch_dtype(tensor.dtype) for tensor in model.inputs]
-        self._skip = () if batchnorm else (keras.layers.BatchNormalization,)
         self._uses = self.graph.uses()
         self._producers: dict[int, Step] = {}
         self.steps: list[Step] = []
         for node in self.graph.nodes:
-            self._add(node, folding=folding)
+            self._add(node)
         note_deaths(self.steps, self.graph.outputs)
-        self.packed_steps = packed_steps(self.steps, self.graph) if packing else []
+        self.packed_steps = packed_steps(self.steps, self.graph)
         self._hooks = [
             hooks
             for layer in _layers_of(self.graph)
@@ -114,17 +108,16 @@ class Plan:
 
     # ---- compiling
 
-    def _add(self, node: Node, *, folding: bool) -> None:
+    def _add(self, node: Node) -> None:
         site = self._site(node)
-        skip = isinstance(node.operation, self._skip) if self._skip else False
-        function = None if skip or _takes_integers(site) else compiled(site)
+        function = None if _takes_integers(site) else compiled(site)
         if function is None:
             self.foreign.append(node.operation)
             step = Step(self._foreign(node), node.inputs, node.outputs)
         else:
             fresh = isinstance(node.operation, OVERWRITABLE) or _bare(function)
             step = Step(_casting(function, site), node.inputs, node.outputs, fresh)
-            if folding and self._fold(step, function):
+            if self._fold(step, function):
                 return
             self._absorb_padding(step, function)
         self.steps.append(step)

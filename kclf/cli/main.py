@@ -51,14 +51,6 @@ class Precision(StrEnum):
     auto = "auto"
 
 
-class OnOverflow(StrEnum):
-    """What to do when numbers get too large for float16."""
-
-    stop = "stop"
-    mixed_bfloat16 = "mixed_bfloat16"
-    float32 = "float32"
-
-
 def _print_versions(asked: bool) -> None:
     if asked:
         typer.echo(", ".join(f"{name} {version(name)}" for name in ("kclf", "keras", "torch")))
@@ -145,13 +137,6 @@ def train(
     mixed_precision: Annotated[
         Precision, typer.Option(help="auto takes what this device is fastest with.", rich_help_panel=TRAINING)
     ] = Precision.float32,
-    on_overflow: Annotated[
-        OnOverflow,
-        typer.Option(
-            help="When numbers get too large for mixed_float16: stop, or go on so from the last checkpoint.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = OnOverflow.stop,
     seed: Annotated[
         int,
         typer.Option(
@@ -227,7 +212,6 @@ def train(
             batch_size=_batch_size(batch_size),
             learning_rate=learning_rate,
             mixed_precision=mixed_precision.value,
-            on_overflow=on_overflow.value,
             seed=seed,
         ),
         force=force,

@@ -92,7 +92,6 @@ class RunSettings:
         thawed_rate: peak rate of the head while everything trains, 100 times that of the first layer group;
             None for a tenth of `learning_rate`: a few hundred photos lose by more.
         mixed_precision: a dtype policy, or "auto".
-        on_overflow: "stop", or the dtype policy to go on in when numbers get too large for float16.
         seed: governs split, order, augmentation and initial weights.
     """
 
@@ -114,7 +113,6 @@ class RunSettings:
     learning_rate: float = 2e-3
     thawed_rate: float | None = None
     mixed_precision: str = "float32"
-    on_overflow: str = "stop"
     seed: int = 0
 
 
@@ -168,9 +166,10 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
     skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
     if is_main():
         with writing(settings.out), FolderLock(settings.out):
-            if (parts := memory.parts) > 1 or learner.overflow.fell:
-                changed = {"batch_parts": parts, "computed_in": learner.model.dtype_policy.name}
-                write_settings(settings.out, describe_settings(settings, data) | changed)
+            if memory.parts > 1:
+                write_settings(
+                    settings.out, describe_settings(settings, data) | {"batch_parts": memory.parts}
+                )
             predictions = learner.predictions()
             write_run(learner, learner.data or data, predictions, table, settings)
             finish(settings.out)
@@ -263,7 +262,6 @@ def build_learner(
         augmentation=AUGMENTATIONS[settings.augment](),
         batchnorm=settings.batchnorm,
         dtype=best_precision() if precision == "auto" else precision,
-        on_overflow=settings.on_overflow,
         path=settings.out,
         callbacks=callbacks,
         verbose=False,

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from .._core.h5_store import JSON
-from ..callbacks import Checkpoint, FiniteGuard
-from .overflow import FLOAT16
+from ..callbacks import Checkpoint
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -23,16 +22,13 @@ def with_checkpoint(
 ) -> list[keras.callbacks.Callback]:
     """The callbacks of a fit, with the learner's checkpoint as the last where there is to be one.
 
-    There is one, and a `FiniteGuard`, where a fit in float16 shall go on when its numbers get too large.
-
     Args:
         learner: what is trained; its `checkpoint` is made if need be.
         callbacks: of the fit, its schedule first.
         train: the data that the fit is given.
         resume: make a checkpoint where the learner has none.
     """
-    goes_on = learner.training.on_overflow != "stop"
-    if (resume or goes_on) and learner.checkpoint is None:
+    if resume and learner.checkpoint is None:
         learner.checkpoint = Checkpoint(learner.path / "checkpoints", resume=resume)
     checkpoint = learner.checkpoint
     if checkpoint is None:
@@ -40,10 +36,9 @@ def with_checkpoint(
     checkpoint.folders = [learner.path / "models"]
     checkpoint.data = train
     checkpoint.whole = learner.model
-    checkpoint.others = [part for part in (*callbacks, learner.overflow) if hasattr(part, "state_dict")]
+    checkpoint.others = [part for part in callbacks if hasattr(part, "state_dict")]
     checkpoint.settings = describe(learner, callbacks[0])
-    guarded = not goes_on or any(isinstance(callback, FiniteGuard) for callback in callbacks)
-    return [*callbacks, *([] if guarded else [FiniteGuard(checkpoint, train)]), checkpoint]
+    return [*callbacks, checkpoint]
 
 
 def describe(learner: Learner, schedule: keras.callbacks.Callback) -> dict[str, JSON]:
@@ -52,7 +47,7 @@ def describe(learner: Learner, schedule: keras.callbacks.Callback) -> dict[str, 
     training = {f.name: getattr(learner.training, f.name) for f in fields(learner.training)}
     return {
         "backbone": learner.model.backbone_name,
-        "policy": FLOAT16 if learner.overflow.fell else learner.model.dtype_policy.name,
+        "policy": learner.model.dtype_policy.name,
         "first_trainable_group": learner.model.first_trainable_group,
         "precompute": learner.precompute,
         "photos": photos_digest(learner.data),

@@ -9,10 +9,9 @@ from typing import Any
 import keras
 
 from .. import metrics as figures
-from .._core.arguments import one_of
 from ..losses import CrossEntropy
 from ..models import accuracy_metric, auto_loss
-from ..optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
+from ..optimizers import LayerGroupOptimizer
 
 LayerGroups = Sequence[Sequence[keras.layers.Layer]]
 
@@ -33,7 +32,6 @@ METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
     figures.error_rate: lambda task: figures.ErrorRate(),
     figures.accuracy_multi: lambda task: accuracy_metric("multi_label"),
 }
-ON_OVERFLOW = ("stop", "mixed_bfloat16", "float32")
 ACCURACY = ("accuracy", figures.accuracy)
 
 
@@ -58,8 +56,6 @@ class Training:
         focal_gamma: how much less the photos count that are already right; 2 in the paper.
         mixup: alpha of MixUp, which blends photos; .4 in fastai.
         cutmix: alpha of CutMix, which cuts parts of photos into others; 1 in the paper. By turns with MixUp.
-        on_overflow: what a fit in float16 does when its numbers get too large for that: "stop", or go on
-            from its last checkpoint in "mixed_bfloat16" or "float32".
 
     Raises:
         ValueError: settings that do not go together.
@@ -76,10 +72,8 @@ class Training:
     focal_gamma: float = 0.0
     mixup: float | None = None
     cutmix: float | None = None
-    on_overflow: str = "stop"
 
     def __post_init__(self) -> None:
-        one_of("on_overflow", self.on_overflow, ON_OVERFLOW)
         if self.loss != "auto":
             self._refuse_shaping(f"loss={self.loss!r}")
 
@@ -90,8 +84,6 @@ class Training:
         task: str,
         weight_decay: Any = None,
         auto: str = "adamw",
-        *,
-        scaled: bool = False,
     ) -> None:
         """Compile a model that gives logits, with a fresh optimizer.
 
@@ -101,12 +93,9 @@ class Training:
             task: "single_label", "multi_label" or "regression".
             weight_decay: instead of the one set; a list has one value for each layer group.
             auto: what the optimizer "auto" is here.
-            scaled: scale the loss under any dtype policy; float16 always does.
         """
         decay = self.weight_decay if weight_decay is None else weight_decay
-        optimizer: keras.optimizers.Optimizer = self.build_optimizer(groups, decay, auto)
-        if scaled:
-            optimizer = FusedLossScaleOptimizer(optimizer)
+        optimizer = self.build_optimizer(groups, decay, auto)
         model.compile(optimizer=optimizer, loss=self.build_loss(task), metrics=self.build_metrics(task))
 
     def build_optimizer(
