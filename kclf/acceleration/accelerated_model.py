@@ -11,10 +11,10 @@ import keras
 from keras.src.backend.torch.core import get_device
 
 from .._core.cpu import keep_freed_memory
-from .convolutions import lone_batchnorm, store_for_keras, store_for_torch
+from .convolutions import standalone_batchnorm, store_for_keras, store_for_torch
 from .graph import functional_of
 from .plan import MASKING, Plan
-from .step import LeanStep, why_not
+from .step import LeanStep, unsupported_reason
 
 logger = logging.getLogger(__name__)
 _STATE = "_kclf_acceleration"
@@ -58,8 +58,8 @@ class _PlannedCall:
     def plan(self) -> Plan:
         if self._plan is None:
             self._plan = Plan(self.model)
-            if self._plan.foreign:
-                kinds = sorted({type(layer).__name__ for layer in self._plan.foreign})
+            if self._plan.fallback:
+                kinds = sorted({type(layer).__name__ for layer in self._plan.fallback})
                 logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
         return self._plan
 
@@ -171,13 +171,13 @@ def _lone_batchnorms(model: keras.Model, state: _Acceleration) -> None:
         if type(layer) is keras.layers.BatchNormalization and id(layer) not in planned
     ]
     for layer in lone:
-        call = lone_batchnorm(layer)
+        call = standalone_batchnorm(layer)
         if call is not None:
             state.replace(layer, "call", call)
 
 
 def _lean_step(model: keras.Model, state: _Acceleration) -> None:
-    reason = why_not(model)
+    reason = unsupported_reason(model)
     if reason is not None:
         logger.info("%s keeps Keras' step: %s", model.name, reason)
         return

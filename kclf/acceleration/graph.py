@@ -137,7 +137,7 @@ class Step:
     dead: tuple[int, ...] = ()
 
 
-def note_deaths(steps: list[Step], outputs: tuple[int, ...]) -> None:
+def mark_last_use(steps: list[Step], outputs: tuple[int, ...]) -> None:
     """Note with each step the values that nothing reads after it."""
     needed = set(outputs)
     for step in reversed(steps):
@@ -146,7 +146,7 @@ def note_deaths(steps: list[Step], outputs: tuple[int, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class Site:
+class LayerContext:
     """Where a layer stands in a graph: what a compile function needs to know of its surroundings.
 
     Args:

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from .._core.plotting import new_axes
-from ..distributed import agree
+from ..distributed import broadcast_state
 from ..errors import TrainingError
 from ..schedules import exponential
 from .recording import smooth
 from .run_state import Undo, passing_draws, remember_model, remember_randomness
-from .steps import LossTap, innermost
+from .steps import LossHook, innermost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -303,13 +303,13 @@ class LearningRateFinder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Remember the model, and listen to its losses."""
-        agree(self.model)
+        broadcast_state(self.model)
         self._undo = remember_model(self.model)
         self._rates: list[float] = []
         self._losses: list[float] = []
         self._average, self._lowest = 0.0, float("inf")
         self._take_rate()
-        self._tap = LossTap(self.model, self._receive)
+        self._tap = LossHook(self.model, self._receive)
         self._train_function = self.model.train_function
         self.model.train_function = self._guarded
 
@@ -440,7 +440,7 @@ def _run(
     model: keras.Model, finder: LearningRateFinder, data: Any, y: Any, fit_arguments: dict[str, Any]
 ) -> RangeTestRun:
     """One fit with the finder. The model is remembered before fit builds anything."""
-    agree(model)
+    broadcast_state(model)
     restore_model = remember_model(model)
     callbacks = [*fit_arguments.get("callbacks", []), finder]
     arguments = {"epochs": finder.num_steps, "verbose": 0, **fit_arguments, "callbacks": callbacks}

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import torch
 
-from .._core.fit_hooks import Step, stand_around, step_aside, tell
+from .._core.fit_hooks import Step, emit_loss, unwrap_step, wrap_step
 from ..errors import TrainingError
 from .run_state import random_layers, remember_model, remember_randomness
 
@@ -44,19 +44,19 @@ class MemoryGuard(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Stand between `fit` and its step."""
-        stand_around(self.model, "train_function", self._train)
+        wrap_step(self.model, "train_function", self._train)
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         """Step aside."""
-        step_aside(self.model, "train_function", self._train)
+        unwrap_step(self.model, "train_function", self._train)
 
     def on_test_begin(self, logs: Logs | None = None) -> None:
         """The same for validation."""
-        stand_around(self.model, "test_function", self._test)
+        wrap_step(self.model, "test_function", self._test)
 
     def on_test_end(self, logs: Logs | None = None) -> None:
         """Step aside."""
-        step_aside(self.model, "test_function", self._test)
+        unwrap_step(self.model, "test_function", self._test)
 
     def _train(self, step: Step, data: list[Any]) -> Any:
         return self._until_it_fits(data[0], lambda batch: accumulate(self.model, step, batch, self.parts))
@@ -137,7 +137,7 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
         for part in split(batch, parts):
             share = len(part[0]) / size
             logs = train([part])
-    tell(model.optimizer, torch.stack(loss_of_all).sum())
+    emit_loss(model.optimizer, torch.stack(loss_of_all).sum())
     with _unrepeatable(model.optimizer), torch.no_grad():
         model.optimizer.apply(sums, variables)
     return logs

@@ -237,7 +237,7 @@ class ImageDataset(DataLoader, DataAdapter):
         self._discard()
         self.seed, self._epoch, self._start, self._blank = seed, epoch, batch, 0
 
-    def skip(self, batches: int) -> None:
+    def blank_batches(self, batches: int) -> None:
         """Let the next epoch hand out its first batches blank, at no cost: their photos are zeros.
 
         For a `fit` that goes on inside an epoch: it counts from batch 0, and passes over what it has done.

@@ -219,7 +219,7 @@ def _copied(image: np.ndarray, out: np.ndarray) -> np.ndarray:
     return out
 
 
-def fit(image: np.ndarray, size: int, method: ResizeMethod = "crop") -> np.ndarray:
+def resize_to_fit(image: np.ndarray, size: int, method: ResizeMethod = "crop") -> np.ndarray:
     """Scale a whole image so that only `place` is left to do: its short side ("crop") or its long side
     ("pad") becomes `size`, or both do ("squish").
 
@@ -238,7 +238,7 @@ def fit(image: np.ndarray, size: int, method: ResizeMethod = "crop") -> np.ndarr
     return resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
 
 
-def place(
+def crop_or_pad(
     fitted: np.ndarray, size: int, position: tuple[float, float] = CENTRE, out: np.ndarray | None = None
 ) -> np.ndarray:
     """Cut or pad a fitted image to the square; padding mirrors the image at its edges.
@@ -302,7 +302,7 @@ def to_square(
         (460, 460, 3)
     """
     if method == "pad":
-        return place(fit(image, size, method), size, position, out)
+        return crop_or_pad(resize_to_fit(image, size, method), size, position, out)
     if method == "crop":
         # The window is cut before the resize: the same pixels, fewer of them to resize.
         left, top, right, bottom = crop_box(image.shape[1], image.shape[0], position)

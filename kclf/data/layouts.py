@@ -30,7 +30,7 @@ def as_files(paths: Sequence[Path] | Path) -> list[str]:
     return files
 
 
-def within(folder: Path, names: Iterable[Any], suffix: str = "") -> list[str]:
+def join_paths(folder: Path, names: Iterable[Any], suffix: str = "") -> list[str]:
     """The files of those names in a folder, as `os.path.join` has them, for millions.
 
     Example:

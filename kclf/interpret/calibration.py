@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._core.arguments import between
+from .._core.arguments import in_open
 from .._core.plotting import new_axes
 from .statistics import Interval, wilson_ends, wilson_interval
 
@@ -92,7 +92,7 @@ def calibrate(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = 15) 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Soften (above 1) or sharpen (below 1) probabilities: softmax(log p / temperature), float32."""
-    between("temperature", temperature, 0, math.inf)
+    in_open("temperature", temperature, 0, math.inf)
     result = np.empty(probabilities.shape, np.float32)
     for start in range(0, len(probabilities), ROWS_AT_A_TIME):
         rows = slice(start, start + ROWS_AT_A_TIME)
@@ -168,7 +168,7 @@ class Abstention:
     wanted: float
     precision: Interval
     answered: Interval
-    assured: bool
+    guaranteed: bool
 
     def __str__(self) -> str:
         if math.isinf(self.threshold):
@@ -177,7 +177,7 @@ class Abstention:
             f"Answer from a probability of {self.threshold:.4f} on: {self.answered.value:.1%} of the photos "
             f"are answered, with a precision of {self.precision}."
         )
-        if not self.assured:
+        if not self.guaranteed:
             result += f" Too few photos to be sure of {self.wanted}: the interval reaches below it."
         return result
 
@@ -203,8 +203,8 @@ def abstain(
         >>> result.assured, 0.55 < result.threshold < 0.62
         (True, True)
     """
-    between("precision", precision, 0, 1)
-    z = NormalDist().inv_cdf(between("assurance", assurance, 0.5, 1))
+    in_open("precision", precision, 0, 1)
+    z = NormalDist().inv_cdf(in_open("assurance", assurance, 0.5, 1))
     descending = np.argsort(-confidence, kind="stable")
     ordered, hits = confidence[descending], np.cumsum(right[descending])
     trials = np.arange(1, len(ordered) + 1)

@@ -29,19 +29,28 @@ from ..callbacks.lr_schedules import TriangularCycles
 from ..callbacks.snapshots import BestModel, CycleSnapshots
 from ..data import ImageData, ImageDataset
 from ..data.mixed_dataset import mixed
-from ..distributed import join
+from ..distributed import distribute
 from ..errors import DataError
 from ..interpret import Interpretation
 from ..interpret.gallery import show_results
 from ..models import load
-from ..models.clone import rebuilt
+from ..models.clone import clone_with
 from ..prediction.activation_cache import activations, precompute
 from ..prediction.ensembles import SnapshotEnsemble
 from ..prediction.inference import predict, predict_files
 from ..prediction.predictions import Predictions, write_submission
 from ..prediction.tta import predict_tta
 from ..report import write_report
-from .adapt import classifier_for, decoded, fitted, head_for, logarithms, one_dropout, square, take_weights
+from .adapt import (
+    adapt_to_data,
+    classifier_for,
+    decode_prediction,
+    head_for,
+    log_probabilities,
+    one_dropout,
+    prepare_image,
+    take_weights,
+)
 from .plots import Sched, SuggestedRates, report_inputs
 from .resume import with_checkpoint
 from .training import Training
@@ -371,7 +380,7 @@ class Learner:
         Raises:
             DataError: the data are of other classes, or of another task.
         """
-        self.model = fitted(self.model, data)
+        self.model = adapt_to_data(self.model, data)
         self.data = data
 
     def to_fp16(self) -> Learner:
@@ -412,10 +421,10 @@ class Learner:
             (class name, class number, probabilities (classes,)) for a photo; float32 (n, classes) otherwise.
         """
         if photo is None:
-            return logarithms(self.predictions("test" if is_test else "valid"))
+            return log_probabilities(self.predictions("test" if is_test else "valid"))
         if isinstance(photo, np.ndarray):
-            return decoded(predict(self.model, square(photo, self.model)))
-        return decoded(predict_files(self.model, [photo])[0])
+            return decode_prediction(predict(self.model, prepare_image(photo, self.model)))
+        return decode_prediction(predict_files(self.model, [photo])[0])
 
     def TTA(self, n_aug: int = 4, *, is_test: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-probabilities averaged over augmented views and the plain one, which counts as one of them.
@@ -431,7 +440,7 @@ class Learner:
         """
         split = self._split("test" if is_test else "valid")
         averaged = predict_tta(self.model, split, n_aug, weight=1 / (n_aug + 1))
-        return logarithms(averaged), averaged.labels
+        return log_probabilities(averaged), averaged.labels
 
     def tta(
         self, split: str = "valid", *, n: int = 4, beta: float = 0.25, use_max: bool = False
@@ -533,7 +542,7 @@ class Learner:
     def _compile(self, model: keras.Model, weight_decay: Any = None) -> None:
         groups = self.model.layer_groups[-1:] if self.precompute else self.model.layer_groups
         self.training.compile(model, groups, self.model.task, weight_decay, self._auto)
-        join(model)
+        distribute(model)
 
     def _check_rates(self, rates: Rates) -> Rates:
         if self.precompute and not isinstance(rates, slice) and np.size(rates) > 1:
@@ -544,7 +553,7 @@ class Learner:
         return rates
 
     def _to(self, policy: str) -> Learner:
-        self.model = rebuilt(self.model, dtype=policy)
+        self.model = clone_with(self.model, dtype=policy)
         return self
 
     def _require_data(self) -> ImageData:
@@ -579,4 +588,4 @@ def load_learner(path: AnyPath, data: ImageData | None = None, **options: Any) -
         DataError: the data are of other classes, or of another task.
     """
     model = load(path)
-    return Learner(data, model if data is None else fitted(model, data), **options)
+    return Learner(data, model if data is None else adapt_to_data(model, data), **options)

@@ -15,7 +15,7 @@ from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, split_backbone
 from ..data.tasks import TASKS
-from ..distributed import join, take_device
+from ..distributed import distribute, take_device
 from ..errors import WeightsError
 from ..layers import Augmentation, InputNormalization
 from ..layers import none as no_augmentation
@@ -52,8 +52,8 @@ class ImageClassifier(keras.Model):
         batchnorm: what BatchNormalization does in the backbone. "inference": it normalises by its stored
             statistics always, also after `unfreeze`; its scales and shifts learn with their groups. "frozen":
             so in frozen groups, but by the batch in trainable ones (Keras' rule and fastai 0.7's): the
-            features change all at once when a group thaws. "train": statistics and scales live on in frozen
-            groups too (fastai 2's `train_bn`), at the price of a backward pass through the whole backbone.
+            features change all at once when a group unfreezes. "train": statistics and scales live on in
+            frozen groups too (fastai 2's `train_bn`), at the price of a backward pass through the backbone.
         presize: side of the square that photos are brought to when they are read from files for a
             prediction; None reads them at `size`.
         resize_method: "crop", "pad" or "squish": how they are brought to it.
@@ -143,7 +143,7 @@ class ImageClassifier(keras.Model):
         return [*body, list(layers_with_variables(self.head))]
 
     def freeze_to(self, n: int) -> None:
-        """Freeze the layer groups before group `n` and thaw the rest; negative `n` counts from the head.
+        """Freeze the layer groups before group `n` and unfreeze the rest; negative `n` counts from the head.
 
         Takes effect on the next step, without compiling again.
 
@@ -232,7 +232,7 @@ class ImageClassifier(keras.Model):
             self.optimizer.build(
                 [v for g in self.layer_groups for layer in g for v in layer._trainable_variables]
             )
-        join(self)
+        distribute(self)
 
     def _metric(self, metric: Any) -> Any:
         return accuracy_metric(self.task) if isinstance(metric, str) and metric == "accuracy" else metric

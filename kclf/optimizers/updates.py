@@ -148,7 +148,7 @@ def clip(optimizer: keras.optimizers.Optimizer, gradients: Tensors) -> Tensors:
     return gradients
 
 
-def fitting(gradients: Tensors, values: Tensors) -> Tensors:
+def match_layout(gradients: Tensors, values: Tensors) -> Tensors:
     """The gradients with the strides and dtypes of the values; those that fit are passed on as they are."""
     return [
         gradient

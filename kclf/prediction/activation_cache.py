@@ -32,7 +32,7 @@ from .._core.atomic import sweep
 from .._core.h5_store import read_arrays, write_arrays
 from .._core.locks import FolderLock
 from ..data import ImageData, ImageDataset
-from ..distributed import barrier, broadcast, from_main, held, is_main, rank, world_size
+from ..distributed import barrier, broadcast, is_main, locked_by_main, rank, run_on_main, world_size
 from ..errors import FileFormatError, TrainingError
 from ..layers.base import generator_state
 
@@ -224,8 +224,8 @@ def _from_cache(
     at_least("views", views, 1)
     key = activation_key(model, dataset, views=views, dtype=dtype, weights=weights)
     place = Path(folder) / key[:32]
-    with held(FolderLock(place), wait=True):  # another run may be at it: then it is found done
-        from_main(lambda: sweep(place))
+    with locked_by_main(FolderLock(place), wait=True):  # another run may be at it: then it is found done
+        run_on_main(lambda: sweep(place))
         passes = [_one_pass(model, dataset, place, view, views > 1, dtype, progress) for view in range(views)]
     index = passes[0][1]
     return ActivationDataset(np.stack([features for features, _ in passes]), index, dataset)
@@ -349,7 +349,7 @@ def _one_pass(
     """
     files = [place / f"view{view:02}-{start:07}.h5" for start in range(0, dataset.num_images, PART)]
     parts = {number: part for number, file in enumerate(files) if (part := _read_part(file)) is not None}
-    missing = from_main(lambda: [number for number in range(len(files)) if number not in parts])
+    missing = run_on_main(lambda: [number for number in range(len(files)) if number not in parts])
     for run in _runs(np.array_split(missing, world_size())[rank()]):
         with closing(_compute_parts(model, dataset, run, view, augment, dtype, progress)) as fresh:
             for number, part in zip(run, fresh, strict=True):
