@@ -1,10 +1,16 @@
-"""The one way into Keras' `fit`: hear each loss, and stand around each training step."""
+"""The one way into Keras' `fit`: wrap its steps, hear each loss, replace a method of one object.
+
+* `wrap_step` calls a function around each train or test step.
+* `add_listener` lets a method be called with the loss of each training batch.
+* `override` lets one model or optimizer have another method than its class, out of sight of Keras' tracking.
+"""
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -110,3 +116,21 @@ def _set(optimizer: keras.optimizers.Optimizer, listeners: tuple[weakref.WeakMet
 def _scale_and_tell(optimizer: keras.optimizers.Optimizer, loss: torch.Tensor) -> torch.Tensor:
     emit_loss(optimizer, loss.detach())
     return type(optimizer).scale_loss(optimizer, loss)
+
+
+def override(owner: Any, **methods: Callable[..., Any]) -> None:
+    """Let one object have other methods than its class, without Keras tracking them as its parts."""
+    vars(owner).update(methods)
+
+
+@contextmanager
+def overridden(owner: Any, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Let an object have other methods within the block; those that it had before come back."""
+    before = {name: vars(owner)[name] for name in methods if name in vars(owner)}
+    override(owner, **methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            vars(owner).pop(name, None)
+        override(owner, **before)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-from keras.src.backend.torch.core import get_device
 
 from .._core.cpu import keep_freed_memory
+from .._core.fit_hooks import override
+from .._core.keras_private import get_device
 from .convolutions import standalone_batchnorm, store_for_keras, store_for_torch
 from .graph import functional_of
 from .plan import MASKING, Plan
@@ -30,8 +31,8 @@ class _Acceleration:
     step: LeanStep | None = None
 
     def replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
-        """Let an instance have a method that hides its class's, out of sight of Keras' tracking."""
-        owner.__dict__[name] = function
+        """Override a method, and remember it for `remove`."""
+        override(owner, **{name: function})
         self.replaced.append((owner, name))
 
     def refresh(self) -> None:

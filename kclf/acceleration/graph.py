@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 import torch
-from keras.src.models.functional import Functional
+
+from .._core.keras_private import Functional
 
 Pair = tuple[int, int]
 

@@ -11,10 +11,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from keras import layers, tree
-from keras.src.backend.common import masking, stateless_scope
-from keras.src.backend.torch.core import get_device, to_torch_dtype
-from keras.src.ops import numpy as keras_operations
 
+from .._core.keras_private import (
+    get_device,
+    get_keras_mask,
+    in_stateless_scope,
+    numpy_operations,
+    to_torch_dtype,
+)
 from . import convolutions, pointwise
 from .convolutions import BatchNorm, Convolution, FoldedConvolution, follow
 from .graph import Function, Graph, LayerContext, Node, Run, Step, flatten, mark_last_use, to_nchw, to_nhwc
@@ -84,7 +88,7 @@ class Plan:
         if not isinstance(flat, list | tuple) or len(flat) != len(self.graph.inputs):
             return None
         flat = [keras.ops.convert_to_tensor(x) if isinstance(x, np.ndarray) else x for x in flat]
-        if stateless_scope.in_stateless_scope() or any(self._hooks):
+        if in_stateless_scope() or any(self._hooks):
             return None
         for tensor, number in zip(flat, self.graph.inputs, strict=True):
             if not _fits(tensor, self.graph.values[number].shape):
@@ -218,7 +222,7 @@ def _fits(tensor: Any, shape: tuple[int | None, ...]) -> bool:
         isinstance(tensor, torch.Tensor)
         and tensor.device.type != "meta"
         and tensor.ndim == len(shape)
-        and masking.get_keras_mask(tensor) is None
+        and get_keras_mask(tensor) is None
         and all(want is None or have == want for have, want in zip(tensor.shape, shape, strict=True))
     )
 
@@ -244,9 +248,9 @@ TABLE: dict[type, Callable[[LayerContext], Function | None]] = {
     layers.SeparableConv2D: convolutions.compile_separable,
     layers.Softmax: pointwise.compile_softmax,
     layers.ZeroPadding2D: pointwise.compile_padding,
-    keras_operations.Add: pointwise.arithmetic(operator.add),
-    keras_operations.Multiply: pointwise.arithmetic(operator.mul),
-    keras_operations.Subtract: pointwise.arithmetic(operator.sub),
+    numpy_operations.Add: pointwise.arithmetic(operator.add),
+    numpy_operations.Multiply: pointwise.arithmetic(operator.mul),
+    numpy_operations.Subtract: pointwise.arithmetic(operator.sub),
 }
 
 

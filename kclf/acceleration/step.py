@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from keras import losses, metrics
-from keras.src.backend.torch.core import get_device
-from keras.src.trainers.trainer import Trainer
+
+from .._core.keras_private import Trainer, get_device
 
 BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

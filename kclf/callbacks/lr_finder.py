@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import torch
 
+from .._core.fit_hooks import Step, unwrap_step, wrap_step
 from .._core.plotting import new_axes
 from ..distributed import broadcast_state
 from ..errors import TrainingError
@@ -310,8 +311,7 @@ class LearningRateFinder(keras.callbacks.Callback):
         self._average, self._lowest = 0.0, float("inf")
         self._take_rate()
         self._tap = LossHook(self.model, self._receive)
-        self._train_function = self.model.train_function
-        self.model.train_function = self._guarded
+        wrap_step(self.model, "train_function", self._guarded)
 
     def _take_rate(self) -> None:
         """Make the rate settable where the optimizer has a schedule of its own."""
@@ -321,9 +321,9 @@ class LearningRateFinder(keras.callbacks.Callback):
             self._own_schedule = inner._learning_rate
             inner.learning_rate = lambda: self._rates[-1]
 
-    def _guarded(self, data: Any) -> Any:
+    def _guarded(self, step: Step, data: list[Any]) -> Any:
         try:
-            return self._train_function(data)
+            return step(data)
         except BaseException:
             self.restore()
             raise
@@ -369,7 +369,7 @@ class LearningRateFinder(keras.callbacks.Callback):
         if self._undo is None:
             return
         self._tap.close()
-        self.model.train_function = self._train_function
+        unwrap_step(self.model, "train_function", self._guarded)
         if self._own_schedule is not None:
             innermost(self.model.optimizer).learning_rate = self._own_schedule
         self._undo()

@@ -21,12 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-try:
-    from keras.src.trainers.data_adapters.data_adapter import DataAdapter
-except ImportError:  # it is not part of Keras' public interface; `fit` then takes the loader with a warning
-    DataAdapter = object
-
 from .._core.arguments import at_least, one_of
+from .._core.keras_private import DataAdapter
 from ..distributed import local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
 from .images import CENTRE, RESIZE_METHODS, ResizeMethod

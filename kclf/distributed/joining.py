@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import torch
 
-from .._core.fit_hooks import forward_loss, intercept_loss
+from .._core.fit_hooks import forward_loss, intercept_loss, override
 from ..errors import TrainingError
 from .group import average, broadcast, gather, per_rank_rng, rank, run_on_main, total, world_size
 
@@ -35,7 +35,7 @@ def distribute(model: keras.Model) -> None:
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> model.compile("sgd", "mse")
-        >>> join(model)
+        >>> distribute(model)
     """
     if world_size() > 1:
         vars(model)[_NAME] = _Joined(model)
@@ -58,7 +58,7 @@ def require_joined(model: keras.Model) -> None:
     if world_size() > 1 and (joined is None or joined.optimizer is not model.optimizer):
         raise TrainingError(
             f"There are {world_size()} processes, and {model.name!r} would train in each of them by itself: "
-            "call kclf.distributed.join(model) after compile"
+            "call kclf.distributed.distribute(model) after compile"
         )
 
 
@@ -76,9 +76,8 @@ class _Joined:
         before = vars(model).get(_NAME)
         step = model.train_step
         self._step = before._step if getattr(step, "__self__", None) is before is not None else step
-        vars(model)["train_step"] = self.train_step
-        vars(model)["_get_metrics_result_or_logs"] = self.logs
-        vars(self.optimizer)["apply"] = self.apply
+        override(model, train_step=self.train_step, _get_metrics_result_or_logs=self.logs)
+        override(self.optimizer, apply=self.apply)
         intercept_loss(self.optimizer, self._hold)
 
     def broadcast_state(self) -> None:
