@@ -105,7 +105,7 @@ def test_a_model_that_has_not_joined_is_refused(monkeypatch):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     as_one_of(monkeypatch, 0, 2)
-    with pytest.raises(kclf.TrainingError, match=r"kclf.distributed.join\(model\)"):
+    with pytest.raises(kclf.TrainingError, match=r"kclf.distributed.distribute\(model\)"):
         model.fit(np.ones((8, 4)), np.ones(8), callbacks=[kclf.OneCycle(0.1)], verbose=0)
 
 

@@ -269,7 +269,7 @@ def test_a_symmetric_model_gains_nothing_from_symmetries():
 
 def test_the_model_may_come_without_augmentation():
     model = keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)])
-    assert predict_tta(model, pictures(), augmentation=side_on(12)).views.accuracy is None
+    assert predict_tta(model, pictures(), augmentation=side_on(12)).tta.accuracy is None
     with pytest.raises(ValueError, match="no `Augmentation` to draw views from"):
         predict_tta(model, pictures())
 

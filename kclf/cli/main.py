@@ -361,7 +361,10 @@ def doctor(
     """Say what this machine has, how fast each stage runs, and whether learning works at all."""
     from .doctor import diagnose
 
-    typer.echo(diagnose(folder, backbone=backbone, size=size, batch_size=batch_size))
+    diagnosis = diagnose(folder, backbone=backbone, size=size, batch_size=batch_size)
+    typer.echo(diagnosis)
+    if not diagnosis.healthy:
+        raise typer.Exit(CANNOT_TRAIN)
 
 
 app.add_typer(weights_app, name="weights")

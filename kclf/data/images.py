@@ -6,13 +6,13 @@ import errno
 import io
 import os
 import stat
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ..errors import ImageError
+from ..errors import DataError, ImageError
 
 ResizeMethod = Literal["crop", "pad", "squish"]
 RESIZE_METHODS: tuple[str, ...] = get_args(ResizeMethod)
@@ -275,6 +275,26 @@ def read_square(
         ImageError: the file cannot be read as an image.
     """
     return to_square(read_image(path, at_least=size), size, method, position, out)
+
+
+def as_pixels(photo: Any) -> np.ndarray:
+    """A PIL image, or pixels with or without colour, as uint8 (height, width, 3).
+
+    Example:
+        >>> as_pixels(np.zeros((2, 3), np.uint8)).shape
+        (2, 3, 3)
+    """
+    if isinstance(photo, Image.Image):
+        return np.asarray(_to_rgb(_upright(photo)))
+    pixels = np.asarray(photo)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise DataError(
+            "Expected one photo: a path, a PIL image, or pixels uint8 (height, width, 3) or (height, width). "
+            f"Received: {type(photo).__name__} of {pixels.dtype}, shape {pixels.shape}"
+        )
+    return pixels
 
 
 def to_square(

@@ -55,7 +55,7 @@ def single_process() -> Iterator[None]:
     """Within it this process counts as the only one: it waits for none and divides nothing.
 
     Example:
-        >>> with apart():
+        >>> with single_process():
         ...     world_size()
         1
     """

@@ -161,7 +161,7 @@ class Abstention:
         wanted: the precision asked for.
         precision: of the answered photos here, with its interval.
         answered: share of the photos that are answered, with its interval.
-        assured: whether the photos were enough for the interval's lower end to reach `wanted`.
+        guaranteed: whether the photos were enough for the interval's lower end to reach `wanted`.
     """
 
     threshold: float
@@ -189,7 +189,7 @@ def abstain(
 
     The threshold is the lowest at which the lower end of the (one-sided) Wilson interval of the answers'
     precision reaches `precision`. Where no threshold does, because there are too few photos, it is the
-    lowest at which the plain share does, and `assured` is False.
+    lowest at which the plain share does, and `guaranteed` is False.
 
     Args:
         confidence: largest probability of each photo, float (n,).
@@ -200,7 +200,7 @@ def abstain(
     Example:
         >>> confidence = np.linspace(0.5, 1, 1000)
         >>> result = abstain(confidence, confidence > 0.6, precision=0.95)
-        >>> result.assured, 0.55 < result.threshold < 0.62
+        >>> result.guaranteed, 0.55 < result.threshold < 0.62
         (True, True)
     """
     in_open("precision", precision, 0, 1)
@@ -210,12 +210,12 @@ def abstain(
     trials = np.arange(1, len(ordered) + 1)
     last_of_its_value = np.append(ordered[1:] < ordered[:-1], True)[: len(ordered)]
     low, _ = wilson_ends(hits, trials, z)
-    for assured, reached in ((True, low >= precision), (False, hits >= precision * trials)):
+    for guaranteed, reached in ((True, low >= precision), (False, hits >= precision * trials)):
         candidates = np.flatnonzero(reached & last_of_its_value)
         if candidates.size:
             last = candidates[-1]
             given = wilson_interval(int(trials[last]), len(ordered))
             quality = wilson_interval(int(hits[last]), int(trials[last]), confidence=2 * assurance - 1)
-            return Abstention(float(ordered[last]), precision, quality, given, assured)
+            return Abstention(float(ordered[last]), precision, quality, given, guaranteed)
     nothing = wilson_interval(0, 0)
     return Abstention(math.inf, precision, nothing, wilson_interval(0, len(ordered)), False)

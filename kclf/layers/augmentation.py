@@ -250,6 +250,12 @@ class Augmentation(keras.layers.Layer):
         )  # fmt: skip
         return config | {name: getattr(self, name) for name in names}
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Augmentation:
+        """The layer of a config; those of version 0.1 called `trivial_augment` "one_operation"."""
+        names = {"one_operation": "trivial_augment"}
+        return cls(**{names.get(name, name): value for name, value in config.items()})
+
     def _active(self, uniform: dict[str, Tensor], count: int) -> dict[str, Tensor]:
         """For each operation, which images it changes: (n,) bool."""
         if not self.trivial_augment:

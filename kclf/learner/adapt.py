@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import keras
 import numpy as np
 
 from ..acceleration import accelerate, is_accelerated
 from ..data import ImageData
-from ..data.images import CENTRE, ResizeMethod, to_square
 from ..errors import DataError, WeightsError
 from ..models import ImageClassifier, load
 from ..models.clone import clone_with, copy_weights
@@ -121,9 +120,3 @@ def decode_prediction(found: Predictions) -> tuple[Any, Any, np.ndarray]:
         names = [name for name, has in zip(found.class_names, answer, strict=True) if has]
         return names, answer, found.probabilities[0]
     return answer, answer, found.probabilities[0]
-
-
-def prepare_image(pixels: np.ndarray, model: ImageClassifier) -> np.ndarray:
-    """Pixels uint8 (height, width, 3) as the classifier takes them: uint8 (1, side, side, 3)."""
-    side = model.presize or model.size
-    return np.array(to_square(pixels, side, cast(ResizeMethod, model.resize_method), CENTRE))[None]

@@ -37,7 +37,7 @@ from ..models import load
 from ..models.clone import clone_with
 from ..prediction.activation_cache import activations, precompute
 from ..prediction.ensembles import SnapshotEnsemble
-from ..prediction.inference import predict, predict_files
+from ..prediction.inference import predict
 from ..prediction.predictions import Predictions, write_submission
 from ..prediction.tta import predict_tta
 from ..report import write_report
@@ -48,7 +48,6 @@ from .adapt import (
     head_for,
     log_probabilities,
     one_dropout,
-    prepare_image,
     take_weights,
 )
 from .plots import Sched, SuggestedRates, report_inputs
@@ -414,7 +413,7 @@ class Learner:
         For a regression, the numbers themselves take the place of log-probabilities.
 
         Args:
-            photo: a path, or pixels (height, width, 3), uint8.
+            photo: a path, a PIL image, or pixels uint8 (height, width, 3) or (height, width).
             is_test: the test photos in place of the validation photos.
 
         Returns:
@@ -422,9 +421,7 @@ class Learner:
         """
         if photo is None:
             return log_probabilities(self.predictions("test" if is_test else "valid"))
-        if isinstance(photo, np.ndarray):
-            return decode_prediction(predict(self.model, prepare_image(photo, self.model)))
-        return decode_prediction(predict_files(self.model, [photo])[0])
+        return decode_prediction(predict(self.model, self.model.read(photo)[None]))
 
     def TTA(self, n_aug: int = 4, *, is_test: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-probabilities averaged over augmented views and the plain one, which counts as one of them.
@@ -457,7 +454,8 @@ class Learner:
 
     def submission(self, path: AnyPath, *, n_aug: int = 4, id_column: str = "id") -> None:
         """Write the test photos' probabilities, averaged over augmented views, as a Kaggle submission."""
-        write_submission(predict_tta(self.model, self._split("test"), n_aug), path, id_column=id_column)
+        averaged = predict_tta(self.model, self._split("test"), n_aug)
+        write_submission(averaged, self._place(path), id_column=id_column)
 
     def interpret(self) -> Interpretation:
         """Where the model errs on the validation photos."""
@@ -465,7 +463,7 @@ class Learner:
 
     def report(self, path: AnyPath = "report.html") -> Path:
         """Write one self-contained HTML page: curves, confusion, top losses, calibration; gives its path."""
-        return write_report(report_inputs(self), self.path / path)
+        return write_report(report_inputs(self), self._place(path))
 
     def show_results(self, max_n: int = 9, *, seed: int | None = None) -> Figure:
         """A figure of some validation photos, each under "predicted / actual"; in red where that is wrong."""
@@ -477,8 +475,7 @@ class Learner:
 
     def save(self, name: str) -> Path:
         """Save the classifier as `models/{name}.h5`, which `kclf.load` reads too; gives the path."""
-        path = self._file(name, ".h5")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._place(Path("models") / f"{name}.h5")
         self.model.save(path)
         return path
 
@@ -489,7 +486,7 @@ class Learner:
 
     def export(self, path: AnyPath = "export.h5") -> Path:
         """Save the classifier in one file that `load_learner` and `kclf.load` read; it holds no code."""
-        target = self.path / path
+        target = self._place(path)
         self.model.save(target)
         return target
 
@@ -570,6 +567,12 @@ class Learner:
                 f"(such as test=folder) and pass it to set_data. Received: split={name!r}"
             )
         return split
+
+    def _place(self, path: AnyPath) -> Path:
+        """Where a file is to be written below the learner's `path`, in a folder that is there."""
+        place = self.path / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
 
     def _file(self, name: str, ending: str = "") -> Path:
         return self.path / "models" / f"{name}{ending}"
