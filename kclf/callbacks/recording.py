@@ -17,7 +17,7 @@ from .._core.csv_files import write_csv
 from .._core.plotting import new_axes
 from ..distributed import is_main
 from ..optimizers import layer_group_optimizer
-from .steps import LossTap, innermost, momentum_name
+from .steps import LossHook, innermost, momentum_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ class Recorder(keras.callbacks.Callback):
         self.momentums: list[float] = []
         self.epochs: list[dict[str, float]] = []
         self._ends: list[int] = []  # batches done at the end of each epoch
-        self._tap: LossTap | None = None
+        self._tap: LossHook | None = None
         self._pending: list[tuple[torch.Tensor, float | torch.Tensor, float]] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -95,7 +95,7 @@ class Recorder(keras.callbacks.Callback):
             self._tap.close()
         self._fetch()
         self._momentum_name = momentum_name(self.model.optimizer)
-        self._tap = LossTap(self.model, self._receive)
+        self._tap = LossHook(self.model, self._receive)
 
     def _receive(self, loss: torch.Tensor) -> None:
         optimizer, name = self.model.optimizer, self._momentum_name

@@ -275,7 +275,7 @@ def demo(
         augment="basic",
         epochs=epochs,
         learning_rate=8e-3,  # digits are far from ImageNet's photos, and there are enough of them
-        thawed_rate=2e-3,
+        unfrozen_learning_rate=2e-3,
         seed=seed,
     )
     train_run(settings, force=True)
@@ -360,9 +360,12 @@ def doctor(
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 32,
 ) -> None:
     """Say what this machine has, how fast each stage runs, and whether learning works at all."""
-    from .doctor import examine
+    from .doctor import diagnose
 
-    typer.echo(examine(folder, backbone=backbone, size=size, batch_size=batch_size))
+    diagnosis = diagnose(folder, backbone=backbone, size=size, batch_size=batch_size)
+    typer.echo(diagnosis)
+    if not diagnosis.healthy:
+        raise typer.Exit(CANNOT_TRAIN)
 
 
 app.add_typer(weights_app, name="weights")

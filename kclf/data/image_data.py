@@ -35,12 +35,12 @@ from .layouts import (
     divide,
     encoded_arrays,
     find_splits,
+    join_paths,
     read_folder,
     read_test_folder,
     require_apart,
     require_one_length,
     require_some_file,
-    within,
 )
 from .presized import cached
 from .sources import ArrayImages, FileImages
@@ -411,7 +411,7 @@ class ImageData:
             seed: fixes the split, the order and the windows.
             **loading: see the class.
         """
-        files = within(folder, column_of(table, path_column), suffix)
+        files = join_paths(folder, column_of(table, path_column), suffix)
         labels: list[Any] = [text_of(label) for label in column_of(table, label_column)]
         groups = None if group_column is None else column_of(table, group_column)
         require_one_length(files, labels, groups)
