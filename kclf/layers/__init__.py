@@ -5,15 +5,18 @@ from .mixing import CutMix, MixUp, RandomErasing
 from .normalization import InputNormalization
 from .pooling import ConcatPooling
 from .presets import aug_transforms, basic, none, side_on, top_down, trivial
+from .stack import AugmentationStack, as_augmentation
 
 __all__ = [
     "Augmentation",
+    "AugmentationStack",
     "ConcatPooling",
     "CutMix",
     "InputNormalization",
     "MixUp",
     "RandomErasing",
     "Transformation",
+    "as_augmentation",
     "aug_transforms",
     "basic",
     "none",
