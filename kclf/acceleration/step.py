@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from keras import losses, metrics
 
-from .._core.keras_private import Trainer, get_device
+from .._core.devices import send
+from .._core.keras_private import Trainer
 
 BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -282,7 +283,7 @@ def _to_device(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if isinstance(value, torch.Tensor):
-        return value.to(get_device(), non_blocking=True)
+        return send(value)
     if isinstance(value, list | tuple):
         return type(value)(_to_device(item) for item in value)
     if isinstance(value, dict):

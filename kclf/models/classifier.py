@@ -10,8 +10,10 @@ from typing import Any, cast
 
 import keras
 import numpy as np
+import torch
 
 from .._core.arguments import one_of
+from .._core.devices import send
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, split_backbone
@@ -138,6 +140,7 @@ class ImageClassifier(keras.Model):
             training: run the backbone as in training.
             augment: see the images augmented; None does in training alone.
         """
+        images = send(images) if isinstance(images, torch.Tensor) and not images.is_meta else images
         seen = self.augmentation(images, training=training if augment is None else augment)
         return self.backbone(self.normalization(seen), training=training)
 

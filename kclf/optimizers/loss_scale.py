@@ -39,8 +39,12 @@ class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         with torch.no_grad():
             for gradients in self._by_dtype(grads, trainable_variables):
                 torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, scale.reciprocal())
-            if not found.item():  # the one wait of the step
-                self.inner_optimizer.apply(grads, trainable_variables=trainable_variables)
+            inner = self.inner_optimizer
+            if getattr(inner, "takes_veto", False):
+                inner.veto_next(found)
+                inner.apply(grads, trainable_variables=trainable_variables)
+            elif not found.item():  # here the host waits
+                inner.apply(grads, trainable_variables=trainable_variables)
             torch._amp_update_scale_(
                 scale, self.step_counter.value, found, 2.0, 0.5, self.dynamic_growth_steps
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class InPython(TorchFunctionMode):
             Tensor.is_pinned: lambda t: place_of(t) == "pinned",
             Tensor.pin_memory: self.pin,
             Tensor.numpy: self.numpy,
-            Tensor.__array__: lambda t, *args, **options: self.numpy(t, *args, method=Tensor.__array__, **options),
+            Tensor.__array__: partial(self.numpy, method=Tensor.__array__),
             Tensor.tolist: self.tolist,
             Tensor.__deepcopy__: self.deepcopy,
             Tensor.cpu: lambda t, **options: self.move(t, "cpu"),
@@ -77,7 +78,7 @@ class InPython(TorchFunctionMode):
             return Tensor.to(tensor, **options) if options else tensor
         if kind == "cpu" and non_blocking:
             raise RuntimeError(
-                "Read too early: .to('cpu', non_blocking=True) gives memory that the device has not filled yet"
+                "Read too early: .to('cpu', non_blocking=True) gives memory that the device has yet to fill"
             )
         way = "to the device" if kind == "cuda" else "to the host"
         self.device.crosses(tensor, way, non_blocking)
@@ -145,8 +146,8 @@ class InPython(TorchFunctionMode):
             return method(tensor, *args, **options)
         if not options.get("force"):
             raise TypeError(
-                "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host "
-                "memory first."
+                "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
+                "host memory first."
             )
         return self.move(tensor.detach(), "cpu").numpy()
 

@@ -18,10 +18,10 @@ from .functions import InPython
 MEMORY = 2**37  # bytes
 ANSWERS = {
     "is_available": True, "device_count": 1, "current_device": 0, "is_initialized": True, "set_device": None,
-    "get_device_capability": (9, 0), "get_device_name": "a pretended device", "init": None, "_lazy_init": None,
+    "get_device_capability": (9, 0), "get_device_name": "pretended", "init": None, "_lazy_init": None,
     "memory_allocated": 0, "max_memory_allocated": 0, "reset_peak_memory_stats": None, "manual_seed": None,
     "manual_seed_all": None, "mem_get_info": (MEMORY, MEMORY),
-    "get_device_properties": SimpleNamespace(total_memory=MEMORY, multi_processor_count=132, name="pretended"),
+    "get_device_properties": SimpleNamespace(total_memory=MEMORY, multi_processor_count=132),
 }  # fmt: skip
 
 
@@ -51,6 +51,9 @@ def stream_and_event(device: Device) -> tuple[type, type, list[Any]]:
 
         def synchronize(self) -> None:
             device.finish(self.position)
+
+        def elapsed_time(self, other: Any) -> float:
+            return 1.0
 
         def wait(self, stream: Any = None) -> None:
             (stream or current[-1]).wait_event(self)
@@ -92,9 +95,10 @@ def pretended_cuda(lag: int = 0) -> Iterator[Device]:
         lag: how many asynchronous reads the device is behind the host.
     """
     device = Device(lag)
-    with pytest.MonkeyPatch.context() as patch, AtTheDispatcher(device), InPython(device), keras.device("cuda"):
+    with pytest.MonkeyPatch.context() as patch, AtTheDispatcher(device), InPython(device):
         _stand_in(patch, device)
-        yield device
+        with keras.device("cuda"):
+            yield device
 
 
 def _stand_in(patch: pytest.MonkeyPatch, device: Device) -> None:
