@@ -21,6 +21,7 @@ FLOORS = [
     {"checks", "models", "prediction"},
     {"interpret"},
     {"report"},
+    {"serve"},
     {"learner"},
     {"cli", "fastai"},
 ]

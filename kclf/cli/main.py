@@ -18,6 +18,7 @@ import typer
 
 from .._core.signals import raise_for
 from ..errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
+from .serve_commands import serve, similar
 from .weights_commands import app as weights_app
 
 if TYPE_CHECKING:
@@ -367,6 +368,8 @@ def doctor(
         raise typer.Exit(CANNOT_TRAIN)
 
 
+app.command()(serve)
+app.command()(similar)
 app.add_typer(weights_app, name="weights")
 
 
