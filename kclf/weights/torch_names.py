@@ -224,6 +224,20 @@ TIMM_VGG: tuple[Rule, ...] = (
     (r"predictions", "head.fc"),
 )
 
+VISION_TRANSFORMER: tuple[Rule, ...] = (
+    (r"patch_embed_proj", "patch_embed.proj"),
+    (r"tokens", ""),  # the class token, the registers and the positions are parameters of the model itself
+    (
+        r"block(\d+)_(norm|attn|ls|mlp)(?:_(qkv|proj|fc\d)|(\d))",
+        lambda m: f"blocks.{_less(m[1])}.{m[2]}" + (f".{m[3]}" if m[3] else m[4]),
+    ),
+    (r"norm", "norm"),
+    (r"attn_pool", "attn_pool"),
+    (r"attn_pool_mlp_(fc\d)", r"attn_pool.mlp.\1"),
+    (r"attn_pool_(q|kv|proj|norm)", r"attn_pool.\1"),
+    (r"predictions", "head"),
+)
+
 LAYOUTS = (
     Layout("torchvision", RESNET),
     Layout("torchvision", DENSENET),
@@ -237,6 +251,7 @@ LAYOUTS = (
     Layout("timm", TIMM_EFFICIENTNET, conventions=None),
     Layout("timm", TIMM_CONVNEXT),
     Layout("timm", TIMM_VGG),
+    Layout("timm", VISION_TRANSFORMER),
     Layout("efficientnet_pytorch", EFFICIENTNET_PYTORCH, conventions=TENSORFLOW),
 )
 
