@@ -50,7 +50,6 @@ bench: .venv/installed   ## the benchmarks; PEERS=VENV adds fastai, timm and tor
 	$(BENCH)/augment.py --threads 2 $(WITH_PEERS)
 	$(BENCH)/loader.py --set folder=$(PHOTOS) $(WITH_PEERS)
 	$(BENCH)/precompute.py --threads 2
-	$(BENCH)/compiling.py --threads 2 --warmup 1 --rounds 4 --set model=MobileNetV2
 	$(BENCH)/imports.py
 	$(if $(WEIGHTS),$(BENCH)/end_to_end.py $(PHOTOS) --threads 2 --warmup 0 --rounds 3 --set weights=$(WEIGHTS) $(WITH_PEERS))
 

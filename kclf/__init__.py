@@ -23,7 +23,8 @@ from .callbacks import (
 )
 from .checks import apply_ledger, check
 from .data import ImageData, ImageDataset
-from .ensembles import SnapshotEnsemble
+from .data.labels import regex_label
+from .data.splits import cv_indices
 from .errors import (
     BackboneError,
     DataError,
@@ -35,8 +36,6 @@ from .errors import (
     WeightsError,
     WeightsUnavailableError,
 )
-from .export import to_onnx
-from .files import cv_indices, regex_label
 from .interpret import Interpretation, compare, grad_cam
 from .layers import (
     Augmentation,
@@ -50,9 +49,13 @@ from .layers import (
 )
 from .learner import Learner, load_learner
 from .models import ImageClassifier, load
+from .models.export import to_onnx
 from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 from .precision import set_precision
-from .predict import Predictions, predict, predict_files, predict_tta
+from .prediction.ensembles import SnapshotEnsemble
+from .prediction.inference import predict, predict_files
+from .prediction.predictions import Predictions
+from .prediction.tta import predict_tta
 from .report import write_report
 from .weights import from_torch, load_weights, to_torch
 

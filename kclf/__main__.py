@@ -1,5 +1,5 @@
 """`python -m kclf` is the `kclf` command."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -7,9 +7,12 @@ import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import keras
+import numpy as np
+from PIL import Image
 
 from .errors import DataError
 
@@ -31,7 +34,6 @@ class Source:
 
 _MICROSOFT = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F"
 _FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas"
-
 SOURCES = {
     "dogs-vs-cats": Source(
         f"{_MICROSOFT}/kagglecatsanddogs_5340.zip",
@@ -143,3 +145,31 @@ def _unzip(archive: Path, folder: Path) -> None:
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
                 raise zipfile.BadZipFile(f"member {name!r} would land outside")
         file.extractall(folder)
+
+
+def write_digits(folder: str | PathLike[str], *, size: int = 32) -> Path:
+    """Write the 1,797 digits of scikit-learn as PNG files, one class folder a digit.
+
+    Args:
+        folder: where to; made where it is missing.
+        size: side of the images, pixels (the digits themselves are 8 x 8).
+
+    Returns:
+        The folder.
+
+    Example:
+        >>> import tempfile
+        >>> folder = write_digits(tempfile.mkdtemp())
+        >>> len(list(folder.glob("*/*.png")))
+        1797
+    """
+    from sklearn.datasets import load_digits
+
+    folder = Path(folder)
+    digits = load_digits()
+    for digit in range(10):
+        (folder / str(digit)).mkdir(parents=True, exist_ok=True)
+    for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        grey = Image.fromarray(np.uint8(np.round(image * (255 / 16))))  # 17 levels of grey, 0 to 16
+        grey.resize((size, size), Image.Resampling.BICUBIC).save(folder / str(label) / f"{number:04d}.png")
+    return folder

@@ -8,7 +8,7 @@ from functools import cache
 import keras
 import torch
 
-from .arguments import one_of
+from ._core.arguments import one_of
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
@@ -56,40 +56,6 @@ def set_precision(precision: str = "auto") -> str:
     chosen = best_precision() if precision == "auto" else precision
     keras.config.set_dtype_policy(chosen)
     return chosen
-
-
-def first_non_finite_layer(model: keras.Model, x: torch.Tensor) -> str | None:
-    """Where a forward pass first gives infinity or NaN: what to look at when the loss scale keeps falling.
-
-    Args:
-        model: a built Keras model, accelerated or not.
-        x: (batch, ...) inputs as `model` takes them.
-
-    Returns:
-        The path of the layer; None where every layer's output is finite.
-
-    Example:
-        >>> layer = keras.layers.Rescaling(float("inf"), name="broken")
-        >>> model = keras.Sequential([keras.Input((2,)), layer], name="example")
-        >>> first_non_finite_layer(model, torch.ones(1, 2))
-        'example/broken'
-    """
-    found: list[str] = []
-
-    def look(layer: keras.Layer, inputs: object, outputs: object) -> None:
-        tensors = [leaf for leaf in keras.tree.flatten(outputs) if isinstance(leaf, torch.Tensor)]
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-            found.append(layer.path or layer.name)
-
-    leaves = [layer for layer in model._flatten_layers() if not list(layer._layers)]
-    handles = [layer.register_forward_hook(look) for layer in leaves]
-    try:
-        with torch.no_grad():
-            model(x, training=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else None
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .figures import new_axes
+from ._core.plotting import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 import kclf
-from kclf.learner.folds import cross_validate
+from kclf.learner.cross_validation import cross_validate
 from kclf.metrics import accuracy, log_loss
 
 SMALL = os.environ.get("KCLF_SMALL") == "1"  # a run of seconds that only shows that everything works

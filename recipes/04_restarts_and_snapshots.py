@@ -22,9 +22,10 @@ import numpy as np
 
 import kclf
 from kclf import schedules
-from kclf.ensembles import EnsembleTable
-from kclf.files import k_fold, list_images
-from kclf.learner.folds import cross_validate
+from kclf.data.files import list_images
+from kclf.data.splits import k_fold
+from kclf.learner.cross_validation import cross_validate
+from kclf.prediction.ensembles import EnsembleTable
 
 SMALL = os.environ.get("KCLF_SMALL") == "1"  # a run of seconds that only shows that everything works
 photos = Path(os.environ.get("KCLF_PETS") or kclf.datasets.fetch("pets"))

@@ -23,8 +23,8 @@ import torch
 from keras import layers
 
 from kclf import distributed
-from kclf.activations import precompute
 from kclf.callbacks import Checkpoint
+from kclf.prediction.activation_cache import precompute
 
 PHOTOS = 69  # batches of 8 leave a last one of 5
 CLASSES = ["cat", "dog", "fox"]
@@ -146,7 +146,7 @@ def course(folder: Path) -> dict[str, Any]:
         path=folder,
         verbose=False,
     )
-    kclf.activations.PART = 16  # so that there are parts to share
+    kclf.prediction.activation_cache.PART = 16  # so that there are parts to share
     finder = learner.lr_find(num_it=12)
     learner.unfreeze()
     learner.fit([1e-4, 1e-2], 2, cycle_len=1, cycle_save_name="cycle", best_save_name="best")

@@ -159,12 +159,6 @@ def test_twenty_steps_of_fit_equal_stock_keras(make):
     assert_same(history(accelerate(compiled(make))), expected)
 
 
-@pytest.mark.parametrize("switch", ["plan", "batchnorm", "folding", "packing", "kernels", "step"])
-def test_each_part_can_be_switched_off(switch):
-    expected = history(compiled(residual))
-    assert_same(history(accelerate(compiled(residual), **{switch: False})), expected)
-
-
 @pytest.mark.parametrize("make", MODELS)
 def test_predictions_equal_stock_keras(make):
     model = compiled(make)

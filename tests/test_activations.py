@@ -10,12 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from kclf import activations
-from kclf.activations import ActivationDataset, activation_key, head_model, pooled_activations, precompute
 from kclf.data import ImageData
 from kclf.errors import TrainingError
 from kclf.layers import Augmentation
 from kclf.models import ImageClassifier
+from kclf.prediction import activation_cache
+from kclf.prediction.activation_cache import (
+    ActivationDataset,
+    activation_key,
+    head_model,
+    pooled_activations,
+    precompute,
+)
 
 SIZE = 16
 PHOTOS = 26
@@ -61,7 +67,7 @@ def computed(model, data, place, **options) -> int:
         return pooled_activations(model, images, **arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(activations, "pooled_activations", counting)
+        patch.setattr(activation_cache, "pooled_activations", counting)
         precompute(model, data, place, progress=False, **options)
     return sum(seen)
 
@@ -200,8 +206,10 @@ def test_a_second_call_computes_nothing(folder, tmp_path):
 
 def test_weights_are_read_once_for_all_splits(folder, tmp_path, monkeypatch):
     model, read = tiny_classifier(), []
-    digest = activations.weights_digest
-    monkeypatch.setattr(activations, "weights_digest", lambda backbone: read.append(1) or digest(backbone))
+    digest = activation_cache.weights_digest
+    monkeypatch.setattr(
+        activation_cache, "weights_digest", lambda backbone: read.append(1) or digest(backbone)
+    )
     made = precompute(model, data_of(folder), tmp_path / "cache", progress=False)
     assert made.valid is not None
     assert len(read) == 1
@@ -355,7 +363,7 @@ def test_photos_in_memory_are_known_by_their_pixels():
 
 
 def test_a_stopped_pass_goes_on_where_it_was(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(activations, "PART", 8)
+    monkeypatch.setattr(activation_cache, "PART", 8)
     model, data = tiny_classifier(), data_of(folder)
     calls = []
 
@@ -366,7 +374,7 @@ def test_a_stopped_pass_goes_on_where_it_was(folder, tmp_path, monkeypatch):
         return pooled_activations(model, images, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(activations, "pooled_activations", failing)
+        patch.setattr(activation_cache, "pooled_activations", failing)
         with pytest.raises(KeyboardInterrupt):
             precompute(model, data, tmp_path / "cache", progress=False)
     assert computed(model, data, tmp_path / "cache") == PHOTOS - 8

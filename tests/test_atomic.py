@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kclf.atomic import replacing
+from kclf._core.atomic import replacing
 
 
 def test_the_new_file_takes_the_place_of_the_old(tmp_path):

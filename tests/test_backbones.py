@@ -22,8 +22,8 @@ from kclf.backbones import backbone_names, backbone_spec, build_backbone, split_
 from kclf.backbones.applications import IMAGENET_DEVIATION, IMAGENET_MEAN, input_statistics
 from kclf.backbones.building import TOP_LAYERS
 from kclf.backbones.downloads import fetch_torch_weights
+from kclf.data.images import read_image, to_square
 from kclf.errors import BackboneError, WeightsError, WeightsUnavailableError
-from kclf.images import read_image, to_square
 from kclf.layers import InputNormalization
 from kclf.weights import array_of, layer_keys, load_weights
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import doctest
 import io
 from pathlib import Path
 
@@ -22,11 +21,8 @@ from kclf.callbacks import (
     Recorder,
     Schedule,
     SnapshotSaver,
-    cycles,
     load_snapshot,
-    recording,
     smooth,
-    snapshots,
 )
 from kclf.errors import TrainingError
 from kclf.optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
@@ -384,8 +380,3 @@ def test_epoch_table_without_validation():
     out = io.StringIO()
     fit(make_model(), [EpochTable(out)], epochs=1)
     assert out.getvalue().splitlines()[0].split() == ["epoch", "train_loss", "mae", "time"]
-
-
-@pytest.mark.parametrize("module", [cycles, recording, snapshots])
-def test_examples_run(module):
-    assert doctest.testmod(module).failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import random
 
 import keras
@@ -18,9 +17,8 @@ from kclf.callbacks import (
     RangeTestRun,
     Recorder,
     find_learning_rate,
-    range_test,
 )
-from kclf.callbacks.range_test import RULES
+from kclf.callbacks.lr_finder import RULES
 from kclf.data import ImageData, ImageDataset
 from kclf.errors import TrainingError
 from kclf.layers import Augmentation, InputNormalization
@@ -378,10 +376,6 @@ def test_plot_marks_the_suggestions():
     assert len(ax.lines[0].get_xdata()) == 85
     assert len(ax.lines) == 5
     pyplot.close(figure)
-
-
-def test_examples_run():
-    assert doctest.testmod(range_test).failed == 0
 
 
 # ---- with kclf's own parts -----------------------------------------------------------------------

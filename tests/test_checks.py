@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import doctest
-import importlib
-import pkgutil
 import shutil
 from functools import partial
 from pathlib import Path
@@ -15,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import kclf.checks
 from kclf.checks import (
     Finding,
     Findings,
@@ -28,8 +24,8 @@ from kclf.checks import (
     undo_ledger,
 )
 from kclf.data import ImageData
+from kclf.data.images import read_image, to_square
 from kclf.errors import DataError, FileFormatError, OutputExistsError
-from kclf.images import read_image, to_square
 
 
 def scene(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
@@ -391,8 +387,3 @@ def test_40_flipped_labels_come_first_in_the_ledger(dogscats, mobilenet_weights,
     )
     first = read_ledger(tmp_path / "ledger.csv")[:60]
     assert len({row.path for row in first if row.problem == "label"} & flipped) >= 30
-
-
-@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules(kclf.checks.__path__)])
-def test_examples_run(name):
-    assert doctest.testmod(importlib.import_module(f"kclf.checks.{name}")).failed == 0

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import kclf
-from kclf.cli import main
-from kclf.demo import write_digits
+from kclf.cli.main import main
+from kclf.datasets import write_digits
 
 SMALL = [
     "--backbone",
@@ -230,7 +230,7 @@ def test_results_are_not_overwritten_unasked(photos, tmp_path, capsys):
 def test_forcing_forgets_what_an_earlier_run_left(photos, tmp_path, monkeypatch):
     out = tmp_path / "run"
     assert run("train", photos, "--out", out, *SMALL) == 0
-    monkeypatch.setattr("kclf.runs.train_to_end", lambda *arguments: 1 / 0)  # dies before the first epoch
+    monkeypatch.setattr("kclf.cli.train.train_to_end", lambda *_: 1 / 0)  # dies before the first epoch
     with pytest.raises(ZeroDivisionError):
         run("train", photos, "--out", out, "--force", *SMALL)
     assert {path.name for path in out.iterdir()} <= {"settings.json", "checkpoints", ".lock"}
@@ -239,7 +239,7 @@ def test_forcing_forgets_what_an_earlier_run_left(photos, tmp_path, monkeypatch)
 def test_a_run_goes_on_from_another_folder(flat, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr("kclf.runs.train_run", lambda settings, **options: seen.append(settings))
+    monkeypatch.setattr("kclf.cli.train.train_run", lambda settings, **options: seen.append(settings))
     assert run("train", "photos", "--csv", "labels.csv", "--weights", "backbone.weights.h5") == 0
     assert (seen[0].csv, seen[0].weights) == (
         tmp_path / "labels.csv",

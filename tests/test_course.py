@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import kclf.learner.course
+import kclf.fastai
 from kclf.data import ImageData
-from kclf.files import regex_label
-from kclf.learner.course import *  # noqa: F403
-from kclf.learner.course import (
+from kclf.data.labels import regex_label
+from kclf.fastai import *  # noqa: F403
+from kclf.fastai import (
     ClassificationInterpretation,
     ConvLearner,
     ImageClassifierData,
@@ -37,9 +37,9 @@ arch = "MobileNetV2"
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """Random weights, a small head and quiet, in a folder of our own; the scripts stay as they are."""
-    make = kclf.learner.course.Learner
+    make = kclf.fastai.Learner
     few = {"weights": None, "hidden": (16,), "verbose": False}
-    monkeypatch.setattr(kclf.learner.course, "Learner", lambda *a, **k: make(*a, **(few | k)))
+    monkeypatch.setattr(kclf.fastai, "Learner", lambda *a, **k: make(*a, **(few | k)))
     monkeypatch.chdir(tmp_path)
 
 
@@ -182,4 +182,4 @@ def test_transforms_carry_the_augmentation_to_the_learner(small, dogscats_folder
     assert learn.model.augmentation.max_zoom == 1.2
     assert learn.model.size == sz
     plain = ImageClassifierData.from_paths(dogscats_folder, 64, tfms_from_model(arch, sz))
-    assert not kclf.learner.course.cnn_learner(plain, arch).model.augmentation.flip
+    assert not kclf.fastai.cnn_learner(plain, arch).model.augmentation.flip

@@ -20,11 +20,12 @@ import pytest
 import torch
 from PIL import Image
 
-from kclf.checks.inventory import photos_of
-from kclf.data import ImageData, ImageDataset, cache
+from kclf.checks.file_info import photos_of
+from kclf.data import ImageData, ImageDataset, presized
+from kclf.data.images import fit, read_image
+from kclf.data.labels import parent_label, regex_label
+from kclf.data.splits import cv_indices
 from kclf.errors import DataError, ImageError
-from kclf.files import cv_indices, parent_label, regex_label
-from kclf.images import fit, read_image
 
 
 def save_photos(folder, counts, size=(40, 30)):
@@ -877,8 +878,8 @@ def test_a_changed_photo_makes_another_cache(pets_folder, tmp_path):
 
 
 def test_a_build_that_is_cut_off_goes_on(pets_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "AT_ONCE", 4)
-    read, count = cache.read_image, []
+    monkeypatch.setattr(presized, "AT_ONCE", 4)
+    read, count = presized.read_image, []
 
     def until_killed(path, at_least):
         count.append(path)
@@ -886,7 +887,7 @@ def test_a_build_that_is_cut_off_goes_on(pets_folder, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return read(path, at_least)
 
-    monkeypatch.setattr(cache, "read_image", until_killed)
+    monkeypatch.setattr(presized, "read_image", until_killed)
     with pytest.raises(KeyboardInterrupt):
         small(pets_folder, num_threads=1).resize(20, tmp_path / "cache")
     fast = small(pets_folder, num_threads=1).resize(20, tmp_path / "cache")
@@ -964,7 +965,7 @@ def test_what_cannot_be_cached_says_why(pets_folder, tmp_path, monkeypatch):
     arrays = ImageData.from_arrays((np.zeros((20, 12, 12, 3), np.uint8), [0, 1] * 10))
     with pytest.raises(DataError, match="not in files"):
         arrays.resize(12, tmp_path)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
+    monkeypatch.setattr(presized.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(DataError, match=r"needs 0\.0 GB.*0\.0 GB free"):
         small(pets_folder).resize(20, tmp_path / "cache")
 

@@ -13,9 +13,9 @@ import torch
 
 import kclf
 from kclf import distributed
-from kclf.activations import ActivationDataset
-from kclf.data.loader import ImageDataset
-from kclf.runs import RESULTS
+from kclf.cli.train import RESULTS
+from kclf.data.image_dataset import ImageDataset
+from kclf.prediction.activation_cache import ActivationDataset
 
 
 def as_one_of(monkeypatch, rank: int, world_size: int) -> None:

@@ -15,7 +15,7 @@ import typer
 from PIL import Image
 
 import kclf
-from kclf.cli import app
+from kclf.cli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import pytest
 
-from kclf.doctor import Diagnosis, Stage, Trial, examine, versions, write_photos
+from kclf.cli.doctor import Diagnosis, Stage, Trial, examine, versions, write_photos
 
 
 def stages(decode: float, augment: float, step: float) -> list[Stage]:

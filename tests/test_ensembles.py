@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kclf.data import ImageData
-from kclf.ensembles import (
+from kclf.layers import side_on
+from kclf.prediction.ensembles import (
     EnsembleTable,
     SnapshotEnsemble,
     average_predictions,
@@ -19,8 +20,7 @@ from kclf.ensembles import (
     original_weights,
     recompute_batchnorm,
 )
-from kclf.layers import side_on
-from kclf.predict import Predictions
+from kclf.prediction.predictions import Predictions
 
 # Keras' own conversion of its tensors to numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

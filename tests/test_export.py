@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import kclf.export
+import kclf.models.export
 from kclf.acceleration import deaccelerate
+from kclf.data.images import read_image, to_square
 from kclf.errors import WeightsError
-from kclf.export import ResizeOfWholeNumbers, to_onnx, to_torch_export
-from kclf.images import read_image, to_square
 from kclf.layers import InputNormalization, none
 from kclf.models import ImageClassifier
+from kclf.models.export import ResizeOfWholeNumbers, to_onnx, to_torch_export
 from tests.conftest import fetched_weights
 
 SIDE = 40
@@ -68,7 +68,7 @@ def test_a_torch_program_gives_the_model_s_probabilities_at_any_batch_size(tmp_p
 
 
 def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(kclf.export, "_expected", lambda model, photos: np.zeros((2, 3), "float32"))
+    monkeypatch.setattr(kclf.models.export, "_expected", lambda model, photos: np.zeros((2, 3), "float32"))
     with pytest.raises(WeightsError, match=r"model\.pt2 was not written"):
         to_torch_export(Classifier(), tmp_path / "model.pt2", side=SIDE)
     assert list(tmp_path.iterdir()) == []

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import kclf.models
+from kclf._core.h5_store import seal
 from kclf.backbones import build_backbone
 from kclf.errors import FileFormatError, KclfError
 from kclf.models import ImageClassifier, load
-from kclf.storage import seal
 from kclf.weights import load_weights, save_weights
 
 

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kclf import files
+from kclf.data.files import list_images
+from kclf.data.labels import class_table, encode, encode_many, encode_numbers, folder_labels, regex_label
+from kclf.data.splits import cv_indices, grouped_split, index_split, k_fold, random_split, stratified_split
+from kclf.data.tables import read_table
 from kclf.errors import DataError
 
 
@@ -25,7 +28,7 @@ def touch(folder, *names):
 def test_images_are_found_at_any_depth_in_sorted_order(tmp_path):
     touch(tmp_path, "b/2.JPEG", "a/1.png", "a/deep/er/0.webp", "c.tif", "readme.md", "Thumbs.db")
 
-    found = files.list_images(tmp_path)
+    found = list_images(tmp_path)
 
     assert [os.path.relpath(p, tmp_path) for p in found] == [
         "a/1.png",
@@ -38,13 +41,13 @@ def test_images_are_found_at_any_depth_in_sorted_order(tmp_path):
 def test_names_with_a_dot_in_front_are_no_photos(tmp_path):
     touch(tmp_path, "1.jpg", "._1.jpg", ".thumbnails/1.jpg")
 
-    assert files.list_images(tmp_path) == [str(tmp_path / "1.jpg")]
+    assert list_images(tmp_path) == [str(tmp_path / "1.jpg")]
 
 
 def test_a_folder_named_like_a_photo_is_a_folder(tmp_path):
     touch(tmp_path, "shots.jpg/1.png")
 
-    assert files.list_images(tmp_path) == [str(tmp_path / "shots.jpg" / "1.png")]
+    assert list_images(tmp_path) == [str(tmp_path / "shots.jpg" / "1.png")]
 
 
 def test_links_are_followed_and_a_circle_ends(tmp_path):
@@ -52,7 +55,7 @@ def test_links_are_followed_and_a_circle_ends(tmp_path):
     (tmp_path / "real" / "again").symlink_to(tmp_path / "real")
     (tmp_path / "linked").symlink_to(tmp_path / "real")
 
-    found = [os.path.relpath(p, tmp_path) for p in files.list_images(tmp_path)]
+    found = [os.path.relpath(p, tmp_path) for p in list_images(tmp_path)]
 
     assert found == ["linked/1.jpg", "real/1.jpg"]
 
@@ -61,14 +64,14 @@ def test_a_missing_folder_is_named_with_what_is_there(tmp_path):
     touch(tmp_path, "photos/1.jpg")
 
     with pytest.raises(DataError, match=r"No such folder.*fotos.*there is: photos/"):
-        files.list_images(tmp_path / "fotos" / "cats")
+        list_images(tmp_path / "fotos" / "cats")
 
 
 def test_a_file_is_no_folder(tmp_path):
     (photo,) = touch(tmp_path, "1.jpg")
 
     with pytest.raises(DataError, match=r"this is a file.*1\.jpg"):
-        files.list_images(photo)
+        list_images(photo)
 
 
 @pytest.mark.parametrize(("names", "found"), [([], "it is empty"), (["a.txt", "b/c.md"], r"a\.txt, b/")])
@@ -76,21 +79,21 @@ def test_a_folder_without_images_says_what_it_has(tmp_path, names, found):
     touch(tmp_path, *names)
 
     with pytest.raises(DataError, match=found):
-        files.list_images(tmp_path)
+        list_images(tmp_path)
 
 
 # Labels
 
 
 def test_the_class_is_the_folder_right_below_the_root():
-    labels = files.folder_labels(["root/cat/1.jpg", "root/dog/day/2.jpg"], "root")
+    labels = folder_labels(["root/cat/1.jpg", "root/dog/day/2.jpg"], "root")
 
     assert labels == ["cat", "dog"]
 
 
 def test_images_outside_class_folders_lead_to_other_ways_of_labelling():
     with pytest.raises(DataError, match=r"1 of 2 images.*root/cat\.1\.jpg.*label_regex.*from_files"):
-        files.folder_labels(["root/cat.1.jpg", "root/dog/2.jpg"], "root")
+        folder_labels(["root/cat.1.jpg", "root/dog/2.jpg"], "root")
 
 
 @pytest.mark.parametrize(
@@ -102,33 +105,33 @@ def test_images_outside_class_folders_lead_to_other_ways_of_labelling():
     ],
 )
 def test_regex_labels(pattern, path, label):
-    assert files.regex_label(pattern)(path) == label
+    assert regex_label(pattern)(path) == label
 
 
 def test_a_name_that_does_not_match_is_named():
     with pytest.raises(DataError, match=r"x/notes\.jpg: .*'notes\.jpg' does not match.*'\(\.\+\)_"):
-        files.regex_label(r"(.+)_\d+")("x/notes.jpg")
+        regex_label(r"(.+)_\d+")("x/notes.jpg")
 
 
 def test_a_broken_pattern_is_refused():
     with pytest.raises(DataError, match=r"Not a regular expression.*pattern='\('"):
-        files.regex_label("(")
+        regex_label("(")
 
 
 def test_an_unknown_label_names_file_and_label():
     with pytest.raises(DataError, match=r"b\.jpg: its label 'owl' is not among the 2 classes: cat, dog"):
-        files.encode(["cat", "owl"], ["cat", "dog"], ["a.jpg", "b.jpg"])
+        encode(["cat", "owl"], ["cat", "dog"], ["a.jpg", "b.jpg"])
 
 
 def test_an_unknown_label_in_a_set_names_file_and_label():
     with pytest.raises(DataError, match=r"b\.jpg: its label 'owl'"):
-        files.encode_many([["cat"], ["dog", "owl"]], ["cat", "dog"], ["a.jpg", "b.jpg"])
+        encode_many([["cat"], ["dog", "owl"]], ["cat", "dog"], ["a.jpg", "b.jpg"])
 
 
 @pytest.mark.parametrize("value", ["many", None, "nan", float("inf")])
 def test_a_label_that_is_no_number_names_file_and_label(value):
     with pytest.raises(DataError, match=r"b\.jpg: expected a .*number"):
-        files.encode_numbers([1, value], ["a.jpg", "b.jpg"])
+        encode_numbers([1, value], ["a.jpg", "b.jpg"])
 
 
 # Tables
@@ -138,7 +141,7 @@ def test_a_table_is_read_as_text_columns(tmp_path):
     file = tmp_path / "labels.csv"
     file.write_text('\ufeffid,breed\n001,"toy, poodle"\n\n002,borzoi\n', encoding="utf-8")
 
-    assert files.read_table(file) == {"id": ["001", "002"], "breed": ["toy, poodle", "borzoi"]}
+    assert read_table(file) == {"id": ["001", "002"], "breed": ["toy, poodle", "borzoi"]}
 
 
 @pytest.mark.parametrize(
@@ -154,22 +157,22 @@ def test_a_table_that_cannot_be_used_says_why(tmp_path, text, message):
     file.write_text(text)
 
     with pytest.raises(DataError, match=message):
-        files.read_table(file)
+        read_table(file)
 
 
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(DataError, match=r"No such file.*labels\.csv"):
-        files.read_table(tmp_path / "labels.csv")
+        read_table(tmp_path / "labels.csv")
 
 
 # Splits
 
 LABELS = ["cat"] * 50 + ["dog"] * 30 + ["owl"] * 2
 SPLITS = {
-    "random": lambda seed: files.random_split(len(LABELS), 0.2, seed),
-    "stratified": lambda seed: files.stratified_split(LABELS, 0.2, seed),
-    "grouped": lambda seed: files.grouped_split([i // 4 for i in range(len(LABELS))], 0.2, seed),
-    "k_fold": lambda seed: files.k_fold(LABELS, 5, seed)[0],
+    "random": lambda seed: random_split(len(LABELS), 0.2, seed),
+    "stratified": lambda seed: stratified_split(LABELS, 0.2, seed),
+    "grouped": lambda seed: grouped_split([i // 4 for i in range(len(LABELS))], 0.2, seed),
+    "k_fold": lambda seed: k_fold(LABELS, 5, seed)[0],
 }
 
 
@@ -193,13 +196,13 @@ def test_a_split_depends_on_its_seed_alone(name):
 def test_random_split_has_fastai_s_sizes(golden):
     n_train, n_valid = golden["RandomSplitter(42) 7390"][:2]
 
-    train, valid = files.random_split(7390, 0.2, seed=42)
+    train, valid = random_split(7390, 0.2, seed=42)
 
     assert (len(train), len(valid)) == (n_train, n_valid)
 
 
 def test_stratified_split_gives_each_class_its_share():
-    _, valid = files.stratified_split(LABELS, 0.2)
+    _, valid = stratified_split(LABELS, 0.2)
 
     assert np.unique([LABELS[i] for i in valid], return_counts=True)[1].tolist() == [10, 6, 1]
 
@@ -213,7 +216,7 @@ def test_stratified_split_gives_each_class_its_share():
 def test_a_stratified_split_keeps_every_class_on_both_sides(counts, fraction, seed):
     labels = [name for name, count in enumerate(counts) for _ in range(count)]
 
-    train, valid = files.stratified_split(labels, fraction, seed)
+    train, valid = stratified_split(labels, fraction, seed)
 
     assert sorted([*train, *valid]) == list(range(len(labels)))
     assert {labels[i] for i in train} == {labels[i] for i in valid} == set(labels)
@@ -221,48 +224,48 @@ def test_a_stratified_split_keeps_every_class_on_both_sides(counts, fraction, se
 
 def test_a_class_of_one_image_cannot_be_split():
     with pytest.raises(DataError, match=r"1 of 2 classes have a single image.*: owl"):
-        files.stratified_split(["cat", "cat", "owl"])
+        stratified_split(["cat", "cat", "owl"])
 
 
 def test_a_group_stays_on_one_side():
     groups = [f"dog{i % 7}" for i in range(40)]
 
-    train, valid = files.grouped_split(groups, 0.3)
+    train, valid = grouped_split(groups, 0.3)
 
     assert not {groups[i] for i in train} & {groups[i] for i in valid}
 
 
 def test_one_group_cannot_be_split():
     with pytest.raises(DataError, match=r"at least 2 groups.*1 \(rex\)"):
-        files.grouped_split(["rex", "rex"])
+        grouped_split(["rex", "rex"])
 
 
 def test_k_folds_hold_each_image_once_and_each_class_evenly():
-    folds = [valid for _, valid in files.k_fold(LABELS, 5)]
+    folds = [valid for _, valid in k_fold(LABELS, 5)]
 
     assert sorted(np.concatenate(folds)) == list(range(len(LABELS)))
     assert {sum(LABELS[i] == "dog" for i in fold) for fold in folds} == {6}
 
 
 def test_cv_indices_are_the_course_s_own():
-    indices = files.cv_indices(10222, 4)
+    indices = cv_indices(10222, 4)
 
     assert indices[:3].tolist() == [3694, 1573, 6281]
     assert indices[-3:].tolist() == [5734, 5191, 5390]
     assert len(indices) == 2044
-    assert files.cv_indices(10222, 0)[:3].tolist() == [2882, 4514, 7717]
+    assert cv_indices(10222, 0)[:3].tolist() == [2882, 4514, 7717]
 
 
 @pytest.mark.parametrize("fold", [-1, 5])
 def test_a_fold_that_is_not_there(fold):
     with pytest.raises(DataError, match=rf"fold in \[0, 5\).*fold={fold}"):
-        files.cv_indices(100, fold)
+        cv_indices(100, fold)
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 20])
 def test_a_fraction_out_of_range(fraction):
     with pytest.raises(DataError, match=f"valid_fraction={fraction}"):
-        files.random_split(10, fraction)
+        random_split(10, fraction)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +273,7 @@ def test_a_fraction_out_of_range(fraction):
 )
 def test_indices_that_do_not_fit(indices, message):
     with pytest.raises(DataError, match=message):
-        files.index_split(10, indices)
+        index_split(10, indices)
 
 
 @pytest.mark.parametrize("n", [2_000, pytest.param(100_000, marks=pytest.mark.heavy)])
@@ -282,10 +285,10 @@ def test_files_are_listed_labelled_and_split_at_20_000_a_second(tmp_path, n):
             os.close(os.open(folder / f"{i}.jpg", os.O_CREAT))
 
     start = time.process_time()
-    paths = files.list_images(tmp_path)
-    labels = files.folder_labels(paths, tmp_path)
-    codes = files.encode(labels, files.class_table(labels), paths)
-    train, valid = files.stratified_split(codes.tolist())
+    paths = list_images(tmp_path)
+    labels = folder_labels(paths, tmp_path)
+    codes = encode(labels, class_table(labels), paths)
+    train, valid = stratified_split(codes.tolist())
     seconds = time.process_time() - start
 
     assert (len(train), len(valid)) == (n * 8 // 10, n * 2 // 10)
@@ -298,4 +301,4 @@ def test_a_file_name_that_is_no_text_is_refused(tmp_path):
         pass
     (tmp_path / "cat" / "caf\u00e9.png").touch()
     with pytest.raises(DataError, match=r"Expected names in UTF-8.*caf\\xe9\.png"):
-        files.list_images(tmp_path)
+        list_images(tmp_path)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from kclf._core.h5_store import read_arrays, whole_file, write_arrays
 from kclf.callbacks import SnapshotSaver, load_snapshot
-from kclf.learner import BestModel
-from kclf.storage import read_arrays, whole_file, write_arrays
+from kclf.callbacks.snapshots import BestModel
 from kclf.weights import load_weights, save_weights
 
 ROOM = (0, 1, 700, 4096, 20_000, 40_000)  # bytes that the disk takes

@@ -12,7 +12,7 @@ from test_cli import SMALL, paint, read_csv
 from test_learner import make_data, make_learner, same
 
 import kclf
-from kclf.cli import main
+from kclf.cli.main import main
 from kclf.layers import aug_transforms
 from kclf.models import ImageClassifier, load
 

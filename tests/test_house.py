@@ -13,18 +13,16 @@ import kclf
 
 PACKAGE = Path(kclf.__file__).parent
 FLOORS = [
-    {"arguments", "atomic", "errors", "figures", "listening", "memory", "parallel"},
-    {"demo", "distributed", "files", "locks", "metrics", "schedules", "stopping", "tasks"},
-    {"acceleration", "datasets", "images", "layers", "losses", "optimizers", "precision", "storage"},
-    {"data", "weights"},
-    {"backbones"},
-    {"models"},
-    {"activations", "callbacks", "predict"},
-    {"checks", "ensembles", "export", "interpret"},
-    {"doctor", "report"},
+    {"errors", "losses", "metrics", "optimizers"},
+    {"_core", "datasets"},
+    {"acceleration", "distributed", "precision", "schedules", "weights"},
+    {"backbones", "callbacks", "layers"},
+    {"data"},
+    {"checks", "models", "prediction"},
+    {"interpret"},
+    {"report"},
     {"learner"},
-    {"runs", "weights_commands"},
-    {"cli"},
+    {"cli", "fastai"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 ROOMS = sorted(

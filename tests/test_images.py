@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from kclf import images
+from kclf.data import images
 from kclf.errors import ImageError
 
 # Four colours, one a quarter: any turn, mirror or mix-up of channels shows.

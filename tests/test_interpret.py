@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import math
-import pkgutil
 import resource
 import sys
 import time
@@ -17,19 +14,11 @@ import sklearn.metrics
 import torch
 from PIL import Image
 
-import kclf.interpret
-from kclf.ensembles import EnsembleTable
-from kclf.interpret import (
-    ConfusionMatrix,
-    Interpretation,
-    binomial_tail,
-    compare,
-    grad_cam,
-    wilson_interval,
-)
-from kclf.interpret.comparison import compare_answers
+from kclf.interpret import ConfusionMatrix, Interpretation, binomial_tail, compare, grad_cam, wilson_interval
+from kclf.interpret.statistics import compare_answers
 from kclf.metrics import log_loss
-from kclf.predict import Predictions
+from kclf.prediction.ensembles import EnsembleTable
+from kclf.prediction.predictions import Predictions
 
 PETS = ["Birman", "Ragdoll", "Siamese", "beagle", "boxer"]
 
@@ -416,9 +405,3 @@ def test_fifty_thousand_predictions_in_ten_seconds_and_one_gigabyte():
     kibibytes = 1 if sys.platform != "darwin" else 1 / 1024
     assert time.process_time() - start < 10
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * kibibytes < 2**20
-
-
-@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules(kclf.interpret.__path__)])
-def test_examples_run(name):
-    result = doctest.testmod(importlib.import_module(f"kclf.interpret.{name}"))
-    assert result.failed == 0

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-
 import keras
 import numpy as np
 import pytest
@@ -163,14 +160,6 @@ def test_nothing_is_fetched_from_the_device(make):
 def test_half_precision_is_refused(layer_class):
     with pytest.raises(ValueError, match="Received: dtype='float16'"):
         layer_class(dtype="float16")
-
-
-@pytest.mark.parametrize(
-    "module",
-    ["geometry", "sampling", "lighting", "augmentation", "normalization", "pooling", "mixing", "options"],
-)
-def test_examples_in_the_docs_run(module):
-    assert doctest.testmod(importlib.import_module(f"kclf.layers.{module}")).failed == 0
 
 
 def test_exports_are_sorted_and_there():

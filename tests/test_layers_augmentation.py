@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from kclf.layers import Augmentation, aug_transforms, geometry, none, side_on, top_down, trivial
-from kclf.layers.sampling import resample
+from kclf.layers.resampling import resample
 
 STRONG = {
     "flip": "dihedral", "max_rotate": 30, "max_zoom": 1.5, "max_warp": 0.2, "min_scale": 0.3,

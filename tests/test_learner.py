@@ -13,14 +13,16 @@ from PIL import Image
 
 import kclf.metrics as figures
 from kclf.acceleration import is_accelerated
+from kclf.callbacks.snapshots import BestModel, better_direction
 from kclf.data import ImageData
+from kclf.data.mixed_dataset import mixed
 from kclf.errors import DataError, TrainingError, WeightsError
 from kclf.layers import side_on
-from kclf.learner import BestModel, Learner, Training, better_direction, cross_validate, load_learner
-from kclf.learner.mixing import mixed
+from kclf.learner import Learner, Training, cross_validate, load_learner
 from kclf.losses import CrossEntropy
 from kclf.models import ImageClassifier
-from kclf.predict import Predictions, predict, predict_files
+from kclf.prediction.inference import predict, predict_files
+from kclf.prediction.predictions import Predictions
 
 SIZE = 16
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from kclf._core.locks import LOCK_FILE, FolderLock
 from kclf.errors import FolderLockedError
-from kclf.locks import LOCK_FILE, FolderLock
 
 HOLD = """
 import fcntl, os, sys, time

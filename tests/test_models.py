@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kclf
-from kclf import storage
+from kclf._core import h5_store
 from kclf.models import ImageClassifier, auto_loss, build_head, load
 from kclf.weights import array_of
 
@@ -285,7 +285,7 @@ def test_frozen_and_thawed_save_the_same_arrays(tmp_path):
     model.unfreeze()
     model.save(tmp_path / "thawed.h5")
 
-    frozen, thawed = (storage.read_arrays(tmp_path / f"{name}.h5")[0] for name in ("frozen", "thawed"))
+    frozen, thawed = (h5_store.read_arrays(tmp_path / f"{name}.h5")[0] for name in ("frozen", "thawed"))
 
     assert frozen.keys() == thawed.keys()
     assert all(np.array_equal(frozen[key], thawed[key]) for key in frozen)
@@ -322,17 +322,17 @@ def test_a_backbone_of_ones_own_is_refused_by_the_single_file(tmp_path):
     ],
 )
 def test_load_says_what_is_wrong_with_a_file(tmp_path, attributes, message):
-    storage.write_arrays(tmp_path / "a.h5", {"x": np.zeros(1)}, attributes)
+    h5_store.write_arrays(tmp_path / "a.h5", {"x": np.zeros(1)}, attributes)
 
     with pytest.raises(kclf.FileFormatError, match=message):
         load(tmp_path / "a.h5")
 
 
 def rewrite(path, change_arrays=lambda arrays: None, change_attributes=lambda attributes: None):
-    arrays, attributes = storage.read_arrays(path)
+    arrays, attributes = h5_store.read_arrays(path)
     change_arrays(arrays)
     change_attributes(attributes)
-    storage.write_arrays(path, arrays, attributes)
+    h5_store.write_arrays(path, arrays, attributes)
 
 
 def test_load_lists_weights_that_do_not_fit(tmp_path):

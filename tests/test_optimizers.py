@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import inspect
 import math
 
@@ -17,11 +16,8 @@ from kclf.optimizers import (
     FusedLossScaleOptimizer,
     LayerGroupOptimizer,
     group_rates,
-    groups,
     layer_decay,
     layer_group_optimizer,
-    layer_groups,
-    loss_scale,
 )
 
 MULTIPLIERS = [0.1, 0.3, 1.0]
@@ -557,8 +553,3 @@ def test_the_layer_group_optimizer_is_found_through_wrappers():
     inner = LayerGroupOptimizer(optimizers.SGD(), small_model())
     assert layer_group_optimizer(FusedLossScaleOptimizer(inner)) is inner
     assert layer_group_optimizer(optimizers.SGD()) is None
-
-
-@pytest.mark.parametrize("module", [groups, layer_groups, loss_scale])
-def test_examples_run(module):
-    assert doctest.testmod(module).failed == 0

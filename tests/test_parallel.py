@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import os
 import subprocess
 import sys
@@ -11,8 +10,7 @@ import threading
 import pytest
 import torch
 
-from kclf import memory, parallel
-from kclf.parallel import one_core_each
+from kclf._core.cpu import one_core_each
 
 
 @pytest.fixture
@@ -67,7 +65,7 @@ def test_an_error_of_a_piece_is_raised(two_threads):
 def test_a_forked_process_works_on(two_threads):
     script = """
 import os, torch
-from kclf.parallel import one_core_each
+from kclf._core.cpu import one_core_each
 torch.set_num_threads(2)
 one_core_each(lambda piece: None, range(4))
 child = os.fork()
@@ -87,7 +85,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_freed_batch_is_taken_again_without_new_pages():
     script = """
 import resource, torch
-from kclf.memory import keep_freed_memory
+from kclf._core.cpu import keep_freed_memory
 print(keep_freed_memory())
 for _ in range(8):  # the heap settles within the first few
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -101,8 +99,3 @@ print(pages)
     kept, pages = answer.stdout.split()
     assert kept == "True"
     assert int(pages) < 100  # 9,766 where the memory comes from the system each time
-
-
-@pytest.mark.parametrize("module", [memory, parallel], ids=lambda module: module.__name__)
-def test_examples_in_the_docs_run(module):
-    assert doctest.testmod(module).failed == 0

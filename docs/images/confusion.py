@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from kclf.checks import out_of_fold_probabilities
-from kclf.files import list_images, parent_label
-from kclf.images import read_image, to_square
+from kclf.data.files import list_images
+from kclf.data.images import read_image, to_square
+from kclf.data.labels import parent_label
 from kclf.interpret import ConfusionMatrix, Interpretation
 
 HERE = Path(__file__).parent

@@ -1,29 +1,124 @@
-"""Convolutions and dense layers as torch calls on the Keras variables' own tensors."""
+"""Convolutions, dense layers and batch norms as torch calls, with kernels stored in the order torch reads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
+import keras
 import torch
 import torch.nn.functional as F
 
-from .activations import NOTHING, POST_OPERATIONS, Elementwise, PostOperation, activation_function
-from .batchnorm import BatchNorm
-from .run import Function, Run, Site
-
-Pair = tuple[int, int]
+from .graph import Function, Pair, Run, Site, pair, same_padding
+from .pointwise import NOTHING, POST_OPERATIONS, Elementwise, PostOperation, activation_function
 
 
-def pair(value: int | tuple[int, ...] | list[int]) -> Pair:
-    """One number for both axes of an image, or two."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+@dataclass(frozen=True)
+class Statistics:
+    """The mean and 1/standard deviation of a batch, and the layer whose moving statistics follow them."""
+
+    layer: Any
+    mean: torch.Tensor
+    inverse: torch.Tensor
+
+    def rule(self) -> tuple[float, float]:
+        """How fast the moving statistics follow, and what was added to the variance."""
+        return 1.0 - self.layer.momentum, self.layer.epsilon
 
 
-def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> Pair:
-    """Padding before and after one axis that makes its length ceil(size / stride)."""
-    total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-    return total // 2, total - total // 2
+class BatchNorm:
+    """A Keras BatchNormalization on values whose axis 1 holds the channels."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.gamma = layer.gamma if layer.scale else None
+        self.beta = layer.beta if layer.center else None
+
+    def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
+        """Normalise (batch, channels, ...) by the statistics that Keras would take."""
+        layer = self.layer
+        gamma = None if self.gamma is None else self.gamma._value
+        beta = None if self.beta is None else self.beta._value
+        if run.training and layer.trainable:
+            y, mean, inverse = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, layer.epsilon)
+            run.statistics.append(Statistics(layer, mean.detach(), inverse.detach()))
+            return y
+        mean, variance = layer.moving_mean._value, layer.moving_variance._value
+        return F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, layer.epsilon)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything that its result in inference mode depends on, but for the input."""
+        held = (self.gamma, self.beta, self.layer.moving_mean, self.layer.moving_variance)
+        return [variable._value for variable in held if variable is not None]
+
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factor and the summand, (channels,) each, that it comes to in inference mode."""
+        layer = self.layer
+        scale = torch.rsqrt(layer.moving_variance._value + layer.epsilon)
+        if self.gamma is not None:
+            scale = scale * self.gamma._value
+        shift = -layer.moving_mean._value * scale
+        return scale, shift if self.beta is None else shift + self.beta._value
+
+
+def compile_batchnorm(site: Site) -> BatchNorm | None:
+    """The fused form of a layer; None where it renormalises or its channels are not on axis 1 here."""
+    layer = site.layer
+    axis = layer.axis if isinstance(layer.axis, int) else None
+    channels = {site.rank - 1, -1} if site.views or site.rank == 2 else {1, 1 - site.rank}
+    if layer.renorm or layer.synchronized or site.rank not in (2, 4) or axis not in channels:
+        return None
+    return BatchNorm(layer)
+
+
+class LoneBatchNorm:
+    """Stands in for `call` of a BatchNormalization that is in no plan."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer, self.norm = layer, BatchNorm(layer)
+
+    def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Normalise a tensor in Keras' layout."""
+        layer = self.layer
+        if mask is not None or not isinstance(inputs, torch.Tensor) or inputs.is_meta:
+            return type(layer).call(layer, inputs, training=training, mask=mask)
+        run = Run(training=bool(training), gradients=torch.is_grad_enabled())
+        y = self.norm(run, inputs.movedim(layer.axis, 1)).movedim(1, layer.axis)
+        follow(run.statistics)
+        return y
+
+
+def lone_batchnorm(layer: Any) -> LoneBatchNorm | None:
+    """The fused form of a layer wherever it is called; None where that is for Keras."""
+    plain = isinstance(layer.axis, int) and layer.built and not (layer.renorm or layer.synchronized)
+    return LoneBatchNorm(layer) if plain else None
+
+
+@torch.no_grad()
+def follow(statistics: Iterable[Statistics]) -> None:
+    """Move the moving statistics of all layers towards those of the batch, in a few calls for all layers.
+
+    moving = momentum * moving + (1 - momentum) * batch, with the batch's biased variance as Keras has it.
+    A layer that ran more than once in a pass follows each of its batches in turn.
+    """
+    waiting = list(statistics)
+    while waiting:
+        once = {id(item.layer): item for item in reversed(waiting)}
+        waiting = [item for item in waiting if once[id(item.layer)] is not item]
+        items = sorted(once.values(), key=Statistics.rule)
+        for (weight, epsilon), group in groupby(items, key=Statistics.rule):
+            _follow_alike(list(group), weight, epsilon)
+
+
+def _follow_alike(items: list[Statistics], weight: float, epsilon: float) -> None:
+    means = [item.layer.moving_mean._value for item in items]
+    variances = [item.layer.moving_variance._value for item in items]
+    batch = torch._foreach_pow([item.inverse for item in items], -2.0)
+    torch._foreach_sub_(batch, epsilon)
+    torch._foreach_lerp_(means, [item.mean for item in items], weight)
+    torch._foreach_lerp_(variances, batch, weight)
 
 
 def in_dtype(variable: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -216,3 +311,51 @@ def compile_dense(site: Site) -> Function | None:
         return y if activation is None else activation(y)
 
     return dense
+
+
+def order_of(layer: Any, variable: Any) -> tuple[int, ...] | None:
+    """The axes of a kernel from the slowest to the fastest as torch's convolution wants them in memory."""
+    if len(variable.shape) != 4:
+        return None
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        return (2, 3, 0, 1)
+    if isinstance(layer, keras.layers.SeparableConv2D) and variable is layer.depthwise_kernel:
+        return (2, 3, 0, 1)
+    if isinstance(layer, keras.layers.Conv2D):
+        # (out, height, width, in): torch's (out, in, height, width) in channels_last memory
+        return (3, 0, 1, 2)
+    return None
+
+
+def _reorder(tensor: torch.Tensor, order: tuple[int, ...]) -> None:
+    """Give a tensor the same values in another order in memory."""
+    if tensor.permute(order).is_contiguous():
+        return
+    back = sorted(range(len(order)), key=order.__getitem__)
+    tensor.data = tensor.data.permute(order).contiguous().permute(back)
+
+
+def store_for_torch(model: keras.Model) -> None:
+    """Store the kernels of a model, and what its optimizer keeps for them, as torch reads them."""
+    orders: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for layer in model._flatten_layers():
+        for variable in layer._trainable_variables + layer._non_trainable_variables:
+            order = order_of(layer, variable)
+            if order is not None:
+                _reorder(variable._value, order)
+                orders.setdefault(tuple(variable.shape), set()).add(order)
+    optimizer = getattr(model, "optimizer", None)
+    for variable in optimizer.variables if optimizer is not None and optimizer.built else ():
+        known = orders.get(tuple(variable.shape), set())
+        if len(known) == 1:
+            _reorder(variable._value, *known)
+
+
+def store_for_keras(model: keras.Model) -> None:
+    """Store every kernel of a model in the order of its own axes again."""
+    variables = list(model.variables)
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None:
+        variables += optimizer.variables
+    for variable in variables:
+        variable._value.data = variable._value.data.contiguous()

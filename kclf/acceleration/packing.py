@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 
-from .activations import NOTHING, Activation, PostOperation
-from .convolutions import Convolution, FoldedConvolution, Pair, state_of
-from .graph import Graph
-from .pointwise import Sum
-from .run import Run, Step, note_deaths
+from .convolutions import Convolution, FoldedConvolution, state_of
+from .graph import Graph, Pair, Run, Step, note_deaths
+from .pointwise import NOTHING, Activation, PostOperation, Sum
 
 AFTER_A_SUM = ("none", "relu")  # the activations that oneDNN takes together with a summand
 

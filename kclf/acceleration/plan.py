@@ -1,29 +1,25 @@
-"""Run a functional Keras model as a flat list of torch calls on its own variables.
-
-Skips what `Layer.__call__` costs a layer, the copies between NHWC and NCHW (an NHWC tensor is an NCHW tensor
-in torch's channels_last memory) and the unfused batch norm, and frees each activation as soon as nothing
-needs it.
-"""
+"""A functional model as a flat list of torch calls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import torch
-from keras import tree
+import torch.nn.functional as F
+from keras import layers, tree
 from keras.src.backend.common import masking, stateless_scope
 from keras.src.backend.torch.core import get_device, to_torch_dtype
+from keras.src.ops import numpy as keras_operations
 
-from .batchnorm import BatchNorm, follow
-from .convolutions import Convolution, FoldedConvolution
-from .graph import Graph, Node, flatten
+from . import convolutions, pointwise
+from .convolutions import BatchNorm, Convolution, FoldedConvolution, follow
+from .graph import Function, Graph, Node, Run, Site, Step, flatten, note_deaths, to_nchw, to_nhwc
 from .packing import can_pack, packed_steps
 from .pointwise import Padding
-from .run import Function, Run, Site, Step, note_deaths, to_nchw, to_nhwc
-from .table import compiled
 
 OVERWRITABLE = (keras.layers.Add, keras.layers.BatchNormalization)
 MASKING = (keras.layers.Masking, keras.layers.Embedding)
@@ -34,30 +30,24 @@ class Plan:
 
     Args:
         model: a functional `keras.Model`, or the `_functional` of a Sequential.
-        batchnorm: whether batch norms run as one operation.
-        folding: whether batch norms that stand still are folded into the convolutions before them.
-        packing: whether predictions on a CPU go through packed convolutions.
 
     Attributes:
         foreign: the layers that run as Keras runs them.
     """
 
-    def __init__(
-        self, model: Any, *, batchnorm: bool = True, folding: bool = True, packing: bool = True
-    ) -> None:
+    def __init__(self, model: Any) -> None:
         self.graph = flatten(model)
         self.views = _has_channels_last(self.graph)
         self.foreign: list[Any] = []
         self._output_struct = model._outputs_struct
         self._input_dtypes = [to_torch_dtype(tensor.dtype) for tensor in model.inputs]
-        self._skip = () if batchnorm else (keras.layers.BatchNormalization,)
         self._uses = self.graph.uses()
         self._producers: dict[int, Step] = {}
         self.steps: list[Step] = []
         for node in self.graph.nodes:
-            self._add(node, folding=folding)
+            self._add(node)
         note_deaths(self.steps, self.graph.outputs)
-        self.packed_steps = packed_steps(self.steps, self.graph) if packing else []
+        self.packed_steps = packed_steps(self.steps, self.graph)
         self._hooks = [
             hooks
             for layer in _layers_of(self.graph)
@@ -118,17 +108,16 @@ class Plan:
 
     # ---- compiling
 
-    def _add(self, node: Node, *, folding: bool) -> None:
+    def _add(self, node: Node) -> None:
         site = self._site(node)
-        skip = isinstance(node.operation, self._skip) if self._skip else False
-        function = None if skip or _takes_integers(site) else compiled(site)
+        function = None if _takes_integers(site) else compiled(site)
         if function is None:
             self.foreign.append(node.operation)
             step = Step(self._foreign(node), node.inputs, node.outputs)
         else:
             fresh = isinstance(node.operation, OVERWRITABLE) or _bare(function)
             step = Step(_casting(function, site), node.inputs, node.outputs, fresh)
-            if folding and self._fold(step, function):
+            if self._fold(step, function):
                 return
             self._absorb_padding(step, function)
         self.steps.append(step)
@@ -231,4 +220,53 @@ def _fits(tensor: Any, shape: tuple[int | None, ...]) -> bool:
         and tensor.ndim == len(shape)
         and masking.get_keras_mask(tensor) is None
         and all(want is None or have == want for have, want in zip(tensor.shape, shape, strict=True))
+    )
+
+
+TABLE: dict[type, Callable[[Site], Function | None]] = {
+    layers.Activation: pointwise.compile_activation,
+    layers.Add: pointwise.compile_add,
+    layers.AveragePooling2D: pointwise.pooling(F.avg_pool2d, count_include_pad=False),
+    layers.BatchNormalization: convolutions.compile_batchnorm,
+    layers.Concatenate: pointwise.compile_concatenate,
+    layers.Conv2D: convolutions.compile_conv2d,
+    layers.Dense: convolutions.compile_dense,
+    layers.DepthwiseConv2D: convolutions.compile_depthwise,
+    layers.Dropout: pointwise.compile_dropout,
+    layers.Flatten: pointwise.compile_flatten,
+    layers.GlobalAveragePooling2D: pointwise.compile_global_average,
+    layers.GlobalMaxPooling2D: pointwise.compile_global_max,
+    layers.MaxPooling2D: pointwise.pooling(F.max_pool2d),
+    layers.Multiply: pointwise.compile_multiply,
+    layers.ReLU: pointwise.compile_relu,
+    layers.Rescaling: pointwise.compile_rescaling,
+    layers.Reshape: pointwise.compile_reshape,
+    layers.SeparableConv2D: convolutions.compile_separable,
+    layers.Softmax: pointwise.compile_softmax,
+    layers.ZeroPadding2D: pointwise.compile_padding,
+    keras_operations.Add: pointwise.arithmetic(operator.add),
+    keras_operations.Multiply: pointwise.arithmetic(operator.mul),
+    keras_operations.Subtract: pointwise.arithmetic(operator.sub),
+}
+
+
+def compiled(site: Site) -> Function | None:
+    """The torch function of a layer where it stands, or None where Keras has to run it."""
+    layer = site.layer
+    if type(layer) not in TABLE or not is_plain(layer):
+        return None
+    return TABLE[type(layer)](site)
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether a layer does what its class does: no quantising, LoRA, activity loss or `call` of its own."""
+    if not isinstance(layer, layers.Layer):
+        return True
+    return not (
+        getattr(layer, "activity_regularizer", None) is not None
+        or getattr(layer, "lora_enabled", False)
+        or layer.quantization_mode is not None
+        or getattr(layer, "_remat_mode", None)
+        or not layer.autocast
+        or "call" in layer.__dict__
     )

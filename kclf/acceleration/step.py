@@ -1,16 +1,143 @@
-"""The train and test step of `model.fit`, without synchronisation with the device or walks over layers."""
+"""Train and test step without host-device synchronisation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import torch
+import torch.nn.functional as F
+from keras import losses, metrics
 from keras.src.backend.torch.core import get_device
 from keras.src.trainers.trainer import Trainer
 
-from . import losses, metrics
+BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def batch_loss(compiled: Any) -> BatchLoss | None:
+    """The torch form of what `compile(loss=...)` was given.
+
+    Args:
+        compiled: Keras' `CompileLoss`, built or not.
+
+    Returns:
+        A function of `(y, y_pred)`, both (batch, ...), giving the mean loss; None where this is for Keras.
+    """
+    if compiled is None or not compiled.built or compiled.metrics or len(compiled._flat_losses) != 1:
+        return None
+    path, loss, weight, _ = compiled._flat_losses[0]
+    if path or weight is not None or loss.dtype != "float32":
+        return None
+    if loss.reduction not in ("sum_over_batch_size", "mean"):
+        return None
+    make = LOSSES.get(type(loss))
+    return None if make is None else make(loss)
+
+
+def _sparse_categorical(loss: losses.SparseCategoricalCrossentropy) -> BatchLoss | None:
+    if not _from_logits(loss) or loss.ignore_class is not None:
+        return None
+    return lambda y, logits: F.cross_entropy(logits.float(), y.reshape(-1).long())
+
+
+def _categorical(loss: losses.CategoricalCrossentropy) -> BatchLoss | None:
+    if not _from_logits(loss):
+        return None
+    smoothing = loss.label_smoothing
+    return lambda y, logits: F.cross_entropy(logits.float(), y.float(), label_smoothing=smoothing)
+
+
+def _binary(loss: losses.BinaryCrossentropy) -> BatchLoss | None:
+    if not loss.from_logits:
+        return None
+    smoothing = loss.label_smoothing
+
+    def binary(y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        target = y.float().reshape(logits.shape)
+        if smoothing:
+            target = target * (1.0 - smoothing) + 0.5 * smoothing
+        return F.binary_cross_entropy_with_logits(logits.float(), target)
+
+    return binary
+
+
+def _squared(loss: Any) -> BatchLoss:
+    return lambda y, y_pred: F.mse_loss(y_pred.float(), y.float().reshape(y_pred.shape))
+
+
+def _absolute(loss: Any) -> BatchLoss:
+    return lambda y, y_pred: F.l1_loss(y_pred.float(), y.float().reshape(y_pred.shape))
+
+
+def _from_logits(loss: Any) -> bool:
+    return bool(loss.from_logits) and getattr(loss, "axis", -1) == -1
+
+
+LOSSES: dict[type, Callable[[Any], BatchLoss | None]] = {
+    losses.SparseCategoricalCrossentropy: _sparse_categorical,
+    losses.CategoricalCrossentropy: _categorical,
+    losses.BinaryCrossentropy: _binary,
+    losses.MeanSquaredError: _squared,
+    losses.MeanAbsoluteError: _absolute,
+}
+
+
+def labels_fit(y: Any, y_pred: Any) -> bool:
+    """Whether labels and predictions are what the torch forms take: (n, k), and n or n * k labels."""
+    return (
+        isinstance(y, torch.Tensor)
+        and isinstance(y_pred, torch.Tensor)
+        and y_pred.ndim == 2
+        and (y.shape == y_pred.shape or y.shape in ((y_pred.shape[0],), (y_pred.shape[0], 1)))
+    )
+
+
+Values = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def add_to_mean(metric: metrics.Mean, total: torch.Tensor, count: float) -> None:
+    """Add to a mean: `total` is the sum of `count` values."""
+    metric.total._value.add_(total)
+    metric.count._value.add_(count)
+
+
+def mean_value(metric: metrics.Mean) -> torch.Tensor:
+    """What a mean has come to, as a tensor on the device; it must have seen a batch."""
+    return metric.total._value / metric.count._value
+
+
+def _sparse_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+    return (y_pred.argmax(-1) == y.reshape(-1)).sum()
+
+
+def _categorical_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+    return (y_pred.argmax(-1) == y.argmax(-1)).sum()
+
+
+def _binary_accuracy(metric: metrics.BinaryAccuracy) -> Values:
+    threshold = metric.threshold
+    return lambda y, y_pred: ((y_pred > threshold) == y.reshape(y_pred.shape)).float().mean(-1).sum()
+
+
+def batch_total(metric: Any) -> Values | None:
+    """The function that gives a metric's sum over a batch; None for a metric that Keras has to update."""
+    if type(metric) is metrics.SparseCategoricalAccuracy:
+        return _sparse_accuracy
+    if type(metric) is metrics.CategoricalAccuracy:
+        return _categorical_accuracy
+    if type(metric) is metrics.BinaryAccuracy and metric.threshold is not None:
+        return _binary_accuracy(metric)
+    return None
+
+
+def metric_takes(metric: Any, y: torch.Tensor, y_pred: torch.Tensor) -> bool:
+    """Whether the labels have the shape that a metric's device form was written for."""
+    if type(metric) is metrics.SparseCategoricalAccuracy:
+        return y.numel() == y_pred.shape[0]
+    return y.shape == y_pred.shape or y_pred.shape[-1] == 1
+
 
 OWN_PACKAGES = ("keras", "kclf")
 
@@ -51,14 +178,14 @@ class LeanStep:
         self._regularized = any(variable.regularizer is not None for variable in self._variables) or any(
             getattr(layer, "activity_regularizer", None) for layer in model._flatten_layers()
         )
-        self._loss: losses.BatchLoss | None = None
+        self._loss: BatchLoss | None = None
         self._totals: list[tuple[Any, Any]] | None = None
         self._looked = False
 
     def _look(self) -> None:
         """Find the device forms of the loss and of the metrics, once they are built."""
         model = self.model
-        self._loss = None if self._regularized else losses.batch_loss(model._compile_loss)
+        self._loss = None if self._regularized else batch_loss(model._compile_loss)
         self._totals = _device_metrics(model._compile_metrics)
         if model._metrics or any(layer.metrics for layer in model._flatten_layers(include_self=False)):
             self._totals = None
@@ -108,7 +235,7 @@ class LeanStep:
     def _compute_loss(self, x: Any, y: Any, y_pred: Any, weight: Any, *, training: bool) -> torch.Tensor:
         if not self._looked:
             self._look()
-        if self._loss is None or weight is not None or not losses.fits(y, y_pred) or self._added_losses():
+        if self._loss is None or weight is not None or not labels_fit(y, y_pred) or self._added_losses():
             loss = self.model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=weight, training=training)
             self._looked = self._looked and self._loss is not None
             return loss
@@ -119,16 +246,16 @@ class LeanStep:
 
     def _update_metrics(self, x: Any, y: Any, y_pred: Any, weight: Any, loss: torch.Tensor) -> dict[str, Any]:
         model, size = self.model, _batch_size(x)
-        metrics.add(model._loss_tracker, loss * size, float(size))
+        add_to_mean(model._loss_tracker, loss * size, float(size))
         totals = self._totals
-        if totals is None or weight is not None or not losses.fits(y, y_pred):
+        if totals is None or weight is not None or not labels_fit(y, y_pred):
             return model.compute_metrics(x, y, y_pred, sample_weight=weight)
-        if not all(metrics.takes(metric, y, y_pred) for metric, _ in totals):
+        if not all(metric_takes(metric, y, y_pred) for metric, _ in totals):
             return model.compute_metrics(x, y, y_pred, sample_weight=weight)
         for metric, total in totals:
-            metrics.add(metric, total(y, y_pred), float(size))
-        logs = {model._loss_tracker.name: metrics.value(model._loss_tracker)}
-        return logs | {metric.name: metrics.value(metric) for metric, _ in totals}
+            add_to_mean(metric, total(y, y_pred), float(size))
+        logs = {model._loss_tracker.name: mean_value(model._loss_tracker)}
+        return logs | {metric.name: mean_value(metric) for metric, _ in totals}
 
 
 def _is_known(layer: Any) -> bool:
@@ -144,7 +271,7 @@ def _device_metrics(compiled: Any) -> list[tuple[Any, Any]] | None:
     if not compiled.built or any(compiled._flat_weighted_metrics) or len(compiled._flat_metrics) != 1:
         return None
     group = compiled._flat_metrics[0]
-    found = [(metric, metrics.batch_total(metric)) for metric in (group.metrics if group else [])]
+    found = [(metric, batch_total(metric)) for metric in (group.metrics if group else [])]
     names = {metric.name for metric, _ in found}
     usable = all(total is not None for _, total in found) and len(names) == len(found)
     return found if usable and not (group and group.output_name) else None

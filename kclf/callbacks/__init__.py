@@ -1,13 +1,11 @@
 """Callbacks for `model.fit`: schedules of the rate, snapshots, and what a run did."""
 
 from .checkpoint import Checkpoint
-from .collapse import CollapseDetector
-from .cycles import CosineRestarts, FlatCosine, OneCycle, Schedule
-from .finite import FiniteGuard
-from .memory import MemoryGuard
-from .progress import ProgressBar
-from .range_test import LearningRateFinder, RangeTest, RangeTestRun, Suggestion, find_learning_rate
-from .recording import EpochTable, Recorder, smooth
+from .guards import CollapseDetector, FiniteGuard
+from .lr_finder import LearningRateFinder, RangeTest, RangeTestRun, Suggestion, find_learning_rate
+from .lr_schedules import CosineRestarts, FlatCosine, OneCycle, Schedule
+from .microbatches import MemoryGuard
+from .recording import EpochTable, ProgressBar, Recorder, smooth
 from .snapshots import SnapshotSaver, load_snapshot
 
 __all__ = [

@@ -14,15 +14,21 @@ from typing import Any
 import keras
 import torch
 
-from ..atomic import sweep
+from .._core.atomic import sweep
+from .._core.fit_hooks import Step, stand_around, step_aside
+from .._core.h5_store import JSON, read_arrays, write_arrays
+from .._core.locks import FolderLock
 from ..distributed import from_main, gather, is_main, world_size
 from ..errors import FileFormatError, NotFiniteError, OutputError, RunStopped, TrainingError
-from ..locks import FolderLock
-from ..storage import JSON, read_arrays, write_arrays
-from .around import Step, stand_around, step_aside
-from .random_states import random_states, set_random_states
-from .state import random_layers, training_variables
-from .trees import assign, from_arrays, to_arrays
+from .run_state import (
+    assign,
+    from_arrays,
+    random_layers,
+    random_states,
+    set_random_states,
+    to_arrays,
+    training_variables,
+)
 
 STOPS_EVERY = 8  # batches after which processes ask one another whether to stop
 LONGEST_WAIT = 600.0  # seconds between two checkpoints where `every` is None

@@ -1,15 +1,18 @@
-"""Weights of a run saved along the way, for ensembles."""
+"""Models saved while training: snapshots of cycles, the best epoch, the classifier after each epoch."""
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from ..distributed import barrier, is_main
+from ..errors import TrainingError
 from ..weights import save_weights
 
 
@@ -79,3 +82,130 @@ class SnapshotSaver:
         if target not in self.paths:
             self.paths.append(target)
         return target
+
+
+SMALLER_IS_BETTER = ("loss", "error", "mae", "mse", "absolute", "squared", "entropy")
+
+
+def better_direction(monitor: str, model: keras.Model | None = None) -> str:
+    """Whether more or less of a figure is better: "max" or "min".
+
+    Args:
+        monitor: name of the figure as `fit` logs it, such as "val_error_rate".
+        model: where it is compiled with a metric of that name which knows its direction, that counts.
+
+    Example:
+        >>> better_direction("val_accuracy"), better_direction("val_error_rate"), better_direction("val_loss")
+        ('max', 'min', 'min')
+    """
+    name = monitor.removeprefix("val_")
+    for metric in [] if model is None else model.metrics:
+        inner = getattr(metric, "metrics", [metric])
+        for known in inner:
+            direction = getattr(known, "_direction", None)
+            if known.name == name and direction:
+                return {"up": "max", "down": "min"}[direction]
+    return "min" if any(word in name for word in SMALLER_IS_BETTER) else "max"
+
+
+class BestModel(keras.callbacks.Callback):
+    """Saves the weights whenever a figure is the best of the run, and loads the best when the run ends.
+
+    Args:
+        path: a file that ends in `.weights.h5`.
+        classifier: the model to save; None for the one that is trained (not the same with `precompute`).
+        monitor: the figure as `fit` logs it.
+        patience: stop after as many epochs without a better one; None trains to the end.
+        restore: load the best weights when the run ends.
+
+    Attributes:
+        best: the best figure so far, or None.
+        best_epoch: the epoch it was reached in.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        classifier: keras.Model | None = None,
+        *,
+        monitor: str = "val_loss",
+        patience: int | None = None,
+        restore: bool = True,
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.classifier = classifier
+        self.monitor = monitor
+        self.patience = patience
+        self.restore = restore
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Forget an earlier run, and fail now rather than after an epoch."""
+        self.best: float | None = None
+        self.best_epoch = -1
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save the weights if this is the best epoch; stop if none came for long."""
+        logs = logs or {}
+        if self.monitor not in logs:
+            raise TrainingError(f"fit logs no {self.monitor!r}, only: {', '.join(logs)}")
+        value, sign = float(logs[self.monitor]), 1 if self._direction == "max" else -1
+        if value == value and (self.best is None or sign * value > sign * self.best):
+            self.best, self.best_epoch = value, epoch
+            model = self.classifier or self.model
+            if is_main():
+                with without_optimizer(model):
+                    save_weights(model, self.path)
+        elif self.patience is not None and epoch - self.best_epoch >= self.patience:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Load the best weights."""
+        barrier()  # rank 0 has written it
+        if self.restore and self.best is not None:
+            load_snapshot(self.classifier or self.model, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, for a checkpoint."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+
+    @property
+    def _direction(self) -> str:
+        return better_direction(self.monitor, self.model)
+
+
+class CycleSnapshots(keras.callbacks.Callback):
+    """Saves the whole classifier after the last batch of each cycle, also while only its head is trained.
+
+    Args:
+        classifier: what to save.
+        name: path of the snapshots up to `_cyc_{k}.weights.h5`.
+        ends: the epochs after which cycles end, such as [1, 3, 7].
+    """
+
+    def __init__(self, classifier: keras.Model, name: Path, ends: Sequence[int]) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.saver = SnapshotSaver(name)
+        self.ends = list(ends)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Fail now rather than after hours."""
+        self.saver.start(self.classifier)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Snapshots of an earlier fit of this name make way; those of a fit that goes on stay."""
+        if epoch or not is_main():
+            return
+        for old in self.saver.name.parent.glob(f"{glob.escape(self.saver.name.name)}_cyc_*.weights.h5"):
+            old.unlink()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save where a cycle ends."""
+        if epoch + 1 in self.ends:
+            self.saver.save(self.classifier, self.ends.index(epoch + 1))

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import torch
 
+from .._core.fit_hooks import add_listener, remove_listener
 from ..distributed import require_joined
 from ..errors import TrainingError
-from ..listening import add_listener, remove_listener
 from ..optimizers import layer_group_optimizer
-from ..optimizers.groups import GroupSpec
+from ..optimizers.variables import GroupSpec
 
 
 def steps_of_run(params: dict[str, Any] | None) -> tuple[int, int]:

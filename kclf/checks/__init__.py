@@ -3,8 +3,8 @@
 from .checking import check
 from .duplicates import Pair, same_activations, same_files, same_looks
 from .findings import Finding, Findings, read_ledger
-from .labels import LabelIssue, label_issues, out_of_fold_probabilities
 from .ledger import Change, Changes, apply_ledger, undo_ledger
+from .wrong_labels import LabelIssue, label_issues, out_of_fold_probabilities
 
 __all__ = [
     "Change",

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from . import balance, duplicates, labels
+from . import duplicates, notes, wrong_labels
 from .duplicates import Pair
-from .features import backbone_features
+from .file_info import Facts, Photo, examine, named_format, other_files, photos_of
 from .findings import PROBLEMS, Finding, Findings
-from .inventory import Facts, Photo, examine, named_format, other_files, photos_of
+from .wrong_labels import backbone_features
 
 SMALL = 64  # pixels of the short side: a fur or a face can hardly be told below
 LONG = 3.0  # times as long as wide: the square crop keeps less than a third
@@ -179,13 +179,13 @@ def _wrong_labels(survey: _Surveyed, places: list[int], vectors: np.ndarray | No
     if vectors is None:
         return
     names = [survey.photos[place].label for place in places]
-    judged = labels.classes_with(names, LEAST_PER_CLASS)
+    judged = wrong_labels.classes_with(names, LEAST_PER_CLASS)
     rows = [row for row, name in enumerate(names) if name in judged]
     if len(judged) < 2:
         return
     class_names, classes = np.unique([names[row] for row in rows], return_inverse=True)
-    probabilities = labels.out_of_fold_probabilities(vectors[rows], classes)
-    for issue in labels.label_issues(probabilities, classes):
+    probabilities = wrong_labels.out_of_fold_probabilities(vectors[rows], classes)
+    for issue in wrong_labels.label_issues(probabilities, classes):
         suggested = str(class_names[issue.suggested])
         sure = probabilities[issue.place, issue.suggested]
         yield survey.finding(
@@ -201,9 +201,9 @@ def _wrong_labels(survey: _Surveyed, places: list[int], vectors: np.ndarray | No
 def _notes(survey: _Surveyed, places: list[int], with_features: bool) -> list[str]:
     names = [survey.photos[place].label for place in places]
     facts = [survey.facts[place] for place in places]
-    notes = balance.balance_notes(names, [survey.photos[place].set_name for place in places])
+    found = notes.balance_notes(names, [survey.photos[place].set_name for place in places])
     if places and all(names):
-        notes += balance.size_notes(names, np.array([(f.width, f.height, f.num_bytes) for f in facts]))
+        found += notes.size_notes(names, np.array([(f.width, f.height, f.num_bytes) for f in facts]))
     if not with_features:
-        notes.append("labels were not checked: that needs a model (a saved classifier)")
-    return notes
+        found.append("labels were not checked: that needs a model (a saved classifier)")
+    return found

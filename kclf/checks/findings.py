@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args, overload
 
-from ..atomic import replacing
+from .._core.atomic import replacing
+from ..data.tables import reading_csv
 from ..errors import FileFormatError
-from ..files import reading_csv
 
 Problem = Literal[
     "unreadable", "leak", "duplicate", "near_duplicate", "label", "wrong_extension", "odd", "small", "long"

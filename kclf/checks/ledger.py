@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.files import split_named
+from ..data.tables import reading_csv
 from ..errors import DataError, FileFormatError, OutputExistsError
-from ..files import reading_csv, split_named
 from .findings import Finding, read_ledger
 
 

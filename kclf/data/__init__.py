@@ -1,10 +1,6 @@
-"""Labelled photos as `model.fit` takes them: `ImageData` (train, valid, test) of `ImageDataset` loaders.
-
-`TarShards` streams training photos out of tar files.
-"""
+"""Labelled photos as `model.fit` takes them: `ImageData` (train, valid, test) of `ImageDataset` loaders."""
 
 from .image_data import ImageData
-from .loader import ImageDataset
-from .shards import TarShards
+from .image_dataset import ImageDataset
 
-__all__ = ["ImageData", "ImageDataset", "TarShards"]
+__all__ = ["ImageData", "ImageDataset"]

@@ -9,49 +9,46 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
-from ..arguments import at_least, one_of
-from ..atomic import replacing
+from .._core.arguments import at_least, one_of
+from .._core.atomic import replacing
 from ..errors import DataError
-from ..files import (
+from . import show
+from .files import require_folder
+from .image_dataset import ImageDataset, OnError
+from .images import ResizeMethod
+from .labels import (
     class_table,
+    column_of,
     encode,
-    grouped_split,
-    index_split,
-    read_table,
-    require_classes,
-    require_folder,
-    stratified_split,
+    encode_array,
+    encode_labels,
+    label_parts,
+    one_column,
+    task_of,
+    task_of_array,
+    text_of,
 )
-from ..images import ResizeMethod
-from ..tasks import Task
-from . import plots
-from .cache import cached
-from .labelling import (
+from .layouts import (
     Part,
     Path,
     as_files,
     automatic_split,
-    column_of,
     divide,
-    encode_array,
-    encode_labels,
     encoded_arrays,
     find_splits,
-    label_parts,
-    one_column,
     read_folder,
     read_test_folder,
     require_apart,
     require_one_length,
     require_some_file,
-    task_of,
-    task_of_array,
-    text_of,
     within,
 )
-from .loader import ImageDataset, OnError
+from .presized import cached
 from .sources import ArrayImages, FileImages
+from .splits import grouped_split, index_split, require_classes, stratified_split
 from .summary import Text, summary
+from .tables import read_table
+from .tasks import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -244,10 +241,10 @@ class ImageData:
         Returns:
             A matplotlib figure, not shown.
         """
-        return plots.show_batch(self._split(split), count)
+        return show.show_batch(self._split(split), count)
 
     def show_augmented(
-        self, augmentation: plots.Augment | None = None, count: int = 8, index: int = 0
+        self, augmentation: show.Augment | None = None, count: int = 8, index: int = 0
     ) -> Figure:
         """One training image as it comes in `count` epochs.
 
@@ -259,7 +256,7 @@ class ImageData:
         Returns:
             A matplotlib figure, not shown.
         """
-        return plots.show_augmented(self.train, augmentation, index, count)
+        return show.show_augmented(self.train, augmentation, index, count)
 
     def show_sizes(self, limit: int | None = None) -> Figure:
         """Histograms of the widths and heights of the training photos, read from their headers.
@@ -267,11 +264,11 @@ class ImageData:
         Args:
             limit: look at so many photos only, spread evenly; None for all.
         """
-        return plots.show_sizes(self.train, limit)
+        return show.show_sizes(self.train, limit)
 
     def show_classes(self) -> Figure:
         """Images of each class, split by split, as bars."""
-        return plots.show_classes(self)
+        return show.show_classes(self)
 
     def save_skipped(self, csv_file: Path) -> int:
         """Write path and reason of each image found unreadable so far to a CSV file; returns their number."""
@@ -365,7 +362,7 @@ class ImageData:
 
         Example:
             >>> import tempfile
-            >>> from kclf.files import regex_label
+            >>> from kclf.data.labels import regex_label
             >>> from PIL import Image
             >>> folder = tempfile.mkdtemp()
             >>> for name in ("cat_1.png", "cat_2.png", "cat_3.png", "dog_1.png", "dog_2.png"):

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..errors import DataError
-from ..images import CENTRE, ResizeMethod, read_image, read_square, to_square
+from .images import CENTRE, ResizeMethod, read_image, read_square, to_square
 
 Position = tuple[float, float]
 

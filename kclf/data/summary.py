@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ImageError, KclfError
-from ..images import image_size
-from .loader import ImageDataset
+from .image_dataset import ImageDataset
+from .images import image_size
 from .sources import FileImages
 
 if TYPE_CHECKING:

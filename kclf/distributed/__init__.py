@@ -13,21 +13,24 @@ from .group import (
     average,
     barrier,
     broadcast,
+    describe,
     from_main,
     gather,
     held,
     is_main,
     local_world_size,
+    own_draws,
     rank,
     restarts,
+    rows_of_rank,
     say,
+    share,
     start,
     take_device,
     total,
     world_size,
 )
 from .joining import agree, join, require_joined
-from .sharing import describe, own_draws, rows_of_rank, share
 
 __all__ = [
     "agree",

@@ -1,4 +1,4 @@
-"""Who the processes of a run are, and what they say to one another."""
+"""The processes of a run: who they are, what they tell one another, and which rows each one has."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from ..errors import KclfError, TrainingError
 BUCKET = 25 * 2**20  # bytes sent at once, as torch's DistributedDataParallel has it
 STEP_TIMEOUT = 300.0  # seconds that a rank waits for the others in a step
 PATIENCE = timedelta(days=1)  # how long it waits for a file, a cache or a report that another one makes
-
 Given = TypeVar("Given")
 Tensors = Sequence[torch.Tensor]
-
 _apart = 0  # how many `with apart()` blocks this process is in
 _patient: Any = None  # a group of its own for waits that may be long; it talks between hosts, never by GPU
 
@@ -272,3 +270,72 @@ def _together() -> Iterator[None]:
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+_in_step = False
+
+
+def share(count: int, shard: tuple[int, int]) -> slice:
+    """The rows of a batch that are a rank's: every n-th one, so that shares differ by one row at most.
+
+    Args:
+        count: rows of the batch.
+        shard: (i, n), the i-th of n shares.
+
+    Example:
+        >>> [list(range(10))[share(10, (i, 4))] for i in range(4)]
+        [[0, 4, 8], [1, 5, 9], [2, 6], [3, 7]]
+    """
+    index, shares = shard
+    return slice(index, count, shares)
+
+
+def rows_of_rank(draw: Callable[[int], torch.Tensor], count: int) -> torch.Tensor:
+    """Random rows for this rank's share of a batch: its own of those that one process would draw for all.
+
+    So what is drawn for a photo does not depend on the number of ranks where it divides the batch, and never
+    is the same for two photos. Outside of a training step of a model that has joined the ranks, the rows are
+    simply drawn.
+
+    Args:
+        draw: takes a number of rows and draws as many, from a generator that is the same on all ranks.
+        count: rows that are needed here.
+    """
+    ranks = world_size() if _in_step else 1
+    if ranks == 1:
+        return draw(count)
+    return draw(count * ranks)[rank() :: ranks]
+
+
+@contextmanager
+def own_draws() -> Iterator[None]:
+    """For a training step: torch's own generators (dropout) draw differently on each rank.
+
+    Afterwards they are the same on all ranks again, where one number more has been drawn: what a checkpoint
+    of rank 0 holds is right for all.
+    """
+    global _in_step
+    seed = int(torch.randint(2**62, ()))
+    here = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=here):
+        torch.manual_seed(seed + rank())
+        _in_step = True
+        try:
+            yield
+        finally:
+            _in_step = False
+
+
+def describe(batch_size: int, seed: int | None = None) -> str:
+    """One line that says who trains, and what the numbers of a run mean; empty with one process."""
+    ranks = world_size()
+    if ranks == 1:
+        return ""
+    device = "GPU" if torch.cuda.is_available() else "CPU"
+    sizes = sorted({len(range(batch_size)[share(batch_size, (i, ranks))]) for i in range(ranks)})
+    each = " or ".join(str(size) for size in sizes)
+    seeds = "" if seed is None else f" Seed {seed} on all."
+    return (
+        f"{ranks} processes with one {device} each. A batch of {batch_size} is shared by them, {each} photos "
+        f"each; learning rates are those for {batch_size}.{seeds}"
+    )

@@ -8,10 +8,9 @@ from typing import Any
 import keras
 import torch
 
+from .._core.fit_hooks import hold_losses, pass_on
 from ..errors import TrainingError
-from ..listening import hold_losses, pass_on
-from .group import average, broadcast, from_main, gather, rank, total, world_size
-from .sharing import own_draws
+from .group import average, broadcast, from_main, gather, own_draws, rank, total, world_size
 
 _NAME = "_kclf_joined"
 

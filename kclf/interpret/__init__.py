@@ -1,12 +1,11 @@
 """Looking inside: where a model errs, how sure the figures are, whether its probabilities are true."""
 
 from .calibration import Abstention, Calibration
-from .comparison import Comparison
 from .confusion import Confusion, ConfusionMatrix
 from .gallery import Answer, Gallery
 from .gradcam import GradCam, grad_cam
 from .interpretation import ClassScore, Interpretation, ScoreTable, compare
-from .intervals import Interval, binomial_tail, wilson_interval
+from .statistics import Comparison, Interval, binomial_tail, wilson_interval
 
 __all__ = [
     "Abstention",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arguments import between
-from ..figures import new_axes
-from .intervals import Interval, wilson_ends, wilson_interval
+from .._core.arguments import between
+from .._core.plotting import new_axes
+from .statistics import Interval, wilson_ends, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from ..arguments import one_of
-from ..figures import new_axes
+from .._core.arguments import one_of
+from .._core.plotting import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""A few photos with what the model said of them."""
+"""Photos with what the model says of them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,29 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
-from ..errors import ImageError
-from ..figures import new_grid
-from ..images import read_image
+from .._core.plotting import new_grid
+from ..data.image_dataset import ImageDataset
+from ..data.images import read_image
+from ..data.show import tiles
+from ..errors import DataError, ImageError
+from ..prediction.predictions import Predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+def show_answers(
+    split: ImageDataset, indices: Sequence[int], titles: Sequence[str], wrong: Sequence[bool]
+) -> Figure:
+    """Some images as the model sees them, each under what it said, in red where that is wrong."""
+    squares = np.empty((len(indices), split.presize, split.presize, 3), dtype=np.uint8)
+    for index, square in zip(indices, squares, strict=True):
+        split.dataset.square(index, split.presize, split.resize_method, out=square)
+    figure = tiles(squares, titles)
+    for ax, is_wrong in zip(figure.axes, wrong, strict=False):
+        ax.title.set_color("tab:red" if is_wrong else "black")
+    return figure
 
 
 class Indexed(Protocol):
@@ -137,3 +153,30 @@ def _show(ax: Axes, answer: Answer, images: Indexed | None) -> None:
         )
     except ImageError as error:
         ax.text(0.5, 0.5, error.reason, ha="center", va="center", wrap=True, fontsize=8)
+
+
+def show_results(photos: ImageDataset, found: Predictions, rows: np.ndarray) -> Figure:
+    """Some photos as the model sees them, each under what it said and what is right.
+
+    Args:
+        photos: the split.
+        found: what the model said of those that can be read, with labels.
+        rows: which of these to show.
+    """
+    if found.labels is None:
+        raise DataError("Expected photos with labels, to show beside the predictions. Received: labels=None")
+    said = [found.words(found.predicted[row]) or "none" for row in rows]
+    right = [found.words(found.labels[row]) or "none" for row in rows]
+    wrong = [found.task != "regression" and a != b for a, b in zip(said, right, strict=True)]
+    if found.task == "single_label":
+        said = [f"{a} {found.confidence[row]:.2f}" for a, row in zip(said, rows, strict=True)]
+    titles = [f"{a} / {b}" for a, b in zip(said, right, strict=True)]
+    return show_answers(photos, _places(photos, found, rows), titles, wrong)
+
+
+def _places(photos: ImageDataset, found: Predictions, rows: np.ndarray) -> list[int]:
+    """Which of the photos the rows are of: predictions leave out those that cannot be read."""
+    if found.paths is None:
+        return rows.tolist()
+    place = {path: index for index, path in enumerate(photos.paths)}
+    return [place[path] for path in found.paths[rows]]

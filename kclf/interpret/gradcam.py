@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..figures import new_grid
+from .._core.plotting import new_grid
 
 if TYPE_CHECKING:
     import keras

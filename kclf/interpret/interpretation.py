@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..arguments import one_of
+from .._core.arguments import one_of
 from ..metrics import SMALLEST_PROBABILITY
 from . import calibration
 from .calibration import Abstention, Calibration
-from .comparison import Comparison, compare_answers
 from .confusion import Confusion, ConfusionMatrix, Order
 from .gallery import Answer, Gallery
-from .intervals import Interval, wilson_interval
+from .statistics import Comparison, Interval, compare_answers, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..predict import Predictions
+    from ..prediction.predictions import Predictions
 
 
 class ClassScore(NamedTuple):
@@ -124,7 +123,7 @@ class Interpretation:
         Args:
             learner: anything with `.model` and `.data.valid`.
         """
-        from ..predict import predict
+        from ..prediction.inference import predict
 
         return cls.from_predictions(predict(learner.model, learner.data.valid))
 

@@ -1,18 +1,10 @@
 """Layers: augmentation in one resample, the backbone's normalisation, pooling, and the mixing of images."""
 
-from .augmentation import (
-    Augmentation,
-    Transformation,
-    aug_transforms,
-    basic,
-    none,
-    side_on,
-    top_down,
-    trivial,
-)
+from .augmentation import Augmentation, Transformation
 from .mixing import CutMix, MixUp, RandomErasing
 from .normalization import InputNormalization
 from .pooling import ConcatPooling
+from .presets import aug_transforms, basic, none, side_on, top_down, trivial
 
 __all__ = [
     "Augmentation",

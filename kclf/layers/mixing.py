@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import within
-from .options import float32_options
-from .sampling import to_device
+from .._core.arguments import within
+from .base import float32_options
+from .resampling import to_device
 
 _MEAN, _STD = 118.0, 58.0  # grey levels of ImageNet's photos, all channels together
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import one_of
-from .options import float32_options
+from .._core.arguments import one_of
+from .base import float32_options
 
 # Mean and standard deviation in grey levels, red first.
 _STATISTICS = {

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import one_of
+from .._core.arguments import one_of
 
 Interpolation = Literal["timm", "dinov2", "dinov2_registers", "bicubic"]
 # How the sources resample positions: (antialias, what is added to the new number of rows for the scale).

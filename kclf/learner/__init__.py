@@ -1,9 +1,10 @@
 """`Learner`: the course's commands, each a few lines over `model.fit` and the parts of kclf."""
 
-from .best import BestModel, better_direction
-from .folds import Folds, cross_validate, write_submission
+from ..callbacks.snapshots import BestModel, better_direction
+from ..prediction.predictions import write_submission
+from .cross_validation import Folds, cross_validate
 from .learner import Learner, load_learner
-from .options import Training
+from .training import Training
 
 __all__ = [
     "BestModel",

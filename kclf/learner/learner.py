@@ -13,7 +13,6 @@ import keras
 import numpy as np
 
 from .. import schedules
-from ..activations import activations, precompute
 from ..callbacks import (
     Checkpoint,
     CosineRestarts,
@@ -26,33 +25,26 @@ from ..callbacks import (
     find_learning_rate,
     load_snapshot,
 )
+from ..callbacks.lr_schedules import TriangularCycles
+from ..callbacks.snapshots import BestModel, CycleSnapshots
 from ..data import ImageData, ImageDataset
+from ..data.mixed_dataset import mixed
 from ..distributed import join
-from ..ensembles import SnapshotEnsemble
 from ..errors import DataError
 from ..interpret import Interpretation
+from ..interpret.gallery import show_results
 from ..models import load
-from ..predict import Predictions, predict, predict_files, predict_tta
+from ..models.clone import rebuilt
+from ..prediction.activation_cache import activations, precompute
+from ..prediction.ensembles import SnapshotEnsemble
+from ..prediction.inference import predict, predict_files
+from ..prediction.predictions import Predictions, write_submission
+from ..prediction.tta import predict_tta
 from ..report import write_report
-from .best import BestModel
-from .building import (
-    classifier_for,
-    decoded,
-    fitted,
-    head_for,
-    logarithms,
-    one_dropout,
-    rebuilt,
-    square,
-    take_weights,
-)
-from .cycles import CycleSnapshots, TriangularCycles
-from .folds import write_submission
-from .mixing import mixed
-from .options import Training
-from .overflow import Overflow, through_overflow
-from .plots import Sched, SuggestedRates, report_inputs, show_results
-from .resuming import with_checkpoint
+from .adapt import classifier_for, decoded, fitted, head_for, logarithms, one_dropout, square, take_weights
+from .plots import Sched, SuggestedRates, report_inputs
+from .resume import with_checkpoint
+from .training import Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,14 +74,13 @@ class Learner:
         verbose: print a table of the epochs, and progress bars.
         **settings: those of `Training` (`optimizer`, `loss`, `metrics`, `weight_decay`, `clip`,
             `gradient_accumulation`, `ema`, `label_smoothing`, `focal_gamma`, `mixup`, `cutmix`,
-            `on_overflow`), and those of `ImageClassifier` (`augmentation`, `weights`, `batchnorm`, ...).
+            ...), and those of `ImageClassifier` (`augmentation`, `weights`, `batchnorm`, ...).
 
     Attributes:
         model: the `ImageClassifier`.
         data: the `ImageData`, or None for a learner that only predicts.
         recorder: rate, momentum and loss of every batch so far.
         checkpoint: the `Checkpoint` of every fit, or None; set one, or pass `resume=True` to the fits.
-        overflow: whether float16 did not hold a run's numbers; see `on_overflow` of `Training`.
         sched: plots of the last fit and the last range test, under the names of fastai 0.7.
 
     Example:
@@ -131,7 +122,6 @@ class Learner:
         self.verbose = verbose
         self.recorder = Recorder()
         self.checkpoint: Checkpoint | None = None
-        self.overflow = Overflow()
         self.sched = Sched(self.recorder)
         self.precompute_views = precompute_views
         self.precompute_dtype = precompute_dtype
@@ -508,20 +498,16 @@ class Learner:
         self._auto = auto
         table = [EpochTable()] if self.verbose else []
         listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
-
-        def fit() -> keras.callbacks.History:
-            model, train, valid = self._trained()
-            self._compile(model, weight_decay)
-            return model.fit(
-                train,
-                validation_data=valid,
-                epochs=epochs,
-                callbacks=with_checkpoint(self, listening, train, resume),
-                shuffle=False,
-                verbose=0,
-            )
-
-        return through_overflow(self, listening, fit)
+        model, train, valid = self._trained()
+        self._compile(model, weight_decay)
+        return model.fit(
+            train,
+            validation_data=valid,
+            epochs=epochs,
+            callbacks=with_checkpoint(self, listening, train, resume),
+            shuffle=False,
+            verbose=0,
+        )
 
     def _trained(self) -> tuple[keras.Model, Any, Any]:
         """What trains now, its training and its validation data: the head alone where that is precomputed."""
@@ -533,7 +519,7 @@ class Learner:
                 "The augmentation has no effect with precompute=True: the head trains on activations of the "
                 "plain photos. Set precompute = False to train with it, or precompute_views=4 to compute "
                 "activations of 4 augmented views of each photo.",
-                stacklevel=6,
+                stacklevel=4,
             )
         cached = precompute(
             self.model, data, views=self.precompute_views, dtype=self.precompute_dtype, **self._cache
@@ -546,9 +532,7 @@ class Learner:
 
     def _compile(self, model: keras.Model, weight_decay: Any = None) -> None:
         groups = self.model.layer_groups[-1:] if self.precompute else self.model.layer_groups
-        self.training.compile(
-            model, groups, self.model.task, weight_decay, self._auto, scaled=self.overflow.fell
-        )
+        self.training.compile(model, groups, self.model.task, weight_decay, self._auto)
         join(model)
 
     def _check_rates(self, rates: Rates) -> Rates:
@@ -561,7 +545,6 @@ class Learner:
 
     def _to(self, policy: str) -> Learner:
         self.model = rebuilt(self.model, dtype=policy)
-        self.overflow.fell = False
         return self
 
     def _require_data(self) -> ImageData:

@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..callbacks import EpochTable, Recorder
-from ..callbacks.range_test import RULES, RangeTest
-from ..data import ImageDataset
-from ..data.plots import show_answers
-from ..errors import DataError
-from ..predict import Predictions
+from ..callbacks.lr_finder import RULES, RangeTest
 from ..report import ReportInputs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 _SHOWN = ("size", "presize", "resize_method", "task", "batchnorm", "hidden", "dropout")
 
@@ -73,33 +67,6 @@ class Sched:
         if self.finder is None:
             raise ValueError("There is no range test to plot yet: call lr_find() first")
         return self.finder.plot(**options)
-
-
-def show_results(photos: ImageDataset, found: Predictions, rows: np.ndarray) -> Figure:
-    """Some photos as the model sees them, each under what it said and what is right.
-
-    Args:
-        photos: the split.
-        found: what the model said of those that can be read, with labels.
-        rows: which of these to show.
-    """
-    if found.labels is None:
-        raise DataError("Expected photos with labels, to show beside the predictions. Received: labels=None")
-    said = [found.words(found.predicted[row]) or "none" for row in rows]
-    right = [found.words(found.labels[row]) or "none" for row in rows]
-    wrong = [found.task != "regression" and a != b for a, b in zip(said, right, strict=True)]
-    if found.task == "single_label":
-        said = [f"{a} {found.confidence[row]:.2f}" for a, row in zip(said, rows, strict=True)]
-    titles = [f"{a} / {b}" for a, b in zip(said, right, strict=True)]
-    return show_answers(photos, _places(photos, found, rows), titles, wrong)
-
-
-def _places(photos: ImageDataset, found: Predictions, rows: np.ndarray) -> list[int]:
-    """Which of the photos the rows are of: predictions leave out those that cannot be read."""
-    if found.paths is None:
-        return rows.tolist()
-    place = {path: index for index, path in enumerate(photos.paths)}
-    return [place[path] for path in found.paths[rows]]
 
 
 def report_inputs(learner: Any) -> ReportInputs:

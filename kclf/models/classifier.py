@@ -10,19 +10,19 @@ from typing import Any
 
 import keras
 
+from .._core.arguments import one_of
+from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
-from ..arguments import one_of
 from ..backbones import backbone_spec, build_backbone, split_backbone
+from ..data.tasks import TASKS
 from ..distributed import join, take_device
 from ..errors import WeightsError
 from ..layers import Augmentation, InputNormalization
 from ..layers import none as no_augmentation
 from ..optimizers import FusedLossScaleOptimizer
-from ..storage import whole_file
-from ..tasks import TASKS
 from ..weights import layers_with_variables
 from .heads import accuracy_metric, auto_loss, build_head
-from .single_file import write_single_file
+from .saved_file import write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train")
 BATCHNORM_MOMENTUM = 0.9

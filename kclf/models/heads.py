@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import keras
 
-from ..arguments import one_of
+from .._core.arguments import one_of
+from ..data.tasks import TASKS
 from ..layers import ConcatPooling
-from ..tasks import TASKS
 
 LOGITS_START = "zeros"  # of the last layer's weights
 

@@ -9,11 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from .._core.h5_store import read_arrays
 from ..errors import FileFormatError
 from ..layers import Augmentation, InputNormalization
-from ..storage import read_arrays
 from .classifier import ImageClassifier
-from .single_file import FILE_FORMAT, FILE_VERSION, assign_arrays, check_fit, logits_of
+from .saved_file import FILE_FORMAT, FILE_VERSION, assign_arrays, check_fit, logits_of
 
 LARGEST_SIDE = 8192  # pixels; a file that claims more is refused
 

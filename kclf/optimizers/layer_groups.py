@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import torch
 
-from . import kernels
-from .groups import GroupSpec, LayerGroups, RecordedGroups, Roster, group_rates
-from .kernels import Bucket, Tensors
+from . import updates
 from .loss_scale import load_in_order
+from .updates import Bucket, Tensors
+from .variables import GroupSpec, LayerGroups, RecordedGroups, Roster, group_rates
 
 
 def _of_inner(name: str) -> property:
@@ -276,7 +276,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         ready = self._accumulated(plan, gradients)
         if ready is not None:
             rate = self._rate_now()
-            ready = kernels.clip(self.inner_optimizer, ready)
+            ready = updates.clip(self.inner_optimizer, ready)
             for bucket in plan.buckets:
                 self._update(bucket, [ready[position] for position in bucket.positions], rate)
             plan.count(self._update_counts.value)
@@ -288,9 +288,9 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     def _update(self, bucket: Bucket, gradients: Tensors, rate: float) -> None:
         inner = self.inner_optimizer
         rate *= bucket.multiplier
-        kernel = kernels.kernel_for(inner)
+        kernel = updates.kernel_for(inner)
         if kernel is not None:
-            kernel(inner, bucket, kernels.fitting(gradients, bucket.values), rate)
+            kernel(inner, bucket, updates.fitting(gradients, bucket.values), rate)
             return
         bucket.decay(rate)
         rate_tensor = torch.full((), rate, device=bucket.values[0].device)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..checks import Findings, read_ledger
+from ..data.tables import reading_csv
 from ..errors import DataError, FileFormatError
-from ..files import reading_csv
 from ..interpret import Interpretation
 from ..models import load
 

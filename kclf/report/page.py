@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from ..atomic import replacing
+from .._core.atomic import replacing
 from ..checks import Finding, Findings
 from ..interpret import Answer, ConfusionMatrix, Interpretation
 from .charts import Curve, line_chart

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.images import read_square, resize
 from ..errors import ImageError
-from ..images import read_square, resize
 from ..interpret import grad_cam
 
 SIDE = 176  # pixels of a thumbnail, shown at about this size

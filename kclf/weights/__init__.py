@@ -1,11 +1,10 @@
 """Weights in and out of models: Keras h5 files of every age and torch state dicts, always checked."""
 
-from .archives import load_model
 from .conventions import TENSORFLOW, TORCH, Conventions, with_conventions
-from .keys import array_of, layer_keys, layers_with_variables, named_variables
-from .loading import load_weights
+from .keras_files import load_model
+from .layer_keys import array_of, layer_keys, layers_with_variables, named_variables
 from .matching import LoadReport
-from .overview import Overview, overview
+from .reading import Overview, load_weights, overview
 from .saving import save_weights
 from .torch_exchange import from_torch, is_torch_file, read_state_dict, to_torch
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from ..errors import WeightsError
-from .keys import layer_keys, named_variables
+from .layer_keys import layer_keys, named_variables
 
 # Arrays of one saved layer by the variable's name, or by its place ("0", "1", ...) where a file has no names.
 # The values need only `.shape` and `[...]`: datasets of an open file stay unread until they are assigned.

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import torch
 
-from ..storage import whole_file
-from .keys import array_of
+from .._core.h5_store import whole_file
+from .layer_keys import array_of
 from .torch_exchange import to_torch
 
 

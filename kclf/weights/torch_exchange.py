@@ -15,7 +15,7 @@ from ..errors import FileFormatError, WeightsError
 from ..layers.tokens import GlobalResponseNormalization, LatentAttention, LayerScale, PatchTokens
 from .conventions import Conventions, check_conventions
 from .foreign_names import timm_names
-from .keys import array_of, layer_keys, named_variables, numpy_of
+from .layer_keys import array_of, layer_keys, named_variables, numpy_of
 from .matching import LoadReport, assign_saved
 from .safetensors_files import is_safetensors, read_safetensors
 from .torch_names import LAYOUTS, Layout, best_layout, torch_names

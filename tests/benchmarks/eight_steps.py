@@ -28,7 +28,8 @@ from kclf.callbacks import Checkpoint
 from kclf.interpret import wilson_interval
 from kclf.learner import Learner
 from kclf.metrics import accuracy
-from kclf.predict import Predictions, average_views
+from kclf.prediction.predictions import Predictions
+from kclf.prediction.tta import average_views
 
 
 class Log:

@@ -23,11 +23,11 @@ from sklearn.model_selection import StratifiedKFold
 from torch.utils.data import DataLoader, TensorDataset
 
 import kclf
-from kclf.activations import activations
 from kclf.callbacks import CosineRestarts, FlatCosine
-from kclf.learner.options import Training
+from kclf.learner.training import Training
 from kclf.models import build_head
-from kclf.predict import predict
+from kclf.prediction.activation_cache import activations
+from kclf.prediction.inference import predict
 
 RATE = 1e-2
 STARTS = {

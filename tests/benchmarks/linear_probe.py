@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 import kclf
-from kclf.activations import activations
+from kclf.prediction.activation_cache import activations
 
 HELD_BACK = 400
 
@@ -42,11 +42,11 @@ def usual_splits(files: list[Path], labels: np.ndarray) -> dict[str, np.ndarray]
         "numpy's default_rng(0), last": drawn[-HELD_BACK:],
         "Python's Random(0), first": np.array(shuffled[:HELD_BACK]),
         "Python's Random(0), last": np.array(shuffled[-HELD_BACK:]),
-        "the course's cv_indices, fold 0": kclf.files.cv_indices(n, fold=0),
+        "the course's cv_indices, fold 0": kclf.data.splits.cv_indices(n, fold=0),
         "torch, seed 42, as RandomSplitter": torch.randperm(n, generator=torch.Generator().manual_seed(42))[
             :HELD_BACK
         ].numpy(),
-        "kclf's own, seed 0, stratified": kclf.files.stratified_split(labels, 0.2, 0)[1],
+        "kclf's own, seed 0, stratified": kclf.data.splits.stratified_split(labels, 0.2, 0)[1],
         "every fifth": every[::5][:HELD_BACK],
         "first 200 numbers of each class": np.flatnonzero(number < HELD_BACK // 2),
         "last 200 numbers of each class": np.array(last_fifth(files)),

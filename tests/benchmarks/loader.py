@@ -48,7 +48,7 @@ def kclf_loader(settings: SimpleNamespace) -> Iterator:
 
 
 def cached_loader(settings: SimpleNamespace) -> Iterator:
-    from kclf.data.cache import cached
+    from kclf.data.presized import cached
 
     loader = kclf_loader(settings)
     folder = os.path.join(tempfile.gettempdir(), "kclf-benchmark-cache")

@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from kclf.layers import geometry
-from kclf.layers.sampling import resample
+from kclf.layers.resampling import resample
 
 SOURCE, SIZE, FINER = 460, 224, 8
 

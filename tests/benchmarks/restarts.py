@@ -21,7 +21,7 @@ import keras
 
 import kclf
 from kclf.callbacks import CosineRestarts, EpochTable, OneCycle, Recorder, find_learning_rate
-from kclf.ensembles import SnapshotEnsemble
+from kclf.prediction.ensembles import SnapshotEnsemble
 
 
 def compile_for(model: kclf.ImageClassifier, rates: float | list[float]) -> None:

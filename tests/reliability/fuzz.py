@@ -39,16 +39,16 @@ import torch
 from PIL import Image
 
 import kclf
-from kclf import storage
+from kclf._core import h5_store
 from kclf.callbacks import checkpoint
-from kclf.callbacks.trees import to_arrays
+from kclf.callbacks.run_state import to_arrays
 from kclf.checks import read_ledger
+from kclf.cli.train import RunSettings, read_settings, write_settings
 from kclf.data import ImageDataset
-from kclf.data.cache import cached
+from kclf.data.presized import cached
+from kclf.data.tables import read_table
 from kclf.errors import KclfError
-from kclf.files import read_table
 from kclf.report.inputs import read_columns, read_predictions
-from kclf.runs import RunSettings, read_settings, write_settings
 from kclf.weights import load_weights
 
 FORMATS = ("jpg", "png", "gif", "webp", "bmp")
@@ -171,14 +171,14 @@ def predictions(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
 def sealed(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
     """Our own format with a checksum that is right, so that the HDF5 within is read."""
     path = folder / "valid.h5"
-    storage.write_arrays(
+    h5_store.write_arrays(
         path, {"a": np.ones((3, 4), np.float32), "b/c": np.arange(5)}, {"x": [1, {"y": "z"}]}
     )
 
     def read(file: Path) -> None:
-        if file.stat().st_size > storage.USER_BLOCK:
-            storage.seal(file)
-        storage.read_arrays(file)
+        if file.stat().st_size > h5_store.USER_BLOCK:
+            h5_store.seal(file)
+        h5_store.read_arrays(file)
 
     return path.read_bytes(), read
 
@@ -194,11 +194,11 @@ def checkpoints(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
     path = folder / "changed.h5"
 
     def read(file: Path) -> None:
-        storage.write_arrays(path, arrays)
+        h5_store.write_arrays(path, arrays)
         with h5py.File(path, "r+") as changed:
             del changed["attributes"]
             changed["attributes"] = np.bytes_(file.read_bytes())
-        storage.seal(path)
+        h5_store.seal(path)
         checkpoint.read_checkpoint(path)
 
     return json.dumps(rest).encode(), read

@@ -51,7 +51,7 @@ def write_photos(folder: Path, count: int = 20) -> Path:
 
 def train_by_command(photos: Path, out: Path, *, again: bool) -> None:
     """`kclf train`, or `kclf train --resume` where an earlier one was killed."""
-    from kclf.cli import main
+    from kclf.cli.main import main
 
     begun = again and (out / "settings.json").exists()
     words = ["--resume", out] if begun else [photos, *CLI, "--out", out, "--force"]
@@ -63,7 +63,7 @@ def train_by_learner(photos: Path, out: Path, *, again: bool) -> None:
     import keras
 
     import kclf
-    from kclf.atomic import replacing
+    from kclf._core.atomic import replacing
     from kclf.callbacks import Checkpoint
 
     keras.utils.set_random_seed(3)
@@ -227,8 +227,8 @@ def main() -> None:
     arguments.add_argument("--kinds", nargs="+", default=["learner", "learner", "learner", "cli"])
     arguments.add_argument("--tear", action="store_true", help="also cut a file off after each kill")
     options = arguments.parse_args()
-    import kclf.cli
-    import kclf.runs  # noqa: F401 - so that the children need not
+    import kclf.cli.main
+    import kclf.cli.train  # noqa: F401 - so that the children need not
 
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,9 +15,9 @@ import torch
 from keras import layers, optimizers
 
 import kclf
+from kclf._core.signals import StopRequest
 from kclf.callbacks import Checkpoint, CosineRestarts, EpochTable, OneCycle, Recorder
 from kclf.errors import NotFiniteError, OutputError, RunStopped, TrainingError
-from kclf.stopping import StopRequest
 
 SIZE = 16
 heavy = pytest.mark.heavy

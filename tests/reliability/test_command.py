@@ -14,8 +14,8 @@ import pytest
 
 import kclf
 from kclf.callbacks import ProgressBar
-from kclf.cli import main
-from kclf.runs import read_settings, unfinished_run
+from kclf.cli.main import main
+from kclf.cli.train import read_settings, unfinished_run
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = [*(str(word) for word in kills.CLI), "--epochs", "1"]

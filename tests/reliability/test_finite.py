@@ -112,3 +112,15 @@ def test_the_next_fit_is_not_touched():
 
     assert len(recorder.losses) == 8
     assert torch.isfinite(torch.tensor(recorder.losses)).all()
+
+
+def test_gradients_that_are_not_finite_count():
+    model = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(1, use_bias=False), keras.layers.Lambda(keras.ops.sqrt)]
+    )
+    model.set_weights([np.zeros((1, 1))])
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    model.compile(optimizer, "mse")
+
+    with pytest.raises(NotFiniteError, match="loss or its gradients became"):
+        model.fit(np.ones((40, 1)), np.ones((40, 1)), batch_size=1, verbose=0, callbacks=[FiniteGuard()])

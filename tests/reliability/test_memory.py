@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kclf.callbacks import Checkpoint, MemoryGuard, Recorder
-from kclf.callbacks.memory import largest_batch
+from kclf.callbacks.microbatches import largest_batch
 from kclf.errors import TrainingError
 
 ROOM = 64  # photos that the small device has memory for

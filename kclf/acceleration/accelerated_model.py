@@ -1,0 +1,214 @@
+"""`accelerate(model)` keeps the model and changes how it runs; `deaccelerate` restores it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras.src.backend.torch.core import get_device
+
+from .._core.cpu import keep_freed_memory
+from .convolutions import lone_batchnorm, store_for_keras, store_for_torch
+from .graph import functional_of
+from .plan import MASKING, Plan
+from .step import LeanStep, why_not
+
+logger = logging.getLogger(__name__)
+_STATE = "_kclf_acceleration"
+
+
+@dataclass
+class _Acceleration:
+    """What was hung on a model, so that it can be taken off again."""
+
+    model: keras.Model
+    replaced: list[tuple[Any, str]] = field(default_factory=list)
+    plans: list[_PlannedCall] = field(default_factory=list)
+    step: LeanStep | None = None
+
+    def replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
+        """Let an instance have a method that hides its class's, out of sight of Keras' tracking."""
+        owner.__dict__[name] = function
+        self.replaced.append((owner, name))
+
+    def refresh(self) -> None:
+        """Compile anew at the next call: layers and optimizer may have changed since the last `fit`."""
+        store_for_torch(self.model)
+        for plan in self.plans:
+            plan.forget()
+        if self.step is not None:
+            self.step.refresh()
+
+    def remove(self) -> None:
+        for owner, name in self.replaced:
+            owner.__dict__.pop(name, None)
+
+
+class _PlannedCall:
+    """Stands in for `call` of a functional model; hands to Keras what the plan does not take."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.stock = model, type(model).call
+        self._plan: Plan | None = None
+
+    @property
+    def plan(self) -> Plan:
+        if self._plan is None:
+            self._plan = Plan(self.model)
+            if self._plan.foreign:
+                kinds = sorted({type(layer).__name__ for layer in self._plan.foreign})
+                logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
+        return self._plan
+
+    def forget(self) -> None:
+        """Look at the layers again at the next call."""
+        self._plan = None
+
+    def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None, **context: Any) -> Any:
+        if mask is None and not context:
+            outputs = self.fast(inputs, bool(training))
+            if outputs is not None:
+                return outputs
+        return self.stock(self.model, inputs, training=training, mask=mask, **context)
+
+    def fast(self, inputs: Any, training: bool) -> Any:
+        """The result of the plan; None where Keras has to run the model."""
+        plan = self.plan
+        tensors = plan.accept(inputs)
+        return None if tensors is None else plan.pack(plan(tensors, training=training))
+
+
+def accelerate(model: keras.Model) -> keras.Model:
+    """Let a Keras model run at the speed of plain torch; its results, files and layers stay as they are.
+
+    Functional models run as a flat list of torch calls on the Keras variables' own tensors, with batch norms
+    that do not learn folded into the convolutions before them, convolution kernels stored in torch's order,
+    and a train and test step that reads nothing back from the device. On a CPU (Linux) the memory that a step
+    frees stays with the process for the next one.
+
+    Takes functional models, Sequential, and subclasses of `keras.Model` that hold such models. Layers,
+    weights, `summary`, saving and loading are untouched, and `trainable` flags count from the next step on.
+    A model or a part of it that this cannot run (a `train_step` of its own, masks, layers with LoRA) is left
+    to Keras, and the log says why.
+
+    Args:
+        model: a Keras model on the torch backend, compiled or not.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: on another backend than torch.
+
+    Example:
+        >>> import keras, kclf.acceleration
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
+        >>> kclf.acceleration.accelerate(model) is model
+        True
+    """
+    if keras.backend.backend() != "torch":
+        raise ValueError(
+            f"accelerate() needs Keras' torch backend: set KERAS_BACKEND=torch before importing keras. "
+            f"Received: backend={keras.backend.backend()!r}"
+        )
+    deaccelerate(model)
+    state = _Acceleration(model)
+    _plan_calls(model, state)
+    _lone_batchnorms(model, state)
+    store_for_torch(model)
+    _lean_step(model, state)
+    state.replace(model, "get_compile_config", _with_loss_scale(model))
+    for name in ("make_train_function", "make_test_function", "make_predict_function"):
+        state.replace(model, name, _refreshing(model, state, name))
+    model.__dict__[_STATE] = state
+    return model
+
+
+def deaccelerate(model: keras.Model) -> keras.Model:
+    """Let a model run as Keras runs it again.
+
+    Args:
+        model: a Keras model, accelerated or not.
+
+    Returns:
+        The model itself.
+    """
+    state = model.__dict__.pop(_STATE, None)
+    if state is not None:
+        state.remove()
+        store_for_keras(model)
+        model.train_function = model.test_function = model.predict_function = None
+    return model
+
+
+def is_accelerated(model: keras.Model) -> bool:
+    """Whether `accelerate` is at work on a model."""
+    return _STATE in model.__dict__
+
+
+def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
+    """Hang a plan on every functional model that is this model or lies in it."""
+    graphs = [functional_of(layer) for layer in model._flatten_layers()]
+    for graph in dict.fromkeys(graph for graph in graphs if graph is not None):
+        masking = [layer.name for layer in graph._flatten_layers() if isinstance(layer, MASKING)]
+        if masking:
+            logger.info("%s is run by Keras: %s make masks", graph.name, ", ".join(masking))
+            continue
+        call = _PlannedCall(graph)
+        state.plans.append(call)
+        state.replace(graph, "call", call)
+
+
+def _lone_batchnorms(model: keras.Model, state: _Acceleration) -> None:
+    """Fuse the batch norms that no plan runs."""
+    planned = {id(layer) for call in state.plans for layer in call.model._flatten_layers()}
+    lone = [
+        layer
+        for layer in model._flatten_layers()
+        if type(layer) is keras.layers.BatchNormalization and id(layer) not in planned
+    ]
+    for layer in lone:
+        call = lone_batchnorm(layer)
+        if call is not None:
+            state.replace(layer, "call", call)
+
+
+def _lean_step(model: keras.Model, state: _Acceleration) -> None:
+    reason = why_not(model)
+    if reason is not None:
+        logger.info("%s keeps Keras' step: %s", model.name, reason)
+        return
+    graph = functional_of(model)
+    call = None if graph is None else graph.__dict__.get("call")
+    state.step = LeanStep(model, call.fast if isinstance(call, _PlannedCall) else None)
+    state.replace(model, "train_step", state.step.train_step)
+    state.replace(model, "test_step", state.step.test_step)
+    if get_device() == "cpu":
+        keep_freed_memory()  # for the activations and gradients of the next step
+
+
+def _with_loss_scale(model: keras.Model) -> Callable[[], dict[str, Any]]:
+    """What a saved model tells of `compile`, with the loss scaling that Keras put around the optimizer."""
+
+    def get_compile_config() -> dict[str, Any]:
+        config = type(model).get_compile_config(model)
+        optimizer = getattr(model, "optimizer", None)
+        if config and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            config["optimizer"] = keras.saving.serialize_keras_object(optimizer)
+        return config
+
+    return get_compile_config
+
+
+def _refreshing(model: keras.Model, state: _Acceleration, name: str) -> Callable[..., Any]:
+    """The start of each `fit`, `evaluate` and `predict`, with a fresh look at the model."""
+    make = getattr(type(model), name)
+
+    def refresh_and_make(*args: Any, **kwargs: Any) -> Any:
+        state.refresh()
+        return make(model, *args, **kwargs)
+
+    return refresh_and_make

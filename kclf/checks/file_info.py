@@ -1,0 +1,188 @@
+"""Every photo of a data set with what its file tells: format, size, content, look."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.files import list_images, require_folder, split_named
+from ..data.images import image_size, read_image, resize
+from ..errors import DataError, ImageError
+
+THUMBNAIL = 32  # pixels a side: enough to tell photos apart, 3 KB each
+SAME_FORMAT = {"MPO": "JPEG"}  # phones write MPO, a JPEG with a second picture, into .jpg
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One file.
+
+    Args:
+        path: the file.
+        label: name of its class, or "".
+        set_name: "train", "valid", "test", or "" where the data is not split.
+    """
+
+    path: str
+    label: str = ""
+    set_name: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file tells of itself; `error` is None where it can be decoded.
+
+    Args:
+        error: why it cannot be decoded.
+        digest: SHA-256 of the file.
+        num_bytes: length of the file.
+        width, height: as seen upright.
+        format: of the content, as Pillow names it.
+        oddity: "animated", "CMYK" or "".
+        thumbnail: uint8 (THUMBNAIL, THUMBNAIL, 3), the whole photo squeezed.
+    """
+
+    error: str | None = None
+    digest: str = ""
+    num_bytes: int = 0
+    width: int = 0
+    height: int = 0
+    format: str = ""
+    oddity: str = ""
+    thumbnail: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 3), np.uint8), compare=False)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the photo could be decoded."""
+        return self.error is None
+
+
+def photos_of(data: Any, label: Callable[[str], str] | None = None) -> tuple[str, list[Photo]]:
+    """The photos of a folder or of an `ImageData`, and the folder that holds them all.
+
+    Args:
+        data: a folder, or an object with `.train`, `.valid`, `.test` (each None or with `.paths`, `.labels`)
+            and `.class_names`.
+        label: path -> name of the class; without it the class is the folder the photo lies in.
+
+    Returns:
+        The folder, absolute, and its photos with their classes and sets.
+    """
+    if isinstance(data, str | os.PathLike):
+        return _photos_in(os.path.abspath(data), label)
+    found = [
+        photo
+        for set_name in ("train", "valid", "test")
+        if getattr(data, set_name, None) is not None
+        for photo in _photos_of_set(getattr(data, set_name), set_name, data.class_names, label)
+    ]
+    if not found:
+        raise DataError("Expected a folder or an ImageData with photos. Received: no photo")
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(photo.path)) for photo in found])
+    return folder, found
+
+
+def _photos_in(folder: str, label: Callable[[str], str] | None) -> tuple[str, list[Photo]]:
+    require_folder(folder)
+    found = []
+    for path in list_images(folder):
+        parts = Path(path).relative_to(folder).parts
+        set_name = split_named(parts[0]) if len(parts) > 1 else ""
+        in_class_folder = len(parts) > (2 if set_name else 1)
+        name = label(path) if label else parts[-2] if in_class_folder else ""
+        found.append(Photo(path, name, set_name))
+    return folder, found
+
+
+def _photos_of_set(
+    dataset: Any, set_name: str, class_names: Sequence[str], label: Callable[[str], str] | None
+) -> list[Photo]:
+    if getattr(dataset, "files", dataset.paths) is None:
+        raise DataError(f"Expected photos in files. Received: {set_name} images in memory")
+    paths = [str(path) for path in dataset.paths]
+    labels = dataset.labels
+    if label is not None:
+        names = [label(path) for path in paths]
+    elif labels is not None and np.ndim(labels) == 1 and np.issubdtype(labels.dtype, np.integer):
+        names = [class_names[int(place)] for place in labels]
+    else:
+        names = [""] * len(paths)
+    return [Photo(path, name, set_name) for path, name in zip(paths, names, strict=True)]
+
+
+def other_files(folder: str) -> list[str]:
+    """Files below a folder that are no images by their names; names that start with a dot are left out."""
+    images = set(list_images(folder))
+    found = [
+        os.path.join(place, name)
+        for place, folders, names in os.walk(folder)
+        if _visible(folders)
+        for name in names
+        if not name.startswith(".")
+    ]
+    return sorted(path for path in found if path not in images)
+
+
+def _visible(folders: list[str]) -> bool:
+    """Take folders whose names start with a dot out of the list, so that `os.walk` leaves them out."""
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    return True
+
+
+def examine(photos: Sequence[Photo], *, threads: int | None = None) -> list[Facts]:
+    """Read every file once, in threads: Pillow decodes without the interpreter's lock."""
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        return list(pool.map(lambda photo: examine_file(photo.path), photos))
+
+
+def examine_file(path: str) -> Facts:
+    """What one file tells of itself."""
+    try:
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        # A JPEG decoded at an eighth is still read to its last byte, so a cut file is found.
+        pixels = read_image(path, at_least=2 * THUMBNAIL)
+        width, height = image_size(path)
+        with Image.open(path) as image:
+            image_format, oddity = str(image.format), _oddity(image)
+    except ImageError as error:
+        return Facts(error=error.reason)
+    except OSError as error:
+        return Facts(error=error.strerror or str(error))
+    return Facts(
+        digest=digest,
+        num_bytes=os.path.getsize(path),
+        width=width,
+        height=height,
+        format=SAME_FORMAT.get(image_format, image_format),
+        oddity=oddity,
+        thumbnail=resize(pixels, THUMBNAIL, THUMBNAIL),
+    )
+
+
+def _oddity(image: Image.Image) -> str:
+    if image.mode == "CMYK":
+        return "CMYK colours"
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        return f"animated, {image.n_frames} frames; only the first is used"
+    return ""
+
+
+def named_format(path: str) -> str:
+    """The format that a file's name promises, as Pillow names it, or "" for an unknown suffix."""
+    suffix = os.path.splitext(path)[1].lower()
+    return SAME_FORMAT.get(_formats().get(suffix, ""), _formats().get(suffix, ""))
+
+
+@cache
+def _formats() -> dict[str, str]:
+    Image.init()
+    return {".jfif": "JPEG", ".jpe": "JPEG"} | Image.registered_extensions()

@@ -1,0 +1,117 @@
+"""Labels that a model, trained on the others, contradicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..data.images import read_square
+
+BATCH_SIZE = 32
+
+
+def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
+    """Mean over the cells of the backbone's last feature map, float32 (n, channels).
+
+    Args:
+        model: an `ImageClassifier`: brings the photos to squares as its loader does.
+        paths: readable photos.
+    """
+    device, size = next(iter(model.parameters())).device, model.presize or model.size
+    batches = []
+    with torch.no_grad():
+        for start in range(0, len(paths), BATCH_SIZE):
+            some = paths[start : start + BATCH_SIZE]
+            squares = [read_square(path, size, model.resize_method) for path in some]
+            batch = torch.from_numpy(np.stack(squares)).to(device)
+            seen = model.normalization(model.augmentation(batch, training=False))
+            batches.append(model.backbone(seen, training=False).float().mean(dim=(1, 2)).cpu().numpy())
+    return np.concatenate(batches)
+
+
+class LabelIssue(NamedTuple):
+    """A photo whose label is doubted.
+
+    Args:
+        place: of the photo.
+        suggested: the class it seems to be.
+        score: probability of the suggested class minus that of the label, in [0, 1].
+        confident: the photo is at least as typical of the suggested class as that class's photos are.
+    """
+
+    place: int
+    suggested: int
+    score: float
+    confident: bool
+
+
+def label_issues(probabilities: np.ndarray, labels: np.ndarray) -> list[LabelIssue]:
+    """Photos whose label is likely wrong, the widest margin first.
+
+    Every photo that a model takes for another class is listed. It is `confident` in the sense of confident
+    learning where the probability of the suggested class reaches that class's mean over the photos that bear
+    its name; the list goes beyond these, since among 40 flipped labels they are only about 30.
+
+    Args:
+        probabilities: of a model that has not seen the photo it judges, float (n, classes).
+        labels: as given, int (n,).
+
+    Example:
+        >>> probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.95, 0.05]])
+        >>> [issue.place for issue in label_issues(probabilities, np.array([0, 0, 1, 1, 1]))]
+        [4]
+    """
+    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    num_classes = probabilities.shape[1]
+    counts = np.bincount(labels, minlength=num_classes)
+    own = probabilities[np.arange(len(labels)), labels]
+    typical = np.bincount(labels, weights=own, minlength=num_classes) / np.maximum(counts, 1)
+    suggested = probabilities.argmax(axis=1)
+    largest = probabilities.max(axis=1)
+    margin, confident = largest - own, largest >= typical[suggested]
+    order = np.argsort(-margin, kind="stable")
+    return [
+        LabelIssue(int(i), int(suggested[i]), float(margin[i]), bool(confident[i]))
+        for i in order
+        if margin[i] > 0
+    ]
+
+
+def out_of_fold_probabilities(
+    features: np.ndarray, labels: np.ndarray, *, folds: int = 5, seed: int = 0, penalty: float = 0.001
+) -> np.ndarray:
+    """Probabilities of each photo by a linear classifier trained on the other folds.
+
+    Args:
+        features: activations, float (n, channels).
+        labels: int (n,), each class with at least 2 photos.
+        folds: into how many parts to cut the photos; fewer where a class has fewer photos.
+        seed: of the cut.
+        penalty: scikit-learn's C of logistic regression on standardised features; small means smooth,
+            so that a wrong label does not bend the classifier towards itself.
+
+    Returns:
+        float64 (n, classes), the classes in the order of `np.unique(labels)`.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    smallest = int(np.unique(labels, return_counts=True)[1].min())
+    if smallest < 2:
+        raise ValueError(f"Expected 2 photos or more of each class. Received: a class with {smallest}")
+    parts = StratifiedKFold(min(folds, smallest), shuffle=True, random_state=seed)
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=500, tol=1e-3))
+    return cross_val_predict(
+        classifier, features.astype(np.float64), labels, cv=parts, method="predict_proba"
+    )
+
+
+def classes_with(labels: Sequence[str], least: int) -> set[str]:
+    """Names that at least `least` photos bear; "" (no label) is none."""
+    names, counts = np.unique(np.asarray(labels, dtype=str), return_counts=True)
+    return {str(name) for name, count in zip(names, counts, strict=True) if name and count >= least}

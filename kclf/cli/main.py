@@ -1,0 +1,470 @@
+"""The `kclf` command. It parses words and prints; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from .._core.signals import raise_for
+from ..errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
+from .weights_commands import app as weights_app
+
+if TYPE_CHECKING:
+    from ..models import ImageClassifier
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+BAD_INPUT, CANNOT_TRAIN, CANNOT_WRITE, INTERRUPTED = 2, 3, 4, 130
+
+
+class Augment(StrEnum):
+    """The augmentation presets, by the course's names."""
+
+    standard = "standard"
+    side_on = "side_on"
+    top_down = "top_down"
+    basic = "basic"
+    none = "none"
+
+
+class Precision(StrEnum):
+    """The number formats that a model can compute in."""
+
+    float32 = "float32"
+    mixed_float16 = "mixed_float16"
+    mixed_bfloat16 = "mixed_bfloat16"
+    auto = "auto"
+
+
+def _print_versions(asked: bool) -> None:
+    if asked:
+        typer.echo(", ".join(f"{name} {version(name)}" for name in ("kclf", "keras", "torch")))
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    versions: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_versions, is_eager=True, help="Say the versions and exit."),
+    ] = False,
+) -> None:
+    """Image classifiers from a folder of photos, by transfer learning."""
+
+
+DATA = "Data"
+MODEL = "Model"
+TRAINING = "Training"
+OUTPUT = "Output"
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    folder: Annotated[Path | None, typer.Argument(help="The folder of photos.", show_default=False)] = None,
+    label_regex: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the class from the file name: the first group of this pattern.", rich_help_panel=DATA
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="Take file names and classes from the first two columns.", rich_help_panel=DATA),
+    ] = None,
+    valid_fraction: Annotated[
+        float,
+        typer.Option(
+            help="Share of the photos kept for validation.", min=0.01, max=0.9, rich_help_panel=DATA
+        ),
+    ] = 0.2,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Stop at the first photo that cannot be read.", rich_help_panel=DATA),
+    ] = False,
+    backbone: Annotated[
+        str, typer.Option(help="The pretrained network.", rich_help_panel=MODEL)
+    ] = "EfficientNetLite0",
+    weights: Annotated[
+        str, typer.Option(help="imagenet, none, or a weights file without top.", rich_help_panel=MODEL)
+    ] = "imagenet",
+    size: Annotated[
+        int, typer.Option(help="Side of the square the network sees, pixels.", min=16, rich_help_panel=MODEL)
+    ] = 224,
+    presize: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the square photos are read at, before augmentation. Default: 1.25 x --size.",
+            min=16,
+            show_default=False,
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    augment: Annotated[
+        Augment, typer.Option(help="What happens to training photos.", rich_help_panel=MODEL)
+    ] = Augment.standard,
+    epochs: Annotated[
+        int, typer.Option(help="Epochs with everything trainable.", min=0, rich_help_panel=TRAINING)
+    ] = 3,
+    freeze_epochs: Annotated[
+        int,
+        typer.Option(help="Epochs before, with only the head trainable.", min=0, rich_help_panel=TRAINING),
+    ] = 1,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            help="Photos a step; auto for the most that the GPU has memory for.", rich_help_panel=TRAINING
+        ),
+    ] = "64",
+    learning_rate: Annotated[
+        float, typer.Option(help="Peak rate of the head's cycle.", min=1e-9, rich_help_panel=TRAINING)
+    ] = 2e-3,
+    mixed_precision: Annotated[
+        Precision, typer.Option(help="auto takes what this device is fastest with.", rich_help_panel=TRAINING)
+    ] = Precision.float32,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Governs split, order, augmentation and initial weights.",
+            min=0,
+            max=2**32 - 1,
+            rich_help_panel=TRAINING,
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the classifier and what belongs to it. Default: FOLDER's name and -classifier.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write into an --out that exists.", rich_help_panel=OUTPUT)
+    ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with the run in this folder, which was cut off; takes no other options.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+) -> None:
+    """Train a classifier on FOLDER and save it.
+
+    FOLDER holds train/ and valid/ with a folder for each class, or a folder for each class alone, which is
+    split by --seed; photos in one flat folder need --label-regex or --csv.
+
+    A run that was cut off, by whatever, goes on with --resume RUN and ends as if it had not been.
+
+    Exit status: 0 done; 2 bad input; 3 training cannot go on; 4 a file cannot be written (disk full,
+    read-only); 130 stopped by Ctrl-C and 143 by SIGTERM, with all saved.
+    """
+    from .train import RunSettings, train_run, unfinished_run
+
+    if resume is not None:
+        _refuse_more_than(context, "resume")
+        unfinished = unfinished_run(resume)
+        if unfinished is None:
+            typer.echo(f"The run in {resume} is finished.")
+        else:
+            train_run(unfinished, resume=True)
+        return
+    if folder is None:
+        raise typer.BadParameter("the folder of photos is missing", param_hint="FOLDER")
+    if not epochs + freeze_epochs:
+        raise typer.BadParameter("there is nothing to train with --epochs 0 and --freeze-epochs 0")
+    if csv is not None and label_regex is not None:
+        raise typer.BadParameter("choose one of --csv and --label-regex: each says where the class is")
+    if presize is not None and presize < size:
+        raise typer.BadParameter(f"expected --size {size} or more. Received: --presize {presize}")
+    train_run(
+        RunSettings(
+            folder=folder.absolute(),
+            out=out or Path(f"{folder.resolve().name}-classifier"),
+            label_regex=label_regex,
+            csv=csv and csv.absolute(),
+            valid_fraction=valid_fraction,
+            strict=strict,
+            backbone=backbone,
+            weights=_weights(weights),
+            size=size,
+            presize=presize or round(size * 1.25),
+            augment=augment.value,
+            epochs=epochs,
+            freeze_epochs=freeze_epochs,
+            batch_size=_batch_size(batch_size),
+            learning_rate=learning_rate,
+            mixed_precision=mixed_precision.value,
+            seed=seed,
+        ),
+        force=force,
+    )
+
+
+@app.command()
+def predict(
+    classifier: Annotated[
+        Path, typer.Argument(help="A classifier.h5, or the folder of its run.", show_default=False)
+    ],
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    top: Annotated[int, typer.Option(help="How many classes to print a photo.", min=1)] = 1,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 64,
+) -> None:
+    """Print class and probability of each photo."""
+    from ..prediction.inference import predict_files
+
+    if as_csv and as_json:
+        raise typer.BadParameter("choose one of --csv and --json")
+    predictions, unreadable = predict_files(_load(classifier), photos, batch_size=batch_size)
+    for path, reason in unreadable:
+        typer.echo(f"skipped {path}: {reason}", err=True)
+    rows = [
+        {"path": path, "classes": [{"class": name, "probability": p} for name, p in ranked]}
+        for path, ranked in zip(predictions.files, predictions.top(top), strict=True)
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    elif as_csv:
+        _print_csv(rows)
+    else:
+        _print_lines(rows)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the photos and the classifier.")] = Path("kclf-demo"),
+    epochs: Annotated[int, typer.Option(help="Epochs with everything trainable.", min=0)] = 5,
+    seed: Annotated[
+        int,
+        typer.Option(help="Governs split, order, augmentation and initial weights.", min=0, max=2**32 - 1),
+    ] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Write into an --out that exists.")] = False,
+) -> None:
+    """Train on handwritten digits: no data and no network needed, under two minutes on a laptop."""
+    from ..datasets import write_digits
+    from .train import RunSettings, check_out, train_run
+
+    check_out(out, force=force)
+    photos = write_digits(out / "photos")
+    settings = RunSettings(
+        folder=photos,
+        out=out,
+        backbone="EfficientNetLite0",
+        size=64,
+        presize=64,
+        augment="basic",
+        epochs=epochs,
+        learning_rate=8e-3,  # digits are far from ImageNet's photos, and there are enough of them
+        thawed_rate=2e-3,
+        seed=seed,
+    )
+    train_run(settings, force=True)
+    typer.echo(f"\nTry it:  kclf predict {out / 'classifier.h5'} {photos / '3'} --top 2")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a training run.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file to write. Default: report.html in the run.", show_default=False),
+    ] = None,
+) -> None:
+    """Write the report of a run: one HTML page that needs no network."""
+    from ..report import write_report
+
+    _require_place(out)
+    typer.echo(write_report(run, out or run / "report.html"))
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="The folder of photos.", show_default=False)],
+    label_regex: Annotated[
+        str | None, typer.Option(help="Take the class from the file name: the first group of this pattern.")
+    ] = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(help="A classifier.h5 or its run: its backbone then looks for wrong labels as well."),
+    ] = None,
+    ledger: Annotated[Path, typer.Option(help="Where to write the findings, to be edited.")] = Path(
+        "ledger.csv"
+    ),
+    page: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page on which the ledger is edited.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a ledger that exists.")] = False,
+) -> None:
+    """Look for what is wrong with photos and labels; nothing is changed."""
+    from ..checks import check as check_photos
+    from ..data.labels import regex_label
+
+    _require_place(ledger, page)
+    if ledger.exists() and not force:
+        raise OutputExistsError(f"{ledger} exists. Choose another --ledger, or pass --force to replace it.")
+    findings = check_photos(
+        folder,
+        _load(classifier) if classifier else None,
+        label=regex_label(label_regex) if label_regex else None,
+    )
+    typer.echo(findings.summary())
+    findings.to_csv(ledger)
+    typer.echo(f"\nWritten to {ledger}. Edit its column action, then: kclf clean {ledger}")
+    if page is not None:
+        from ..report import write_ledger_page
+
+        typer.echo(f"The page to edit it on: {write_ledger_page(findings, page)}")
+
+
+@app.command()
+def clean(
+    ledger: Annotated[Path, typer.Argument(help="The edited ledger, or an undo log.", show_default=False)],
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Move the files; else only say what would be.")
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Move back what an undo log tells of.")] = False,
+) -> None:
+    """Do what an edited ledger says. Nothing is deleted: photos move to a folder `removed`."""
+    from ..checks import apply_ledger, undo_ledger
+
+    typer.echo(undo_ledger(ledger) if undo else apply_ledger(ledger, apply=apply))
+
+
+@app.command()
+def doctor(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Photos to measure with; made-up ones without.", show_default=False)
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="The network to measure with.")] = "MobileNetV2",
+    size: Annotated[int, typer.Option(help="Side of the square the network sees, pixels.", min=32)] = 224,
+    batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 32,
+) -> None:
+    """Say what this machine has, how fast each stage runs, and whether learning works at all."""
+    from .doctor import examine
+
+    typer.echo(examine(folder, backbone=backbone, size=size, batch_size=batch_size))
+
+
+app.add_typer(weights_app, name="weights")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command; an error ends with one message and an exit status that tells its kind.
+
+    The status is 2 for bad input, 3 where training cannot go on, 4 where a result cannot be written, and 128
+    with the number of the signal that stopped it.
+
+    Args:
+        words: the command's words; None takes those of the process.
+    """
+    logging.getLogger("kclf").addHandler(logging.NullHandler())  # what it warns of, the commands print
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, raise_for)
+    try:
+        app(words)
+    except RunStopped as stopped:
+        _fail(str(stopped), 128 + stopped.signal)
+    except TrainingError as error:
+        _fail(str(error), CANNOT_TRAIN)
+    except OutputError as error:
+        _fail(str(error), CANNOT_WRITE)
+    except (KclfError, OSError) as error:
+        _fail(str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        _fail("stopped", INTERRUPTED)
+
+
+def _load(classifier: Path) -> ImageClassifier:
+    """Read a classifier from its file or from the folder of its run."""
+    from ..models import load
+    from ..report.inputs import CLASSIFIER
+
+    return load(classifier / CLASSIFIER if classifier.is_dir() else classifier)
+
+
+def _require_place(*files: Path | None) -> None:
+    """Refuse files that cannot be written, before any work is done for them."""
+    for file in (file for file in files if file is not None):
+        folder = file.absolute().parent
+        if file.is_dir():
+            raise OutputError(f"{file} is a folder. Give the name of a file in it")
+        if not folder.is_dir():
+            raise OutputError(f"No such folder: {file.parent}. Make it, or write {file.name} elsewhere")
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"{file} cannot be written: no permission in {folder}")
+
+
+def _weights(word: str) -> str | None:
+    """What `RunSettings` takes; a file by its absolute path, since a run may go on from elsewhere."""
+    if word == "none":
+        return None
+    return word if word == "imagenet" else str(Path(word).absolute())
+
+
+def _batch_size(word: str) -> int | None:
+    if word == "auto":
+        return None
+    if not word.isdecimal() or int(word) < 1:
+        raise typer.BadParameter(f"expected auto, or 1 or more photos. Received: --batch-size {word}")
+    return int(word)
+
+
+def _refuse_more_than(context: typer.Context, allowed: str) -> None:
+    """Refuse options beside one that decides all."""
+    given = [
+        name
+        for name in context.params
+        if name != allowed and context.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
+    ]
+    if given:
+        raise typer.BadParameter(f"--{allowed} takes the settings of its run. Received: {', '.join(given)}")
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"kclf{_which()}: {message}", err=True)
+    sys.exit(status)
+
+
+def _which() -> str:
+    """Which of several processes speaks."""
+    from ..distributed import rank, world_size
+
+    return f" (rank {rank()} of {world_size()})" if world_size() > 1 else ""
+
+
+def _print_csv(rows: list[dict[str, Any]]) -> None:
+    import csv
+
+    most = max(len(row["classes"]) for row in rows)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    ranks = [""] if most == 1 else [f"_{rank}" for rank in range(1, most + 1)]
+    writer.writerow(["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
+    for row in rows:
+        cells = [cell for c in row["classes"] for cell in (c["class"], f"{c['probability']:.6f}")]
+        writer.writerow([row["path"], *cells])
+
+
+def _print_lines(rows: list[dict[str, Any]]) -> None:
+    width = max(len(row["path"]) for row in rows)
+    for row in rows:
+        classes = "   ".join(f"{c['class']} {c['probability']:.4f}" for c in row["classes"])
+        typer.echo(f"{row['path']:<{width}}  {classes}")

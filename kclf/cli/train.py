@@ -1,0 +1,511 @@
+"""The main job: from a folder of photos to a folder that holds a classifier and what belongs to it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from .. import layers
+from .._core.atomic import replacing, sweep
+from .._core.locks import LOCK_FILE, FolderLock
+from .._core.signals import StopRequest
+from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
+from ..callbacks.microbatches import LARGEST, largest_batch
+from ..data import ImageData
+from ..data.labels import regex_label
+from ..distributed import (
+    apart,
+    barrier,
+    describe,
+    from_main,
+    gather,
+    held,
+    is_main,
+    restarts,
+    say,
+    world_size,
+)
+from ..errors import (
+    DataError,
+    FileFormatError,
+    KclfError,
+    NotFiniteError,
+    OutputError,
+    OutputExistsError,
+    RunStopped,
+)
+from ..learner import Learner
+from ..models import ImageClassifier
+from ..precision import best_precision
+from ..prediction.predictions import Predictions
+from ..report import write_report
+from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
+
+AUGMENTATIONS = {
+    "standard": layers.aug_transforms,
+    "side_on": layers.side_on,
+    "top_down": layers.top_down,
+    "basic": layers.basic,
+    "none": layers.none,
+}
+BATCH_SIZE = 64
+CHECKPOINTS, REPORT, CURVES = "checkpoints", "report.html", "curves.png"
+RESULTS = (CLASSIFIER, REPORT, CURVES, HISTORY, SETTINGS)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All that decides what a training run gives; written to `settings.json`.
+
+    Args:
+        folder: the photos.
+        out: folder for the results.
+        label_regex: takes the class from the file name: the pattern's first group.
+        csv: a table with file names and classes in its first two columns.
+        valid_fraction: share of the photos kept for validation, where the layout does not say.
+        strict: stop at the first photo that cannot be read.
+        backbone: a name of `backbone_names()`.
+        weights: "imagenet", None or the path of a weights file without top.
+        size: side of the square the backbone sees, pixels.
+        presize: side of the square photos are read at, pixels.
+        batchnorm: "frozen", "train" or "inference", as `ImageClassifier` has it.
+        augment: a key of `AUGMENTATIONS`.
+        epochs: epochs with everything trainable.
+        freeze_epochs: epochs before them with only the head trainable.
+        batch_size: photos a step; None for the most that the GPU's memory holds, 64 without a GPU.
+        learning_rate: peak rate of the head while it trains alone.
+        thawed_rate: peak rate of the head while everything trains, 100 times that of the first layer group;
+            None for a tenth of `learning_rate`: a few hundred photos lose by more.
+        mixed_precision: a dtype policy, or "auto".
+        seed: governs split, order, augmentation and initial weights.
+    """
+
+    folder: Path
+    out: Path
+    label_regex: str | None = None
+    csv: Path | None = None
+    valid_fraction: float = 0.2
+    strict: bool = False
+    backbone: str = "EfficientNetLite0"
+    weights: str | None = "imagenet"
+    size: int = 224
+    presize: int = 280
+    batchnorm: str = "inference"
+    augment: str = "standard"
+    epochs: int = 3
+    freeze_epochs: int = 1
+    batch_size: int | None = 64
+    learning_rate: float = 2e-3
+    thawed_rate: float | None = None
+    mixed_precision: str = "float32"
+    seed: int = 0
+
+
+def train_run(settings: RunSettings, *, force: bool = False, resume: bool = False) -> Learner:
+    """Find the data, train the head, fine-tune the whole, and write the results; says so as it goes.
+
+    Each file is written whole or not at all. `settings.json` and the folder `checkpoints` come first, and
+    `classifier.h5` after each epoch, so that whatever happens the run can go on and there is a classifier;
+    the others (`RESULTS`, `batches.csv`, `predictions.csv` of the validation photos) when training is over.
+    Then `checkpoints` is removed: a run that has it is not finished.
+
+    Args:
+        settings: what to do.
+        force: write into a folder that exists.
+        resume: go on with the run that was cut off in `settings.out`. It does by itself where `torchrun` has
+            started the processes again.
+
+    Returns:
+        The learner, trained.
+
+    Raises:
+        OutputExistsError: `settings.out` exists and `force` is False, or another run works in it.
+        DataError: the photos cannot be used as they lie.
+        BackboneError, WeightsError: the backbone or its weights cannot be had.
+        RunStopped: SIGTERM or Ctrl-C came; classifier and checkpoint are saved.
+        NotFiniteError: the loss or the weights became infinite or NaN.
+        OutputError: a file cannot be written.
+    """
+    if not resume:
+        cut_off = from_main(lambda: restarted_run(settings.out))
+        settings, resume = cut_off or settings, cut_off is not None
+    if not resume:
+        from_main(lambda: check_out(settings.out, force=force))
+    keras.utils.set_random_seed(settings.seed)
+    data = find_data(settings)
+    say(data.summary())
+    table, memory = EpochTable(), MemoryGuard()
+    learner = build_learner(settings, data, callbacks=[ProgressBar(), table, memory])
+    say(describe_model(learner.model))
+    if settings.batch_size is None:
+        settings = dataclasses.replace(settings, batch_size=fit_batch_size(learner))
+    if world_size() > 1:
+        say(f"{describe(data.batch_size, settings.seed)}\n")
+    with writing(settings.out), held(FolderLock(settings.out)), StopRequest() as stop:
+        learner.checkpoint = begin(settings, data, stop, resume=resume)
+        learner.callbacks += [
+            FiniteGuard(learner.checkpoint, data.train),
+            ClassifierSoFar(learner.model, settings.out / CLASSIFIER),
+        ]
+        train_to_end(learner, settings, stop)
+    skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
+    if is_main():
+        with writing(settings.out), FolderLock(settings.out):
+            if memory.parts > 1:
+                write_settings(
+                    settings.out, describe_settings(settings, data) | {"batch_parts": memory.parts}
+                )
+            predictions = learner.predictions()
+            write_run(learner, learner.data or data, predictions, table, settings)
+            finish(settings.out)
+        print(describe_skipped(skipped | dict(data.skipped)))
+        print(f"{predictions}\nSaved in {settings.out}: {', '.join(RESULTS)}")
+    barrier()
+    return learner
+
+
+def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> None:
+    """Train; when that is cut short, leave the classifier so far."""
+    out = settings.out
+    try:
+        fine_tune(learner, settings)
+        if stop() is not None:
+            raise RunStopped("Stopped when training was over.", stop() or 0)
+    except RunStopped as stopped:
+        save_so_far(learner.model, out)
+        raise RunStopped(
+            f"{stopped} The classifier so far: {out / CLASSIFIER}. Go on with: kclf train --resume {out}",
+            stopped.signal,
+        ) from None
+    except NotFiniteError as error:
+        save_so_far(learner.model, out)
+        raise NotFiniteError(f"{error}. The classifier so far: {out / CLASSIFIER}") from None
+    except KclfError:
+        if is_main() and learner.checkpoint is not None and learner.checkpoint.position is None:
+            abandon(out)
+        raise
+
+
+def fine_tune(learner: Learner, settings: RunSettings) -> None:
+    """Train the head alone, then everything: `Learner.fine_tune` with its own rate for the second stage."""
+    if settings.freeze_epochs:
+        learner.freeze()
+        learner.fit_one_cycle(settings.freeze_epochs, slice(settings.learning_rate), pct_start=0.99)
+    if settings.epochs:
+        learner.unfreeze()
+        rate = settings.thawed_rate or settings.learning_rate / 10
+        learner.fit_one_cycle(settings.epochs, slice(rate / 100, rate), pct_start=0.3, div=5.0)
+
+
+def check_out(out: Path, *, force: bool) -> None:
+    """Refuse, before any work, a folder that holds something or that cannot be written.
+
+    Raises:
+        OutputExistsError: it exists and `force` is False.
+        DataError: it cannot be made or written.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputExistsError(f"{out} is a file. Choose another --out.")
+    if (out / CHECKPOINTS).is_dir() and not force:
+        raise OutputExistsError(
+            f"{out} holds a run that is not finished. Go on with: kclf train --resume {out}, or pass --force "
+            "to begin anew."
+        )
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise OutputExistsError(f"{out} exists. Choose another --out, or pass --force to write into it.")
+    parent = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    if not os.access(parent, os.W_OK):
+        raise DataError(f"{out} cannot be written: no permission in {parent}")
+
+
+def find_data(settings: RunSettings) -> ImageData:
+    """The labelled, split photos, by whichever of the layouts the settings ask for."""
+    options: dict[str, Any] = {
+        "valid_fraction": settings.valid_fraction,
+        "seed": settings.seed,
+        "size": settings.size,
+        "presize": settings.presize,
+        "batch_size": settings.batch_size or BATCH_SIZE,
+        "on_error": "raise" if settings.strict else "skip",
+    }
+    if settings.csv is not None:
+        return ImageData.from_csv(settings.csv, folder=settings.folder, **options)
+    if settings.label_regex is not None:
+        return ImageData.from_files(settings.folder, regex_label(settings.label_regex), **options)
+    return ImageData.from_folder(settings.folder, **options)
+
+
+def build_learner(
+    settings: RunSettings, data: ImageData, callbacks: Sequence[keras.callbacks.Callback]
+) -> Learner:
+    """The learner of a new classifier for the data."""
+    precision = settings.mixed_precision
+    return Learner(
+        data,
+        settings.backbone,
+        weights=settings.weights,
+        augmentation=AUGMENTATIONS[settings.augment](),
+        batchnorm=settings.batchnorm,
+        dtype=best_precision() if precision == "auto" else precision,
+        path=settings.out,
+        callbacks=callbacks,
+        verbose=False,
+    )
+
+
+def fit_batch_size(learner: Learner) -> int:
+    """Give the learner the largest batches that its GPU has memory for when everything trains."""
+    data, model = learner.data, learner.model
+    if data is None or data.train.labels is None or not torch.cuda.is_available():
+        say(f"Batch size: {BATCH_SIZE}, as there is no GPU whose memory would be the limit.\n")
+        return BATCH_SIZE
+    label, num_images = data.train.labels[0], data.train.num_images
+    photo = np.zeros((data.presize, data.presize, 3), np.uint8)
+    frozen = model.first_trainable_group
+    model.unfreeze()
+    learner.training.compile(model, model.layer_groups, model.task)
+
+    def most() -> int:
+        with apart():
+            return largest_batch(model, photo, label, most=min(LARGEST, num_images // ranks))
+
+    ranks = world_size()
+    size = from_main(most) * ranks
+    model.freeze_to(frozen)
+    learner.set_data(data.replace(batch_size=size))
+    say(f"Batch size: {size}, the most that the GPU has memory for.\n")
+    return size
+
+
+def describe_model(model: ImageClassifier) -> str:
+    """One line: the backbone, its size and the parameters of each layer group."""
+    counts = [sum(int(np.prod(v.shape)) for layer in g for v in layer.weights) for g in model.layer_groups]
+    groups = " + ".join(f"{count:,}" for count in counts)
+    policy = model.dtype_policy.name
+    return f"{model.backbone_name} at {model.size} px, {policy}; parameters by layer group: {groups}\n"
+
+
+def describe_skipped(skipped: dict[str, str]) -> str:
+    """How many photos could not be read, and each with its reason; empty where all could."""
+    if not skipped:
+        return ""
+    photos = "1 photo" if len(skipped) == 1 else f"{len(skipped)} photos"
+    named = "".join(f"  {path}: {reason}\n" for path, reason in skipped.items())
+    return f"\nSkipped {photos} that cannot be read:\n{named}"
+
+
+# ---- a run's folder ------------------------------------------------------------
+
+
+def begin(settings: RunSettings, data: ImageData, stop: StopRequest, *, resume: bool) -> Checkpoint:
+    """Make the folder a run that is not finished, or find it so; the checkpoint that its fits share."""
+    out = settings.out
+    if is_main():
+        sweep(out)
+    if is_main() and not resume:
+        finish(out)
+        for name in (*RESULTS, BATCHES, PREDICTIONS):  # of an earlier run, which would pass for this one's
+            (out / name).unlink(missing_ok=True)
+        (out / CHECKPOINTS).mkdir()
+        for folder in (out, out / CHECKPOINTS):
+            write_settings(folder, describe_settings(settings, data))
+    checkpoint = Checkpoint(out / CHECKPOINTS, stop=stop)
+    if files := checkpoint.files():
+        say(f"Going on from {files[-1].name}\n")
+    return checkpoint
+
+
+def write_settings(folder: Path, described: dict[str, Any]) -> None:
+    """Write `settings.json`."""
+    with replacing(folder / SETTINGS) as temporary:
+        temporary.write_text(json.dumps(described, indent=2) + "\n")
+
+
+def finish(out: Path) -> None:
+    """Remove the checkpoints: at one stroke, and then file by file."""
+    if (out / CHECKPOINTS).exists():
+        (out / CHECKPOINTS).rename(out / ".checkpoints.partial")
+    sweep(out)
+
+
+def abandon(out: Path) -> None:
+    """Leave nothing of a run that failed before its first batch, such as for a photo that cannot be read."""
+    (out / SETTINGS).unlink()
+    finish(out)
+    if not [path for path in out.iterdir() if path.name != LOCK_FILE]:
+        shutil.rmtree(out)
+
+
+def restarted_run(out: Path) -> RunSettings | None:
+    """The settings of the run in a folder where it was cut off and `torchrun` began it again."""
+    return unfinished_run(out) if restarts() and (out / CHECKPOINTS).is_dir() else None
+
+
+def unfinished_run(out: Path) -> RunSettings | None:
+    """The settings of the run that was cut off in a folder; None where it was finished.
+
+    Raises:
+        DataError: there is no run.
+        FileFormatError: its `settings.json` is damaged.
+    """
+    if not (out / CHECKPOINTS).is_dir():
+        read_settings(out / SETTINGS)
+        return None
+    try:
+        settings = read_settings(out / SETTINGS)
+    except FileFormatError:
+        settings = read_settings(out / CHECKPOINTS / SETTINGS)
+        with replacing(out / SETTINGS) as temporary:
+            shutil.copyfile(out / CHECKPOINTS / SETTINGS, temporary)
+    return dataclasses.replace(settings, out=out)
+
+
+def read_settings(path: Path) -> RunSettings:
+    """The settings in a `settings.json`.
+
+    Raises:
+        DataError: there is no such file.
+        FileFormatError: it is not one, or holds values that no run could have had.
+    """
+    if not path.is_file():
+        raise DataError(f"{path.parent} holds no run that could go on: it has no {path.name}.")
+    kinds = typing.get_type_hints(RunSettings)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        if set(found) != set(kinds):
+            raise FileFormatError(
+                f"{path}: other settings than this kclf has: {sorted(set(found) ^ set(kinds))}"
+            )
+        return RunSettings(**{name: _of_kind(name, found[name], kind) for name, kind in kinds.items()})
+    except FileFormatError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FileFormatError(f"{path}: no settings of a run ({error!r})") from error
+
+
+def _of_kind(name: str, value: Any, kind: Any) -> Any:
+    """A JSON value as the field's type."""
+    for allowed in typing.get_args(kind) or (kind,):
+        if allowed is Path and isinstance(value, str):
+            return Path(value)
+        if type(value) is allowed or (allowed is float and type(value) is int):
+            return value
+    raise TypeError(f"Expected {name} to be {kind}. Received: {name}={value!r}")
+
+
+class ClassifierSoFar(keras.callbacks.Callback):
+    """Saves the classifier after each epoch.
+
+    Args:
+        classifier: what to save.
+        path: the file.
+    """
+
+    def __init__(self, classifier: ImageClassifier, path: Path) -> None:
+        super().__init__()
+        self.classifier, self.path = classifier, path
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save it."""
+        if is_main():
+            self.classifier.save(self.path)
+
+
+def save_so_far(classifier: ImageClassifier, out: Path) -> None:
+    """Save the classifier of a run that ends early."""
+    if is_main():
+        classifier.save(out / CLASSIFIER)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Let an error of the disk say which folder it is about, and what to do."""
+    try:
+        yield
+    except KclfError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written: {error.strerror or error}. What was written before stands; make room, "
+            f"then go on with: kclf train --resume {out}"
+        ) from error
+
+
+# ---- results ------------------------------------------------------------
+
+
+def write_run(
+    learner: Learner, data: ImageData, predictions: Predictions, table: EpochTable, settings: RunSettings
+) -> None:
+    """Write the results of a run into its folder."""
+    out = settings.out
+    learner.model.save(out / CLASSIFIER)
+    predictions.to_csv(out / PREDICTIONS)
+    learner.recorder.to_csv(out / BATCHES)
+    write_history(table, settings.freeze_epochs, out / HISTORY)
+    with replacing(out / CURVES) as temporary:
+        plot_curves(learner.recorder).savefig(temporary, dpi=120)
+    write_report(out, out / REPORT)
+
+
+def write_history(table: EpochTable, freeze_epochs: int, path: Path) -> None:
+    """The course's table as CSV, with the stage each epoch belongs to and its time in seconds."""
+    rows = [
+        {"stage": "head" if number < freeze_epochs else "all", **row, "time": round(row["time"], 1)}
+        for number, row in enumerate(table.rows)
+    ]
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def describe_settings(settings: RunSettings, data: ImageData) -> dict[str, Any]:
+    """Settings, data and versions as JSON can hold them."""
+    plain = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(settings).items()}
+    return {
+        "settings": plain,
+        "data": {
+            "class_names": data.class_names,
+            "task": data.task,
+            **{name: split.num_images for name, split in data.splits.items()},
+        },
+        "versions": {
+            "kclf": version("kclf"),
+            "python": platform.python_version(),
+            "keras": keras.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
+
+
+def plot_curves(recorder: Recorder) -> Any:
+    """Losses beside the learning rate, over the batches of the whole run.
+
+    Returns:
+        A matplotlib figure, not shown.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    losses, rates = figure.subplots(1, 2)
+    recorder.plot_loss(ax=losses)
+    recorder.plot_lr(ax=rates)
+    return figure

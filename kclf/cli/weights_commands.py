@@ -1,0 +1,48 @@
+"""`kclf weights show|convert|check`: look into weights files, exchange them, and prove that they fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..backbones import build_backbone
+from ..models import load
+from ..weights import overview, save_weights
+
+app = typer.Typer(no_args_is_help=True, help="Look into weights files, convert them, check that they fit.")
+
+File = Annotated[Path, typer.Argument(help="A saved classifier, a Keras file or a torch state dict.")]
+Backbone = Annotated[str, typer.Option(help="The backbone whose weights these are, such as ResNet34.")]
+
+
+@app.command()
+def show(file: File) -> None:
+    """List the arrays of a file with their shapes."""
+    typer.echo(overview(file))
+
+
+@app.command()
+def convert(
+    file: File,
+    out: Annotated[Path, typer.Argument(help="Ends in .weights.h5, .h5, .keras or .pth.")],
+    backbone: Backbone,
+    library: Annotated[str, typer.Option(help="Whose names a .pth gets.")] = "torchvision",
+) -> None:
+    """Write a backbone's weights in another format; a top in the file is left out."""
+    save_weights(build_backbone(backbone, weights=file), out, library=library)
+    typer.echo(f"{out}: the weights of {backbone} from {file}")
+
+
+@app.command()
+def check(
+    file: File, backbone: Annotated[str | None, typer.Option(help="The backbone that it should fit.")] = None
+) -> None:
+    """Check a saved classifier against its own probe batch, or weights against a backbone."""
+    if backbone is None:
+        model = load(file, check=True)
+        typer.echo(f"{file}: sound, and answers its probe batch as saved ({model.backbone_name})")
+    else:
+        build_backbone(backbone, weights=file)
+        typer.echo(f"{file}: every variable of {backbone} is in it and fits")

@@ -1,0 +1,584 @@
+"""`ImageDataset`: one split as uint8 batches, decoded by threads a few batches ahead.
+
+What a batch holds depends on (seed, epoch, index) alone, never on the threads. Keras asks a loader for more
+iterators than it has epochs (one to look at the shapes, one more after each epoch), so an iterator does
+nothing before its first batch is wanted, and the batch that was only looked at is handed out again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+try:
+    from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+except ImportError:  # it is not part of Keras' public interface; `fit` then takes the loader with a warning
+    DataAdapter = object
+
+from .._core.arguments import at_least, one_of
+from ..distributed import local_world_size, rank, share, take_device, world_size
+from ..errors import DataError, ImageError
+from .images import CENTRE, RESIZE_METHODS, ResizeMethod
+from .labels import class_numbers
+from .sources import ArrayImages, FileImages, Images
+from .tasks import TASKS, Task
+
+log = logging.getLogger("kclf.data")
+
+OnError = Literal["skip", "raise"]
+BATCHES_AHEAD = 2  # one being decoded while one waits: more only costs memory
+Batch = tuple[torch.Tensor, ...]
+
+
+class ImageDataset(DataLoader, DataAdapter):
+    """The photos of one split in batches, as `model.fit`, `evaluate` and `predict` take them.
+
+    It yields `(images,)`, `(images, labels)` or `(images, labels, weights)`: images uint8
+    (batch, presize, presize, 3) in [0, 255]; labels int64 (batch,) class numbers, float32 (batch, classes)
+    or float32 (batch,) numbers, by task; weights float32 (batch,) where `class_weight` is given. With CUDA
+    the batches come pinned and already on the way to the device.
+
+    An epoch is over when its last batch has been handed out; an iterator left before that leaves the epoch
+    where it was. So looking at one batch, or a learning-rate range test, does not change what training sees
+    (but to look at the only batch of a dataset is an epoch).
+
+    With several processes (`kclf.distributed`) each reads its share of every batch. Order, batches and
+    windows are those of one process, whatever their number; a last batch with fewer images than processes
+    joins the one before it.
+
+    Args:
+        images: paths of n files, or uint8 (n, height, width, 3), or a source of images.
+        labels: n class numbers, (n, classes) n-hot rows, or n numbers, by task; None where unknown.
+        class_names: the classes in order.
+        task: "single_label", "multi_label" or "regression".
+        presize: side in pixels of the squares.
+        batch_size: images a batch.
+        resize_method: how a photo becomes a square: "crop", "pad" or "squish".
+        shuffle: another order each epoch.
+        random_crop: another window (or place, with "pad") for each image in each epoch; else the centre.
+        drop_last: leave out a last batch that is not full (unless it is the only one).
+        seed: fixes order and windows.
+        num_threads: threads that decode; None for one a core.
+        on_error: "skip" puts the next readable image of the split in the place of one that cannot be read,
+            and lists it in `skipped`; "raise" ends with its `ImageError`.
+        class_weight: weight of each class in the loss, by name, or "balanced" for n / (classes * count).
+        sampling_weights: chance of each image to be drawn, float (n,), or "balanced" to draw all classes
+            alike; images are then drawn with replacement.
+        shard: (i, n) for the i-th of n shares of each batch, (0, 1) for all of it; None for the share of this
+            process.
+
+    Example:
+        >>> images = np.zeros((5, 32, 32, 3), np.uint8)
+        >>> labels = [0, 1, 0, 1, 1]
+        >>> dataset = ImageDataset(images, labels, class_names=["cat", "dog"], presize=32, batch_size=4)
+        >>> [(tuple(x.shape), y.tolist()) for x, y in dataset]
+        [((4, 32, 32, 3), [0, 1, 0, 1]), ((1, 32, 32, 3), [1])]
+    """
+
+    batch_size: int = 0  # Keras' adapter has read-only properties of this name, which torch's loader sets
+
+    def __init__(
+        self,
+        images: Images | Sequence[str | os.PathLike[str]] | np.ndarray,
+        labels: Sequence[float] | np.ndarray | None = None,
+        *,
+        class_names: Sequence[str] = (),
+        task: Task = "single_label",
+        presize: int = 224,
+        batch_size: int = 64,
+        resize_method: ResizeMethod = "crop",
+        shuffle: bool = False,
+        random_crop: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        num_threads: int | None = None,
+        on_error: OnError = "skip",
+        class_weight: Mapping[str, float] | Literal["balanced"] | None = None,
+        sampling_weights: Sequence[float] | np.ndarray | Literal["balanced"] | None = None,
+        shard: tuple[int, int] | None = None,
+    ) -> None:
+        self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        one_of("task", task, TASKS)
+        one_of("resize_method", resize_method, RESIZE_METHODS)
+        one_of("on_error", on_error, get_args(OnError))
+        at_least("num_threads", num_threads or 1, 1)
+        source = as_images(images)
+        take_device()
+        super().__init__(source, batch_size=at_least("batch_size", batch_size, 1))
+        self.paths: np.ndarray = source.paths
+        self.class_names = list(class_names)
+        self.task = task
+        self.labels = _checked_labels(labels, len(source), task, len(self.class_names))
+        self.presize = _checked_presize(presize, source)
+        self.resize_method = resize_method
+        self.shuffle = shuffle
+        self.random_crop = random_crop
+        self.drop_incomplete = drop_last and len(source) > self.batch_size
+        self.shard = _checked_shard(shard, len(source), self.batch_size)
+        self.seed = seed
+        self.num_threads = num_threads or max(1, usable_cores() // local_world_size())
+        self.on_error = on_error
+        self.class_weight = class_weight
+        self.sample_weights = self._weights_in_loss(class_weight)
+        self.sampling_weights = self._chances(sampling_weights)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._unreadable: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._epoch, self._start, self._blank = 0, 0, 0
+        self._pass: _Pass | None = None
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        full, rest = divmod(self.num_images, self.batch_size)
+        return full + (not self.drop_incomplete and (rest >= self.shard[1] or not full))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Hand out the batches of the epoch; nothing is read before the first one is wanted."""
+        current = self._begin()
+        try:
+            while current.handed_out < len(self):
+                batch = current.next()
+                if current.handed_out == len(self):  # now, since `fit` never asks for one more than `len`
+                    self._epoch, self._start = current.epoch + 1, 0
+                yield batch
+        finally:
+            self._leave(current)
+
+    def __repr__(self) -> str:
+        what = {"regression": "numbers", "multi_label": "labels"}.get(self.task, "classes")
+        labelled = f"{len(self.class_names)} {what}" if self.labels is not None else "unlabelled"
+        return (
+            f"ImageDataset({self.num_images:,} images, {labelled}, "
+            f"{len(self)} x {self.batch_size} squares of {self.presize} px)"
+        )
+
+    @property
+    def num_images(self) -> int:
+        """Number of images in the split."""
+        return len(self.paths)
+
+    @property
+    def files(self) -> np.ndarray | None:
+        """The files of the images, (n,); None for images in memory."""
+        return self.paths if self.dataset.in_files else None
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(path, reason) of each image found unreadable so far; another one stood in for it."""
+        with self._lock:
+            found = sorted(self._unreadable.items())
+        return [(str(self.paths[index]), reason) for index, reason in found]
+
+    @property
+    def readable(self) -> np.ndarray:
+        """Bool (n,): False for the images found unreadable so far, whose row shows another image."""
+        mask = np.ones(self.num_images, dtype=bool)
+        with self._lock:
+            mask[list(self._unreadable)] = False
+        return mask
+
+    def replace(self, **changes: Any) -> ImageDataset:
+        """A dataset of the same images with other arguments; it begins at epoch 0.
+
+        Example:
+            >>> dataset = ImageDataset(np.zeros((8, 32, 32, 3), np.uint8), presize=32, batch_size=4)
+            >>> dataset.replace(batch_size=2)
+            ImageDataset(8 images, unlabelled, 4 x 2 squares of 32 px)
+        """
+        other = type(self)(**{**self._arguments, "images": self.dataset, **changes})
+        if other.dataset is self.dataset:
+            other._unreadable = dict(self._unreadable)
+        return other
+
+    def peek(self) -> Batch:
+        """The batch that comes next; the epoch stays where it is, even of a single batch."""
+        state = self.state_dict()
+        batch = next(iter(self))
+        if self.state_dict() != state:
+            self.load_state_dict(state)
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the dataset stands: seed, epoch, and batches of that epoch already handed out.
+
+        Inside an epoch this is where the iterator stands that goes through it; one that was left counts for
+        nothing.
+        """
+        batch = self._start
+        if self._pass is not None and self._pass.in_use and self._pass.epoch == self._epoch:
+            batch = self._pass.handed_out
+        return {"seed": self.seed, "epoch": self._epoch, "batch": batch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to where another run stood; the next iterator begins with that batch.
+
+        A `model.fit` that begins inside an epoch has fewer batches left than it counts on; begin it at
+        batch 0, or pass the rest as `steps_per_epoch`.
+
+        Raises:
+            DataError: the state does not fit this dataset.
+        """
+        seed, epoch, batch = (int(state[key]) for key in ("seed", "epoch", "batch"))
+        if epoch < 0 or not 0 <= batch < max(1, len(self)):
+            raise DataError(
+                f"Expected epoch >= 0 and batch in [0, {len(self)}). Received: state={dict(state)}"
+            )
+        self._discard()
+        self.seed, self._epoch, self._start, self._blank = seed, epoch, batch, 0
+
+    def skip(self, batches: int) -> None:
+        """Let the next epoch hand out its first batches blank, at no cost: their photos are zeros.
+
+        For a `fit` that goes on inside an epoch: it counts from batch 0, and passes over what it has done.
+        """
+        self._discard()
+        self._blank = batches
+
+    # What makes it an adapter of Keras', which `fit` uses as it is: a plain torch loader draws a warning
+    # at each `fit`, since `shuffle=True` is the default there.
+
+    def get_torch_dataloader(self) -> ImageDataset:
+        """The loader itself."""
+        return self
+
+    @property
+    def num_batches(self) -> int:
+        """Batches an epoch."""
+        return len(self)
+
+    @property
+    def has_partial_batch(self) -> bool:
+        """Whether the last batch is not full."""
+        return bool(self.partial_batch_size)
+
+    @property
+    def partial_batch_size(self) -> int:
+        """Images in the last batch where it is not full, else 0."""
+        return 0 if self.drop_incomplete else self.num_images % self.batch_size
+
+    # The order and the content of an epoch
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices of the images of an epoch, in the order they are handed out: int64 (n,)."""
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.sampling_weights is not None:
+            return rng.choice(self.num_images, size=self.num_images, p=self.sampling_weights)
+        return rng.permutation(self.num_images) if self.shuffle else np.arange(self.num_images)
+
+    def rows(self, number: int) -> np.ndarray:
+        """Places in the order of an epoch whose images are in batch `number`, of this share: int64."""
+        start, end = number * self.batch_size, (number + 1) * self.batch_size
+        if number == len(self) - 1 and not self.drop_incomplete:
+            end = self.num_images
+        return np.arange(start, end)[share(end - start, self.shard)]
+
+    def positions(self, epoch: int) -> np.ndarray:
+        """Where the window of each image lies in an epoch: float64 (n, 2), x and y in [0, 1]."""
+        if not self.random_crop:
+            return np.full((self.num_images, 2), CENTRE)
+        return np.random.default_rng([self.seed, epoch, 1]).random((self.num_images, 2))
+
+    def fill(self, square: np.ndarray, index: int, position: np.ndarray) -> int:
+        """Put an image in its place in a batch; the index of the one that is there in the end.
+
+        Runs in the threads.
+        """
+        for candidate in range(index, index + self.num_images):
+            at = candidate % self.num_images
+            if at in self._unreadable:
+                continue
+            try:
+                self.dataset.square(at, self.presize, self.resize_method, position, out=square)
+            except ImageError as error:
+                if self.on_error == "raise":
+                    raise
+                self._report(at, error)
+            else:
+                return at
+        raise DataError(
+            f"None of the {self.num_images:,} images can be read. The first: {self.skipped[0][0]}: "
+            f"{self.skipped[0][1]}"
+        )
+
+    def collate(self, images: torch.Tensor, indices: np.ndarray) -> Batch:
+        """A batch of images with the labels and weights of their indices."""
+        parts = [images]
+        if self.labels is not None:
+            labels = torch.from_numpy(self.labels[indices])
+            parts.append(labels.long() if self.task == "single_label" else labels)
+        if self.sample_weights is not None:
+            parts.append(torch.from_numpy(self.sample_weights[indices]))
+        return tuple(parts)
+
+    def _report(self, index: int, error: ImageError) -> None:
+        with self._lock:
+            known = index in self._unreadable
+            self._unreadable[index] = error.reason
+        if not known:
+            log.warning("Skipped %s: %s", error.path, error.reason)
+
+    # Passes
+
+    def _begin(self) -> _Pass:
+        """The pass for a new iterator: the one of which only a first batch was seen, or a new one."""
+        with self._lock:
+            current, self._pass = self._pass, None
+            if current is not None and current.reusable and not current.in_use:
+                current.rewind()
+            else:
+                current = _Pass(self, self._epoch, self._start, self._blank)
+                self._blank = 0
+            current.in_use = True
+            self._pass = current
+        return current
+
+    def _leave(self, current: _Pass) -> None:
+        """An iterator is done or was dropped."""
+        current.in_use = False
+        finished = current.handed_out >= len(self)
+        if finished or not current.reusable:
+            current.close()
+        if finished and self._pass is current:
+            self._pass = None
+
+    def _discard(self) -> None:
+        with self._lock:
+            current, self._pass = self._pass, None
+        if current is not None and not current.in_use:
+            current.close()
+
+    # Weights
+
+    def _class_counts(self, what: str) -> np.ndarray:
+        if self.task != "single_label" or self.labels is None:
+            raise DataError(f"{what} needs one class an image. Received: task={self.task!r}")
+        return np.bincount(self.labels, minlength=len(self.class_names))
+
+    def _weights_in_loss(self, class_weight: Mapping[str, float] | str | None) -> np.ndarray | None:
+        if class_weight is None:
+            return None
+        counts = self._class_counts("class_weight")
+        if isinstance(class_weight, str):
+            one_of("class_weight", class_weight, ("balanced",))
+            weights = self.num_images / (len(counts) * np.maximum(counts, 1))
+        else:
+            if set(class_weight) != set(self.class_names):
+                raise DataError(
+                    f"Expected a weight for each of the classes {self.class_names}. "
+                    f"Received: class_weight for {sorted(class_weight)}"
+                )
+            weights = np.array([class_weight[name] for name in self.class_names])
+        return weights.astype(np.float32)[self.labels]
+
+    def _chances(self, weights: Sequence[float] | np.ndarray | str | None) -> np.ndarray | None:
+        if weights is None:
+            return None
+        if isinstance(weights, str):
+            one_of("sampling_weights", weights, ("balanced",))
+            weights = 1 / np.maximum(self._class_counts("sampling_weights"), 1)[self.labels]
+        chances = np.asarray(weights, dtype=np.float64)
+        if chances.shape != (self.num_images,) or not (chances >= 0).all() or not chances.sum() > 0:
+            raise DataError(
+                f"Expected {self.num_images} sampling weights >= 0, not all 0. "
+                f"Received: shape={chances.shape}"
+            )
+        return chances / chances.sum()
+
+
+@dataclass
+class _Pending:
+    """A batch whose images are being decoded; each job gives the index of the image it put in place."""
+
+    images: torch.Tensor
+    jobs: list[Future[int]]
+
+    def cancel(self) -> None:
+        for job in self.jobs:
+            job.cancel()
+
+
+class _Pass:
+    """One way through the batches of an epoch, with the threads that decode ahead of it."""
+
+    def __init__(self, dataset: ImageDataset, epoch: int, start: int, blank: int = 0) -> None:
+        self.epoch = epoch
+        self.start = self.handed_out = start
+        self._first_read = start + blank
+        self.in_use = False
+        self._closed = False
+        # No circle of references: a dropped dataset takes its pass and the waiting threads with it at once.
+        self._dataset = weakref.proxy(dataset)
+        self._order = dataset.order(epoch)
+        self._positions = dataset.positions(epoch)
+        self._requested = self._first_read
+        self._pending: deque[_Pending] = deque()
+        self._first: Batch | None = None
+        self._sending: Batch | None = None
+        self._stream = torch.cuda.Stream(dataset.device) if dataset.device.type == "cuda" else None
+        self._pool = ThreadPoolExecutor(dataset.num_threads, thread_name_prefix="kclf-data")
+
+    @property
+    def reusable(self) -> bool:
+        """True while at most the first batch has been handed out, so that another iterator can take over."""
+        return not self._closed and self.handed_out - self.start <= 1
+
+    def rewind(self) -> None:
+        """Hand out the first batch once more."""
+        self.handed_out = self.start
+
+    def next(self) -> Batch:
+        """The next batch, waiting for it where it is not decoded yet."""
+        self._request()
+        first = self.handed_out == self.start
+        if self.handed_out < self._first_read:
+            batch, first = self._blank(), False
+        elif first and self._first is not None:
+            batch = self._first
+        else:
+            batch = self._take()
+        # A copy: whoever looked at the first batch may have written to it.
+        self._first = tuple(part.clone() for part in batch) if first else None
+        self.handed_out += 1
+        return batch
+
+    def close(self) -> None:
+        """Stop decoding."""
+        self._closed = True
+        for pending in self._pending:
+            pending.cancel()
+        self._pending.clear()
+        self._first = self._sending = None
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _request(self) -> None:
+        ahead = min(self.handed_out + 1 + BATCHES_AHEAD, len(self._dataset))
+        while self._requested < ahead:
+            self._pending.append(self._submit(self._requested))
+            self._requested += 1
+
+    def _indices(self, number: int) -> np.ndarray:
+        return self._order[self._dataset.rows(number)]
+
+    def _submit(self, number: int) -> _Pending:
+        dataset = self._dataset
+        indices = self._indices(number)
+        shape = (len(indices), dataset.presize, dataset.presize, 3)
+        if dataset.device.type == "cuda":
+            images = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:  # numpy asks for huge pages: a sixth of the time that torch's memory takes on first use
+            images = torch.from_numpy(np.empty(shape, dtype=np.uint8))
+        squares = images.numpy()
+        jobs = [
+            self._pool.submit(dataset.fill, square, int(index), self._positions[index])
+            for square, index in zip(squares, indices, strict=True)
+        ]
+        return _Pending(images, jobs)
+
+    def _blank(self) -> Batch:
+        """The next batch without its photos: zeros, in no memory of their own."""
+        dataset = self._dataset
+        indices = self._indices(self.handed_out)
+        shape = (len(indices), dataset.presize, dataset.presize, 3)
+        return dataset.collate(torch.zeros((), dtype=torch.uint8).expand(shape), indices)
+
+    def _take(self) -> Batch:
+        stream = self._stream
+        if stream is None:
+            return self._decoded()
+        batch, self._sending = self._sending or _sent(self._decoded(), stream), None
+        if self._pending and all(job.done() for job in self._pending[0].jobs):
+            self._sending = _sent(self._decoded(), stream)  # while the device works on this batch
+        here = torch.cuda.current_stream(stream.device)
+        here.wait_stream(stream)
+        for part in batch:
+            part.record_stream(here)
+        return batch
+
+    def _decoded(self) -> Batch:
+        pending = self._pending.popleft()
+        try:
+            indices = np.array([job.result() for job in pending.jobs])
+        except BaseException:
+            pending.cancel()
+            self.close()
+            raise
+        return self._dataset.collate(pending.images, indices)
+
+
+def _sent(batch: Batch, stream: torch.cuda.Stream) -> Batch:
+    """The batch on its way to the device; the images are pinned already."""
+    with torch.cuda.stream(stream):
+        return tuple(part.pin_memory().to(stream.device, non_blocking=True) for part in batch)
+
+
+def as_images(images: Images | Sequence[str | os.PathLike[str]] | np.ndarray) -> Images:
+    """A source of images from paths or from an array."""
+    if isinstance(images, Images):
+        return images
+    if isinstance(images, np.ndarray) and images.dtype.kind not in "UO":
+        return ArrayImages(images)
+    return FileImages(images)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _checked_presize(presize: int, source: Images) -> int:
+    if source.largest is not None and presize > source.largest:
+        raise ValueError(
+            f"Expected presize <= {source.largest}, the short side of the photos in the cache: a larger "
+            f"square would be blurred. Received: presize={presize}. Begin with the photos themselves, and "
+            f"call `resize` with a size of at least {presize}"
+        )
+    return at_least("presize", presize, 1)
+
+
+def _checked_shard(shard: tuple[int, int] | None, n: int, batch_size: int) -> tuple[int, int]:
+    index, shares = shard or (rank(), world_size())
+    if not 0 <= index < shares:
+        raise ValueError(f"Expected shard=(i, n) with 0 <= i < n. Received: shard={shard}")
+    if min(n, batch_size) < shares:
+        raise DataError(
+            f"{n:,} images in batches of {batch_size} are too few for {shares} processes: each needs one at "
+            "least of every batch"
+        )
+    return index, shares
+
+
+def _checked_labels(
+    labels: Sequence[float] | np.ndarray | None, n: int, task: Task, classes: int
+) -> np.ndarray | None:
+    """Labels as they are handed out; `classes` is 0 where their number is not known."""
+    if labels is None:
+        return None
+    array = np.asarray(labels)
+    if len(array) != n or array.ndim != (2 if task == "multi_label" else 1):
+        shape = "(n, classes)" if task == "multi_label" else "(n,)"
+        raise DataError(f"Expected labels of shape {shape} for n = {n} images. Received: shape={array.shape}")
+    if task == "single_label":
+        return class_numbers(array, classes)
+    array = array.astype(np.float32)
+    if task == "multi_label" and classes not in (0, array.shape[1]):
+        raise DataError(
+            f"Expected n-hot labels (n, {classes}) for {classes} classes. Received: shape={array.shape}"
+        )
+    low, high = (0, 1) if task == "multi_label" else (-np.inf, np.inf)
+    if array.size and not (low <= array.min() and array.max() <= high and np.isfinite(array).all()):
+        kind = "n-hot labels in [0, 1]" if task == "multi_label" else "finite numbers"
+        raise DataError(f"Expected {kind}. Received: labels from {array.min()} to {array.max()}")
+    return array

@@ -1,0 +1,254 @@
+"""Labels: from paths, file names and tables, as classes, several classes or numbers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._core.arguments import listed
+from ..errors import DataError
+from .splits import require_classes
+from .tasks import Task
+
+
+def text_of(label: Any) -> str:
+    """A field of a table as text; empty where it is None or NaN."""
+    return "" if label is None or label != label else str(label)
+
+
+def column_of(table: Mapping[str, Sequence[Any]], column: str | int) -> Sequence[Any]:
+    """A column by name or number."""
+    names = list(table)
+    if isinstance(column, int) and 0 <= column < len(names):
+        return table[names[column]]
+    if column in table:
+        return table[str(column)]
+    raise DataError(f"No such column. Received: {column!r}. The table has: {', '.join(map(str, names))}")
+
+
+def label_parts(label: str, delimiter: str) -> list[str]:
+    """The labels of an image whose field holds several, or none."""
+    return [part for part in map(str.strip, label.split(delimiter)) if part]
+
+
+def task_of(labels: Sequence[Any], files: Sequence[str]) -> Task:
+    """The task that labels of this kind are for."""
+    if all(isinstance(label, str) for label in labels):
+        return "single_label"
+    if all(isinstance(label, list | tuple | set | frozenset) for label in labels):
+        return "multi_label"
+    at = next(i for i, label in enumerate(labels) if not isinstance(label, str))
+    raise DataError(
+        f"{files[at]}: its label is {labels[at]!r}. Expected text (one class), or a list of texts (several). "
+        'Numbers need task="regression", or str() where they are classes'
+    )
+
+
+def encode_labels(labels: Sequence[Any], task: Task, files: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Class names and encoded labels."""
+    if task == "regression":
+        return [], encode_numbers(labels, files)
+    if task == "multi_label":
+        names = class_table(name for row in labels for name in row)
+        return names, encode_many(labels, names, files)
+    texts = [str(label) for label in labels]
+    empty = [file for file, text in zip(files, texts, strict=True) if not text.strip()]
+    if empty:
+        raise DataError(
+            f"{len(empty):,} of {len(files):,} images have no label: {', '.join(empty[:3])}. "
+            "Label them, or leave them out"
+        )
+    names = class_table(texts)
+    require_classes(texts, texts, f"{len(texts):,} images")
+    return names, encode(texts, names, files)
+
+
+def one_column(labels: np.ndarray, task: Task | None) -> np.ndarray:
+    """Labels (n, 1), as `keras.datasets` has them, as (n,); n-hot rows as they are."""
+    is_column = labels.ndim == 2 and labels.shape[1] == 1 and task != "multi_label"
+    return labels[:, 0] if is_column else labels
+
+
+def task_of_array(labels: np.ndarray) -> Task:
+    """The task that an array of labels is for."""
+    if labels.ndim == 2:
+        return "multi_label"
+    return "regression" if np.issubdtype(labels.dtype, np.floating) else "single_label"
+
+
+def encode_array(
+    labels: np.ndarray, task: Task, class_names: Sequence[str] | None
+) -> tuple[list[str], np.ndarray]:
+    """Class names and encoded labels of an array."""
+    if task == "regression":
+        return [], labels.astype(np.float32)
+    if task == "multi_label":
+        names = list(class_names or [str(i) for i in range(labels.shape[1])])
+        return names, labels.astype(np.float32)
+    if labels.dtype.kind in "UO":
+        names = list(class_names or class_table(labels.tolist()))
+        return names, encode(labels.tolist(), names)
+    numbers = class_numbers(labels, len(class_names or ()))
+    return list(class_names or map(str, range(numbers.max(initial=-1) + 1))), numbers
+
+
+def class_numbers(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Class numbers (n,), int32; `classes` is 0 where their number is not known."""
+    with np.errstate(invalid="ignore"):  # NaN becomes some number, and differs from it
+        numbers = labels.astype(np.int32)
+    if not (numbers == labels).all():
+        raise DataError(f"Expected class numbers, which are whole. Received: labels of type {labels.dtype}")
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < (classes or np.inf):
+        raise DataError(
+            f"Expected class numbers in [0, {classes or 'classes'}). "
+            f"Received: labels from {numbers.min()} to {numbers.max()}"
+        )
+    return numbers
+
+
+# Labels
+
+
+def parent_label(path: str | os.PathLike[str]) -> str:
+    """The label is the name of the folder the file lies in.
+
+    Example:
+        >>> parent_label("train/cats/12.jpg")
+        'cats'
+    """
+    return os.path.basename(os.path.dirname(os.fspath(path)))
+
+
+def folder_labels(paths: Sequence[str], root: str | os.PathLike[str]) -> list[str]:
+    """The label of each path is the folder directly below `root` it lies in, however deep.
+
+    Raises:
+        DataError: files lie in `root` itself, so that they have no class folder.
+    """
+    start = os.path.join(os.fspath(root), "")
+    parts = [path[len(start) :].split(os.sep, 1) for path in paths]
+    loose = [path for path, part in zip(paths, parts, strict=True) if len(part) == 1]
+    if loose:
+        raise DataError(
+            f"{len(loose):,} of {len(paths):,} images lie in {root} itself, outside any class folder: "
+            f"{listed(loose, 3)}. Move them into a folder named after their class, or take the label from "
+            'the name: ImageData.from_folder(folder, label_regex=r"(.+)_\\d+"), or '
+            "ImageData.from_files(paths, label)"
+        )
+    return [part[0] for part in parts]
+
+
+def regex_label(pattern: str) -> Callable[[str | os.PathLike[str]], str]:
+    r"""Make a function that finds the label in a file's name.
+
+    Args:
+        pattern: a regular expression, searched in the file's name without its folder. The label is its
+            first group, or the whole match where it has no group.
+
+    Returns:
+        A function path -> label, which raises `DataError` where the pattern does not match.
+
+    Example:
+        >>> label = regex_label(r"(.+)_\d+\.jpg$")
+        >>> label("images/great_pyrenees_173.jpg")
+        'great_pyrenees'
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise DataError(f"Not a regular expression: {error}. Received: pattern={pattern!r}") from error
+
+    def label(path: str | os.PathLike[str]) -> str:
+        name = os.path.basename(os.fspath(path))
+        match = compiled.search(name)
+        if match is None or match.group(min(1, compiled.groups)) is None:
+            raise DataError(f"{path}: the name {name!r} does not match the pattern {pattern!r}")
+        return str(match.group(min(1, compiled.groups)))
+
+    return label
+
+
+def class_table(labels: Iterable[str]) -> list[str]:
+    """The class names: each label once, sorted."""
+    return sorted(set(labels))
+
+
+def encode(
+    labels: Sequence[str], class_names: Sequence[str], paths: Sequence[str] | None = None
+) -> np.ndarray:
+    """Class numbers of labels.
+
+    Args:
+        labels: n labels.
+        class_names: the classes in order.
+        paths: n files, to name the one at fault.
+
+    Returns:
+        int32 (n,).
+
+    Raises:
+        DataError: a label is not among the classes.
+
+    Example:
+        >>> encode(["dog", "cat", "dog"], ["cat", "dog"])
+        array([1, 0, 1], dtype=int32)
+    """
+    number = {name: i for i, name in enumerate(class_names)}
+    try:
+        return np.array([number[label] for label in labels], dtype=np.int32)
+    except KeyError:
+        at = next(i for i, label in enumerate(labels) if label not in number)
+        raise _unknown_label(labels[at], class_names, at, paths) from None
+
+
+def encode_many(
+    labels: Sequence[Sequence[str]], class_names: Sequence[str], paths: Sequence[str] | None = None
+) -> np.ndarray:
+    """N-hot rows of label sets, for images that show several classes or none.
+
+    Returns:
+        float32 (n, number of classes), 1 where the class is present.
+
+    Example:
+        >>> encode_many([["sky", "sea"], []], ["sand", "sea", "sky"])
+        array([[0., 1., 1.],
+               [0., 0., 0.]], dtype=float32)
+    """
+    number = {name: i for i, name in enumerate(class_names)}
+    rows = np.zeros((len(labels), len(class_names)), dtype=np.float32)
+    for at, names in enumerate(labels):
+        for name in names:
+            if name not in number:
+                raise _unknown_label(name, class_names, at, paths)
+            rows[at, number[name]] = 1
+    return rows
+
+
+def encode_numbers(labels: Sequence[object], paths: Sequence[str] | None = None) -> np.ndarray:
+    """Numbers of labels that are numbers, for regression: float32 (n,)."""
+    numbers = np.empty(len(labels), dtype=np.float32)
+    for at, label in enumerate(labels):
+        try:
+            numbers[at] = float(label)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise DataError(f"{_place(at, paths)}: expected a number as label. Received: {label!r}") from None
+        if not np.isfinite(numbers[at]):
+            raise DataError(f"{_place(at, paths)}: expected a finite number as label. Received: {label!r}")
+    return numbers
+
+
+def _unknown_label(
+    label: object, class_names: Sequence[str], at: int, paths: Sequence[str] | None
+) -> DataError:
+    return DataError(
+        f"{_place(at, paths)}: its label {label!r} is not among the {len(class_names)} classes: "
+        f"{listed(class_names)}"
+    )
+
+
+def _place(at: int, paths: Sequence[str] | None) -> str:
+    return f"Image {at}" if paths is None else str(paths[at])

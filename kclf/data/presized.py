@@ -1,0 +1,260 @@
+"""Photos decoded and scaled once, kept in one file that the loader reads at the speed of memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .._core.atomic import replacing, sweep
+from .._core.h5_store import read_arrays, write_arrays
+from .._core.locks import FolderLock
+from ..errors import DataError, FileFormatError, ImageError
+from .images import CENTRE, ResizeMethod, image_size, place, read_image, resize, to_square
+from .sources import Images, Position
+
+log = logging.getLogger("kclf.data")
+
+FORMAT = 3  # part of the key: a change of what is stored makes old caches unread
+TODO, DONE = 0, 1  # what could not be read is tried again when the cache is next asked for
+AT_ONCE = 256  # images marked as done together, after their pixels are on disk
+LONGEST = 4  # photos longer than 4 to 1 are kept as they are: scaled by their short side they could be huge
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each image lies in the file of pixels."""
+
+    shapes: np.ndarray  # int64 (n, 2), height and width; 0 for a file whose header cannot be read
+    offsets: np.ndarray  # int64 (n + 1,), bytes
+
+
+class CachedImages(Images):
+    """Photos scaled so that their short side is `size`, in a memory-mapped file.
+
+    Args:
+        paths: the n files the images come from.
+        layout: where each image of the cache lies.
+        pixels: uint8 memory of all images of the cache.
+        reasons: why an image of the cache is not there.
+        largest: short side in pixels that the images of the cache have.
+        rows: int64 (n,), which image of the cache each path is; None for all of them in order.
+    """
+
+    def __init__(
+        self,
+        paths: np.ndarray,
+        layout: Layout,
+        pixels: np.ndarray,
+        reasons: dict[int, str],
+        largest: int | None,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        self.paths = paths
+        self.largest = largest
+        self._layout = layout
+        self._pixels = pixels
+        self._reasons = reasons
+        self._rows = np.arange(len(paths)) if rows is None else rows
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        row = int(self._rows[index])
+        if row in self._reasons:
+            raise ImageError(str(self.paths[index]), self._reasons[row])
+        start, end = self._layout.offsets[row : row + 2]
+        return self._pixels[start:end].reshape(*self._layout.shapes[row], 3)
+
+    def take(self, indices: np.ndarray) -> CachedImages:
+        """Some of the images, of the same cache."""
+        paths, rows = self.paths[indices], self._rows[indices]
+        return CachedImages(paths, self._layout, self._pixels, self._reasons, self.largest, rows)
+
+    def square(
+        self,
+        index: int,
+        size: int,
+        method: ResizeMethod = "crop",
+        position: Position = CENTRE,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Image `index` as a uint8 (size, size, 3) square: at the size of the cache only copied."""
+        image = self[index]
+        if method == "crop" and min(image.shape[:2]) == size:
+            return place(image, size, position, out)
+        return to_square(image, size, method, position, out)
+
+
+def cached(paths: np.ndarray, size: int, folder: str | os.PathLike[str], num_threads: int) -> CachedImages:
+    """The photos from the cache in a folder, which is filled first, or filled to the end.
+
+    The cache is keyed by the photos' paths, file sizes and times of change, so that a stale one is never
+    read. A build that is killed goes on where it stopped.
+
+    Args:
+        paths: the files, each once.
+        size: short side in pixels.
+        folder: where caches are kept, made if need be.
+        num_threads: threads that decode.
+
+    Raises:
+        DataError: the disk has not the room.
+    """
+    cache = Path(folder) / f"{size}px-{_key(paths, size)}"
+    lock = FolderLock(cache)
+    lock.acquire(wait=True)  # another process may be at it: then it is found done
+    with lock, ThreadPoolExecutor(num_threads, thread_name_prefix="kclf-cache") as pool:
+        sweep(cache)
+        layout = _layout(paths, size, cache, pool)
+        reasons = _fill(paths, size, cache, layout, pool)
+    pixels = np.memmap(cache / "pixels", dtype=np.uint8, mode="r")
+    return CachedImages(paths, layout, pixels, reasons, size)
+
+
+def _key(paths: np.ndarray, size: int) -> str:
+    """Sixteen hexadecimal digits that change with any of the files."""
+    digest = hashlib.sha256(f"{FORMAT} {size}".encode())
+    for path in paths:
+        try:
+            status = os.stat(path)
+            state = (status.st_size, status.st_mtime_ns)
+        except OSError:
+            state = (-1, -1)
+        digest.update(repr((os.path.abspath(path), *state)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _layout(paths: np.ndarray, size: int, folder: Path, pool: ThreadPoolExecutor) -> Layout:
+    file = folder / "shapes.h5"
+    shapes = _read_shapes(file, len(paths))
+    if shapes is None or _can_be_read_now(paths[~shapes.any(axis=1)], size):
+        _start_over(folder)
+        shapes = np.array(list(pool.map(lambda path: _stored_shape(str(path), size), paths)), dtype=np.int64)
+        write_arrays(file, {"shapes": shapes})
+    return Layout(shapes, np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)]))
+
+
+def _can_be_read_now(paths: np.ndarray, size: int) -> bool:
+    """Whether a file has a header now whose header could not be read once."""
+    return any(_stored_shape(str(path), size) != (0, 0) for path in paths)
+
+
+def _read_shapes(file: Path, count: int) -> np.ndarray | None:
+    """The shapes in a file; None where it is missing or damaged."""
+    try:
+        shapes = read_arrays(file, ["shapes"])[0]["shapes"]
+    except FileNotFoundError:
+        return None
+    except FileFormatError as error:
+        log.warning("Presizing again what a damaged cache held: %s", error)
+        return None
+    return shapes if shapes.shape == (count, 2) else None
+
+
+def _start_over(folder: Path) -> None:
+    """Forget what was done: one part of the cache is damaged, or gone."""
+    (folder / "states").unlink(missing_ok=True)
+    (folder / "unreadable.json").unlink(missing_ok=True)
+
+
+def _stored_shape(path: str, size: int) -> tuple[int, int]:
+    """Height and width that a photo has in the cache."""
+    try:
+        width, height = image_size(path)
+    except ImageError:
+        return 0, 0
+    short, long = sorted((width, height))
+    if long > LONGEST * short:
+        return height, width
+    return round(height * size / short), round(width * size / short)
+
+
+def _fill(
+    paths: np.ndarray, size: int, folder: Path, layout: Layout, pool: ThreadPoolExecutor
+) -> dict[int, str]:
+    """Decode what is still to do; the reasons of those that cannot be."""
+    reasons = _read_reasons(folder)
+    if _reserve(folder / "pixels", int(layout.offsets[-1])) or reasons is None:
+        _start_over(folder)
+        reasons = {}
+    _reserve(folder / "states", len(paths))
+    states = np.memmap(folder / "states", dtype=np.uint8, mode="r+")
+    todo = np.flatnonzero(states == TODO)
+    if not len(todo):
+        return reasons
+    pixels = np.memmap(folder / "pixels", dtype=np.uint8, mode="r+")
+
+    def store(index: int) -> str | None:
+        height, width = layout.shapes[index]
+        start, end = layout.offsets[index : index + 2]
+        try:
+            photo = read_image(str(paths[index]), at_least=size)
+            if start == end:
+                return "its header cannot be read"
+            resize(photo, int(width), int(height), out=pixels[start:end].reshape(height, width, 3))
+        except ImageError as error:
+            return error.reason
+        return None
+
+    with tqdm(total=len(paths), initial=len(paths) - len(todo), unit="photo", disable=None) as bar:
+        bar.set_description(f"Presizing to {size} px")
+        for some in _batches(todo):
+            found = list(pool.map(store, some))
+            for index, reason in zip(some.tolist(), found, strict=True):
+                reasons.pop(index, None)
+                if reason is not None:
+                    reasons[index] = reason
+            pixels.flush()
+            _write_reasons(folder, reasons)
+            states[some] = [DONE if reason is None else TODO for reason in found]
+            states.flush()
+            bar.update(len(some))
+    return reasons
+
+
+def _batches(indices: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(indices), AT_ONCE):
+        yield indices[start : start + AT_ONCE]
+
+
+def _reserve(file: Path, size: int) -> bool:
+    """Make a file of zeros of a size, with its room on the disk; False where it is there."""
+    if file.exists() and file.stat().st_size == max(1, size):
+        return False
+    free = shutil.disk_usage(file.parent).free
+    if size > free:
+        raise DataError(
+            f"The cache needs {size / 1e9:.1f} GB, and {file.parent} has {free / 1e9:.1f} GB free. "
+            "Take a smaller size or another cache_folder"
+        )
+    with open(file, "wb") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, max(1, size))
+        else:
+            stream.truncate(max(1, size))
+    return True
+
+
+def _read_reasons(folder: Path) -> dict[int, str] | None:
+    """Why images are not there; None where the file is damaged."""
+    file = folder / "unreadable.json"
+    try:
+        return {int(i): str(reason) for i, reason in json.loads(file.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError) as error:
+        log.warning("Presizing again what a damaged cache held: %s: %s", file, error)
+        return None
+
+
+def _write_reasons(folder: Path, reasons: dict[int, str]) -> None:
+    with replacing(folder / "unreadable.json") as temporary:
+        temporary.write_text(json.dumps(reasons, indent=1))

@@ -1,0 +1,103 @@
+"""What the photos look like: figures, returned and never shown (a notebook shows what a cell returns)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .image_dataset import ImageDataset
+from .summary import class_counts, photo_sizes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .image_data import ImageData
+
+Augment = Callable[..., Any]
+TILE = 2.2  # inches
+
+
+def show_batch(split: ImageDataset, count: int = 9) -> Figure:
+    """The first images of the next batch with their labels."""
+    images, *labels = split.peek()
+    shown = images[:count].numpy(force=True)
+    titles = [label_text(split, label) for label in labels[0][:count].numpy(force=True)] if labels else None
+    return tiles(shown, titles)
+
+
+def show_augmented(split: ImageDataset, augmentation: Augment | None, index: int, count: int) -> Figure:
+    """One image `count` times, as training meets it in so many epochs."""
+    squares = np.empty((count, split.presize, split.presize, 3), dtype=np.uint8)
+    for epoch, square in enumerate(squares):
+        position = split.positions(epoch)[index]
+        split.dataset.square(index, split.presize, split.resize_method, position, out=square)
+    if augmentation is None:
+        return tiles(squares)
+    views = augmentation(torch.from_numpy(squares), training=True)
+    return tiles(views.numpy(force=True).clip(0, 255).astype(np.uint8))
+
+
+def tiles(images: np.ndarray, titles: Sequence[str] | None = None) -> Figure:
+    """Images in a grid near to a square, each under its title: uint8 (n, height, width, 3)."""
+    columns = int(np.ceil(np.sqrt(len(images))))
+    rows = int(np.ceil(len(images) / columns))
+    figure = _figure(TILE * columns, TILE * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for i, image in enumerate(images):
+        axes[i].imshow(image)
+        if titles is not None:
+            axes[i].set_title(titles[i], fontsize="small", parse_math=False)
+    return figure
+
+
+def label_text(split: ImageDataset, label: Any) -> str:
+    """A label in words."""
+    if split.task == "regression":
+        return f"{label:g}"
+    if split.task == "single_label":
+        return split.class_names[int(label)]
+    return "; ".join(name for name, on in zip(split.class_names, label, strict=True) if on)
+
+
+def show_sizes(split: ImageDataset, limit: int | None) -> Figure:
+    """Histograms of the widths and heights of the photos."""
+    figure = _figure(7, 3)
+    sizes = photo_sizes(split, limit)
+    for ax, values, name in zip(figure.subplots(1, 2), sizes.T, ("width", "height"), strict=True):
+        ax.hist(values, bins=40)
+        ax.axvline(split.presize, color="black", linestyle=":", label=f"presize {split.presize}")
+        ax.set(xlabel=f"{name} in pixels", ylabel="photos")
+        ax.legend()
+    return figure
+
+
+def show_classes(data: ImageData) -> Figure:
+    """Images of each class, as bars, split by split."""
+    names = data.class_names
+    figure = _figure(7, max(2.0, 0.22 * len(names)))
+    ax = figure.subplots()
+    before = np.zeros(len(names), dtype=np.int64)
+    for name, split in data.splits.items():
+        if split.labels is not None:
+            counts = class_counts(split)
+            ax.barh(range(len(names)), counts, left=before, label=name)
+            before += counts
+    ax.set_yticks(range(len(names)), names, parse_math=False)
+    ax.invert_yaxis()
+    ax.set(xlabel="images")
+    ax.legend()
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of so many inches that belongs to no window; made by pyplot, which lets a notebook show it."""
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(width, height), layout="constrained")
+    pyplot.close(figure)
+    return figure

@@ -1,0 +1,42 @@
+"""A classifier made again at another size or in other number formats, with its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..acceleration import is_accelerated
+from .classifier import ImageClassifier
+
+
+def rebuilt(model: ImageClassifier, **changes: Any) -> ImageClassifier:
+    """The same classifier with another setting: its weights, and what is frozen, are carried over.
+
+    Args:
+        model: the classifier.
+        **changes: settings of `ImageClassifier`, such as `size` or `dtype`.
+    """
+    config = model.get_config() | {"accelerate": is_accelerated(model)} | changes
+    if "dtype" in changes:  # a backbone that was given as a model carries the policies of its layers
+        config["backbone"] = _in_policy(config["backbone"], model.dtype_policy.name, changes["dtype"])
+    other = ImageClassifier.from_config(config)
+    copy_weights(model, other)
+    return other
+
+
+def _in_policy(config: Any, old: str, new: str) -> Any:
+    """A serialized model whose layers of one dtype policy have another; layers of a third one keep it."""
+    if isinstance(config, list | tuple):
+        return [_in_policy(part, old, new) for part in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy" and config["config"]["name"] == old:
+        return config | {"config": {"name": new}}
+    return {name: _in_policy(part, old, new) for name, part in config.items()}
+
+
+def copy_weights(source: ImageClassifier, target: ImageClassifier) -> None:
+    """Give a classifier the weights of another one of the same layers."""
+    for part in ("backbone", "head"):
+        pairs = zip(getattr(source, part).weights, getattr(target, part).weights, strict=True)
+        for value, variable in pairs:
+            variable.assign(value.value.detach())

@@ -1,0 +1,104 @@
+"""The single file of a classifier: weights, settings, and a probe batch with its logits.
+
+docs/file-format.md describes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import torch
+
+from .._core.h5_store import write_arrays
+from ..errors import FileFormatError
+from ..weights import array_of, layer_keys, named_variables
+
+if TYPE_CHECKING:
+    from .classifier import ImageClassifier
+
+FILE_FORMAT = "kclf-classifier"
+FILE_VERSION = 1
+
+
+def write_single_file(model: ImageClassifier, path: Path) -> None:
+    """Write a classifier whose backbone has a name, whole or not at all."""
+    images = probe_images()
+    config = model.get_config()
+    first_trainable_group = config.pop("trainable_from_group")
+    write_arrays(
+        path,
+        {
+            **stored_arrays(model),
+            "probe/images": images,
+            "probe/logits": logits_of(model, images),
+        },
+        {
+            "format": FILE_FORMAT,
+            "version": FILE_VERSION,
+            "config": config,
+            "trainable_from_group": first_trainable_group,
+            "versions": {"keras": keras.__version__, "numpy": np.__version__},
+        },
+    )
+
+
+def stored_arrays(model: ImageClassifier) -> dict[str, np.ndarray]:
+    """All weights of a classifier as numpy arrays, by the keys of the single file."""
+    return {key: array_of(variable) for key, variable in _keyed_weights(model).items()}
+
+
+def assign_arrays(model: ImageClassifier, arrays: Mapping[str, np.ndarray], path: Any) -> None:
+    """Set all weights of a classifier from arrays by key.
+
+    Raises:
+        FileFormatError: keys or shapes differ from the model's; the message lists them.
+    """
+    check_fit(model, arrays, path)
+    for key, variable in _keyed_weights(model).items():
+        variable.assign(arrays[key])
+
+
+def check_fit(model: ImageClassifier, arrays: Mapping[str, np.ndarray], path: Any) -> None:
+    """Raise a FileFormatError that lists what differs between arrays and the weights of a classifier."""
+    weights = _keyed_weights(model)
+    problems = [f"missing: {key}" for key in weights.keys() - arrays.keys()]
+    problems += [f"unexpected: {key}" for key in arrays.keys() - weights.keys()]
+    problems += [
+        f"{key}: shape {arrays[key].shape}, expected {tuple(v.shape)}"
+        for key, v in weights.items()
+        if key in arrays and tuple(v.shape) != arrays[key].shape
+    ]
+    if problems:
+        listed = "\n  ".join(sorted(problems)[:20])
+        raise FileFormatError(
+            f"{path}: the weights do not fit the architecture that the file names:\n  {listed}"
+        )
+
+
+def _keyed_weights(model: ImageClassifier) -> dict[str, keras.Variable]:
+    return {
+        f"{part}/{key}/{name}": variable
+        for part in ("backbone", "head")
+        for key, layer in layer_keys(getattr(model, part)).items()
+        for name, variable in named_variables(layer).items()
+    }
+
+
+def logits_of(model: ImageClassifier, images: np.ndarray) -> np.ndarray:
+    """Logits of images (n, height, width, 3), as an array (n, outputs)."""
+    with torch.no_grad():
+        return model(images, training=False).cpu().numpy()
+
+
+def probe_images() -> np.ndarray:
+    """Two smooth images, uint8 (2, 64, 64, 3), the same everywhere."""
+    y, x = np.mgrid[0:64, 0:64] / 64
+    waves = [
+        np.sin(2 * np.pi * (fx * x + fy * y)) for fx, fy in ((1, 0), (0, 2), (3, 1), (2, 2), (5, 3), (1, 7))
+    ]
+    images = 127.5 + 127 * np.stack(waves).reshape(2, 3, 64, 64)
+    return images.transpose(0, 2, 3, 1).astype("uint8")

@@ -1,0 +1,152 @@
+"""Predictions of a model for data and for files."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from ..data import ImageDataset
+from ..data.files import image_files
+from ..data.tasks import probabilities_of
+from .predictions import Predictions
+
+
+def predict(model: keras.Model, dataset: Any, *, from_logits: bool = True) -> Predictions:
+    """Predict every photo of a dataset, in its order.
+
+    Each process that calls it predicts all photos by itself.
+
+    Args:
+        model: any Keras model of images.
+        dataset: an `ImageDataset`, another iterable of batches (images, or (images, labels, ...)) whose
+            order does not change, or an array of images (n, height, width, channels). A dataset that
+            shuffles is read in order.
+        from_logits: False where the model's last layer gives probabilities already.
+
+    Returns:
+        Probabilities with labels and paths, of the photos that can be read.
+
+    Example:
+        >>> model = keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)])
+        >>> predict(model, np.zeros((3, 8, 8, 3), "float32")).probabilities.tolist()
+        [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
+    """
+    (plain,), _ = _predict_views(model, dataset, from_logits, lambda images: iter([images]))
+    return plain
+
+
+def predict_files(
+    model: Any, photos: Sequence[str | os.PathLike[str]], *, batch_size: int = 64
+) -> tuple[Predictions, list[tuple[str, str]]]:
+    """Predict photos from files, read as the model's own preprocessing has it.
+
+    Args:
+        model: an `ImageClassifier`.
+        photos: files, and folders of which all images are taken.
+        batch_size: photos a step.
+
+    Returns:
+        The predictions of the photos that can be read, in their order, and (path, reason) of the others.
+
+    Raises:
+        DataError: a path does not exist, there are no images, or none of them can be read.
+    """
+    dataset = ImageDataset(
+        [file for photo in photos for file in image_files(photo)],
+        class_names=model.class_names,
+        task=model.task,
+        presize=model.presize or model.size,
+        resize_method=model.resize_method,
+        batch_size=batch_size,
+        shard=(0, 1),
+    )
+    return predict(model, dataset), dataset.skipped
+
+
+Views = Callable[[torch.Tensor], Iterator[torch.Tensor]]
+
+
+def _predict_views(
+    model: keras.Model, dataset: Any, from_logits: bool, views: Views
+) -> tuple[list[Predictions], list[float]]:
+    """Predictions for each view and the seconds it took, every photo read once."""
+    outputs: list[list[np.ndarray]] = []
+    seconds: list[float] = []
+    labels = []
+    dataset = _in_order(dataset)
+    for batch in _batches(dataset):
+        images, *rest = batch if isinstance(batch, tuple | list) else (batch,)
+        labels += [np.asarray(rest[0])] if rest and rest[0] is not None else []
+        start = time.perf_counter()
+        for place, view in enumerate(views(torch.as_tensor(images))):
+            if place == len(outputs):
+                outputs.append([])
+                seconds.append(0.0)
+            outputs[place].append(np.asarray(model.predict_on_batch(view), dtype=np.float32))
+            start, began = time.perf_counter(), start
+            seconds[place] += start - began
+    if not outputs:
+        raise ValueError("Expected a dataset with at least one batch. Received: an empty dataset")
+    return _beside_labels(model, dataset, outputs, labels, from_logits), seconds
+
+
+def _in_order(dataset: Any) -> Any:
+    """The dataset without shuffling, sampling, random windows and dropped batches, and not shared."""
+    shared = getattr(dataset, "shard", (0, 1)) != (0, 1)
+    drawn = getattr(dataset, "sampling_weights", None) is not None
+    switches = ("shuffle", "random_crop", "drop_incomplete")
+    if shared or drawn or any(getattr(dataset, name, False) for name in switches):
+        return dataset.replace(
+            shuffle=False, random_crop=False, drop_last=False, sampling_weights=None, shard=(0, 1)
+        )
+    return dataset
+
+
+def _batches(dataset: Any, batch_size: int = 64) -> Iterable[Any]:
+    if not isinstance(dataset, np.ndarray | torch.Tensor):
+        return dataset
+    return (dataset[start : start + batch_size] for start in range(0, len(dataset), batch_size))
+
+
+def _beside_labels(
+    model: keras.Model,
+    dataset: Any,
+    outputs: list[list[np.ndarray]],
+    labels: list[np.ndarray],
+    from_logits: bool,
+) -> list[Predictions]:
+    """Predictions of each view, less the rows in which another photo stands in for an unreadable one."""
+    task = getattr(dataset, "task", None) or getattr(model, "task", None) or "single_label"
+    names = getattr(dataset, "class_names", None) or getattr(model, "class_names", None) or ()
+    known = getattr(dataset, "labels", None)
+    known = np.concatenate(labels) if known is None and labels else known
+    paths = getattr(dataset, "files", getattr(dataset, "paths", None))
+    readable = getattr(dataset, "readable", None)
+    rows = slice(None) if readable is None else readable
+    return [
+        Predictions(
+            _probabilities(np.concatenate(parts), task, from_logits)[rows],
+            None if known is None else known[rows],
+            None if paths is None else np.asarray(paths)[rows],
+            names,
+            task,
+        )
+        for parts in outputs
+    ]
+
+
+def _probabilities(outputs: np.ndarray, task: str, from_logits: bool) -> np.ndarray:
+    """Float32 (n, classes) from what the model gave."""
+    outputs = outputs.reshape(len(outputs), -1)
+    if task == "single_label" and outputs.shape[1] == 1:
+        raise ValueError(
+            "Expected one output a class. Received: one output in all. For a yes or no give the last layer "
+            'two, or take the task "multi_label"'
+        )
+    return probabilities_of(torch.from_numpy(outputs), task).numpy() if from_logits else outputs

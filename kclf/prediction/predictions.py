@@ -1,0 +1,271 @@
+"""What a model says of photos."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._core.arguments import one_of
+from .._core.atomic import replacing
+from ..data.tasks import TASKS
+from ..metrics import SMALLEST_PROBABILITY
+
+
+def write_submission(
+    predictions: Predictions, path: str | os.PathLike[str], *, id_column: str = "id"
+) -> None:
+    """Write a Kaggle submission: the photo's file name without its ending, then the probabilities.
+
+    Args:
+        predictions: of the test photos.
+        path: the file to write; complete or not at all.
+        id_column: heading of the first column.
+    """
+    if predictions.paths is None:
+        raise ValueError("A submission names each photo by its file, and these predictions have no paths")
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([id_column, *predictions.class_names])
+        for photo, row in zip(predictions.paths, predictions.probabilities, strict=True):
+            writer.writerow([Path(str(photo)).stem, *(f"{value:.9g}" for value in row)])
+
+
+@dataclass(frozen=True)
+class ViewGain:
+    """What averaging over views brought and what it cost.
+
+    Args:
+        views: number of views besides the plain one.
+        average: how they were averaged.
+        weight: share of the plain view.
+        seconds: time of all views.
+        plain_seconds: time of the plain view alone; both without reading the photos.
+        accuracy: gain in accuracy, or None without labels.
+        accuracy_error: standard error of that gain, from the differences photo by photo.
+        log_loss: change of the log loss (negative is better), or None without labels.
+        log_loss_error: standard error of that change.
+    """
+
+    views: int
+    average: str
+    weight: float
+    seconds: float
+    plain_seconds: float
+    accuracy: float | None = None
+    accuracy_error: float | None = None
+    log_loss: float | None = None
+    log_loss_error: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """Time of all views, in times of the plain one."""
+        return self.seconds / self.plain_seconds if self.plain_seconds else float("nan")
+
+    def __str__(self) -> str:
+        gain = (
+            "no labels to measure the gain by"
+            if self.accuracy is None
+            else f"accuracy {self.accuracy:+.4f} ± {self.accuracy_error:.4f}, "
+            f"log loss {self.log_loss:+.4f} ± {self.log_loss_error:.4f}"
+        )
+        how = f"{self.views} views ({self.average}, plain weight {self.weight:g})"
+        return f"{how}: {gain}, {self.cost:.1f} x the time"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of n photos, row by row beside their labels and files.
+
+    Args:
+        probabilities: float (n, classes); for regression the predicted numbers, (n, outputs).
+        labels: int (n,), n-hot float (n, classes), or float numbers; None where unknown.
+        paths: (n,) str, or None for images that are no files.
+        class_names: one for each column; () names them by number.
+        task: "single_label", "multi_label" or "regression".
+        views: what test-time augmentation brought, where it was used.
+
+    Example:
+        >>> predictions = Predictions(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0]))
+        >>> predictions.accuracy(), predictions.predicted.tolist()
+        (0.5, [0, 1])
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray | None = None
+    paths: np.ndarray | None = None
+    class_names: Sequence[str] = ()
+    task: str = "single_label"
+    views: ViewGain | None = None
+
+    def __post_init__(self) -> None:
+        probabilities = np.asarray(self.probabilities)
+        if probabilities.ndim != 2:
+            raise ValueError(
+                "`probabilities` must be of shape (photos, classes). "
+                f"Received: probabilities.shape={probabilities.shape}"
+            )
+        one_of("task", self.task, TASKS)
+        names = list(self.class_names) or [str(column) for column in range(probabilities.shape[1])]
+        if len(names) != probabilities.shape[1]:
+            raise ValueError(
+                f"Expected a class name for each of the {probabilities.shape[1]} columns. "
+                f"Received: {len(names)} class_names"
+            )
+        object.__setattr__(self, "probabilities", probabilities)
+        object.__setattr__(self, "class_names", names)
+        for name in ("labels", "paths"):
+            object.__setattr__(self, name, self._beside(name))
+        if self.task == "single_label" and self.labels is not None:
+            self._check_classes(self.labels)
+
+    def _beside(self, name: str) -> np.ndarray | None:
+        values = getattr(self, name)
+        if values is None:
+            return None
+        values = np.asarray(values)
+        if len(values) != len(self):
+            raise ValueError(f"Expected {name} for {len(self)} photos. Received: {len(values)} {name}")
+        return values
+
+    def _check_classes(self, labels: np.ndarray) -> None:
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                "Labels of the task 'single_label' are whole numbers (n,). "
+                f"Received: labels of shape {labels.shape} and type {labels.dtype}"
+            )
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            raise ValueError(
+                f"Labels must lie in [0, {len(self.class_names)}). "
+                f"Received: labels from {labels.min()} to {labels.max()}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Class numbers (n,), n-hot bool (n, classes) by the threshold 0.5, or the numbers themselves."""
+        if self.task == "single_label":
+            return self.probabilities.argmax(axis=1)
+        return self.probabilities > 0.5 if self.task == "multi_label" else self.probabilities
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Largest probability of each photo, (n,)."""
+        return self.probabilities.max(axis=1)
+
+    def take(self, rows: slice | np.ndarray) -> Predictions:
+        """Those of some photos.
+
+        Args:
+            rows: a slice, or an array of places.
+        """
+        labels, paths = self.labels, self.paths
+        return replace(
+            self,
+            probabilities=self.probabilities[rows],
+            labels=None if labels is None else labels[rows],
+            paths=None if paths is None else paths[rows],
+        )
+
+    def accuracy(self) -> float:
+        """Share of right answers; with several labels a photo, of right yes-or-no answers."""
+        return float(self.hits().mean())
+
+    def log_loss(self) -> float:
+        """Mean of -log(probability of what is right); with several labels, the mean over the classes."""
+        return float(self.losses().mean())
+
+    def hits(self) -> np.ndarray:
+        """Right (1) or not (0), float64 (n,); for several labels the share of right answers."""
+        right = self.predicted == self._known()
+        return right.astype(np.float64) if right.ndim == 1 else right.mean(axis=1)
+
+    def losses(self) -> np.ndarray:
+        """Log loss of each photo, float64 (n,)."""
+        labels, probabilities = self._known(), self.probabilities.astype(np.float64)
+        if self.task == "single_label":
+            return -_log(probabilities[np.arange(len(self)), labels])
+        return -(labels * _log(probabilities) + (1 - labels) * _log(1 - probabilities)).mean(axis=1)
+
+    def top(self, k: int = 1) -> list[list[tuple[str, float]]]:
+        """The k likeliest classes of each photo with their probabilities, likeliest first.
+
+        Example:
+            >>> Predictions(np.array([[0.25, 0.75]]), class_names=["cat", "dog"]).top()
+            [[('dog', 0.75)]]
+        """
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        return [
+            [(self.class_names[column], float(self.probabilities[row, column])) for column in columns]
+            for row, columns in enumerate(order)
+        ]
+
+    @property
+    def files(self) -> list[str]:
+        """Path of each photo, or its number where the photos are no files."""
+        paths = range(len(self)) if self.paths is None else self.paths
+        return [str(path) for path in paths]
+
+    def __str__(self) -> str:
+        if self.labels is None or self.task == "regression":
+            return f"{len(self):,} photos predicted"
+        return f"accuracy {self.accuracy():.4f}, log loss {self.log_loss():.4f} on {len(self):,} photos"
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one line for each photo: file, label where known, prediction, confidence, all probabilities.
+
+        Of a regression there is no confidence, and the numbers are in the place of probabilities.
+
+        Args:
+            path: file to write; complete or not at all.
+        """
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows(self._table())
+
+    def _table(self) -> Iterator[list[Any]]:
+        known = ["label"] if self.labels is not None else []
+        sure = ["confidence"] if self.task != "regression" else []
+        yield ["path", *known, "predicted", *sure, *self.class_names]
+        for row in range(len(self)):
+            rows = [f"{value:.6g}" for value in self.probabilities[row]]
+            label = [] if self.labels is None else [self.words(self.labels[row])]
+            path = row if self.paths is None else self.paths[row]
+            sure = [f"{self.confidence[row]:.6g}"] if self.task != "regression" else []
+            yield [path, *label, self.words(self.predicted[row]), *sure, *rows]
+
+    def words(self, answer: Any) -> str:
+        """One photo's label or prediction in words: its classes by name, or its numbers.
+
+        Args:
+            answer: a row of `labels` or `predicted`.
+
+        Example:
+            >>> rows = Predictions(np.array([[0.9, 0.6, 0.1]]), class_names="abc", task="multi_label")
+            >>> rows.words(rows.predicted[0])
+            'a;b'
+        """
+        if self.task == "single_label":
+            return self.class_names[int(answer)]
+        if self.task == "multi_label":
+            return ";".join(name for name, has in zip(self.class_names, answer, strict=True) if has)
+        return " ".join(f"{value:.6g}" for value in np.atleast_1d(answer))
+
+    def _known(self) -> np.ndarray:
+        if self.labels is None or not len(self) or self.task == "regression":
+            raise ValueError(
+                "Expected predictions of labelled photos with classes, to score them. Received: "
+                f"labels={self.labels if self.labels is None else len(self)}, task={self.task!r}"
+            )
+        return self.labels
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1))

@@ -1,0 +1,243 @@
+"""Files of Keras: `.weights.h5`, `.keras` and the older `.h5`, read without running their code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+from .._core.h5_store import datasets_of, open_h5
+from ..errors import FileFormatError
+from .layer_keys import saved_paths, stable_keys
+from .matching import SavedLayer
+
+
+def load_model(path: str | os.PathLike[str], **arguments: Any) -> keras.Model:
+    """As `keras.saving.load_model`, with the loss scaling of the saved model under any global policy.
+
+    Under the policy mixed_float16 `compile` puts a `LossScaleOptimizer` around the optimizer. Keras saves its
+    state but not that it is there, and makes it anew only where the global policy is mixed_float16 again;
+    elsewhere the model loads without its loss scaling and its momenta. Here such a file loads under the
+    policy that it was compiled under, and the global policy is the same afterwards as before.
+    (`ImageClassifier`, accelerated models and optimizers wrapped by hand save their loss scaling, so that
+    any loader gives it back.)
+
+    Args:
+        path: a `.keras` file, or whatever else `keras.saving.load_model` takes.
+        **arguments: go to `keras.saving.load_model`.
+
+    Returns:
+        The model, compiled if it was.
+
+    Raises:
+        FileFormatError: an archive is damaged or has no Keras model in it.
+
+    Example:
+        >>> import tempfile
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> path = tempfile.mkdtemp() + "/model.keras"
+        >>> model.save(path)
+        >>> load_model(path).input_shape
+        (None, 4)
+    """
+    policy = keras.config.dtype_policy()
+    if zipfile.is_zipfile(path) and _scaled_by_compile(path):
+        keras.config.set_dtype_policy("mixed_float16")
+    try:
+        return keras.saving.load_model(path, **arguments)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _scaled_by_compile(path: str | os.PathLike[str]) -> bool:
+    """Whether the file has the state of one optimizer around those that its configuration tells of."""
+    with weights_of_archive(path) as file, zipfile.ZipFile(path) as archive:
+        try:
+            config = json.loads(archive.read("config.json"))
+            described = (config.get("compile_config") or {}).get("optimizer")
+        except (KeyError, ValueError, AttributeError) as error:
+            raise FileFormatError(f"{os.fspath(path)}: not a saved Keras model ({error!r}).") from error
+        stored = file.get("optimizer")
+        while isinstance(described, dict):
+            inside = described.get("config", {})
+            described = inside.get("inner_optimizer", inside.get("optimizer"))  # of LayerGroupOptimizer
+            stored = stored and stored.get("inner_optimizer")
+        return stored is not None
+
+
+# What a Keras file holds besides the weights of layers.
+NOT_LAYERS = {"optimizer", "seed_generator", "metrics", "_metrics", "compile_metrics"}
+LARGEST_UNPACKING = 4  # times the size of the archive; Keras stores weights unpacked
+WEIGHTS_MEMBER = "model.weights.h5"  # inside a .keras archive
+
+
+@contextmanager
+def open_saved(
+    path: str | os.PathLike[str], class_words: Collection[str], model: keras.Model | None = None
+) -> Iterator[dict[str, SavedLayer]]:
+    """The layers saved in a Keras file, by stable key and in order; their arrays are read while it is open.
+
+    Args:
+        path: the file.
+        class_words: class words (`class_word`) whose automatic names ("conv2d_7") count as made up; legacy
+            files do not say of what class a layer was.
+        model: that the weights are for: layers without a name of their own are found by where Keras saves
+            them in it, which their order does not tell where models are nested.
+
+    Raises:
+        FileFormatError: the file is damaged, hostile or not a Keras file.
+    """
+    with open_h5(path) if h5py.is_hdf5(path) else weights_of_archive(path) as file:
+        root = file.get("model_weights", file)
+        is_legacy = "layer_names" in root.attrs
+        layers = _legacy_layers(root, class_words) if is_legacy else _keras3_layers(file, model)
+        if not layers:
+            raise FileFormatError("no weights of Keras layers in it.")
+        yield layers
+
+
+@contextmanager
+def weights_of_archive(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """The HDF5 member of a `.keras` archive, in memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo(WEIGHTS_MEMBER)
+            if member.file_size > LARGEST_UNPACKING * Path(path).stat().st_size:
+                raise FileFormatError(
+                    f"{os.fspath(path)}: claims to unpack to {member.file_size} bytes. Weights hardly shrink."
+                )
+            content = archive.read(member)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        UnicodeDecodeError,
+        OSError,
+        EOFError,
+    ) as error:
+        raise FileFormatError(
+            f"{os.fspath(path)}: not a weights file of a kind known here (.weights.h5, .h5, .keras, .pth), "
+            f"or damaged ({error})."
+        ) from error
+    with open_h5(path, content) as file:
+        yield file
+
+
+def _keras3_layers(file: h5py.File, model: keras.Model | None) -> dict[str, SavedLayer]:
+    """Layers of Keras 3: `<path>/vars/<place>`, where the layer's name is an attribute of `vars`."""
+    groups: dict[str, dict[str, h5py.Dataset]] = {}
+    for path, dataset in datasets_of(file).items():
+        owner, _, place = path.rpartition("/vars/")
+        if place.isdigit() and not NOT_LAYERS & set(owner.split("/")):
+            groups.setdefault(owner, {})[place] = dataset
+    owners = sorted(groups, key=_natural)
+    words = [_word_of(owner) for owner in owners]
+    names = [_name_of(file[f"{owner}/vars"], owner) for owner in owners]
+    keys = stable_keys(list(zip(names, words, strict=True)))
+    if model is not None and not _all_named(keys, words):
+        keys = _keys_as_in(model, owners, names, words)
+    return {
+        key: dict(sorted(groups[owner].items(), key=lambda item: int(item[0])))
+        for owner, key in zip(owners, keys, strict=True)
+    }
+
+
+def _all_named(keys: list[str], words: list[str]) -> bool:
+    """Whether every layer has a name of its own: then the slow walk through a model tells nothing more."""
+    return all(words) and not any("#" in key for key in keys)
+
+
+def _keys_as_in(model: keras.Model, owners: list[str], names: list[str], words: list[str]) -> list[str]:
+    """Keys of layers, of which the model tells the class words and the places that the file does not."""
+    ours = saved_paths(model)
+    words = [word or _stem(ours.get(owner, "")) for owner, word in zip(owners, words, strict=True)]
+    keys = dict(zip(owners, stable_keys(list(zip(names, words, strict=True))), strict=True))
+    keys |= _keys_by_path(keys, ours)
+    return list(keys.values())
+
+
+def _keys_by_path(theirs: dict[str, str], ours: dict[str, str]) -> dict[str, str]:
+    """The model's keys of those layers of a file whose names Keras made up and whose paths the model has too.
+
+    Args:
+        theirs: keys in the order of the file, by path.
+        ours: the model's keys, by the path that Keras saves each layer under.
+    """
+    found: dict[str, str] = {}
+    for stem in {_stem(key) for key in theirs.values()} - {""}:
+        in_file, in_model = (
+            {path: key for path, key in keys.items() if _stem(key) == stem} for keys in (theirs, ours)
+        )
+        if in_file.keys() == in_model.keys():
+            found |= in_model
+    return found
+
+
+def _stem(key: str) -> str:
+    """Class word in a made-up key: "conv2d#3" -> conv2d; "" of a name."""
+    return key.partition("#")[0] if "#" in key else ""
+
+
+def _legacy_layers(root: h5py.Group, class_words: Collection[str]) -> dict[str, SavedLayer]:
+    """Layers of Keras 1 and 2: `<layer>/<path of the weight>:0`, in the order two attributes tell.
+
+    A nested model is one "layer" there whose weights are ordered by what was trainable when it was saved.
+    The names of the weights tell the inner layers apart, so that a frozen file fits an unfrozen model.
+    """
+    datasets = datasets_of(root)
+    layers: dict[str, dict[str, h5py.Dataset]] = {}
+    for layer in _names(root, "layer_names"):
+        for weight in _names(root[layer], "weight_names"):
+            *owner, variable = weight.split("/")
+            arrays = layers.setdefault(owner[-1] if owner else layer, {})
+            arrays[variable.partition(":")[0]] = datasets[f"{layer}/{weight}"]
+    words = [next((w for w in class_words if re.fullmatch(rf"{w}(_\d+)?", name)), "") for name in layers]
+    return dict(zip(stable_keys(list(zip(layers, words, strict=True))), layers.values(), strict=True))
+
+
+def _names(group: h5py.Group, attribute: str) -> list[str]:
+    """A list of names in an attribute, which Keras spreads over several where it is long."""
+    parts = [attribute] if attribute in group.attrs else []
+    while f"{attribute}{len(parts)}" in group.attrs:
+        parts.append(f"{attribute}{len(parts)}")
+    return [name for part in parts for name in _texts(group, part)]
+
+
+def _name_of(variables: h5py.Group, owner: str) -> str:
+    names = _texts(variables, "name") if "name" in variables.attrs else []
+    return names[0] if names else owner.rpartition("/")[2]
+
+
+def _texts(group: h5py.Group, attribute: str) -> list[str]:
+    """The texts in an attribute; of a type that does not exist, the HDF5 library crashes."""
+    stored = group.attrs.get_id(attribute)
+    if 0 in stored.shape:
+        return []  # of whatever type: Keras' own legacy files have numbers here
+    if not isinstance(stored.get_type(), h5py.h5t.TypeStringID):
+        raise FileFormatError(f"refused: its attribute {attribute!r} is no text.")
+    found = np.ravel(group.attrs[attribute]).tolist()
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in found]
+
+
+def _word_of(owner: str) -> str:
+    """Class word of a listed layer: `layers/conv2d_3` -> conv2d; "" for a layer that an attribute held."""
+    above, _, last = owner.rpartition("/")
+    return re.sub(r"_\d+$", "", last) if above.endswith("layers") else ""
+
+
+def _natural(path: str) -> list[tuple[str, int]]:
+    """Sort key that puts conv2d_10 after conv2d_9."""
+    parts = (re.fullmatch(r"(.*?)(?:_(\d+))?", part) for part in path.split("/"))
+    return [(match[1], int(match[2] or 0)) for match in parts if match]
