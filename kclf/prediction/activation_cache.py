@@ -408,7 +408,7 @@ def _compute_parts(
         for number, (images, indices) in zip(range(start, last), batches, strict=False):
             with _draws_of(model.augmentation, batches.seed, number):
                 features = pooled_activations(model, images, augment=augment)
-            waiting.append((_stored(features, dtype), indices.numpy()))
+            waiting.append((_stored(features, dtype), indices.cpu().numpy()))
             bar.update(len(indices))
             if len(waiting) * batches.batch_size == PART:
                 yield _joined(waiting)

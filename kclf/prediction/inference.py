@@ -82,7 +82,7 @@ def _predict_views(
     dataset = _in_order(dataset)
     for batch in _batches(dataset):
         images, *rest = batch if isinstance(batch, tuple | list) else (batch,)
-        labels += [np.asarray(rest[0])] if rest and rest[0] is not None else []
+        labels += [_on_host(rest[0])] if rest and rest[0] is not None else []
         start = time.perf_counter()
         for place, view in enumerate(views(torch.as_tensor(images))):
             if place == len(outputs):
@@ -94,6 +94,11 @@ def _predict_views(
     if not outputs:
         raise ValueError("Expected a dataset with at least one batch. Received: an empty dataset")
     return _beside_labels(model, dataset, outputs, labels, from_logits), seconds
+
+
+def _on_host(labels: Any) -> np.ndarray:
+    """Labels as an array, from the device too."""
+    return labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
 
 
 def _in_order(dataset: Any) -> Any:
