@@ -9,7 +9,15 @@ import keras
 from keras import layers
 
 from ..errors import BackboneError
-from ..layers.tokens import LatentAttention, LayerScale, PatchTokens, ReadTokens, SelfAttention, gelu_tanh
+from ..layers.tokens import (
+    CrossAttention,
+    LayerScale,
+    LearntQuery,
+    PatchTokens,
+    ReadTokens,
+    SelfAttention,
+    gelu_tanh,
+)
 
 EPSILON = 1e-6  # of every LayerNormalization here
 LAYER_SCALE_START = 1e-5  # of DINOv2
@@ -112,8 +120,8 @@ def _check_sides(name: str, patch: int, input_shape: tuple[int | None, int | Non
         side = next(side for side in input_shape[:2] if side is not None and side % patch)
         near = [multiple for multiple in (side // patch * patch, (side // patch + 1) * patch) if multiple]
         raise BackboneError(
-            f"{name} reads patches of {patch} x {patch} pixels: each side must be a multiple of {patch}, such "
-            f"as {' or '.join(map(str, near))}. Received: height and width of {input_shape[:2]}"
+            f"{name} reads patches of {patch} x {patch} pixels: each side must be a multiple of {patch}, "
+            f"such as {' or '.join(map(str, near))}. Received: height and width of {input_shape[:2]}"
         )
 
 
@@ -152,8 +160,9 @@ def _read(x: Any, plan: TransformerPlan, prefix: int) -> Any:
 
 def _attention_pooled(x: Any, plan: TransformerPlan) -> Any:
     """SigLIP's features: a learnt query reads the tokens, and a block without attention follows."""
-    x = _dense(2 * plan.width, "attn_pool_kv")(x)
-    x = LatentAttention(plan.num_heads, name="attn_pool")(x)
+    query = _dense(plan.width, "attn_pool_q")(LearntQuery(name="attn_pool")(x))
+    projected = _dense(2 * plan.width, "attn_pool_kv")(x)
+    x = CrossAttention(plan.num_heads, name="attn_pool_mix")([query, projected])
     x = _dense(plan.width, "attn_pool_proj")(x)
     hidden = _mlp(_normalized(x, "attn_pool_norm"), "attn_pool_mlp", plan)
     return layers.Add(name="features")([x, hidden])

@@ -14,7 +14,7 @@ BATCH_SIZE = 32
 
 
 def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
-    """Mean over the cells of the backbone's last feature map, float32 (n, channels).
+    """The backbone's features, the mean over the cells of a map, float32 (n, channels).
 
     Args:
         model: an `ImageClassifier`: brings the photos to squares as its loader does.
@@ -28,7 +28,9 @@ def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
             squares = [read_square(path, size, model.resize_method) for path in some]
             batch = torch.from_numpy(np.stack(squares)).to(device)
             seen = model.normalization(model.augmentation(batch, training=False))
-            batches.append(model.backbone(seen, training=False).float().mean(dim=(1, 2)).cpu().numpy())
+            features = model.backbone(seen, training=False).float()
+            features = features.mean(dim=(1, 2)) if features.ndim == 4 else features
+            batches.append(features.cpu().numpy())
     return np.concatenate(batches)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .._core.arguments import one_of
 
-Interpolation = Literal["timm", "dinov2", "dinov2_registers", "bicubic"]
+Shape = tuple[Any, ...]  # of tensors without their values: sides may be open
 # How the sources resample positions: (antialias, what is added to the new number of rows for the scale).
 INTERPOLATIONS: dict[str, tuple[bool, float]] = {
     "timm": (True, 0.0),
@@ -69,6 +70,8 @@ class PatchTokens(keras.layers.Layer):
         torch.Size([1, 7, 8])
     """
 
+    calls_torch_alone = True  # for `accelerate`: without Keras' ceremony
+
     def __init__(
         self,
         grid: int,
@@ -89,7 +92,7 @@ class PatchTokens(keras.layers.Layer):
         """Tokens before those of the patches."""
         return int(self.class_token) + self.registers
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Make the tokens and the positions, and the matrices that resample these where the size is known."""
         channels = input_shape[-1]
         start = keras.initializers.RandomNormal(stddev=POSITION_DEVIATION)
@@ -105,7 +108,7 @@ class PatchTokens(keras.layers.Layer):
                 resampling_matrix(self.grid, side, self.interpolation)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Positions of the patches of a grid, (rows * columns, channels), float32 where they are resampled."""
+        """Positions of the patches of a grid, (rows * columns, channels); float32 where resampled."""
         stored = self.pos_embed.value[0, int(self.class_position) :]
         if rows == columns == self.grid:
             return stored
@@ -132,7 +135,7 @@ class PatchTokens(keras.layers.Layer):
             tokens.insert(0, first.expand(batch, -1, -1))
         return torch.cat(tokens, 1) if len(tokens) > 1 else tokens[0]
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """(batch, prefix + rows * columns, channels)."""
         batch, rows, columns, channels = input_shape
         known = rows is not None and columns is not None
@@ -167,15 +170,18 @@ class SelfAttention(keras.layers.Layer):
         torch.Size([1, 5, 4])
     """
 
+    calls_torch_alone = True
+
     def __init__(self, num_heads: int, **options: Any) -> None:
         super().__init__(**options)
         self.num_heads = int(num_heads)
 
     def call(self, projected: Tensor) -> Tensor:
         """The mixed values, (batch, tokens, channels)."""
-        return attend(*projected.chunk(3, dim=-1), self.num_heads)
+        query, key, value = projected.chunk(3, dim=-1)
+        return attend(query, key, value, self.num_heads)
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """A third of the channels."""
         return (*input_shape[:-1], input_shape[-1] // 3)
 
@@ -185,42 +191,64 @@ class SelfAttention(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="kclf")
-class LatentAttention(keras.layers.Layer):
-    """One learnt query that attends to tokens of projected keys and values, before its projection.
+class LearntQuery(keras.layers.Layer):
+    """One learnt token for each image, for a `CrossAttention` to ask with.
 
-    The pooling of SigLIP ("multihead attention pooling", Zhai et al. 2022, arXiv:2106.04560).
+    Shape:
+        Input (batch, tokens, channels), of which only the size counts. Output (batch, 1, channels).
+    """
+
+    calls_torch_alone = True
+
+    def build(self, input_shape: Shape) -> None:
+        """Make the token."""
+        channels = input_shape[-1]
+        start = keras.initializers.TruncatedNormal(stddev=channels**-0.5)
+        self.latent = self.add_weight(shape=(1, 1, channels), initializer=start, name="latent")
+
+    def call(self, tokens: Tensor) -> Tensor:
+        """The token, (batch, 1, channels)."""
+        return self.latent.value.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """(batch, 1, channels)."""
+        return input_shape[0], 1, input_shape[-1]
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class CrossAttention(keras.layers.Layer):
+    """One projected query attends to projected keys and values: how SigLIP pools its tokens.
+
+    "Multihead attention pooling" of Zhai et al. 2022 (arXiv:2106.04560).
 
     Args:
         num_heads: number of heads.
 
     Shape:
-        Input (batch, tokens, 2 * channels): keys, values. Output (batch, channels).
+        Inputs (batch, 1, channels): the query, and (batch, tokens, 2 * channels): keys, values.
+        Output (batch, channels).
+
+    Example:
+        >>> import numpy as np
+        >>> CrossAttention(2)([np.ones((1, 1, 4), "float32"), np.ones((1, 5, 8), "float32")]).tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
     """
+
+    calls_torch_alone = True
 
     def __init__(self, num_heads: int, **options: Any) -> None:
         super().__init__(**options)
         self.num_heads = int(num_heads)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make the query and its projection."""
-        channels = input_shape[-1] // 2
-        start = keras.initializers.TruncatedNormal(stddev=channels**-0.5)
-        self.latent = self.add_weight(shape=(1, 1, channels), initializer=start, name="latent")
-        self.q = keras.layers.Dense(channels, name=f"{self.name}_q", dtype=self.dtype_policy)
-        self.q.build((None, channels))
-
-    def call(self, projected: Tensor) -> Tensor:
+    def call(self, query_and_projected: Sequence[Tensor]) -> Tensor:
         """The value that the query finds, (batch, channels)."""
+        query, projected = query_and_projected
         key, value = projected.chunk(2, dim=-1)
-        kernel, bias, latent = (
-            variable.value.to(key.dtype) for variable in (self.q.kernel, self.q.bias, self.latent)
-        )
-        query = torch.addmm(bias, latent[0], kernel).expand(key.shape[0], 1, -1)
         return attend(query, key, value, self.num_heads)[:, 0]
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Sequence[Shape]) -> Shape:
         """(batch, channels)."""
-        return input_shape[0], input_shape[-1] // 2
+        return input_shape[0][0], input_shape[0][-1]
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that give this layer again."""
@@ -245,6 +273,8 @@ class ReadTokens(keras.layers.Layer):
         [[1.0, 3.0]]
     """
 
+    calls_torch_alone = True
+
     def __init__(self, reading: str, *, prefix: int, **options: Any) -> None:
         super().__init__(**options)
         self.reading = one_of("reading", reading, READINGS)
@@ -256,7 +286,7 @@ class ReadTokens(keras.layers.Layer):
             return tokens[:, 0]
         return torch.cat([tokens[:, 0], tokens[:, self.prefix :].mean(1)], -1)
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """(batch, features)."""
         return input_shape[0], input_shape[-1] * (1 if self.reading == "token" else 2)
 
@@ -281,11 +311,13 @@ class LayerScale(keras.layers.Layer):
         [[0.5, 0.5]]
     """
 
+    calls_torch_alone = True
+
     def __init__(self, start: float, **options: Any) -> None:
         super().__init__(**options)
         self.start = float(start)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Make the factors."""
         start = keras.initializers.Constant(self.start)
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer=start, name="gamma")
@@ -294,7 +326,7 @@ class LayerScale(keras.layers.Layer):
         """Each channel times its factor."""
         return x * self.gamma.value.to(x.dtype)
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """That of the input."""
         return input_shape
 
@@ -319,9 +351,10 @@ class GlobalResponseNormalization(keras.layers.Layer):
         [1.0, 1.0, 1.0, 1.0]
     """
 
+    calls_torch_alone = True
     epsilon = 1e-6
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Make scale and shift, at zero: the layer starts as the identity."""
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="gamma")
         self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta")
@@ -330,7 +363,7 @@ class GlobalResponseNormalization(keras.layers.Layer):
         """The map with its channels weighted."""
         return global_response(x, self.gamma.value.to(x.dtype), self.beta.value.to(x.dtype))
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """That of the input."""
         return input_shape
 

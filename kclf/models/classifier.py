@@ -38,7 +38,7 @@ class ImageClassifier(keras.Model):
 
     Args:
         backbone: a name of `backbone_names()`, or a Keras model that maps (batch, height, width, 3) to
-            features (batch, rows, columns, channels).
+            features (batch, rows, columns, channels) or (batch, channels).
         class_names: one name per output, in the order of the labels.
         size: side of the square that the backbone sees, pixels.
         weights: "imagenet", None (random), or the path of a weights file of this backbone without top.
@@ -117,6 +117,7 @@ class ImageClassifier(keras.Model):
                 len(self.class_names),
                 hidden=self.hidden,
                 dropout=self.dropout,
+                pooled=len(self.backbone.output_shape) == 2,
             )
         _settle_faster(self.backbone)
         self.built = True

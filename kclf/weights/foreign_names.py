@@ -17,9 +17,11 @@ _HF_VIT: Rules = (
     (r"embeddings\.mask_token", "mask_token"),
     (r"embeddings\.position_embeddings", "pos_embed"),
     (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
-    (r"encoder\.layer\.", "blocks."),
+    (r"^(encoder\.)?layers?\.(?=\d)", "blocks."),  # with and without, by the version
     (r"attention\.attention\.(query|key|value)", r"attn.\1"),
     (r"attention\.output\.dense", "attn.proj"),
+    (r"attention\.(q|k|v)_proj", r"attn.\1"),  # transformers 5
+    (r"attention\.o_proj", "attn.proj"),
     (r"layernorm_before", "norm1"),
     (r"layernorm_after", "norm2"),
     (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
@@ -73,7 +75,7 @@ _CONVNEXT: Rules = (
 _DINOV2: Rules = ((r"^register_tokens$", "reg_token"),)
 # What tells where a file comes from: the end of a name in it, and the rules for its names.
 _KINDS: tuple[tuple[str, Rules], ...] = (
-    (r"(^|\.)vision_model\.embeddings\.patch_embedding\.weight", _HF_SIGLIP),
+    (r"(^|\.)embeddings\.patch_embedding\.weight", _HF_SIGLIP),
     (r"(^|\.)embeddings\.patch_embeddings\.projection\.weight", _HF_VIT),
     (r"(^|\.)embeddings\.patch_embeddings\.weight", _HF_CONVNEXT),
     (r"downsample_layers\.0\.0\.weight", _CONVNEXT),

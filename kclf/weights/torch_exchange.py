@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from ..errors import FileFormatError, WeightsError
-from ..layers.tokens import GlobalResponseNormalization, LatentAttention, LayerScale, PatchTokens
 from .conventions import Conventions, check_conventions
 from .foreign_names import timm_names
 from .layer_keys import array_of, layer_keys, named_variables, numpy_of
@@ -26,11 +25,8 @@ COUNTER = "num_batches_tracked"  # BatchNorm's step counter; Keras has none
 TOP_LAYERS = ("predictions", "fc1", "fc2", "convnext_head_dense")
 VGG_MAP = 7  # side of the feature map that VGG's first dense layer reads, at 224 pixels
 
-NORMALISING = (
-    keras.layers.BatchNormalization,
-    keras.layers.LayerNormalization,
-    GlobalResponseNormalization,
-)
+NORMALISING = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
+BARE = {"cls_token", "reg_token", "pos_embed", "latent"}  # variables that torch libraries name the same
 TO_KERAS = {
     "weight": "gamma",
     "bias": "beta",
@@ -190,7 +186,7 @@ def _todays_name(name: str) -> str:
 
 def _to_keras(parameter: str, array: np.ndarray, layer: keras.layers.Layer | None) -> tuple[str, np.ndarray]:
     """Keras' name and layout for one torch parameter of a layer."""
-    if isinstance(layer, NORMALISING):
+    if _normalises(layer):
         return TO_KERAS.get(parameter, parameter), array
     if parameter in ("layer_scale", "gamma"):  # torchvision's and timm's ConvNeXt
         return "gamma", array.reshape(-1)
@@ -202,6 +198,8 @@ def _to_keras(parameter: str, array: np.ndarray, layer: keras.layers.Layer | Non
 def _kernel_to_keras(array: np.ndarray, layer: keras.layers.Layer | None) -> np.ndarray:
     if array.ndim == 4 and isinstance(layer, keras.layers.DepthwiseConv2D):
         return array.transpose(2, 3, 0, 1)  # (channels, 1, h, w) -> (h, w, channels, 1)
+    if isinstance(layer, keras.layers.Dense) and array.shape[2:] == (1, 1):
+        return array[:, :, 0, 0].T  # timm's convolutions of one pixel
     if array.ndim == 4:
         return array.transpose(2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
     if array.ndim == 2 and _reads_a_map(layer):  # torch flattens (channels, 7, 7), Keras (7, 7, channels)
@@ -213,16 +211,23 @@ def _kernel_to_keras(array: np.ndarray, layer: keras.layers.Layer | None) -> np.
 def _to_torch(layer: keras.layers.Layer, library: str) -> dict[str, np.ndarray]:
     """Torch's names and layouts for the variables of one layer."""
     arrays = {name: array_of(variable) for name, variable in named_variables(layer).items()}
-    if isinstance(layer, NORMALISING):
+    if _normalises(layer):
         counter = {COUNTER: np.array(0)} if "moving_mean" in arrays else {}
         return {**{TO_TORCH[name]: array for name, array in arrays.items()}, **counter}
-    if isinstance(layer, PatchTokens | LatentAttention | LayerScale):
+    if arrays.keys() <= BARE:
         return arrays
-    if "kernel" not in arrays:  # ConvNeXt's scale of a block
+    if "kernel" not in arrays:  # the scale of a residual branch
         (scale,) = arrays.values()
         return {"layer_scale": scale.reshape(-1, 1, 1)} if library == "torchvision" else {"gamma": scale}
     kernel = {"weight": _kernel_to_torch(arrays.pop("kernel"), layer)}
     return {**kernel, **arrays}
+
+
+def _normalises(layer: keras.layers.Layer | None) -> bool:
+    """Whether a layer has scale and shift, which Keras calls gamma and beta and torch weight and bias."""
+    if layer is None:
+        return False
+    return isinstance(layer, NORMALISING) or named_variables(layer).keys() == {"gamma", "beta"}
 
 
 def _kernel_to_torch(array: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:

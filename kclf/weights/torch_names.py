@@ -206,7 +206,8 @@ TIMM_CONVNEXT: tuple[Rule, ...] = (
     (r"\w+_downsampling_conv_(\d)", lambda m: f"stages.{int(m[1]) + 1}.downsample.1"),
     (CONVNEXT_STEP, lambda m: f"stages.{m[1]}.blocks.{m[2]}.{TIMM_CONVNEXT_STEPS[m[3]]}"),
     (r"\w+_stage_(\d)_block_(\d+)_layer_scale", r"stages.\1.blocks.\2"),
-    (r"layer_normalization#0|\w+_head_layernorm", "head.norm"),
+    (r"\w+_stage_(\d)_block_(\d+)_response", r"stages.\1.blocks.\2.mlp.grn"),
+    (r"layer_normalization#0|\w+_(head|final)_layernorm", "head.norm"),
     (r"\w+_head_dense", "head.fc"),
 )
 
