@@ -5,6 +5,7 @@ from .mixing import CutMix, MixUp, RandomErasing
 from .normalization import InputNormalization
 from .pooling import ConcatPooling
 from .presets import aug_transforms, basic, none, side_on, top_down, trivial
+from .targets import TargetUnits
 
 __all__ = [
     "Augmentation",
@@ -13,6 +14,7 @@ __all__ = [
     "InputNormalization",
     "MixUp",
     "RandomErasing",
+    "TargetUnits",
     "Transformation",
     "aug_transforms",
     "basic",
