@@ -13,9 +13,9 @@ import kclf
 
 PACKAGE = Path(kclf.__file__).parent
 FLOORS = [
-    {"errors", "losses", "metrics", "optimizers"},
+    {"errors", "losses", "metrics"},
     {"_core", "datasets"},
-    {"acceleration", "distributed", "precision", "schedules", "weights"},
+    {"acceleration", "distributed", "optimizers", "precision", "schedules", "weights"},
     {"backbones", "callbacks", "layers"},
     {"data"},
     {"checks", "models", "prediction"},

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..data.images import read_square
+from ..data import ImageDataset
 
 BATCH_SIZE = 32
 
@@ -17,18 +17,14 @@ def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
     """Mean over the cells of the backbone's last feature map, float32 (n, channels).
 
     Args:
-        model: an `ImageClassifier`: brings the photos to squares as its loader does.
+        model: an `ImageClassifier`: reads the photos as in a prediction.
         paths: readable photos.
     """
-    device, size = next(iter(model.parameters())).device, model.presize or model.size
-    batches = []
+    photos = ImageDataset(
+        paths, presize=model.presize or model.size, resize_method=model.resize_method, batch_size=BATCH_SIZE
+    )
     with torch.no_grad():
-        for start in range(0, len(paths), BATCH_SIZE):
-            some = paths[start : start + BATCH_SIZE]
-            squares = [read_square(path, size, model.resize_method) for path in some]
-            batch = torch.from_numpy(np.stack(squares)).to(device)
-            seen = model.normalization(model.augmentation(batch, training=False))
-            batches.append(model.backbone(seen, training=False).float().mean(dim=(1, 2)).cpu().numpy())
+        batches = [model.features(images).float().mean(dim=(1, 2)).cpu().numpy() for images, *_ in photos]
     return np.concatenate(batches)
 
 

@@ -80,7 +80,7 @@ def grad_cam(
     batch = batch.to(_device(model))
     with torch.no_grad():
         seen = model.augmentation(batch, training=False)
-        features = model.backbone(model.normalization(seen), training=False)
+        features = model.features(seen)
     features = features.detach().float().requires_grad_()
     with torch.enable_grad():
         logits = model.head(features, training=False)

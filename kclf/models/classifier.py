@@ -6,19 +6,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
+import numpy as np
 
 from .._core.arguments import one_of
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, split_backbone
+from ..data.images import CENTRE, ResizeMethod, as_pixels, read_square, to_square
 from ..data.tasks import TASKS
-from ..distributed import join, take_device
+from ..distributed import distribute, take_device
 from ..errors import WeightsError
-from ..layers import Augmentation, InputNormalization
-from ..layers import none as no_augmentation
+from ..layers import InputNormalization, as_augmentation
 from ..optimizers import FusedLossScaleOptimizer
 from ..weights import layers_with_variables
 from .heads import accuracy_metric, auto_loss, build_head
@@ -56,8 +57,8 @@ class ImageClassifier(keras.Model):
         batchnorm: what BatchNormalization does in the backbone. "inference": it normalises by its stored
             statistics always, also after `unfreeze`; its scales and shifts learn with their groups. "frozen":
             so in frozen groups, but by the batch in trainable ones (Keras' rule and fastai 0.7's): the
-            features change all at once when a group thaws. "train": statistics and scales live on in frozen
-            groups too (fastai 2's `train_bn`), at the price of a backward pass through the whole backbone.
+            features change all at once when a group unfreezes. "train": statistics and scales live on in
+            frozen groups too (fastai 2's `train_bn`), at the price of a backward pass through the backbone.
         presize: side of the square that photos are brought to when they are read from files for a
             prediction; None reads them at `size`.
         resize_method: "crop", "pad" or "squish": how they are brought to it.
@@ -83,7 +84,7 @@ class ImageClassifier(keras.Model):
         *,
         size: int = 224,
         weights: str | PathLike[str] | None = "imagenet",
-        augmentation: Augmentation | None = None,
+        augmentation: keras.layers.Layer | None = None,
         normalization: str | InputNormalization | None = None,
         hidden: Sequence[int] = (512,),
         dropout: float = 0.5,
@@ -111,7 +112,7 @@ class ImageClassifier(keras.Model):
         self.bias = not self.hidden or task == "regression" if bias is None else bool(bias)
         self.backbone_name = backbone if isinstance(backbone, str) else None
         with _policy(self.dtype_policy):
-            self.augmentation = (augmentation or no_augmentation()).resized(self.size)
+            self.augmentation = as_augmentation(augmentation, self.size)
             self.normalization = _normalization(self.backbone_name, normalization)
             self.backbone = (
                 build_backbone(backbone, weights=weights, input_shape=(self.size, self.size, 3))
@@ -126,7 +127,8 @@ class ImageClassifier(keras.Model):
                 bias=self.bias,
                 units=self.bias and task == "regression",
             )
-        _settle_faster(self.backbone)
+        if isinstance(backbone, str):
+            _settle_faster(self.backbone)
         self.built = True
         self.freeze()
         if accelerate:
@@ -134,9 +136,32 @@ class ImageClassifier(keras.Model):
 
     def call(self, images: Any, training: bool = False) -> Any:
         """Logits, float32, shape (batch, number of classes), of images (batch, height, width, 3)."""
-        images = self.augmentation(images, training=training)
-        features = self.backbone(self.normalization(images), training=training)
-        return self.head(features, training=training)
+        return self.head(self.features(images, training=training), training=training)
+
+    def features(self, images: Any, *, training: bool = False, augment: bool | None = None) -> Any:
+        """The backbone's last feature map, shape (batch, rows, columns, channels).
+
+        Args:
+            images: (batch, height, width, 3) in [0, 255], of any height and width.
+            training: run the backbone as in training.
+            augment: see the images augmented; None does in training alone.
+        """
+        seen = self.augmentation(images, training=training if augment is None else augment)
+        return self.backbone(self.normalization(seen), training=training)
+
+    def read(self, photo: Any) -> np.ndarray:
+        """A photo as the classifier takes it, uint8 (side, side, 3).
+
+        Args:
+            photo: a path, a PIL image, or pixels uint8 (height, width, 3) or (height, width).
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        side, method = self.presize or self.size, cast(ResizeMethod, self.resize_method)
+        if isinstance(photo, str | PathLike):
+            return np.array(read_square(photo, side, method))
+        return np.array(to_square(as_pixels(photo), side, method, CENTRE))
 
     # ---- layer groups ------------------------------------------------------------
 
@@ -151,7 +176,7 @@ class ImageClassifier(keras.Model):
         return [*body, list(layers_with_variables(self.head))]
 
     def freeze_to(self, n: int) -> None:
-        """Freeze the layer groups before group `n` and thaw the rest; negative `n` counts from the head.
+        """Freeze the layer groups before group `n` and unfreeze the rest; negative `n` counts from the head.
 
         Takes effect on the next step, without compiling again.
 
@@ -240,7 +265,7 @@ class ImageClassifier(keras.Model):
             self.optimizer.build(
                 [v for g in self.layer_groups for layer in g for v in layer._trainable_variables]
             )
-        join(self)
+        distribute(self)
 
     def _metric(self, metric: Any) -> Any:
         return accuracy_metric(self.task) if isinstance(metric, str) and metric == "accuracy" else metric

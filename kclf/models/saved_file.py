@@ -28,6 +28,7 @@ def write_single_file(model: ImageClassifier, path: Path) -> None:
     """Write a classifier whose backbone has a name, whole or not at all."""
     images = probe_images()
     config = model.get_config()
+    config["augmentation"]["config"].pop("layers", None)  # of others, and of no use in predictions
     first_trainable_group = config.pop("trainable_from_group")
     write_arrays(
         path,
