@@ -152,6 +152,6 @@ for name, other in zip(answers, list(answers)[1:], strict=False):
     print(f"{name} and {other} disagree on {share:.1%} of the photos")
 
 # %% [markdown]
-# The later ones hardly do, and so their mean gains nothing; the first is different, and worse. Whole networks that thaw
+# The later ones hardly do, and so their mean gains nothing; the first is different, and worse. Whole networks that unfreeze
 # between restarts differ more: in recipe 7 the mean of two lowers the log loss by .068 ± .024. For those the lines are
 # `learn.unfreeze()`, `learn.fit(..., cycle_save_name="pets")` and `learn.snapshots("pets").table(data.valid)`.

@@ -105,7 +105,7 @@ recorder.plot_lr()
 plain = kclf.predict(model, data.valid)
 averaged = kclf.predict_tta(model, data.valid, n=4)
 print(plain)
-print(averaged.views)
+print(averaged.tta)
 print(kclf.SnapshotEnsemble(model, restarts.snapshots).table(data.valid))
 
 # %% [markdown]

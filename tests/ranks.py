@@ -78,7 +78,7 @@ def small_model(*, augmented: bool = False, norm: bool = False, optimizer: Any =
             keras.metrics.SparseTopKCategoricalAccuracy(2, from_sorted_ids=False, name="top"),
         ],
     )
-    distributed.join(model)
+    distributed.distribute(model)
     return model
 
 

@@ -205,7 +205,7 @@ def test_integers_do_not_end_mixed_precision():
 
 def test_layers_run_as_torch_calls():
     model = accelerate(compiled(inverted))
-    assert functional_of(model).__dict__["call"].plan.foreign == []
+    assert functional_of(model).__dict__["call"].plan.fallback == []
 
 
 def calls_of(model, x):

@@ -61,13 +61,13 @@ def test_the_range_test_leaves_no_trace_frozen_and_thawed(run):
     plain_data, tested_data = photos(), photos()
     keras.utils.set_random_seed(0)
     without = []
-    for thawed in (False, True):
-        if thawed:
+    for unfrozen in (False, True):
+        if unfrozen:
             plain.unfreeze()
         without.append(train(plain, plain_data))
     keras.utils.set_random_seed(0)
-    for thawed, expected in zip((False, True), without, strict=True):
-        if thawed:
+    for unfrozen, expected in zip((False, True), without, strict=True):
+        if unfrozen:
             tested.unfreeze()
         find_learning_rate(tested, tested_data, num_steps=12)
         assert_same(train(tested, tested_data), expected)

@@ -40,14 +40,14 @@ def test_alone_nothing_is_divided_and_nobody_is_waited_for():
 def test_joining_alone_leaves_the_model_as_it_was():
     model = ranks.small_model()
     before = set(vars(model)), set(vars(model.optimizer))
-    distributed.join(model)
+    distributed.distribute(model)
     assert (set(vars(model)), set(vars(model.optimizer))) == before
 
 
 def test_the_environment_of_a_launcher_says_who_one_is(monkeypatch):
     as_one_of(monkeypatch, 2, 4)
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (2, 4, False)
-    with distributed.apart():
+    with distributed.single_process():
         assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.describe(62, seed=3) == (
         "4 processes with one CPU each. A batch of 62 is shared by them, 15 or 16 photos each; "
@@ -105,7 +105,7 @@ def test_a_model_that_has_not_joined_is_refused(monkeypatch):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     as_one_of(monkeypatch, 0, 2)
-    with pytest.raises(kclf.TrainingError, match=r"kclf.distributed.join\(model\)"):
+    with pytest.raises(kclf.TrainingError, match=r"kclf.distributed.distribute\(model\)"):
         model.fit(np.ones((8, 4)), np.ones(8), callbacks=[kclf.OneCycle(0.1)], verbose=0)
 
 
@@ -116,8 +116,8 @@ def test_random_rows_of_ranks_are_those_of_one_process(monkeypatch):
     def dropped(rank: int) -> torch.Tensor:
         as_one_of(monkeypatch, rank, 2)
         torch.manual_seed(0)
-        with distributed.own_draws():
-            shares.append(distributed.rows_of_rank(rows, 3))
+        with distributed.per_rank_rng():
+            shares.append(distributed.shard_random(rows, 3))
             mask = torch.rand(8)
         after.append(torch.rand(1))
         return mask
@@ -136,7 +136,7 @@ def test_only_rank_0_prints_and_saves(monkeypatch, tmp_path, capsys):
     for rank in (1, 0):
         as_one_of(monkeypatch, rank, 2)
         kclf.callbacks.SnapshotSaver(tmp_path / f"rank{rank}").save(model, 0)
-        distributed.say(f"rank {rank}")
+        distributed.print_on_main(f"rank {rank}")
     assert [file.name for file in tmp_path.iterdir()] == ["rank0_cyc_0.weights.h5"]
     assert capsys.readouterr().out == "rank 0\n"
 

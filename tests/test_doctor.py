@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import pytest
 
-from kclf.cli.doctor import Diagnosis, Stage, Trial, examine, versions, write_photos
+from kclf.cli.doctor import Check, Diagnosis, Stage, diagnose, versions, write_photos
 
 
 def stages(decode: float, augment: float, step: float) -> list[Stage]:
@@ -31,7 +31,7 @@ def test_without_measurement_there_is_no_bottleneck():
 
 
 def test_one_failed_trial_is_told():
-    diagnosis = Diagnosis({}, [Trial("backend", True, "torch"), Trial("overfit", False, "loss 1 -> 1")])
+    diagnosis = Diagnosis({}, [Check("backend", True, "torch"), Check("overfit", False, "loss 1 -> 1")])
     assert not diagnosis.healthy
     assert "[NOT OK] overfit: loss 1 -> 1" in str(diagnosis)
 
@@ -43,7 +43,7 @@ def test_versions_name_what_computes():
 
 
 def test_this_machine_is_examined(tmp_path):
-    diagnosis = examine(write_photos(tmp_path), size=32, batch_size=8, seconds=0.1)
+    diagnosis = diagnose(write_photos(tmp_path), size=32, batch_size=8, seconds=0.1)
     text = str(diagnosis)
     assert diagnosis.healthy, text
     assert [stage.name for stage in diagnosis.stages] == ["decode", "augment", "step (head)", "step (all)"]
@@ -54,4 +54,4 @@ def test_this_machine_is_examined(tmp_path):
 
 def test_no_time_to_measure_is_refused():
     with pytest.raises(ValueError, match="seconds=0"):
-        examine(seconds=0)
+        diagnose(seconds=0)

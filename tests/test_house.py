@@ -13,15 +13,15 @@ import kclf
 
 PACKAGE = Path(kclf.__file__).parent
 FLOORS = [
-    {"errors", "losses", "metrics", "optimizers"},
+    {"errors", "losses", "metrics"},
     {"_core", "datasets"},
-    {"acceleration", "distributed", "precision", "schedules", "weights"},
+    {"acceleration", "distributed", "optimizers", "precision", "schedules", "weights"},
     {"layers"},
     {"backbones", "callbacks"},
     {"data"},
     {"checks", "models", "prediction"},
     {"interpret"},
-    {"report"},
+    {"recipe", "report"},
     {"learner"},
     {"cli", "fastai"},
 ]

@@ -73,8 +73,8 @@ def test_prediction_draws_nothing():
         ({"max_rotate": 10}, True),
         ({"min_zoom": 0.8}, True),
         ({"max_hue": 0.1}, True),
-        ({"min_zoom": 1.5, "max_zoom": 1.5, "one_operation": True}, True),
-        ({"max_hue": 0.1, "p_lighting": 0, "one_operation": True}, True),
+        ({"min_zoom": 1.5, "max_zoom": 1.5, "trivial_augment": True}, True),
+        ({"max_hue": 0.1, "p_lighting": 0, "trivial_augment": True}, True),
     ],
 )
 def test_whether_it_draws_anything_is_known(settings, random):

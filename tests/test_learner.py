@@ -463,8 +463,8 @@ def test_show_results_draws_each_photo_under_its_answer(tmp_path, task):
     rows = np.random.default_rng(0).permutation(len(found))[:4]
     for ax, row in zip(axes, rows, strict=True):
         said, right = ax.get_title().split(" / ")
-        assert right == (found.words(found.labels[row]) or "none")
-        assert said.split(" ")[0] == (found.words(found.predicted[row]) or "none")
+        assert right == (found.label_text(found.labels[row]) or "none")
+        assert said.split(" ")[0] == (found.label_text(found.predicted[row]) or "none")
         wrong = task != "regression" and said.split(" ")[0] != right
         assert ax.title.get_color() == ("tab:red" if wrong else "black")
         assert np.array_equal(ax.images[0].get_array(), data.valid.dataset[row])

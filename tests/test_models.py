@@ -170,8 +170,8 @@ def test_batchnorm_policy_decides_when_statistics_move(policy, frozen_moves, unf
     model.compile("sgd")
     moved = []
 
-    for thaw in (model.freeze, model.unfreeze):
-        thaw()
+    for unfreeze in (model.freeze, model.unfreeze):
+        unfreeze()
         before = bn_statistics(model)
         model.fit(*photos(), verbose=0)
         moved.append(not all(np.array_equal(a, b) for a, b in zip(before, bn_statistics(model), strict=True)))
@@ -283,12 +283,12 @@ def test_frozen_and_thawed_save_the_same_arrays(tmp_path):
     model = small()
     model.save(tmp_path / "frozen.h5")
     model.unfreeze()
-    model.save(tmp_path / "thawed.h5")
+    model.save(tmp_path / "unfrozen.h5")
 
-    frozen, thawed = (h5_store.read_arrays(tmp_path / f"{name}.h5")[0] for name in ("frozen", "thawed"))
+    frozen, unfrozen = (h5_store.read_arrays(tmp_path / f"{name}.h5")[0] for name in ("frozen", "unfrozen"))
 
-    assert frozen.keys() == thawed.keys()
-    assert all(np.array_equal(frozen[key], thawed[key]) for key in frozen)
+    assert frozen.keys() == unfrozen.keys()
+    assert all(np.array_equal(frozen[key], unfrozen[key]) for key in frozen)
 
 
 def test_keras_own_archive_works_too(tmp_path):

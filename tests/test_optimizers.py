@@ -233,7 +233,7 @@ def test_multiplier_zero_is_frozen():
 
 @pytest.mark.parametrize("name", KERAS_OPTIMIZERS)
 def test_late_groups_count_their_own_steps(name):
-    """A layer thawed after 30 steps moves as under a new optimizer."""
+    """A layer unfrozen after 30 steps moves as under a new optimizer."""
     model, twin = small_model(), small_model()
     first, last = model.layers[0].trainable_variables, model.layers[-1].trainable_variables
     twin.layers[0].set_weights(model.layers[0].get_weights())

@@ -243,7 +243,7 @@ def test_every_set_of_views_gives_probabilities_and_their_gain(views, count, ave
     averaged = predict_tta(model, data, 3, views=views, average=average)
 
     np.testing.assert_allclose(averaged.probabilities.sum(1), 1, atol=1e-5)
-    gain = averaged.views
+    gain = averaged.tta
     assert gain.views == count
     assert gain.accuracy == pytest.approx(averaged.accuracy() - plain.accuracy())
     assert gain.log_loss == pytest.approx(averaged.log_loss() - plain.log_loss(), abs=1e-6)
@@ -269,7 +269,7 @@ def test_a_symmetric_model_gains_nothing_from_symmetries():
 
 def test_the_model_may_come_without_augmentation():
     model = keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)])
-    assert predict_tta(model, pictures(), augmentation=side_on(12)).views.accuracy is None
+    assert predict_tta(model, pictures(), augmentation=side_on(12)).tta.accuracy is None
     with pytest.raises(ValueError, match="no `Augmentation` to draw views from"):
         predict_tta(model, pictures())
 
@@ -331,4 +331,4 @@ def test_a_gain_has_the_standard_error_of_its_differences():
     model = classifier()
     plain, averaged = predict(model, data), predict_tta(model, data, augmentation=aug_transforms(12))
     right = (averaged.predicted == averaged.labels).astype(float) - (plain.predicted == plain.labels)
-    assert averaged.views.accuracy_error == pytest.approx(right.std(ddof=1) / 200**0.5)
+    assert averaged.tta.accuracy_error == pytest.approx(right.std(ddof=1) / 200**0.5)

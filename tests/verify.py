@@ -560,7 +560,7 @@ def judge(claim: Claim, outcome: Outcome) -> Found:
 
 
 def row(claim: Claim, found: Found, outcome: Outcome | None) -> str:
-    holds = {True: "yes", False: "**no**", None: "-"}[found.holds]
+    holds = {True: "yes", False: "**no**", None: "-"}[found.is_unchanged]
     ran = f"{outcome.minutes:.1f} | {outcome.day}" if outcome else " | "
     how = "python " + " ".join(claim.command)
     return f"| {claim.name} | {claim.asked} | {found.figure} | {holds} | {ran} | `{how}` |"
@@ -592,7 +592,7 @@ def main() -> int:
                 fresh.add(claim.command)
             found = judge(claim, outcome)
         print(row(claim, found, outcome), flush=True)
-        all_hold = all_hold and found.holds is not False
+        all_hold = all_hold and found.is_unchanged is not False
     return 0 if all_hold else 1
 
 

@@ -28,7 +28,7 @@ def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
     return value
 
 
-def within(name: str, value: float, low: float, high: float) -> float:
+def in_closed(name: str, value: float, low: float, high: float) -> float:
     """The value as a float, which must lie in [low, high].
 
     Raises:
@@ -42,7 +42,7 @@ def within(name: str, value: float, low: float, high: float) -> float:
     return float(value)
 
 
-def between(name: str, value: float, low: float, high: float) -> float:
+def in_open(name: str, value: float, low: float, high: float) -> float:
     """The value as a float, which must lie between the two, and be neither.
 
     Raises:

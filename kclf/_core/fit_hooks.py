@@ -1,10 +1,16 @@
-"""The one way into Keras' `fit`: hear each loss, and stand around each training step."""
+"""The one way into Keras' `fit`: wrap its steps, hear each loss, replace a method of one object.
+
+* `wrap_step` calls a function around each train or test step.
+* `add_listener` lets a method be called with the loss of each training batch.
+* `override` lets one model or optimizer have another method than its class, out of sight of Keras' tracking.
+"""
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -39,7 +45,7 @@ class _Steps:
         return step(data)
 
 
-def stand_around(model: keras.Model, name: str, function: Around) -> None:
+def wrap_step(model: keras.Model, name: str, function: Around) -> None:
     """Let a function be called with each step and its data, in place of the step.
 
     Args:
@@ -55,7 +61,7 @@ def stand_around(model: keras.Model, name: str, function: Around) -> None:
     steps.around.append(function)
 
 
-def step_aside(model: keras.Model, name: str, function: Around) -> None:
+def unwrap_step(model: keras.Model, name: str, function: Around) -> None:
     """Take a function away again; nothing happens where it is not there."""
     steps = getattr(model, name)
     if isinstance(steps, _Steps) and function in steps.around:
@@ -77,17 +83,17 @@ def remove_listener(optimizer: keras.optimizers.Optimizer, listener: weakref.Wea
     _set(optimizer, tuple(one for one in _listeners(optimizer) if one is not listener))
 
 
-def hold_losses(optimizer: keras.optimizers.Optimizer, gate: Receive) -> None:
+def intercept_loss(optimizer: keras.optimizers.Optimizer, gate: Receive) -> None:
     """Let a gate have the losses in place of the listeners, to whom it passes on what it makes of them."""
     vars(optimizer)["_loss_gate"] = gate
 
 
-def tell(optimizer: keras.optimizers.Optimizer, loss: torch.Tensor) -> None:
+def emit_loss(optimizer: keras.optimizers.Optimizer, loss: torch.Tensor) -> None:
     """Say what the loss of a batch was: to the gate where there is one, else to the listeners."""
-    vars(optimizer).get("_loss_gate", functools.partial(pass_on, optimizer))(loss)
+    vars(optimizer).get("_loss_gate", functools.partial(forward_loss, optimizer))(loss)
 
 
-def pass_on(optimizer: keras.optimizers.Optimizer, loss: torch.Tensor) -> None:
+def forward_loss(optimizer: keras.optimizers.Optimizer, loss: torch.Tensor) -> None:
     """Call the listeners."""
     for listener in _listeners(optimizer):
         receive = listener()
@@ -108,5 +114,23 @@ def _set(optimizer: keras.optimizers.Optimizer, listeners: tuple[weakref.WeakMet
 
 
 def _scale_and_tell(optimizer: keras.optimizers.Optimizer, loss: torch.Tensor) -> torch.Tensor:
-    tell(optimizer, loss.detach())
+    emit_loss(optimizer, loss.detach())
     return type(optimizer).scale_loss(optimizer, loss)
+
+
+def override(owner: Any, **methods: Callable[..., Any]) -> None:
+    """Let one object have other methods than its class, without Keras tracking them as its parts."""
+    vars(owner).update(methods)
+
+
+@contextmanager
+def overridden(owner: Any, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Let an object have other methods within the block; those that it had before come back."""
+    before = {name: vars(owner)[name] for name in methods if name in vars(owner)}
+    override(owner, **methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            vars(owner).pop(name, None)
+        override(owner, **before)

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-from keras.src.backend.torch.core import get_device
 
 from .._core.cpu import keep_freed_memory
-from .convolutions import lone_batchnorm, store_for_keras, store_for_torch
+from .._core.fit_hooks import override
+from .._core.keras_private import get_device
+from .convolutions import standalone_batchnorm, store_for_keras, store_for_torch
 from .graph import functional_of
 from .plan import MASKING, Plan
-from .step import LeanStep, why_not
+from .step import LeanStep, unsupported_reason
 
 logger = logging.getLogger(__name__)
 _STATE = "_kclf_acceleration"
@@ -30,8 +31,8 @@ class _Acceleration:
     step: LeanStep | None = None
 
     def replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
-        """Let an instance have a method that hides its class's, out of sight of Keras' tracking."""
-        owner.__dict__[name] = function
+        """Override a method, and remember it for `remove`."""
+        override(owner, **{name: function})
         self.replaced.append((owner, name))
 
     def refresh(self) -> None:
@@ -58,8 +59,8 @@ class _PlannedCall:
     def plan(self) -> Plan:
         if self._plan is None:
             self._plan = Plan(self.model)
-            if self._plan.foreign:
-                kinds = sorted({type(layer).__name__ for layer in self._plan.foreign})
+            if self._plan.fallback:
+                kinds = sorted({type(layer).__name__ for layer in self._plan.fallback})
                 logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
         return self._plan
 
@@ -171,13 +172,13 @@ def _lone_batchnorms(model: keras.Model, state: _Acceleration) -> None:
         if type(layer) is keras.layers.BatchNormalization and id(layer) not in planned
     ]
     for layer in lone:
-        call = lone_batchnorm(layer)
+        call = standalone_batchnorm(layer)
         if call is not None:
             state.replace(layer, "call", call)
 
 
 def _lean_step(model: keras.Model, state: _Acceleration) -> None:
-    reason = why_not(model)
+    reason = unsupported_reason(model)
     if reason is not None:
         logger.info("%s keeps Keras' step: %s", model.name, reason)
         return

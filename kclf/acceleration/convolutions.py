@@ -11,7 +11,11 @@ import keras
 import torch
 import torch.nn.functional as F
 
+<<<<<<< HEAD
 from .graph import Function, Pair, Run, Site, pair, same_padding, to_nchw, to_nhwc
+=======
+from .graph import Function, LayerContext, Pair, Run, pair, same_padding
+>>>>>>> main
 from .pointwise import NOTHING, POST_OPERATIONS, Elementwise, PostOperation, activation_function
 
 
@@ -63,7 +67,7 @@ class BatchNorm:
         return scale, shift if self.beta is None else shift + self.beta._value
 
 
-def compile_batchnorm(site: Site) -> BatchNorm | None:
+def compile_batchnorm(site: LayerContext) -> BatchNorm | None:
     """The fused form of a layer; None where it renormalises or its channels are not on axis 1 here."""
     layer = site.layer
     axis = layer.axis if isinstance(layer.axis, int) else None
@@ -73,7 +77,7 @@ def compile_batchnorm(site: Site) -> BatchNorm | None:
     return BatchNorm(layer)
 
 
-class LoneBatchNorm:
+class StandaloneBatchNorm:
     """Stands in for `call` of a BatchNormalization that is in no plan."""
 
     def __init__(self, layer: Any) -> None:
@@ -90,10 +94,10 @@ class LoneBatchNorm:
         return y
 
 
-def lone_batchnorm(layer: Any) -> LoneBatchNorm | None:
+def standalone_batchnorm(layer: Any) -> StandaloneBatchNorm | None:
     """The fused form of a layer wherever it is called; None where that is for Keras."""
     plain = isinstance(layer.axis, int) and layer.built and not (layer.renorm or layer.synchronized)
-    return LoneBatchNorm(layer) if plain else None
+    return StandaloneBatchNorm(layer) if plain else None
 
 
 @torch.no_grad()
@@ -256,7 +260,7 @@ class FoldedConvolution:
         return weight.to(dtype, memory_format=torch.channels_last), shift.to(dtype)
 
 
-def compile_conv2d(site: Site) -> Convolution | None:
+def compile_conv2d(site: LayerContext) -> Convolution | None:
     """A Conv2D."""
     layer = site.layer
     if not site.channels_first or layer.padding not in ("valid", "same"):
@@ -267,7 +271,7 @@ def compile_conv2d(site: Site) -> Convolution | None:
     return Convolution(layer, layer._kernel, bias, dense_kernel, layer.groups, activation, post)
 
 
-def compile_depthwise(site: Site) -> Convolution | None:
+def compile_depthwise(site: LayerContext) -> Convolution | None:
     """A DepthwiseConv2D."""
     layer = site.layer
     if not site.channels_first or layer.padding not in ("valid", "same"):
@@ -278,7 +282,7 @@ def compile_depthwise(site: Site) -> Convolution | None:
     return Convolution(layer, layer.kernel, bias, depthwise_kernel, layer.kernel.shape[2], activation, post)
 
 
-def compile_separable(site: Site) -> Function | None:
+def compile_separable(site: LayerContext) -> Function | None:
     """A SeparableConv2D: depthwise, then 1x1."""
     layer = site.layer
     if not site.channels_first or layer.padding not in ("valid", "same"):
@@ -297,9 +301,17 @@ def compile_separable(site: Site) -> Function | None:
     return separable
 
 
+<<<<<<< HEAD
 def compile_dense(site: Site) -> Function | None:
     """A Dense on the last axis: of (batch, features), of tokens, or of images."""
     layer, image = site.layer, site.image
+=======
+def compile_dense(site: LayerContext) -> Function | None:
+    """A Dense on (batch, features)."""
+    layer = site.layer
+    if site.rank != 2:
+        return None
+>>>>>>> main
     activation = activation_function(layer.activation, image=False, in_place=True)
     kernel, bias = layer._kernel, layer.bias
 

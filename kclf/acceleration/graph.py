@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 import torch
-from keras.src.models.functional import Functional
+
+from .._core.keras_private import Functional
 
 Pair = tuple[int, int]
 
@@ -137,7 +138,7 @@ class Step:
     dead: tuple[int, ...] = ()
 
 
-def note_deaths(steps: list[Step], outputs: tuple[int, ...]) -> None:
+def mark_last_use(steps: list[Step], outputs: tuple[int, ...]) -> None:
     """Note with each step the values that nothing reads after it."""
     needed = set(outputs)
     for step in reversed(steps):
@@ -146,7 +147,7 @@ def note_deaths(steps: list[Step], outputs: tuple[int, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class Site:
+class LayerContext:
     """Where a layer stands in a graph: what a compile function needs to know of its surroundings.
 
     Args:

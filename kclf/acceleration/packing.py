@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .convolutions import Convolution, FoldedConvolution, state_of
-from .graph import Graph, Pair, Run, Step, note_deaths
+from .graph import Graph, Pair, Run, Step, mark_last_use
 from .pointwise import NOTHING, Activation, PostOperation, Sum
 
 AFTER_A_SUM = ("none", "relu")  # the activations that oneDNN takes together with a summand
@@ -108,7 +108,7 @@ def packed_steps(steps: Sequence[Step], graph: Graph) -> list[Step]:
         result.append(new)
         if isinstance(new.function, PackedConvolution) and uses[new.targets[0]] == 1:
             makers[new.targets[0]] = new
-    note_deaths(result, graph.outputs)
+    mark_last_use(result, graph.outputs)
     return result
 
 

@@ -11,13 +11,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from keras import layers, tree
-from keras.src.backend.common import masking, stateless_scope
-from keras.src.backend.torch.core import get_device, to_torch_dtype
-from keras.src.ops import numpy as keras_operations
 
+from .._core.keras_private import (
+    get_device,
+    get_keras_mask,
+    in_stateless_scope,
+    numpy_operations,
+    to_torch_dtype,
+)
 from . import convolutions, pointwise
 from .convolutions import BatchNorm, Convolution, FoldedConvolution, follow
-from .graph import Function, Graph, Node, Run, Site, Step, flatten, note_deaths, to_nchw, to_nhwc
+from .graph import Function, Graph, LayerContext, Node, Run, Step, flatten, mark_last_use, to_nchw, to_nhwc
 from .packing import can_pack, packed_steps
 from .pointwise import Padding
 
@@ -32,13 +36,13 @@ class Plan:
         model: a functional `keras.Model`, or the `_functional` of a Sequential.
 
     Attributes:
-        foreign: the layers that run as Keras runs them.
+        fallback: the layers that run as Keras runs them.
     """
 
     def __init__(self, model: Any) -> None:
         self.graph = flatten(model)
         self.views = _has_channels_last(self.graph)
-        self.foreign: list[Any] = []
+        self.fallback: list[Any] = []
         self._output_struct = model._outputs_struct
         self._input_dtypes = [to_torch_dtype(tensor.dtype) for tensor in model.inputs]
         self._uses = self.graph.uses()
@@ -46,7 +50,7 @@ class Plan:
         self.steps: list[Step] = []
         for node in self.graph.nodes:
             self._add(node)
-        note_deaths(self.steps, self.graph.outputs)
+        mark_last_use(self.steps, self.graph.outputs)
         self.packed_steps = packed_steps(self.steps, self.graph)
         self._hooks = [
             hooks
@@ -84,7 +88,7 @@ class Plan:
         if not isinstance(flat, list | tuple) or len(flat) != len(self.graph.inputs):
             return None
         flat = [keras.ops.convert_to_tensor(x) if isinstance(x, np.ndarray) else x for x in flat]
-        if stateless_scope.in_stateless_scope() or any(self._hooks):
+        if in_stateless_scope() or any(self._hooks):
             return None
         for tensor, number in zip(flat, self.graph.inputs, strict=True):
             if not _fits(tensor, self.graph.values[number].shape):
@@ -112,8 +116,8 @@ class Plan:
         site = self._site(node)
         function = None if _takes_integers(site) else compiled(site)
         if function is None:
-            self.foreign.append(node.operation)
-            step = Step(self._foreign(node), node.inputs, node.outputs)
+            self.fallback.append(node.operation)
+            step = Step(self._fallback(node), node.inputs, node.outputs)
         else:
             fresh = isinstance(node.operation, OVERWRITABLE) or _bare(function)
             step = Step(_casting(function, site), node.inputs, node.outputs, fresh)
@@ -123,11 +127,11 @@ class Plan:
         self.steps.append(step)
         self._producers |= dict.fromkeys(step.targets, step)
 
-    def _site(self, node: Node) -> Site:
+    def _site(self, node: Node) -> LayerContext:
         first = node.inputs[0] if node.inputs else -1
         producer = self._producers.get(first)
         values = self.graph.values
-        return Site(
+        return LayerContext(
             layer=node.operation,
             record=node.record,
             inputs=tuple(values[number] for number in node.inputs),
@@ -163,13 +167,13 @@ class Plan:
             step.sources = before.sources
             self.steps.remove(before)
 
-    def _foreign(self, node: Node) -> Function:
+    def _fallback(self, node: Node) -> Function:
         """Run a layer as Keras does, on values in Keras' layout."""
         operation, arguments = node.operation, node.record.arguments
         takes_training = "training" in getattr(operation, "_call_context_args", {})
         symbols = [id(tensor) for tensor in node.record.input_tensors]
 
-        def foreign(run: Run, *values: torch.Tensor) -> Any:
+        def fallback(run: Run, *values: torch.Tensor) -> Any:
             tensors = dict(zip(symbols, map(self._outward, values), strict=True))
             args, kwargs = arguments.fill_in(tensors)
             if takes_training:
@@ -177,7 +181,7 @@ class Plan:
             results = [self._inward(result) for result in tree.flatten(operation(*args, **kwargs))]
             return results[0] if len(results) == 1 else results
 
-        return foreign
+        return fallback
 
 
 def _bare(function: Any) -> bool:
@@ -185,13 +189,13 @@ def _bare(function: Any) -> bool:
     return isinstance(function, Convolution) and function.activation is None
 
 
-def _takes_integers(site: Site) -> bool:
+def _takes_integers(site: LayerContext) -> bool:
     """Whether a layer is given integers: in which dtype Keras then computes differs from layer to layer."""
     floats = all(keras.backend.is_float_dtype(tensor.dtype) for tensor in site.inputs)
     return isinstance(site.layer, keras.layers.Layer) and not floats
 
 
-def _casting(function: Function, site: Site) -> Function:
+def _casting(function: Function, site: LayerContext) -> Function:
     """Cast the inputs where the layer computes in another dtype than they come in, as Keras does."""
     layer = site.layer
     if not isinstance(layer, keras.layers.Layer):
@@ -218,12 +222,12 @@ def _fits(tensor: Any, shape: tuple[int | None, ...]) -> bool:
         isinstance(tensor, torch.Tensor)
         and tensor.device.type != "meta"
         and tensor.ndim == len(shape)
-        and masking.get_keras_mask(tensor) is None
+        and get_keras_mask(tensor) is None
         and all(want is None or have == want for have, want in zip(tensor.shape, shape, strict=True))
     )
 
 
-TABLE: dict[type, Callable[[Site], Function | None]] = {
+TABLE: dict[type, Callable[[LayerContext], Function | None]] = {
     layers.Activation: pointwise.compile_activation,
     layers.Add: pointwise.compile_add,
     layers.AveragePooling2D: pointwise.pooling(F.avg_pool2d, count_include_pad=False),
@@ -245,13 +249,13 @@ TABLE: dict[type, Callable[[Site], Function | None]] = {
     layers.SeparableConv2D: convolutions.compile_separable,
     layers.Softmax: pointwise.compile_softmax,
     layers.ZeroPadding2D: pointwise.compile_padding,
-    keras_operations.Add: pointwise.arithmetic(operator.add),
-    keras_operations.Multiply: pointwise.arithmetic(operator.mul),
-    keras_operations.Subtract: pointwise.arithmetic(operator.sub),
+    numpy_operations.Add: pointwise.arithmetic(operator.add),
+    numpy_operations.Multiply: pointwise.arithmetic(operator.mul),
+    numpy_operations.Subtract: pointwise.arithmetic(operator.sub),
 }
 
 
-def compiled(site: Site) -> Function | None:
+def compiled(site: LayerContext) -> Function | None:
     """The torch function of a layer where it stands, or None where Keras has to run it."""
     layer = site.layer
     if not is_plain(layer):

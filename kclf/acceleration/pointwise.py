@@ -10,7 +10,7 @@ import keras
 import torch
 import torch.nn.functional as F
 
-from .graph import Function, Run, Site, pair, same_padding, to_nchw, to_nhwc
+from .graph import Function, LayerContext, Run, pair, same_padding, to_nchw, to_nhwc
 
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 # Each of these gives Keras' result, element by element: the layout of the tensor does not matter.
@@ -104,14 +104,14 @@ def identity(run: Run, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def compile_activation(site: Site) -> Function:
+def compile_activation(site: LayerContext) -> Function:
     """An Activation."""
     activation = site.layer.activation
     function = activation_function(activation, image=site.image, in_place=site.overwrite)
     return identity if function is None else Activation(function, POST_OPERATIONS.get(activation))
 
 
-def compile_relu(site: Site) -> Function | None:
+def compile_relu(site: LayerContext) -> Function | None:
     """A ReLU, with or without an upper bound."""
     layer = site.layer
     if layer.negative_slope != 0 or layer.threshold != 0:
@@ -125,14 +125,14 @@ def compile_relu(site: Site) -> Function | None:
     )
 
 
-def compile_softmax(site: Site) -> Function | None:
+def compile_softmax(site: LayerContext) -> Function | None:
     """A Softmax over the last axis of (batch, classes)."""
     if site.rank != 2 or site.layer.axis not in (-1, 1):
         return None
     return lambda run, x: torch.softmax(x, -1)
 
 
-def _same_rank(site: Site) -> bool:
+def _same_rank(site: LayerContext) -> bool:
     return len({len(tensor.shape) for tensor in site.inputs}) == 1
 
 
@@ -152,7 +152,7 @@ class Sum:
         return xs[0].add_(xs[1]) if self.in_place else sum(xs[1:], xs[0])
 
 
-def compile_add(site: Site) -> Sum | None:
+def compile_add(site: LayerContext) -> Sum | None:
     """An Add; the first summand is overwritten where nothing else needs it."""
     if not _same_rank(site):
         return None
@@ -161,14 +161,14 @@ def compile_add(site: Site) -> Sum | None:
     return Sum(alike=alike, in_place=site.overwrite and fills)
 
 
-def compile_multiply(site: Site) -> Function | None:
+def compile_multiply(site: LayerContext) -> Function | None:
     """A Multiply of two values."""
     if not _same_rank(site) or len(site.inputs) != 2:
         return None
     return lambda run, a, b: a * b
 
 
-def compile_concatenate(site: Site) -> Function | None:
+def compile_concatenate(site: LayerContext) -> Function | None:
     """A Concatenate; the channels of an image are on axis 1 here."""
     if not _same_rank(site):
         return None
@@ -178,10 +178,10 @@ def compile_concatenate(site: Site) -> Function | None:
     return lambda run, *xs: torch.cat(xs, axis)
 
 
-def arithmetic(function: Callable[[Any, Any], torch.Tensor]) -> Callable[[Site], Function | None]:
+def arithmetic(function: Callable[[Any, Any], torch.Tensor]) -> Callable[[LayerContext], Function | None]:
     """The compile function of `keras.ops.add` and its like: two values, or a value and a number."""
 
-    def compile_arithmetic(site: Site) -> Function | None:
+    def compile_arithmetic(site: LayerContext) -> Function | None:
         arguments = site.record.arguments
         if arguments.kwargs or len(arguments.args) != 2 or not _same_rank(site):
             return None
@@ -214,15 +214,15 @@ class Padding:
         return (self.top, self.left) if even else None
 
 
-def compile_padding(site: Site) -> Padding | None:
+def compile_padding(site: LayerContext) -> Padding | None:
     """A ZeroPadding2D."""
     return Padding(site.layer) if site.channels_first else None
 
 
-def pooling(pool: Callable[..., torch.Tensor], **options: Any) -> Callable[[Site], Function | None]:
+def pooling(pool: Callable[..., torch.Tensor], **options: Any) -> Callable[[LayerContext], Function | None]:
     """The compile function of a 2D pooling layer."""
 
-    def compile_pooling(site: Site) -> Function | None:
+    def compile_pooling(site: LayerContext) -> Function | None:
         layer = site.layer
         if not site.channels_first:
             return None
@@ -241,19 +241,19 @@ def pooling(pool: Callable[..., torch.Tensor], **options: Any) -> Callable[[Site
     return compile_pooling
 
 
-def compile_global_average(site: Site) -> Function | None:
+def compile_global_average(site: LayerContext) -> Function | None:
     """A GlobalAveragePooling2D."""
     keep = site.layer.keepdims
     return (lambda run, x: x.mean((2, 3), keepdim=keep)) if site.channels_first else None
 
 
-def compile_global_max(site: Site) -> Function | None:
+def compile_global_max(site: LayerContext) -> Function | None:
     """A GlobalMaxPooling2D."""
     keep = site.layer.keepdims
     return (lambda run, x: x.amax((2, 3), keepdim=keep)) if site.channels_first else None
 
 
-def compile_reshape(site: Site) -> Function | None:
+def compile_reshape(site: LayerContext) -> Function | None:
     """A Reshape; its size is taken in Keras' order of the axes."""
     target = site.output.shape[1:]
     if None in target:
@@ -267,7 +267,7 @@ def compile_reshape(site: Site) -> Function | None:
     return reshape
 
 
-def compile_flatten(site: Site) -> Function | None:
+def compile_flatten(site: LayerContext) -> Function | None:
     """A Flatten, in Keras' order of the axes."""
     if site.layer._channels_first:
         return None
@@ -275,7 +275,7 @@ def compile_flatten(site: Site) -> Function | None:
     return lambda run, x: (to_nhwc(x) if image else x).flatten(1)
 
 
-def compile_dropout(site: Site) -> Function | None:
+def compile_dropout(site: LayerContext) -> Function | None:
     """A Dropout without a seed of its own; `noise_shape` with ones, as drop-connect has it, included."""
     layer = site.layer
     if layer.seed is not None:
@@ -297,7 +297,7 @@ def compile_dropout(site: Site) -> Function | None:
     return dropout
 
 
-def compile_rescaling(site: Site) -> Function | None:
+def compile_rescaling(site: LayerContext) -> Function | None:
     """A Rescaling by two numbers."""
     scale, offset = site.layer.scale, site.layer.offset
     if not isinstance(scale, int | float) or not isinstance(offset, int | float):

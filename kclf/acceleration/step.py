@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from keras import losses, metrics
-from keras.src.backend.torch.core import get_device
-from keras.src.trainers.trainer import Trainer
+
+from .._core.keras_private import Trainer, get_device
 
 BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -142,7 +142,7 @@ def metric_takes(metric: Any, y: torch.Tensor, y_pred: torch.Tensor) -> bool:
 OWN_PACKAGES = ("keras", "kclf")
 
 
-def why_not(model: keras.Model) -> str | None:
+def unsupported_reason(model: keras.Model) -> str | None:
     """Why a model keeps the step that it has; None if the lean step may take its place."""
     for name in ("train_step", "test_step"):
         if getattr(type(model), name) is not getattr(keras.Model, name):

@@ -15,10 +15,10 @@ import keras
 import torch
 
 from .._core.atomic import sweep
-from .._core.fit_hooks import Step, stand_around, step_aside
+from .._core.fit_hooks import Step, unwrap_step, wrap_step
 from .._core.h5_store import JSON, read_arrays, write_arrays
 from .._core.locks import FolderLock
-from ..distributed import from_main, gather, is_main, world_size
+from ..distributed import gather, is_main, run_on_main, world_size
 from ..errors import FileFormatError, NotFiniteError, OutputError, RunStopped, TrainingError
 from .run_state import (
     assign,
@@ -115,11 +115,11 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Begin a stage: pass it over, go on inside of it, or start it."""
-        from_main(self._lock.acquire)
+        run_on_main(self._lock.acquire)
         lengths = {name: (self.params or {}).get(name) for name in ("epochs", "steps")}
         asked = {**lengths, **self.settings}
         if self._is_cut_off() and self.resume and asked == self._stages[-1]:
-            self.go_back()
+            self.rewind()
         self._stage += 1
         self._stages.append(asked)
         if self._stage == 0 and self._found is None:
@@ -149,7 +149,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Save where it is time, before the batch; or take up what was saved."""
         if self._found is not None:
             if batch == self._found_position()[2]:
-                self._take_up(self._found)
+                self._restore_run(self._found)
             return
         signal = self._signal(batch)
         if signal is not None or batch == 0 or self._is_time(batch):
@@ -212,7 +212,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._saved_at = time.monotonic()
         return path
 
-    def take_back_weights(self, are_good: Callable[[], bool]) -> bool:
+    def restore_last_good(self, are_good: Callable[[], bool]) -> bool:
         """Give the model the weights of the last file with which they are good.
 
         Args:
@@ -235,7 +235,7 @@ class Checkpoint(keras.callbacks.Callback):
         assign(self._weights(), before)
         return False
 
-    def go_back(self) -> None:
+    def rewind(self) -> None:
         """After an error cut a fit off: let the next fit be that one again, from the newest whole file."""
         self._stage -= 1
         self._stages.pop()
@@ -314,7 +314,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _look(self) -> None:
         """Clear up after a kill, and find what was saved."""
-        from_main(self._clear_up)
+        run_on_main(self._clear_up)
         self._find()
 
     def _clear_up(self) -> None:
@@ -325,7 +325,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _find(self) -> None:
         """Find the newest file that is whole; rank 0 does, for all."""
-        self._found = from_main(self._newest)
+        self._found = run_on_main(self._newest)
         if self._found is not None:
             self.position = self._found_position()
 
@@ -365,15 +365,15 @@ class Checkpoint(keras.callbacks.Callback):
         done = found["position"][2]
         if done:
             if hasattr(self.data, "skip"):
-                self.data.skip(done)
-            _pass_over(self.model, done)
+                self.data.blank_batches(done)
+            _skip_batches(self.model, done)
 
     def _place_data(self, found: Mapping[str, Any]) -> None:
         set_random_states(found["epoch_random"])
         if found["epoch_data"] is not None:
             self.data.load_state_dict(found["epoch_data"])
 
-    def _take_up(self, found: Mapping[str, Any]) -> None:
+    def _restore_run(self, found: Mapping[str, Any]) -> None:
         """Make everything as it was."""
         self._take_up_weights(found)
         self._assign(self._training_state(), found["training"])
@@ -400,7 +400,7 @@ class Checkpoint(keras.callbacks.Callback):
         stage, _, batch = self._found_position()
         if (self._stage, DONE) == (stage, batch):
             self._place_data(found)
-            self._take_up(found)
+            self._restore_run(found)
             self._histories = found["histories"]
         else:  # the frozen layers of the stage to come are in it as they were at its beginning
             self._take_up_weights(found)
@@ -447,14 +447,14 @@ def _finite(weights: list[torch.Tensor]) -> list[torch.Tensor]:
     return weights
 
 
-def _pass_over(model: keras.Model, batches: int) -> None:
+def _skip_batches(model: keras.Model, batches: int) -> None:
     """Let the fit that runs now hand its next batches to nobody."""
     left = iter(range(batches))
 
     def nothing(step: Step, data: list[Any]) -> Any:
         if next(left, None) is not None:
             return {}
-        step_aside(model, "train_function", nothing)
+        unwrap_step(model, "train_function", nothing)
         return step(data)
 
-    stand_around(model, "train_function", nothing)
+    wrap_step(model, "train_function", nothing)

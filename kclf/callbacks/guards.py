@@ -12,11 +12,11 @@ import keras
 import numpy as np
 import torch
 
-from .._core.fit_hooks import Step, stand_around, step_aside
+from .._core.fit_hooks import Step, unwrap_step, wrap_step
 from ..distributed import world_size
 from ..errors import NotFiniteError
 from .checkpoint import Checkpoint
-from .steps import LossTap
+from .steps import LossHook
 
 NEAR_CHANCE = 5.0  # training is this many times further above chance than validation
 CLEARLY_LEARNT = 0.15  # training accuracy above chance that counts as having learnt
@@ -219,7 +219,7 @@ class FiniteGuard(keras.callbacks.Callback):
     def __init__(self, checkpoint: Checkpoint | None = None, data: Any = None) -> None:
         super().__init__()
         self.checkpoint, self.data = checkpoint, data
-        self._tap: LossTap | None = None
+        self._tap: LossHook | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Start listening, to losses and to what the step is given."""
@@ -230,8 +230,8 @@ class FiniteGuard(keras.callbacks.Callback):
         self._marks: torch.Tensor | None = None
         self._recent: deque[tuple[int, int, int, Any]] = deque(maxlen=LAG + 1)
         self._step = 0
-        self._tap = LossTap(self.model, self._receive)
-        stand_around(self.model, "train_function", self._keep)
+        self._tap = LossHook(self.model, self._receive)
+        wrap_step(self.model, "train_function", self._keep)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Know the epoch."""
@@ -254,7 +254,7 @@ class FiniteGuard(keras.callbacks.Callback):
         self._recent.clear()
 
     def _stop_listening(self) -> None:
-        step_aside(self.model, "train_function", self._keep)
+        unwrap_step(self.model, "train_function", self._keep)
         if self._tap is not None:
             self._tap.close()
             self._tap = None
@@ -300,7 +300,7 @@ class FiniteGuard(keras.callbacks.Callback):
         loss = "loss" if self._limit == 1 else "loss or its gradients"
         said = f"The {loss} became infinite or NaN at epoch {epoch}, batch {batch}. "
         layer = first_non_finite_layer(self.model, data[0])
-        mended = self.checkpoint is not None and self.checkpoint.take_back_weights(
+        mended = self.checkpoint is not None and self.checkpoint.restore_last_good(
             lambda: bool(names) or first_non_finite_layer(self.model, data[0]) is None
         )
         if mended and self.checkpoint is not None:

@@ -11,13 +11,14 @@ import keras
 import numpy as np
 import torch
 
+from .._core.fit_hooks import Step, unwrap_step, wrap_step
 from .._core.plotting import new_axes
-from ..distributed import agree
+from ..distributed import broadcast_state
 from ..errors import TrainingError
 from ..schedules import exponential
 from .recording import smooth
 from .run_state import Undo, passing_draws, remember_model, remember_randomness
-from .steps import LossTap, innermost
+from .steps import LossHook, innermost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -303,15 +304,14 @@ class LearningRateFinder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Remember the model, and listen to its losses."""
-        agree(self.model)
+        broadcast_state(self.model)
         self._undo = remember_model(self.model)
         self._rates: list[float] = []
         self._losses: list[float] = []
         self._average, self._lowest = 0.0, float("inf")
         self._take_rate()
-        self._tap = LossTap(self.model, self._receive)
-        self._train_function = self.model.train_function
-        self.model.train_function = self._guarded
+        self._tap = LossHook(self.model, self._receive)
+        wrap_step(self.model, "train_function", self._guarded)
 
     def _take_rate(self) -> None:
         """Make the rate settable where the optimizer has a schedule of its own."""
@@ -321,9 +321,9 @@ class LearningRateFinder(keras.callbacks.Callback):
             self._own_schedule = inner._learning_rate
             inner.learning_rate = lambda: self._rates[-1]
 
-    def _guarded(self, data: Any) -> Any:
+    def _guarded(self, step: Step, data: list[Any]) -> Any:
         try:
-            return self._train_function(data)
+            return step(data)
         except BaseException:
             self.restore()
             raise
@@ -369,7 +369,7 @@ class LearningRateFinder(keras.callbacks.Callback):
         if self._undo is None:
             return
         self._tap.close()
-        self.model.train_function = self._train_function
+        unwrap_step(self.model, "train_function", self._guarded)
         if self._own_schedule is not None:
             innermost(self.model.optimizer).learning_rate = self._own_schedule
         self._undo()
@@ -440,7 +440,7 @@ def _run(
     model: keras.Model, finder: LearningRateFinder, data: Any, y: Any, fit_arguments: dict[str, Any]
 ) -> RangeTestRun:
     """One fit with the finder. The model is remembered before fit builds anything."""
-    agree(model)
+    broadcast_state(model)
     restore_model = remember_model(model)
     callbacks = [*fit_arguments.get("callbacks", []), finder]
     arguments = {"epochs": finder.num_steps, "verbose": 0, **fit_arguments, "callbacks": callbacks}

@@ -101,7 +101,7 @@ class OneCycle(Schedule):
     ) -> tuple[ScheduleFunction, ScheduleFunction | None]:
         """One cycle over the whole run."""
         learning_rate = schedules.one_cycle(
-            hyperparameters.spread(self.lr_max),
+            hyperparameters.set_group_rates(self.lr_max),
             num_steps,
             pct_start=self.pct_start,
             div=self.div,
@@ -136,7 +136,7 @@ class FlatCosine(Schedule):
         self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int
     ) -> tuple[ScheduleFunction, ScheduleFunction | None]:
         """Flat, then down, over the whole run."""
-        lr_max = hyperparameters.spread(self.lr_max)
+        lr_max = hyperparameters.set_group_rates(self.lr_max)
         function = schedules.flat_cosine(
             lr_max, num_steps, pct_start=self.pct_start, div_final=self.div_final
         )
@@ -200,7 +200,7 @@ class CosineRestarts(Schedule):
         if self._saver is not None:
             self._saver.start(self.model)
         function = schedules.cosine_restarts(
-            hyperparameters.spread(self.lr_max),
+            hyperparameters.set_group_rates(self.lr_max),
             self.cycle_len * steps_per_epoch,
             cycle_mult=self.cycle_mult,
             value_min=self.lr_min,
@@ -276,7 +276,7 @@ class TriangularCycles(Schedule):
         self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int
     ) -> tuple[ScheduleFunction, ScheduleFunction | None]:
         """Rate, and momentum where it was given."""
-        highest = hyperparameters.spread(self.lr_max)
+        highest = hyperparameters.set_group_rates(self.lr_max)
         rate = self._over_cycles(highest / self.div, highest, steps_per_epoch)
         if self.momenta is None:
             return rate, None

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import torch
 
-from .._core.fit_hooks import Step, stand_around, step_aside, tell
+from .._core.fit_hooks import Step, emit_loss, overridden, unwrap_step, wrap_step
 from ..errors import TrainingError
 from .run_state import random_layers, remember_model, remember_randomness
 
@@ -44,19 +44,19 @@ class MemoryGuard(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Stand between `fit` and its step."""
-        stand_around(self.model, "train_function", self._train)
+        wrap_step(self.model, "train_function", self._train)
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         """Step aside."""
-        step_aside(self.model, "train_function", self._train)
+        unwrap_step(self.model, "train_function", self._train)
 
     def on_test_begin(self, logs: Logs | None = None) -> None:
         """The same for validation."""
-        stand_around(self.model, "test_function", self._test)
+        wrap_step(self.model, "test_function", self._test)
 
     def on_test_end(self, logs: Logs | None = None) -> None:
         """Step aside."""
-        step_aside(self.model, "test_function", self._test)
+        unwrap_step(self.model, "test_function", self._test)
 
     def _train(self, step: Step, data: list[Any]) -> Any:
         return self._until_it_fits(data[0], lambda batch: accumulate(self.model, step, batch, self.parts))
@@ -133,11 +133,11 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
         variables[:] = trainable_variables or model.optimizer._trainable_variables
         _add_to(sums, list(grads))
 
-    with _instead(model.optimizer, scale_loss=scale_loss, apply=add):
+    with overridden(model.optimizer, scale_loss=scale_loss, apply=add):
         for part in split(batch, parts):
             share = len(part[0]) / size
             logs = train([part])
-    tell(model.optimizer, torch.stack(loss_of_all).sum())
+    emit_loss(model.optimizer, torch.stack(loss_of_all).sum())
     with _unrepeatable(model.optimizer), torch.no_grad():
         model.optimizer.apply(sums, variables)
     return logs
@@ -247,20 +247,6 @@ def _add_to(sums: list[torch.Tensor | None], gradients: list[torch.Tensor | None
 
 
 @contextmanager
-def _instead(owner: Any, **methods: Any) -> Iterator[None]:
-    """Let an object have other methods for a while."""
-    attributes = vars(owner)
-    before = {name: attributes[name] for name in methods if name in attributes}
-    attributes.update(methods)
-    try:
-        yield
-    finally:
-        for name in methods:
-            del attributes[name]
-        attributes.update(before)
-
-
-@contextmanager
 def _unrepeatable(optimizer: Any) -> Iterator[None]:
     """Let a lack of memory within the update be an end: a part of the weights has moved already."""
     before = optimizer.apply
@@ -275,5 +261,5 @@ def _unrepeatable(optimizer: Any) -> Iterator[None]:
                 ) from error
             raise
 
-    with _instead(optimizer, apply=apply):
+    with overridden(optimizer, apply=apply):
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 import time
@@ -14,11 +13,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .._core.atomic import replacing
+from .._core.csv_files import write_csv
 from .._core.plotting import new_axes
 from ..distributed import is_main
 from ..optimizers import layer_group_optimizer
-from .steps import LossTap, innermost, momentum_name
+from .steps import LossHook, innermost, momentum_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +86,7 @@ class Recorder(keras.callbacks.Callback):
         self.momentums: list[float] = []
         self.epochs: list[dict[str, float]] = []
         self._ends: list[int] = []  # batches done at the end of each epoch
-        self._tap: LossTap | None = None
+        self._tap: LossHook | None = None
         self._pending: list[tuple[torch.Tensor, float | torch.Tensor, float]] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -96,7 +95,7 @@ class Recorder(keras.callbacks.Callback):
             self._tap.close()
         self._fetch()
         self._momentum_name = momentum_name(self.model.optimizer)
-        self._tap = LossTap(self.model, self._receive)
+        self._tap = LossHook(self.model, self._receive)
 
     def _receive(self, loss: torch.Tensor) -> None:
         optimizer, name = self.model.optimizer, self._momentum_name
@@ -146,10 +145,8 @@ class Recorder(keras.callbacks.Callback):
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line a batch: step, learning_rate, momentum, loss, smoothed_loss."""
         rows = zip(self.learning_rates, self.momentums, self.losses, self.smoothed_losses, strict=True)
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["step", "learning_rate", "momentum", "loss", "smoothed_loss"])
-            writer.writerows([step, *row] for step, row in enumerate(rows))
+        header = ["step", "learning_rate", "momentum", "loss", "smoothed_loss"]
+        write_csv(path, [header, *([step, *row] for step, row in enumerate(rows))])
 
     def plot_lr(self, *, ax: Axes | None = None) -> Axes:
         """Learning rate over batches; returns the axes."""

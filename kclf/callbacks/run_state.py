@@ -12,10 +12,14 @@ from typing import Any
 import keras
 import numpy as np
 import torch
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
 from .._core.h5_store import JSON
+from .._core.keras_private import (
+    GLOBAL_SEED_GENERATOR,
+    get_global_attribute,
+    global_seed_generator,
+    set_global_attribute,
+)
 from ..errors import FileFormatError, TrainingError
 
 
@@ -34,7 +38,7 @@ def random_states() -> dict[str, Any]:
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = {str(i): state.numpy() for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    seeds = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    seeds = get_global_attribute(GLOBAL_SEED_GENERATOR)
     if seeds is not None:
         states["keras"] = seeds.state.value.detach().cpu().numpy().copy()
     return states
@@ -58,7 +62,7 @@ def set_random_states(states: Mapping[str, Any]) -> None:
     if "keras" in states:
         global_seed_generator().state.assign(states["keras"])
     else:
-        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
+        set_global_attribute(GLOBAL_SEED_GENERATOR, None)
 
 
 Undo = Callable[[], None]
@@ -180,8 +184,8 @@ def _flags(model: keras.Model) -> Iterator[Undo]:
 
 
 def _generators() -> Iterator[Undo]:
-    seeds = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-    yield lambda: global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, seeds)
+    seeds = get_global_attribute(GLOBAL_SEED_GENERATOR)
+    yield lambda: set_global_attribute(GLOBAL_SEED_GENERATOR, seeds)
     yield _setter(set_random_states, random_states())
 
 

@@ -70,7 +70,7 @@ class Hyperparameters:
         self.momentum = getattr(self._inner, self._momentum_name) if self._momentum_name else None
         vars(optimizer)["_before_schedule"] = self
 
-    def spread(self, learning_rate: GroupSpec | None) -> float:
+    def set_group_rates(self, learning_rate: GroupSpec | None) -> float:
         """Set the rates of all groups and return the last one's; None keeps what the optimizer has."""
         if learning_rate is None:
             return self.learning_rate
@@ -97,7 +97,7 @@ class Hyperparameters:
             self._groups.set_multipliers(self._multipliers)
         vars(self._optimizer).pop("_before_schedule", None)
 
-    def holds(self) -> bool:
+    def is_unchanged(self) -> bool:
         """True while the optimizer still has the rate that was set here last."""
         now = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
         return self._last_rate is not None and now == np.float32(self._last_rate)
@@ -106,11 +106,11 @@ class Hyperparameters:
 def _finish_interrupted(optimizer: keras.optimizers.Optimizer) -> None:
     """Put back what a schedule left behind when its fit was cut off, unless the rate was set anew since."""
     before = vars(optimizer).pop("_before_schedule", None)
-    if before is not None and before.holds():
+    if before is not None and before.is_unchanged():
         before.restore()
 
 
-class LossTap:
+class LossHook:
     """Calls a method with the loss of each training batch, as a tensor on the device.
 
     With several processes it is that of the batch they share. The owner of the method is held weakly.

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import duplicates, notes, wrong_labels
 from .duplicates import Pair
-from .file_info import Facts, Photo, examine, named_format, other_files, photos_of
+from .file_info import FileInfo, Photo, inspect_files, named_format, other_files, photos_of
 from .findings import PROBLEMS, Finding, Findings
 from .wrong_labels import backbone_features
 
@@ -29,12 +29,12 @@ class _Surveyed:
 
     folder: str
     photos: list[Photo]
-    facts: list[Facts]
+    facts: list[FileInfo]
 
     def readable(self) -> list[int]:
         return [place for place, facts in enumerate(self.facts) if facts.is_readable]
 
-    def finding(self, place: int, problem: str, score: float, detail: str, **more: str) -> Finding:
+    def finding(self, place: int, problem: str, score: float, detail: str, **more: Any) -> Finding:
         photo = self.photos[place]
         return Finding(
             self.name(place), problem, score, detail, label=photo.label, folder=self.folder, **more
@@ -82,7 +82,7 @@ def check(
         [('train/cat/a.png', 'leak', 'valid/cat/b.png')]
     """
     folder, photos = photos_of(data, label)
-    survey = _Surveyed(folder, photos, examine(photos, threads=threads))
+    survey = _Surveyed(folder, photos, inspect_files(photos, threads=threads))
     if features is None and model is not None:
         features = partial(backbone_features, model)
     places = survey.readable()
@@ -111,7 +111,7 @@ def _file_problems(survey: _Surveyed) -> Iterable[Finding]:
         yield from _odd_sizes(survey, place, facts)
 
 
-def _odd_sizes(survey: _Surveyed, place: int, facts: Facts) -> Iterable[Finding]:
+def _odd_sizes(survey: _Surveyed, place: int, facts: FileInfo) -> Iterable[Finding]:
     short, long = sorted((facts.width, facts.height))
     size = f"{facts.width} x {facts.height} pixels"
     if short < SMALL:

@@ -38,7 +38,7 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Facts:
+class FileInfo:
     """What a file tells of itself; `error` is None where it can be decoded.
 
     Args:
@@ -138,13 +138,13 @@ def _visible(folders: list[str]) -> bool:
     return True
 
 
-def examine(photos: Sequence[Photo], *, threads: int | None = None) -> list[Facts]:
+def inspect_files(photos: Sequence[Photo], *, threads: int | None = None) -> list[FileInfo]:
     """Read every file once, in threads: Pillow decodes without the interpreter's lock."""
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        return list(pool.map(lambda photo: examine_file(photo.path), photos))
+        return list(pool.map(lambda photo: inspect_file(photo.path), photos))
 
 
-def examine_file(path: str) -> Facts:
+def inspect_file(path: str) -> FileInfo:
     """What one file tells of itself."""
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -154,10 +154,10 @@ def examine_file(path: str) -> Facts:
         with Image.open(path) as image:
             image_format, oddity = str(image.format), _oddity(image)
     except ImageError as error:
-        return Facts(error=error.reason)
+        return FileInfo(error=error.reason)
     except OSError as error:
-        return Facts(error=error.strerror or str(error))
-    return Facts(
+        return FileInfo(error=error.strerror or str(error))
+    return FileInfo(
         digest=digest,
         num_bytes=os.path.getsize(path),
         width=width,

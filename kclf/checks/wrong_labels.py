@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..data.images import read_square
+from ..data import ImageDataset
 
 BATCH_SIZE = 32
 
@@ -17,12 +17,14 @@ def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
     """The backbone's features, the mean over the cells of a map, float32 (n, channels).
 
     Args:
-        model: an `ImageClassifier`: brings the photos to squares as its loader does.
+        model: an `ImageClassifier`: reads the photos as in a prediction.
         paths: readable photos.
     """
-    device, size = next(iter(model.parameters())).device, model.presize or model.size
-    batches = []
+    photos = ImageDataset(
+        paths, presize=model.presize or model.size, resize_method=model.resize_method, batch_size=BATCH_SIZE
+    )
     with torch.no_grad():
+<<<<<<< HEAD
         for start in range(0, len(paths), BATCH_SIZE):
             some = paths[start : start + BATCH_SIZE]
             squares = [read_square(path, size, model.resize_method) for path in some]
@@ -31,6 +33,9 @@ def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
             features = model.backbone(seen, training=False).float()
             features = features.mean(dim=(1, 2)) if features.ndim == 4 else features
             batches.append(features.cpu().numpy())
+=======
+        batches = [model.features(images).float().mean(dim=(1, 2)).cpu().numpy() for images, *_ in photos]
+>>>>>>> main
     return np.concatenate(batches)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .._core.arguments import between
+from .._core.arguments import in_open
 from ..callbacks import find_learning_rate
 from ..data import ImageData
 from ..layers import aug_transforms
@@ -47,7 +47,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Check:
     """One thing that must work.
 
     Args:
@@ -75,7 +75,7 @@ class Diagnosis:
     """
 
     versions: Mapping[str, str]
-    trials: list[Trial] = field(default_factory=list)
+    trials: list[Check] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
 
     @property
@@ -113,7 +113,7 @@ ADVICE = {
 }
 
 
-def examine(
+def diagnose(
     folder: str | os.PathLike[str] | None = None,
     *,
     backbone: str = "MobileNetV2",
@@ -133,7 +133,7 @@ def examine(
     Returns:
         The diagnosis; its text form is the report.
     """
-    between("seconds", seconds, 0, math.inf)
+    in_open("seconds", seconds, 0, math.inf)
     trials = [_backend_trial()]
     if not trials[0].passed:
         return Diagnosis(versions(), trials)
@@ -214,16 +214,16 @@ def _device() -> str:
     return f"CPU only ({platform.processor() or platform.machine()})"
 
 
-def _backend_trial() -> Trial:
+def _backend_trial() -> Check:
     backend = keras.backend.backend()
     foreign = [name for name in ("tensorflow", "jax") if name in sys.modules]
     detail = f"keras runs on {backend}" + (f"; {', '.join(foreign)} is loaded too" if foreign else "")
     if backend != "torch":
         detail += "; set KERAS_BACKEND=torch before keras is imported"
-    return Trial("backend", backend == "torch", detail)
+    return Check("backend", backend == "torch", detail)
 
 
-def _overfit_trial(model: ImageClassifier, batch: Any) -> Trial:
+def _overfit_trial(model: ImageClassifier, batch: Any) -> Check:
     """What cannot learn eight photos by heart will learn nothing else."""
     photos, labels = (part[:OVERFIT_PHOTOS] for part in batch)
     seen = model.augmentation(photos.to(_device_of(model)), training=False)
@@ -233,10 +233,10 @@ def _overfit_trial(model: ImageClassifier, batch: Any) -> Trial:
         losses.append(float(model.train_on_batch(seen, labels, return_dict=True)["loss"]))
     fell = losses[-1] <= OVERFIT_TO * losses[0]
     detail = f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {OVERFIT_STEPS} steps on {len(labels)} photos"
-    return Trial("overfit one batch", fell, detail)
+    return Check("overfit one batch", fell, detail)
 
 
-def _range_test_trial(model: ImageClassifier, data: ImageData) -> Trial:
+def _range_test_trial(model: ImageClassifier, data: ImageData) -> Check:
     """The range test finds a usual rate and leaves the weights as they were."""
     before = [np.array(value) for value in model.get_weights()]
     test = find_learning_rate(model, data.train, num_steps=RANGE_TEST_STEPS, verbose=0)
@@ -244,7 +244,7 @@ def _range_test_trial(model: ImageClassifier, data: ImageData) -> Trial:
     rates = [rate for rate in (test.valley, test.slide, test.minimum, test.steep) if rate is not None]
     sane = any(SANE_RATES[0] <= rate <= SANE_RATES[1] for rate in rates)
     words = ", ".join(f"{rate:.1e}" for rate in rates) or "none"
-    return Trial(
+    return Check(
         "range test",
         same and (sane or not rates),
         f"rates {words}; weights {'unchanged' if same else 'CHANGED'}",

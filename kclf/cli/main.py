@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from .._core.csv_files import CsvWriter
 from .._core.signals import raise_for
 from ..errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
 from .weights_commands import app as weights_app
@@ -274,7 +275,7 @@ def demo(
         augment="basic",
         epochs=epochs,
         learning_rate=8e-3,  # digits are far from ImageNet's photos, and there are enough of them
-        thawed_rate=2e-3,
+        unfrozen_learning_rate=2e-3,
         seed=seed,
     )
     train_run(settings, force=True)
@@ -359,9 +360,12 @@ def doctor(
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 32,
 ) -> None:
     """Say what this machine has, how fast each stage runs, and whether learning works at all."""
-    from .doctor import examine
+    from .doctor import diagnose
 
-    typer.echo(examine(folder, backbone=backbone, size=size, batch_size=batch_size))
+    diagnosis = diagnose(folder, backbone=backbone, size=size, batch_size=batch_size)
+    typer.echo(diagnosis)
+    if not diagnosis.healthy:
+        raise typer.Exit(CANNOT_TRAIN)
 
 
 app.add_typer(weights_app, name="weights")
@@ -452,15 +456,13 @@ def _which() -> str:
 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
-    import csv
-
     most = max(len(row["classes"]) for row in rows)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = CsvWriter(sys.stdout, line_end="\n")
     ranks = [""] if most == 1 else [f"_{rank}" for rank in range(1, most + 1)]
-    writer.writerow(["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
+    writer.write(["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
     for row in rows:
         cells = [cell for c in row["classes"] for cell in (c["class"], f"{c['probability']:.6f}")]
-        writer.writerow([row["path"], *cells])
+        writer.write([row["path"], *cells])
 
 
 def _print_lines(rows: list[dict[str, Any]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -22,6 +21,7 @@ import torch
 
 from .. import layers
 from .._core.atomic import replacing, sweep
+from .._core.csv_files import write_csv
 from .._core.locks import LOCK_FILE, FolderLock
 from .._core.signals import StopRequest
 from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
@@ -29,15 +29,15 @@ from ..callbacks.microbatches import LARGEST, largest_batch
 from ..data import ImageData
 from ..data.labels import regex_label
 from ..distributed import (
-    apart,
     barrier,
     describe,
-    from_main,
     gather,
-    held,
     is_main,
+    locked_by_main,
+    print_on_main,
     restarts,
-    say,
+    run_on_main,
+    single_process,
     world_size,
 )
 from ..errors import (
@@ -89,8 +89,8 @@ class RunSettings:
         freeze_epochs: epochs before them with only the head trainable.
         batch_size: photos a step; None for the most that the GPU's memory holds, 64 without a GPU.
         learning_rate: peak rate of the head while it trains alone.
-        thawed_rate: peak rate of the head while everything trains, 100 times that of the first layer group;
-            None for a tenth of `learning_rate`: a few hundred photos lose by more.
+        unfrozen_learning_rate: peak rate of the head while everything trains, 100 times that of the first
+            layer group; None for a tenth of `learning_rate`: a few hundred photos lose by more.
         mixed_precision: a dtype policy, or "auto".
         seed: governs split, order, augmentation and initial weights.
     """
@@ -111,7 +111,7 @@ class RunSettings:
     freeze_epochs: int = 1
     batch_size: int | None = 64
     learning_rate: float = 2e-3
-    thawed_rate: float | None = None
+    unfrozen_learning_rate: float | None = None
     mixed_precision: str = "float32"
     seed: int = 0
 
@@ -142,25 +142,25 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
         OutputError: a file cannot be written.
     """
     if not resume:
-        cut_off = from_main(lambda: restarted_run(settings.out))
+        cut_off = run_on_main(lambda: restarted_run(settings.out))
         settings, resume = cut_off or settings, cut_off is not None
     if not resume:
-        from_main(lambda: check_out(settings.out, force=force))
+        run_on_main(lambda: check_out(settings.out, force=force))
     keras.utils.set_random_seed(settings.seed)
     data = find_data(settings)
-    say(data.summary())
+    print_on_main(data.summary())
     table, memory = EpochTable(), MemoryGuard()
     learner = build_learner(settings, data, callbacks=[ProgressBar(), table, memory])
-    say(describe_model(learner.model))
+    print_on_main(describe_model(learner.model))
     if settings.batch_size is None:
         settings = dataclasses.replace(settings, batch_size=fit_batch_size(learner))
     if world_size() > 1:
-        say(f"{describe(data.batch_size, settings.seed)}\n")
-    with writing(settings.out), held(FolderLock(settings.out)), StopRequest() as stop:
+        print_on_main(f"{describe(data.batch_size, settings.seed)}\n")
+    with writing(settings.out), locked_by_main(FolderLock(settings.out)), StopRequest() as stop:
         learner.checkpoint = begin(settings, data, stop, resume=resume)
         learner.callbacks += [
             FiniteGuard(learner.checkpoint, data.train),
-            ClassifierSoFar(learner.model, settings.out / CLASSIFIER),
+            SaveEachEpoch(learner.model, settings.out / CLASSIFIER),
         ]
         train_to_end(learner, settings, stop)
     skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
@@ -208,7 +208,7 @@ def fine_tune(learner: Learner, settings: RunSettings) -> None:
         learner.fit_one_cycle(settings.freeze_epochs, slice(settings.learning_rate), pct_start=0.99)
     if settings.epochs:
         learner.unfreeze()
-        rate = settings.thawed_rate or settings.learning_rate / 10
+        rate = settings.unfrozen_learning_rate or settings.learning_rate / 10
         learner.fit_one_cycle(settings.epochs, slice(rate / 100, rate), pct_start=0.3, div=5.0)
 
 
@@ -272,7 +272,7 @@ def fit_batch_size(learner: Learner) -> int:
     """Give the learner the largest batches that its GPU has memory for when everything trains."""
     data, model = learner.data, learner.model
     if data is None or data.train.labels is None or not torch.cuda.is_available():
-        say(f"Batch size: {BATCH_SIZE}, as there is no GPU whose memory would be the limit.\n")
+        print_on_main(f"Batch size: {BATCH_SIZE}, as there is no GPU whose memory would be the limit.\n")
         return BATCH_SIZE
     label, num_images = data.train.labels[0], data.train.num_images
     photo = np.zeros((data.presize, data.presize, 3), np.uint8)
@@ -281,14 +281,14 @@ def fit_batch_size(learner: Learner) -> int:
     learner.training.compile(model, model.layer_groups, model.task)
 
     def most() -> int:
-        with apart():
+        with single_process():
             return largest_batch(model, photo, label, most=min(LARGEST, num_images // ranks))
 
     ranks = world_size()
-    size = from_main(most) * ranks
+    size = run_on_main(most) * ranks
     model.freeze_to(frozen)
     learner.set_data(data.replace(batch_size=size))
-    say(f"Batch size: {size}, the most that the GPU has memory for.\n")
+    print_on_main(f"Batch size: {size}, the most that the GPU has memory for.\n")
     return size
 
 
@@ -326,7 +326,7 @@ def begin(settings: RunSettings, data: ImageData, stop: StopRequest, *, resume: 
             write_settings(folder, describe_settings(settings, data))
     checkpoint = Checkpoint(out / CHECKPOINTS, stop=stop)
     if files := checkpoint.files():
-        say(f"Going on from {files[-1].name}\n")
+        print_on_main(f"Going on from {files[-1].name}\n")
     return checkpoint
 
 
@@ -408,7 +408,7 @@ def _of_kind(name: str, value: Any, kind: Any) -> Any:
     raise TypeError(f"Expected {name} to be {kind}. Received: {name}={value!r}")
 
 
-class ClassifierSoFar(keras.callbacks.Callback):
+class SaveEachEpoch(keras.callbacks.Callback):
     """Saves the classifier after each epoch.
 
     Args:
@@ -469,10 +469,7 @@ def write_history(table: EpochTable, freeze_epochs: int, path: Path) -> None:
         {"stage": "head" if number < freeze_epochs else "all", **row, "time": round(row["time"], 1)}
         for number, row in enumerate(table.rows)
     ]
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, [rows[0], *(row.values() for row in rows)])
 
 
 def describe_settings(settings: RunSettings, data: ImageData) -> dict[str, Any]:

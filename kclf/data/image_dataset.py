@@ -21,12 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-try:
-    from keras.src.trainers.data_adapters.data_adapter import DataAdapter
-except ImportError:  # it is not part of Keras' public interface; `fit` then takes the loader with a warning
-    DataAdapter = object
-
 from .._core.arguments import at_least, one_of
+from .._core.keras_private import DataAdapter
 from ..distributed import local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
 from .images import CENTRE, RESIZE_METHODS, ResizeMethod
@@ -237,7 +233,7 @@ class ImageDataset(DataLoader, DataAdapter):
         self._discard()
         self.seed, self._epoch, self._start, self._blank = seed, epoch, batch, 0
 
-    def skip(self, batches: int) -> None:
+    def blank_batches(self, batches: int) -> None:
         """Let the next epoch hand out its first batches blank, at no cost: their photos are zeros.
 
         For a `fit` that goes on inside an epoch: it counts from batch 0, and passes over what it has done.

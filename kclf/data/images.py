@@ -6,13 +6,13 @@ import errno
 import io
 import os
 import stat
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ..errors import ImageError
+from ..errors import DataError, ImageError
 
 ResizeMethod = Literal["crop", "pad", "squish"]
 RESIZE_METHODS: tuple[str, ...] = get_args(ResizeMethod)
@@ -219,7 +219,7 @@ def _copied(image: np.ndarray, out: np.ndarray) -> np.ndarray:
     return out
 
 
-def fit(image: np.ndarray, size: int, method: ResizeMethod = "crop") -> np.ndarray:
+def resize_to_fit(image: np.ndarray, size: int, method: ResizeMethod = "crop") -> np.ndarray:
     """Scale a whole image so that only `place` is left to do: its short side ("crop") or its long side
     ("pad") becomes `size`, or both do ("squish").
 
@@ -238,7 +238,7 @@ def fit(image: np.ndarray, size: int, method: ResizeMethod = "crop") -> np.ndarr
     return resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
 
 
-def place(
+def crop_or_pad(
     fitted: np.ndarray, size: int, position: tuple[float, float] = CENTRE, out: np.ndarray | None = None
 ) -> np.ndarray:
     """Cut or pad a fitted image to the square; padding mirrors the image at its edges.
@@ -277,6 +277,26 @@ def read_square(
     return to_square(read_image(path, at_least=size), size, method, position, out)
 
 
+def as_pixels(photo: Any) -> np.ndarray:
+    """A PIL image, or pixels with or without colour, as uint8 (height, width, 3).
+
+    Example:
+        >>> as_pixels(np.zeros((2, 3), np.uint8)).shape
+        (2, 3, 3)
+    """
+    if isinstance(photo, Image.Image):
+        return np.asarray(_to_rgb(_upright(photo)))
+    pixels = np.asarray(photo)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise DataError(
+            "Expected one photo: a path, a PIL image, or pixels uint8 (height, width, 3) or (height, width). "
+            f"Received: {type(photo).__name__} of {pixels.dtype}, shape {pixels.shape}"
+        )
+    return pixels
+
+
 def to_square(
     image: np.ndarray,
     size: int,
@@ -302,7 +322,7 @@ def to_square(
         (460, 460, 3)
     """
     if method == "pad":
-        return place(fit(image, size, method), size, position, out)
+        return crop_or_pad(resize_to_fit(image, size, method), size, position, out)
     if method == "crop":
         # The window is cut before the resize: the same pixels, fewer of them to resize.
         left, top, right, bottom = crop_box(image.shape[1], image.shape[0], position)

@@ -30,11 +30,11 @@ def as_files(paths: Sequence[Path] | Path) -> list[str]:
     return files
 
 
-def within(folder: Path, names: Iterable[Any], suffix: str = "") -> list[str]:
+def join_paths(folder: Path, names: Iterable[Any], suffix: str = "") -> list[str]:
     """The files of those names in a folder, as `os.path.join` has them, for millions.
 
     Example:
-        >>> within("photos", ["a", "/b"], ".jpg")
+        >>> join_paths("photos", ["a", "/b"], ".jpg")
         ['photos/a.jpg', '/b.jpg']
     """
     start, is_absolute = os.path.join(folder, ""), os.path.isabs

@@ -44,9 +44,9 @@ class MixedDataset(DataLoader):
                 mixed = mixer(photos, labels, training=True)
             yield (*mixed, *weights)
 
-    def skip(self, batches: int) -> None:
+    def blank_batches(self, batches: int) -> None:
         """Hand out the first batches of the next epoch without their photos."""
-        self.images.skip(batches)
+        self.images.blank_batches(batches)
 
     def state_dict(self) -> dict[str, int]:
         """Where the photos stand."""

@@ -19,7 +19,7 @@ from .._core.atomic import replacing, sweep
 from .._core.h5_store import read_arrays, write_arrays
 from .._core.locks import FolderLock
 from ..errors import DataError, FileFormatError, ImageError
-from .images import CENTRE, ResizeMethod, image_size, place, read_image, resize, to_square
+from .images import CENTRE, ResizeMethod, crop_or_pad, image_size, read_image, resize, to_square
 from .sources import Images, Position
 
 log = logging.getLogger("kclf.data")
@@ -89,7 +89,7 @@ class CachedImages(Images):
         """Image `index` as a uint8 (size, size, 3) square: at the size of the cache only copied."""
         image = self[index]
         if method == "crop" and min(image.shape[:2]) == size:
-            return place(image, size, position, out)
+            return crop_or_pad(image, size, position, out)
         return to_square(image, size, method, position, out)
 
 

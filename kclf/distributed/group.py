@@ -51,11 +51,11 @@ def restarts() -> int:
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """Within it this process counts as the only one: it waits for none and divides nothing.
 
     Example:
-        >>> with apart():
+        >>> with single_process():
         ...     world_size()
         1
     """
@@ -67,7 +67,7 @@ def apart() -> Iterator[None]:
         _apart -= 1
 
 
-def say(text: object) -> None:
+def print_on_main(text: object) -> None:
     """Print, on rank 0 alone."""
     if is_main():
         print(text, flush=True)
@@ -132,11 +132,11 @@ def barrier() -> None:
             dist.barrier(_patient)
 
 
-def from_main(function: Callable[[], Given]) -> Given:
+def run_on_main(function: Callable[[], Given]) -> Given:
     """What a function gives on rank 0, which alone calls it, on all ranks; an error of kclf's as well.
 
     Example:
-        >>> from_main(lambda: 2 + 2)
+        >>> run_on_main(lambda: 2 + 2)
         4
     """
     if world_size() == 1:
@@ -167,9 +167,9 @@ class Lock(Protocol):
 
 
 @contextmanager
-def held(lock: Lock, *, wait: bool = False) -> Iterator[None]:
+def locked_by_main(lock: Lock, *, wait: bool = False) -> Iterator[None]:
     """Within it rank 0 has a lock, for all ranks."""
-    from_main(lambda: lock.acquire(wait=wait))
+    run_on_main(lambda: lock.acquire(wait=wait))
     try:
         yield
     finally:
@@ -290,7 +290,7 @@ def share(count: int, shard: tuple[int, int]) -> slice:
     return slice(index, count, shares)
 
 
-def rows_of_rank(draw: Callable[[int], torch.Tensor], count: int) -> torch.Tensor:
+def shard_random(draw: Callable[[int], torch.Tensor], count: int) -> torch.Tensor:
     """Random rows for this rank's share of a batch: its own of those that one process would draw for all.
 
     So what is drawn for a photo does not depend on the number of ranks where it divides the batch, and never
@@ -308,7 +308,7 @@ def rows_of_rank(draw: Callable[[int], torch.Tensor], count: int) -> torch.Tenso
 
 
 @contextmanager
-def own_draws() -> Iterator[None]:
+def per_rank_rng() -> Iterator[None]:
     """For a training step: torch's own generators (dropout) draw differently on each rank.
 
     Afterwards they are the same on all ranks again, where one number more has been drawn: what a checkpoint

@@ -8,14 +8,14 @@ from typing import Any
 import keras
 import torch
 
-from .._core.fit_hooks import hold_losses, pass_on
+from .._core.fit_hooks import forward_loss, intercept_loss, override
 from ..errors import TrainingError
-from .group import average, broadcast, from_main, gather, own_draws, rank, total, world_size
+from .group import average, broadcast, gather, per_rank_rng, rank, run_on_main, total, world_size
 
 _NAME = "_kclf_joined"
 
 
-def join(model: keras.Model) -> None:
+def distribute(model: keras.Model) -> None:
     """Let a compiled model train together with its copies on the other ranks; call it after each `compile`.
 
     `ImageClassifier` and `Learner` do it themselves. From then on `fit` and `evaluate` belong to all ranks
@@ -35,17 +35,17 @@ def join(model: keras.Model) -> None:
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> model.compile("sgd", "mse")
-        >>> join(model)
+        >>> distribute(model)
     """
     if world_size() > 1:
         vars(model)[_NAME] = _Joined(model)
 
 
-def agree(model: keras.Model) -> None:
+def broadcast_state(model: keras.Model) -> None:
     """Give a model that has joined, and has not trained since, the state of rank 0 now."""
     joined = vars(model).get(_NAME)
     if joined is not None:
-        joined.agree()
+        joined.broadcast_state()
 
 
 def require_joined(model: keras.Model) -> None:
@@ -58,7 +58,7 @@ def require_joined(model: keras.Model) -> None:
     if world_size() > 1 and (joined is None or joined.optimizer is not model.optimizer):
         raise TrainingError(
             f"There are {world_size()} processes, and {model.name!r} would train in each of them by itself: "
-            "call kclf.distributed.join(model) after compile"
+            "call kclf.distributed.distribute(model) after compile"
         )
 
 
@@ -76,12 +76,11 @@ class _Joined:
         before = vars(model).get(_NAME)
         step = model.train_step
         self._step = before._step if getattr(step, "__self__", None) is before is not None else step
-        vars(model)["train_step"] = self.train_step
-        vars(model)["_get_metrics_result_or_logs"] = self.logs
-        vars(self.optimizer)["apply"] = self.apply
-        hold_losses(self.optimizer, self._hold)
+        override(model, train_step=self.train_step, _get_metrics_result_or_logs=self.logs)
+        override(self.optimizer, apply=self.apply)
+        intercept_loss(self.optimizer, self._hold)
 
-    def agree(self) -> None:
+    def broadcast_state(self) -> None:
         if self._agreed or world_size() == 1:
             return
         shapes = gather([tuple(variable.shape) for variable in self.model.variables])
@@ -90,7 +89,7 @@ class _Joined:
         variables = [*self.model.variables, *self.optimizer.variables]
         broadcast([variable.value for variable in variables])
         drawing = [layer for layer in self.model._flatten_layers() if hasattr(layer, "get_random_state")]
-        states = from_main(lambda: [torch.get_rng_state(), *(one.get_random_state() for one in drawing)])
+        states = run_on_main(lambda: [torch.get_rng_state(), *(one.get_random_state() for one in drawing)])
         torch.set_rng_state(states[0])
         for layer, state in zip(drawing, states[1:], strict=True):
             layer.set_random_state(state)
@@ -99,10 +98,10 @@ class _Joined:
     def train_step(self, data: Any) -> Any:
         if world_size() == 1:
             return self._step(data)
-        self.agree()
+        self.broadcast_state()
         photos = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None).shape[0]
         try:
-            with own_draws():
+            with per_rank_rng():
                 self._photos += photos  # of all parts, where memory allows only for parts of a batch
                 return self._step(data)
         except BaseException:
@@ -123,7 +122,7 @@ class _Joined:
             told = gradients[0].new_zeros(()) if loss is None else loss.clone()
             average([told, *self._statistics(), *gradients], weight=self._photos or 1)
             if loss is not None:
-                pass_on(self.optimizer, told)
+                forward_loss(self.optimizer, told)
         self._photos = 0
         type(self.optimizer).apply(self.optimizer, grads, trainable_variables)
 

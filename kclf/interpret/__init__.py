@@ -2,19 +2,19 @@
 
 from .calibration import Abstention, Calibration
 from .confusion import Confusion, ConfusionMatrix
-from .gallery import Answer, Gallery
+from .gallery import Example, Gallery
 from .gradcam import GradCam, grad_cam
 from .interpretation import ClassScore, Interpretation, ScoreTable, compare
 from .statistics import Comparison, Interval, binomial_tail, wilson_interval
 
 __all__ = [
     "Abstention",
-    "Answer",
     "Calibration",
     "ClassScore",
     "Comparison",
     "Confusion",
     "ConfusionMatrix",
+    "Example",
     "Gallery",
     "GradCam",
     "Interpretation",

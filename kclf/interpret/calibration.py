@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._core.arguments import between
+from .._core.arguments import in_open
 from .._core.plotting import new_axes
 from .statistics import Interval, wilson_ends, wilson_interval
 
@@ -92,7 +92,7 @@ def calibrate(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = 15) 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Soften (above 1) or sharpen (below 1) probabilities: softmax(log p / temperature), float32."""
-    between("temperature", temperature, 0, math.inf)
+    in_open("temperature", temperature, 0, math.inf)
     result = np.empty(probabilities.shape, np.float32)
     for start in range(0, len(probabilities), ROWS_AT_A_TIME):
         rows = slice(start, start + ROWS_AT_A_TIME)
@@ -161,14 +161,14 @@ class Abstention:
         wanted: the precision asked for.
         precision: of the answered photos here, with its interval.
         answered: share of the photos that are answered, with its interval.
-        assured: whether the photos were enough for the interval's lower end to reach `wanted`.
+        guaranteed: whether the photos were enough for the interval's lower end to reach `wanted`.
     """
 
     threshold: float
     wanted: float
     precision: Interval
     answered: Interval
-    assured: bool
+    guaranteed: bool
 
     def __str__(self) -> str:
         if math.isinf(self.threshold):
@@ -177,7 +177,7 @@ class Abstention:
             f"Answer from a probability of {self.threshold:.4f} on: {self.answered.value:.1%} of the photos "
             f"are answered, with a precision of {self.precision}."
         )
-        if not self.assured:
+        if not self.guaranteed:
             result += f" Too few photos to be sure of {self.wanted}: the interval reaches below it."
         return result
 
@@ -189,7 +189,7 @@ def abstain(
 
     The threshold is the lowest at which the lower end of the (one-sided) Wilson interval of the answers'
     precision reaches `precision`. Where no threshold does, because there are too few photos, it is the
-    lowest at which the plain share does, and `assured` is False.
+    lowest at which the plain share does, and `guaranteed` is False.
 
     Args:
         confidence: largest probability of each photo, float (n,).
@@ -200,22 +200,22 @@ def abstain(
     Example:
         >>> confidence = np.linspace(0.5, 1, 1000)
         >>> result = abstain(confidence, confidence > 0.6, precision=0.95)
-        >>> result.assured, 0.55 < result.threshold < 0.62
+        >>> result.guaranteed, 0.55 < result.threshold < 0.62
         (True, True)
     """
-    between("precision", precision, 0, 1)
-    z = NormalDist().inv_cdf(between("assurance", assurance, 0.5, 1))
+    in_open("precision", precision, 0, 1)
+    z = NormalDist().inv_cdf(in_open("assurance", assurance, 0.5, 1))
     descending = np.argsort(-confidence, kind="stable")
     ordered, hits = confidence[descending], np.cumsum(right[descending])
     trials = np.arange(1, len(ordered) + 1)
     last_of_its_value = np.append(ordered[1:] < ordered[:-1], True)[: len(ordered)]
     low, _ = wilson_ends(hits, trials, z)
-    for assured, reached in ((True, low >= precision), (False, hits >= precision * trials)):
+    for guaranteed, reached in ((True, low >= precision), (False, hits >= precision * trials)):
         candidates = np.flatnonzero(reached & last_of_its_value)
         if candidates.size:
             last = candidates[-1]
             given = wilson_interval(int(trials[last]), len(ordered))
             quality = wilson_interval(int(hits[last]), int(trials[last]), confidence=2 * assurance - 1)
-            return Abstention(float(ordered[last]), precision, quality, given, assured)
+            return Abstention(float(ordered[last]), precision, quality, given, guaranteed)
     nothing = wilson_interval(0, 0)
     return Abstention(math.inf, precision, nothing, wilson_interval(0, len(ordered)), False)

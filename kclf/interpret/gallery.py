@@ -42,7 +42,7 @@ class Indexed(Protocol):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Example:
     """What a model said of one photo.
 
     Args:
@@ -73,7 +73,7 @@ class Answer:
 
 
 @dataclass
-class Gallery(Sequence[Answer]):
+class Gallery(Sequence[Example]):
     """Answers in an order of interest: a sequence that can be drawn.
 
     Args:
@@ -84,7 +84,7 @@ class Gallery(Sequence[Answer]):
         axes_, figure_: where `plot` drew last.
     """
 
-    answers: Sequence[Answer]
+    answers: Sequence[Example]
     title: str = ""
     axes_: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
     figure_: Figure | None = field(default=None, init=False, repr=False, compare=False)
@@ -92,14 +92,14 @@ class Gallery(Sequence[Answer]):
     def __len__(self) -> int:
         return len(self.answers)
 
-    def __iter__(self) -> Iterator[Answer]:
+    def __iter__(self) -> Iterator[Example]:
         return iter(self.answers)
 
     @overload
-    def __getitem__(self, place: int) -> Answer: ...
+    def __getitem__(self, place: int) -> Example: ...
     @overload
     def __getitem__(self, place: slice) -> Gallery: ...
-    def __getitem__(self, place: int | slice) -> Answer | Gallery:
+    def __getitem__(self, place: int | slice) -> Example | Gallery:
         if isinstance(place, slice):
             return Gallery(self.answers[place], self.title)
         return self.answers[place]
@@ -144,7 +144,7 @@ class Gallery(Sequence[Answer]):
         return new_grid(rows, columns, (2.6 * columns, 2.8 * rows), title=self.title)
 
 
-def _show(ax: Axes, answer: Answer, images: Indexed | None) -> None:
+def _show(ax: Axes, answer: Example, images: Indexed | None) -> None:
     colour = "black" if answer.is_right else "tab:red"
     ax.set_title(str(answer), fontsize=8, color=colour, parse_math=False)
     try:
@@ -165,8 +165,8 @@ def show_results(photos: ImageDataset, found: Predictions, rows: np.ndarray) -> 
     """
     if found.labels is None:
         raise DataError("Expected photos with labels, to show beside the predictions. Received: labels=None")
-    said = [found.words(found.predicted[row]) or "none" for row in rows]
-    right = [found.words(found.labels[row]) or "none" for row in rows]
+    said = [found.label_text(found.predicted[row]) or "none" for row in rows]
+    right = [found.label_text(found.labels[row]) or "none" for row in rows]
     wrong = [found.task != "regression" and a != b for a, b in zip(said, right, strict=True)]
     if found.task == "single_label":
         said = [f"{a} {found.confidence[row]:.2f}" for a, row in zip(said, rows, strict=True)]

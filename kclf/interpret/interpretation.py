@@ -14,7 +14,7 @@ from ..metrics import SMALLEST_PROBABILITY
 from . import calibration
 from .calibration import Abstention, Calibration
 from .confusion import Confusion, ConfusionMatrix, Order
-from .gallery import Answer, Gallery
+from .gallery import Example, Gallery
 from .statistics import Comparison, Interval, compare_answers, wilson_interval
 
 if TYPE_CHECKING:
@@ -268,9 +268,9 @@ class Interpretation:
     def _gallery(self, places: np.ndarray, title: str) -> Gallery:
         return Gallery([self._answer(int(place)) for place in places], title)
 
-    def _answer(self, place: int) -> Answer:
+    def _answer(self, place: int) -> Example:
         actual, predicted = int(self.labels[place]), int(self.predicted[place])
-        return Answer(
+        return Example(
             index=place,
             path=None if self.paths is None else str(self.paths[place]),
             actual=self.class_names[actual],

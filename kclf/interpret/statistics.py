@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._core.arguments import between
+from .._core.arguments import in_open
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def wilson_interval(successes: float, trials: float, *, confidence: float = 0.95
         >>> wilson_interval(10, 10).low > 0.7
         True
     """
-    between("confidence", confidence, 0, 1)
+    in_open("confidence", confidence, 0, 1)
     if not 0 <= successes <= trials:
         raise ValueError(f"Expected 0 <= successes <= trials. Received: {successes=}, {trials=}")
     if trials == 0:

@@ -12,8 +12,8 @@ import keras
 import torch
 from torch import Tensor
 
-from .._core.arguments import one_of, within
-from ..distributed import rows_of_rank
+from .._core.arguments import in_closed, one_of
+from ..distributed import shard_random
 from . import geometry
 from .base import float32_options, output_size
 from .lighting import adjust_hue, each, in_logit_space
@@ -70,7 +70,7 @@ class Augmentation(keras.layers.Layer):
         max_hue: largest turn of the colour circle, in whole turns, up to 0.5.
         p_affine: share of the images that are rotated, zoomed and warped, each decided alone.
         p_lighting: share of the images whose light changes, each change decided alone.
-        one_operation: every image gets the flip, the crop and exactly one other change ("TrivialAugment").
+        trivial_augment: every image gets the flip, the crop and exactly one other change ("TrivialAugment").
         interpolation: "bilinear" or "bicubic".
         fill_mode: what lies outside the image: "reflect", "border" or "zeros".
         seed: of the draws; None takes one from Python's generator, which `keras.utils.set_random_seed` seeds.
@@ -106,7 +106,7 @@ class Augmentation(keras.layers.Layer):
         max_hue: float = 0.0,
         p_affine: float = 0.75,
         p_lighting: float = 0.75,
-        one_operation: bool = False,
+        trivial_augment: bool = False,
         interpolation: str = "bilinear",
         fill_mode: str = "reflect",
         seed: int | None = None,
@@ -115,17 +115,17 @@ class Augmentation(keras.layers.Layer):
         super().__init__(**float32_options(options))
         self.size = output_size(size)
         self.flip = one_of("flip", flip, ("horizontal", "dihedral", None))
-        self.max_rotate = within("max_rotate", max_rotate, 0, 180)
-        self.min_zoom = within("min_zoom", min_zoom, 0.1, 10)
-        self.max_zoom = within("max_zoom", max_zoom, self.min_zoom, 10)
-        self.max_warp = within("max_warp", max_warp, 0, 0.5)
-        self.min_scale = within("min_scale", min_scale, 0.01, 1)
-        self.max_lighting = within("max_lighting", max_lighting, 0, 0.99)
-        self.max_saturation = within("max_saturation", max_saturation, 0, 0.99)
-        self.max_hue = within("max_hue", max_hue, 0, 0.5)
-        self.p_affine = within("p_affine", p_affine, 0, 1)
-        self.p_lighting = within("p_lighting", p_lighting, 0, 1)
-        self.one_operation = bool(one_operation)
+        self.max_rotate = in_closed("max_rotate", max_rotate, 0, 180)
+        self.min_zoom = in_closed("min_zoom", min_zoom, 0.1, 10)
+        self.max_zoom = in_closed("max_zoom", max_zoom, self.min_zoom, 10)
+        self.max_warp = in_closed("max_warp", max_warp, 0, 0.5)
+        self.min_scale = in_closed("min_scale", min_scale, 0.01, 1)
+        self.max_lighting = in_closed("max_lighting", max_lighting, 0, 0.99)
+        self.max_saturation = in_closed("max_saturation", max_saturation, 0, 0.99)
+        self.max_hue = in_closed("max_hue", max_hue, 0, 0.5)
+        self.p_affine = in_closed("p_affine", p_affine, 0, 1)
+        self.p_lighting = in_closed("p_lighting", p_lighting, 0, 1)
+        self.trivial_augment = bool(trivial_augment)
         self.interpolation = one_of("interpolation", interpolation, INTERPOLATIONS[:2])
         self.fill_mode = one_of("fill_mode", fill_mode, tuple(FILL_MODES))
         self.seed = random.randrange(2**31) if seed is None else seed
@@ -213,7 +213,7 @@ class Augmentation(keras.layers.Layer):
     @property
     def is_random(self) -> bool:
         """Whether training images can differ from plain ones."""
-        often = self.one_operation
+        often = self.trivial_augment
         moved = any((self.max_rotate, self.max_warp, self.min_zoom != 1, self.max_zoom != 1))
         relit = any((self.max_lighting, self.max_saturation, self.max_hue))
         return (
@@ -245,14 +245,20 @@ class Augmentation(keras.layers.Layer):
         del config["dtype"]
         names = (
             "size", "flip", "max_rotate", "min_zoom", "max_zoom", "max_warp", "min_scale", "max_lighting",
-            "max_saturation", "max_hue", "p_affine", "p_lighting", "one_operation", "interpolation",
+            "max_saturation", "max_hue", "p_affine", "p_lighting", "trivial_augment", "interpolation",
             "fill_mode", "seed",
         )  # fmt: skip
         return config | {name: getattr(self, name) for name in names}
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Augmentation:
+        """The layer of a config; those of version 0.1 called `trivial_augment` "one_operation"."""
+        names = {"one_operation": "trivial_augment"}
+        return cls(**{names.get(name, name): value for name, value in config.items()})
+
     def _active(self, uniform: dict[str, Tensor], count: int) -> dict[str, Tensor]:
         """For each operation, which images it changes: (n,) bool."""
-        if not self.one_operation:
+        if not self.trivial_augment:
             affine = ("rotate", "zoom", "warp")
             chances = {name: self.p_affine if name in affine else self.p_lighting for name in _OPERATIONS}
             return {name: uniform[f"{name}?"] < chance for name, chance in chances.items()}
@@ -323,7 +329,7 @@ _COLUMNS = (
 
 def _uniform(generator: torch.Generator, count: int) -> dict[str, Tensor]:
     """Random numbers in [0, 1) for `count` images, by name."""
-    numbers = rows_of_rank(
+    numbers = shard_random(
         lambda rows: torch.rand(rows, len(_COLUMNS), generator=generator, dtype=torch.float64), count
     )
     return dict(zip(_COLUMNS, numbers.unbind(1), strict=True))

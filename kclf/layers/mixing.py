@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._core.arguments import within
+from .._core.arguments import in_closed
 from .base import float32_options
 from .resampling import to_device
 
@@ -89,9 +89,9 @@ class RandomErasing(_Drawing):
         **options: Any,
     ) -> None:
         super().__init__(seed=seed, options=options)
-        self.p = within("p", p, 0, 1)
-        self.max_area = within("max_area", max_area, 0, 1)
-        self.min_aspect = within("min_aspect", min_aspect, 0.01, 1)
+        self.p = in_closed("p", p, 0, 1)
+        self.max_area = in_closed("max_area", max_area, 0, 1)
+        self.min_aspect = in_closed("min_aspect", min_aspect, 0.01, 1)
 
     def call(self, images: Tensor, training: bool | None = None) -> Tensor:
         """Images, in training some with a rectangle of one colour."""
@@ -125,7 +125,7 @@ class _Mixing(_Drawing):
     ) -> None:
         super().__init__(seed=seed, options=options)
         self.num_classes = num_classes
-        self.alpha = within("alpha", alpha, 1e-3, 1e3)
+        self.alpha = in_closed("alpha", alpha, 1e-3, 1e3)
 
     def call(self, images: Tensor, labels: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """Mixed images and their labels, or both as they are where it is not training."""

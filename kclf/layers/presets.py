@@ -89,7 +89,7 @@ def trivial(size: int | tuple[int, int] | None = None, **options: Any) -> Augmen
     """
     policy: dict[str, Any] = {
         "flip": "horizontal", "max_rotate": 30.0, "max_zoom": 1.5, "max_warp": 0.3,
-        "max_lighting": 0.6, "max_saturation": 0.6, "max_hue": 0.1, "one_operation": True,
+        "max_lighting": 0.6, "max_saturation": 0.6, "max_hue": 0.1, "trivial_augment": True,
     }  # fmt: skip
     return Augmentation(size, **policy | options)
 

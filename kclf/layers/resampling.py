@@ -99,7 +99,7 @@ def resample(
 
 
 @dataclass(frozen=True)
-class _Way:
+class _ReadPlan:
     """How an image is read.
 
     Args:
@@ -125,7 +125,7 @@ class _Plan:
         steps: (n, reads, 2) float32, (x, y) from the middle of a pixel of the result to each read.
     """
 
-    ways: list[_Way]
+    ways: list[_ReadPlan]
     maps: Tensor
     steps: Tensor
 
@@ -162,7 +162,7 @@ class _Piece:
     """
 
     rows: slice
-    way: _Way
+    way: _ReadPlan
     places: Callable[[], Tensor]
     steps: Sequence[Tensor]
 
@@ -203,7 +203,7 @@ def _plan(
         missing = (_MORE[interpolation] * box - _KERNEL_VARIANCE[interpolation]).clamp(min=0)
         radius = (2 * missing).sqrt()
     ways = [
-        _Way(symmetry, (int(height), int(width)), _READS[interpolation] if spread else 1, outside)
+        _ReadPlan(symmetry, (int(height), int(width)), _READS[interpolation] if spread else 1, outside)
         for symmetry, (height, width), spread, outside in zip(
             symmetry_of(maps).tolist() if antialias else [-1] * count,
             sizes.tolist(),

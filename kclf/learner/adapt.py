@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import keras
 import numpy as np
 
 from ..acceleration import accelerate, is_accelerated
 from ..data import ImageData
-from ..data.images import CENTRE, ResizeMethod, to_square
 from ..errors import DataError, WeightsError
 from ..models import ImageClassifier, load
-from ..models.clone import copy_weights, rebuilt
+from ..models.clone import clone_with, copy_weights
+from ..models.heads import set_target_units, target_units
 from ..prediction.activation_cache import head_model
 from ..prediction.predictions import Predictions
 
@@ -32,7 +32,7 @@ def classifier_for(
                 f"data.replace(size={backbone.size}), or give these data to `set_data`, which changes the "
                 "classifier"
             )
-        return backbone if data is None else fitted(backbone, data)
+        return backbone if data is None else adapt_to_data(backbone, data)
     if data is None:
         raise TypeError("A new classifier needs data to know its classes. Received: data=None")
     known = {
@@ -41,7 +41,10 @@ def classifier_for(
         "presize": data.presize,
         "resize_method": data.train.resize_method,
     }
-    return ImageClassifier(backbone, output_names(data), **(known | settings))
+    model = ImageClassifier(backbone, output_names(data), **(known | settings))
+    if data.task == "regression" and data.train.labels is not None:
+        set_target_units(model.head, *target_units(data.train.labels))
+    return model
 
 
 def output_names(data: ImageData) -> list[str]:
@@ -49,7 +52,7 @@ def output_names(data: ImageData) -> list[str]:
     return list(data.class_names) or ["value"]
 
 
-def fitted(model: ImageClassifier, data: ImageData) -> ImageClassifier:
+def adapt_to_data(model: ImageClassifier, data: ImageData) -> ImageClassifier:
     """The classifier as it reads photos like the data; made again where their size differs.
 
     Raises:
@@ -61,7 +64,7 @@ def fitted(model: ImageClassifier, data: ImageData) -> ImageClassifier:
             f"Received: {output_names(data)}, {data.task}"
         )
     if data.size != model.size:
-        model = rebuilt(model, size=data.size)
+        model = clone_with(model, size=data.size)
     model.presize, model.resize_method = data.presize, data.train.resize_method
     return model
 
@@ -102,7 +105,7 @@ def one_dropout(ps: float | Sequence[float]) -> float:
     return last
 
 
-def logarithms(found: Predictions) -> np.ndarray:
+def log_probabilities(found: Predictions) -> np.ndarray:
     """Log-probabilities, float32; a probability of 0 counts as the smallest normal number.
 
     Numbers, the predictions of a regression, stay what they are.
@@ -112,7 +115,7 @@ def logarithms(found: Predictions) -> np.ndarray:
     return np.log(np.maximum(found.probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
-def decoded(found: Predictions) -> tuple[Any, Any, np.ndarray]:
+def decode_prediction(found: Predictions) -> tuple[Any, Any, np.ndarray]:
     """What is said of one photo: in words, in numbers, and the probabilities."""
     answer = found.predicted[0]
     if found.task == "single_label":
@@ -121,9 +124,3 @@ def decoded(found: Predictions) -> tuple[Any, Any, np.ndarray]:
         names = [name for name, has in zip(found.class_names, answer, strict=True) if has]
         return names, answer, found.probabilities[0]
     return answer, answer, found.probabilities[0]
-
-
-def square(pixels: np.ndarray, model: ImageClassifier) -> np.ndarray:
-    """Pixels uint8 (height, width, 3) as the classifier takes them: uint8 (1, side, side, 3)."""
-    side = model.presize or model.size
-    return np.array(to_square(pixels, side, cast(ResizeMethod, model.resize_method), CENTRE))[None]

@@ -41,7 +41,7 @@ def cross_validate(
 
     Args:
         folds: data with another validation part each, such as
-            `ImageData.from_csv(..., valid_indices=cv_indices(n, cv_idx=i))` for i from 0 to 4.
+            `ImageData.from_csv(..., valid_indices=cv_indices(n, fold=i))` for i from 0 to 4.
         train: makes a learner for the data of one fold and trains it.
         predict: gives a trained learner's predictions of "valid" or "test"; None for the plain ones.
     """

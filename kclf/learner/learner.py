@@ -29,19 +29,28 @@ from ..callbacks.lr_schedules import TriangularCycles
 from ..callbacks.snapshots import BestModel, CycleSnapshots
 from ..data import ImageData, ImageDataset
 from ..data.mixed_dataset import mixed
-from ..distributed import join
+from ..distributed import distribute
 from ..errors import DataError
 from ..interpret import Interpretation
 from ..interpret.gallery import show_results
 from ..models import load
-from ..models.clone import rebuilt
+from ..models.clone import clone_with
 from ..prediction.activation_cache import activations, precompute
 from ..prediction.ensembles import SnapshotEnsemble
-from ..prediction.inference import predict, predict_files
+from ..prediction.inference import predict
 from ..prediction.predictions import Predictions, write_submission
 from ..prediction.tta import predict_tta
+from ..recipe import LinearProbe, fit_linear_probe
 from ..report import write_report
-from .adapt import classifier_for, decoded, fitted, head_for, logarithms, one_dropout, square, take_weights
+from .adapt import (
+    adapt_to_data,
+    classifier_for,
+    decode_prediction,
+    head_for,
+    log_probabilities,
+    one_dropout,
+    take_weights,
+)
 from .plots import Sched, SuggestedRates, report_inputs
 from .resume import with_checkpoint
 from .training import Training
@@ -315,6 +324,17 @@ class Learner:
             rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
             self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, **both)
 
+    def linear_probe(self, *, views: int = 0) -> LinearProbe:
+        """Solve the last layer on the training photos by logistic or ridge regression: `fit_linear_probe`.
+
+        Args:
+            views: augmented views of each photo to learn from beside the plain one: 0, or 2 and more.
+
+        Returns:
+            The solution, with cross-validated predictions of the training photos.
+        """
+        return fit_linear_probe(self.model, self._require_data(), views=views, **self._cache)
+
     def best_model(
         self, name: str = "best", *, monitor: str = "val_loss", patience: int | None = None
     ) -> BestModel:
@@ -371,7 +391,7 @@ class Learner:
         Raises:
             DataError: the data are of other classes, or of another task.
         """
-        self.model = fitted(self.model, data)
+        self.model = adapt_to_data(self.model, data)
         self.data = data
 
     def to_fp16(self) -> Learner:
@@ -405,17 +425,15 @@ class Learner:
         For a regression, the numbers themselves take the place of log-probabilities.
 
         Args:
-            photo: a path, or pixels (height, width, 3), uint8.
+            photo: a path, a PIL image, or pixels uint8 (height, width, 3) or (height, width).
             is_test: the test photos in place of the validation photos.
 
         Returns:
             (class name, class number, probabilities (classes,)) for a photo; float32 (n, classes) otherwise.
         """
         if photo is None:
-            return logarithms(self.predictions("test" if is_test else "valid"))
-        if isinstance(photo, np.ndarray):
-            return decoded(predict(self.model, square(photo, self.model)))
-        return decoded(predict_files(self.model, [photo])[0])
+            return log_probabilities(self.predictions("test" if is_test else "valid"))
+        return decode_prediction(predict(self.model, self.model.read(photo)[None]))
 
     def TTA(self, n_aug: int = 4, *, is_test: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-probabilities averaged over augmented views and the plain one, which counts as one of them.
@@ -431,7 +449,7 @@ class Learner:
         """
         split = self._split("test" if is_test else "valid")
         averaged = predict_tta(self.model, split, n_aug, weight=1 / (n_aug + 1))
-        return logarithms(averaged), averaged.labels
+        return log_probabilities(averaged), averaged.labels
 
     def tta(
         self, split: str = "valid", *, n: int = 4, beta: float = 0.25, use_max: bool = False
@@ -448,7 +466,8 @@ class Learner:
 
     def submission(self, path: AnyPath, *, n_aug: int = 4, id_column: str = "id") -> None:
         """Write the test photos' probabilities, averaged over augmented views, as a Kaggle submission."""
-        write_submission(predict_tta(self.model, self._split("test"), n_aug), path, id_column=id_column)
+        averaged = predict_tta(self.model, self._split("test"), n_aug)
+        write_submission(averaged, self._place(path), id_column=id_column)
 
     def interpret(self) -> Interpretation:
         """Where the model errs on the validation photos."""
@@ -456,7 +475,7 @@ class Learner:
 
     def report(self, path: AnyPath = "report.html") -> Path:
         """Write one self-contained HTML page: curves, confusion, top losses, calibration; gives its path."""
-        return write_report(report_inputs(self), self.path / path)
+        return write_report(report_inputs(self), self._place(path))
 
     def show_results(self, max_n: int = 9, *, seed: int | None = None) -> Figure:
         """A figure of some validation photos, each under "predicted / actual"; in red where that is wrong."""
@@ -468,8 +487,7 @@ class Learner:
 
     def save(self, name: str) -> Path:
         """Save the classifier as `models/{name}.h5`, which `kclf.load` reads too; gives the path."""
-        path = self._file(name, ".h5")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._place(Path("models") / f"{name}.h5")
         self.model.save(path)
         return path
 
@@ -480,7 +498,7 @@ class Learner:
 
     def export(self, path: AnyPath = "export.h5") -> Path:
         """Save the classifier in one file that `load_learner` and `kclf.load` read; it holds no code."""
-        target = self.path / path
+        target = self._place(path)
         self.model.save(target)
         return target
 
@@ -533,7 +551,7 @@ class Learner:
     def _compile(self, model: keras.Model, weight_decay: Any = None) -> None:
         groups = self.model.layer_groups[-1:] if self.precompute else self.model.layer_groups
         self.training.compile(model, groups, self.model.task, weight_decay, self._auto)
-        join(model)
+        distribute(model)
 
     def _check_rates(self, rates: Rates) -> Rates:
         if self.precompute and not isinstance(rates, slice) and np.size(rates) > 1:
@@ -544,7 +562,7 @@ class Learner:
         return rates
 
     def _to(self, policy: str) -> Learner:
-        self.model = rebuilt(self.model, dtype=policy)
+        self.model = clone_with(self.model, dtype=policy)
         return self
 
     def _require_data(self) -> ImageData:
@@ -561,6 +579,12 @@ class Learner:
                 f"(such as test=folder) and pass it to set_data. Received: split={name!r}"
             )
         return split
+
+    def _place(self, path: AnyPath) -> Path:
+        """Where a file is to be written below the learner's `path`, in a folder that is there."""
+        place = self.path / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
 
     def _file(self, name: str, ending: str = "") -> Path:
         return self.path / "models" / f"{name}{ending}"
@@ -579,4 +603,4 @@ def load_learner(path: AnyPath, data: ImageData | None = None, **options: Any) -
         DataError: the data are of other classes, or of another task.
     """
     model = load(path)
-    return Learner(data, model if data is None else fitted(model, data), **options)
+    return Learner(data, model if data is None else adapt_to_data(model, data), **options)

@@ -21,7 +21,7 @@ OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     # fastai 0.7's default, for which the rates of its notebooks were found
     "sgd": lambda **settings: keras.optimizers.SGD(momentum=0.9, **settings),
 }
-# Largest norm of the gradient that goes with them: SGD at 1e-2 tears a thawed network apart without.
+# Largest norm of the gradient that goes with them: SGD at 1e-2 tears a unfrozen network apart without.
 CLIPS: dict[str, float | None] = {"adamw": None, "sgd": 1.0}
 # The course's metrics, by name or as the functions of `kclf.metrics`.
 METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
@@ -49,7 +49,7 @@ class Training:
             `error_rate` and `accuracy_multi` of `kclf.metrics`; one or a list.
         weight_decay: decoupled; biases and norm parameters are left alone.
         clip: largest norm of the gradient of all weights together; None leaves it. "auto" is 1 for "sgd", by
-            which the course's rates suit thawed layers of any backbone, and None for all else.
+            which the course's rates suit unfrozen layers of any backbone, and None for all else.
         gradient_accumulation: batches to one step.
         ema: decay of an average of the weights, which takes their place when a fit ends.
         label_smoothing: share of each label spread over all classes, in [0, 1).

@@ -6,19 +6,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
+import numpy as np
 
 from .._core.arguments import one_of
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, split_backbone
+from ..data.images import CENTRE, ResizeMethod, as_pixels, read_square, to_square
 from ..data.tasks import TASKS
-from ..distributed import join, take_device
+from ..distributed import distribute, take_device
 from ..errors import WeightsError
-from ..layers import Augmentation, InputNormalization
-from ..layers import none as no_augmentation
+from ..layers import InputNormalization, as_augmentation
 from ..optimizers import FusedLossScaleOptimizer
 from ..weights import layers_with_variables
 from .heads import accuracy_metric, auto_loss, build_head
@@ -26,6 +27,7 @@ from .saved_file import write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train")
 BATCHNORM_MOMENTUM = 0.9
+WITHOUT_BIAS = {"bias": False}  # what configurations and files mean that do not say: there was none
 
 
 @keras.saving.register_keras_serializable(package="kclf")
@@ -48,12 +50,15 @@ class ImageClassifier(keras.Model):
             model (a named one knows its own).
         hidden: widths of the head's hidden layers.
         dropout: rate before the last layer; half of it before each hidden layer.
+        bias: the last layer has a bias; for numbers it then also computes standardised targets, which
+            come out in their own units (`fit_linear_probe` and `Learner` set them). None: where there are
+            no hidden layers, and for numbers.
         task: "single_label", "multi_label" or "regression".
         batchnorm: what BatchNormalization does in the backbone. "inference": it normalises by its stored
             statistics always, also after `unfreeze`; its scales and shifts learn with their groups. "frozen":
             so in frozen groups, but by the batch in trainable ones (Keras' rule and fastai 0.7's): the
-            features change all at once when a group thaws. "train": statistics and scales live on in frozen
-            groups too (fastai 2's `train_bn`), at the price of a backward pass through the whole backbone.
+            features change all at once when a group unfreezes. "train": statistics and scales live on in
+            frozen groups too (fastai 2's `train_bn`), at the price of a backward pass through the backbone.
         presize: side of the square that photos are brought to when they are read from files for a
             prediction; None reads them at `size`.
         resize_method: "crop", "pad" or "squish": how they are brought to it.
@@ -79,10 +84,11 @@ class ImageClassifier(keras.Model):
         *,
         size: int = 224,
         weights: str | PathLike[str] | None = "imagenet",
-        augmentation: Augmentation | None = None,
+        augmentation: keras.layers.Layer | None = None,
         normalization: str | InputNormalization | None = None,
         hidden: Sequence[int] = (512,),
         dropout: float = 0.5,
+        bias: bool | None = None,
         task: str = "single_label",
         batchnorm: str = "inference",
         presize: int | None = None,
@@ -103,9 +109,10 @@ class ImageClassifier(keras.Model):
         self.batchnorm = batchnorm
         self.hidden = tuple(int(width) for width in hidden)
         self.dropout = float(dropout)
+        self.bias = not self.hidden or task == "regression" if bias is None else bool(bias)
         self.backbone_name = backbone if isinstance(backbone, str) else None
         with _policy(self.dtype_policy):
-            self.augmentation = (augmentation or no_augmentation()).resized(self.size)
+            self.augmentation = as_augmentation(augmentation, self.size)
             self.normalization = _normalization(self.backbone_name, normalization)
             self.backbone = (
                 build_backbone(backbone, weights=weights, input_shape=(self.size, self.size, 3))
@@ -117,9 +124,15 @@ class ImageClassifier(keras.Model):
                 len(self.class_names),
                 hidden=self.hidden,
                 dropout=self.dropout,
+<<<<<<< HEAD
                 pooled=len(self.backbone.output_shape) == 2,
+=======
+                bias=self.bias,
+                units=self.bias and task == "regression",
+>>>>>>> main
             )
-        _settle_faster(self.backbone)
+        if isinstance(backbone, str):
+            _settle_faster(self.backbone)
         self.built = True
         self.freeze()
         if accelerate:
@@ -127,9 +140,32 @@ class ImageClassifier(keras.Model):
 
     def call(self, images: Any, training: bool = False) -> Any:
         """Logits, float32, shape (batch, number of classes), of images (batch, height, width, 3)."""
-        images = self.augmentation(images, training=training)
-        features = self.backbone(self.normalization(images), training=training)
-        return self.head(features, training=training)
+        return self.head(self.features(images, training=training), training=training)
+
+    def features(self, images: Any, *, training: bool = False, augment: bool | None = None) -> Any:
+        """The backbone's last feature map, shape (batch, rows, columns, channels).
+
+        Args:
+            images: (batch, height, width, 3) in [0, 255], of any height and width.
+            training: run the backbone as in training.
+            augment: see the images augmented; None does in training alone.
+        """
+        seen = self.augmentation(images, training=training if augment is None else augment)
+        return self.backbone(self.normalization(seen), training=training)
+
+    def read(self, photo: Any) -> np.ndarray:
+        """A photo as the classifier takes it, uint8 (side, side, 3).
+
+        Args:
+            photo: a path, a PIL image, or pixels uint8 (height, width, 3) or (height, width).
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        side, method = self.presize or self.size, cast(ResizeMethod, self.resize_method)
+        if isinstance(photo, str | PathLike):
+            return np.array(read_square(photo, side, method))
+        return np.array(to_square(as_pixels(photo), side, method, CENTRE))
 
     # ---- layer groups ------------------------------------------------------------
 
@@ -144,7 +180,7 @@ class ImageClassifier(keras.Model):
         return [*body, list(layers_with_variables(self.head))]
 
     def freeze_to(self, n: int) -> None:
-        """Freeze the layer groups before group `n` and thaw the rest; negative `n` counts from the head.
+        """Freeze the layer groups before group `n` and unfreeze the rest; negative `n` counts from the head.
 
         Takes effect on the next step, without compiling again.
 
@@ -233,7 +269,7 @@ class ImageClassifier(keras.Model):
             self.optimizer.build(
                 [v for g in self.layer_groups for layer in g for v in layer._trainable_variables]
             )
-        join(self)
+        distribute(self)
 
     def _metric(self, metric: Any) -> Any:
         return accuracy_metric(self.task) if isinstance(metric, str) and metric == "accuracy" else metric
@@ -255,6 +291,7 @@ class ImageClassifier(keras.Model):
             "normalization": self.normalization.get_config(),
             "hidden": list(self.hidden),
             "dropout": self.dropout,
+            "bias": self.bias,
             "task": self.task,
             "batchnorm": self.batchnorm,
             "presize": self.presize,
@@ -267,7 +304,7 @@ class ImageClassifier(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ImageClassifier:
         """Build the architecture of a config, with random weights and the same groups frozen."""
-        config = dict(config)
+        config = WITHOUT_BIAS | dict(config)
         first_trainable_group = config.pop("trainable_from_group", -1)
         config["augmentation"] = keras.saving.deserialize_keras_object(config["augmentation"])
         config["normalization"] = InputNormalization.from_config(config["normalization"])

@@ -8,7 +8,7 @@ from ..acceleration import is_accelerated
 from .classifier import ImageClassifier
 
 
-def rebuilt(model: ImageClassifier, **changes: Any) -> ImageClassifier:
+def clone_with(model: ImageClassifier, **changes: Any) -> ImageClassifier:
     """The same classifier with another setting: its weights, and what is frozen, are carried over.
 
     Args:

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from .classifier import ImageClassifier
 
 FILE_FORMAT = "kclf-classifier"
-FILE_VERSION = 1
+FILE_VERSION = 2
 
 
 def write_single_file(model: ImageClassifier, path: Path) -> None:
     """Write a classifier whose backbone has a name, whole or not at all."""
     images = probe_images()
     config = model.get_config()
+    config["augmentation"]["config"].pop("layers", None)  # of others, and of no use in predictions
     first_trainable_group = config.pop("trainable_from_group")
     write_arrays(
         path,

@@ -14,7 +14,7 @@ import torch
 from . import updates
 from .loss_scale import load_in_order
 from .updates import Bucket, Tensors
-from .variables import GroupSpec, LayerGroups, RecordedGroups, Roster, group_rates
+from .variables import GroupSpec, LayerGroups, RecordedGroups, VariableRegistry, group_rates
 
 
 def _of_inner(name: str) -> property:
@@ -96,7 +96,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self.loss_scale_factor = optimizer.loss_scale_factor
         self._steps = _HostMirror(optimizer._iterations)
         self._rate = _HostMirror(optimizer._learning_rate)
-        self._roster = Roster([])
+        self._roster = VariableRegistry([])
         self._plan: _Plan | None = None
 
     # ---- what the inner optimizer has alone ----------------------------------------------------------
@@ -179,8 +179,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             return
         if self.inner_optimizer.built:
             raise ValueError("The optimizer inside is already built on other variables: pass a new one")
-        self._roster = Roster(self._groups.members())
-        self._roster.admit(variables)
+        self._roster = VariableRegistry(self._groups.members())
+        self._roster.register(variables)
         self.inner_optimizer.build(self._roster.variables)
         object.__setattr__(self, "_trainable_variables", self._roster.variables)
         object.__setattr__(
@@ -223,7 +223,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """The optimizer inside, the multipliers, and a description of every variable with its group."""
-        roster = self._roster if self.built else Roster(self._groups.members())
+        roster = self._roster if self.built else VariableRegistry(self._groups.members())
         return {
             "name": self.name,
             "optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
@@ -290,7 +290,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         rate *= bucket.multiplier
         kernel = updates.kernel_for(inner)
         if kernel is not None:
-            kernel(inner, bucket, updates.fitting(gradients, bucket.values), rate)
+            kernel(inner, bucket, updates.match_layout(gradients, bucket.values), rate)
             return
         bucket.decay(rate)
         rate_tensor = torch.full((), rate, device=bucket.values[0].device)
@@ -369,7 +369,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         return self._plan
 
     def _make_plan(self, variables: list[keras.Variable]) -> _Plan:
-        for place in self._roster.admit(variables):
+        for place in self._roster.register(variables):
             self._adopt(place)
         places = [self._roster.place(variable) for variable in variables]
         counts = self._update_counts.value.tolist()

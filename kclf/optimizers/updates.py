@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import keras
 import torch
 
+from .._core.keras_private import OPTIMIZERS_OF_TORCH
+
 Tensors = list[torch.Tensor]
 STATE_NAMES = {
     "SGD": ("momentums",),
@@ -61,7 +63,7 @@ def _laid_like(state: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 def kernel_name(optimizer: keras.optimizers.Optimizer) -> str:
     """Class name of an optimizer that Keras ships, with its own formula; "" for subclasses and others."""
     kind = type(optimizer)
-    return kind.__name__ if kind.__module__.startswith("keras.src.backend.torch.optimizers") else ""
+    return kind.__name__ if kind.__module__.startswith(OPTIMIZERS_OF_TORCH) else ""
 
 
 def kernel_for(
@@ -148,7 +150,7 @@ def clip(optimizer: keras.optimizers.Optimizer, gradients: Tensors) -> Tensors:
     return gradients
 
 
-def fitting(gradients: Tensors, values: Tensors) -> Tensors:
+def match_layout(gradients: Tensors, values: Tensors) -> Tensors:
     """The gradients with the strides and dtypes of the values; those that fit are passed on as they are."""
     return [
         gradient

@@ -92,7 +92,7 @@ def _index(key: int, num_groups: int) -> int:
 
 
 @dataclass(frozen=True)
-class Member:
+class VariableSpec:
     """What is known of a variable that can train, whether or not it is at hand."""
 
     path: str
@@ -107,7 +107,7 @@ class Member:
         return {**asdict(self), "shape": list(self.shape)}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Member:
+    def from_config(cls, config: Mapping[str, Any]) -> VariableSpec:
         """Back from the JSON form."""
         return cls(**{**config, "shape": tuple(config["shape"])})
 
@@ -157,13 +157,13 @@ class LayerGroups:
     def __len__(self) -> int:
         return len(self.layers())
 
-    def members(self) -> list[tuple[keras.Variable, Member]]:
+    def members(self) -> list[tuple[keras.Variable, VariableSpec]]:
         """Every variable that can train, frozen or not, in the order of the groups.
 
         Raises:
             ValueError: where a layer is not built, or a variable lies in two groups.
         """
-        found: dict[int, tuple[keras.Variable, Member]] = {}
+        found: dict[int, tuple[keras.Variable, VariableSpec]] = {}
         for index, group in enumerate(self.layers()):
             for layer in _leaves(group):
                 for variable in layer._trainable_variables:
@@ -189,8 +189,8 @@ def _can_hold_variables(layer: keras.Layer) -> bool:
     return any(leaf._trainable_variables or not leaf.built for leaf in layer._flatten_layers())
 
 
-def _describe(variable: keras.Variable, layer: keras.Layer, group: int) -> Member:
-    return Member(
+def _describe(variable: keras.Variable, layer: keras.Layer, group: int) -> VariableSpec:
+    return VariableSpec(
         path=variable.path,
         shape=tuple(variable.shape),
         dtype=str(variable.dtype),
@@ -214,24 +214,24 @@ class RecordedGroups:
         num_groups: how many groups there were.
     """
 
-    def __init__(self, members: Sequence[Member], num_groups: int) -> None:
+    def __init__(self, members: Sequence[VariableSpec], num_groups: int) -> None:
         self._members = tuple(members)
         self._num_groups = num_groups
 
     @classmethod
     def from_config(cls, members: Sequence[Mapping[str, Any]], num_groups: int) -> RecordedGroups:
         """Back from the JSON form of a roster."""
-        return cls([Member.from_config(member) for member in members], num_groups)
+        return cls([VariableSpec.from_config(member) for member in members], num_groups)
 
     def __len__(self) -> int:
         return self._num_groups
 
-    def members(self) -> list[tuple[None, Member]]:
+    def members(self) -> list[tuple[None, VariableSpec]]:
         """The records; their variables are found when the optimizer meets them."""
         return [(None, member) for member in self._members]
 
 
-class Roster:
+class VariableRegistry:
     """All variables an optimizer is built on, each with its place; unseen ones are held by stand-ins.
 
     A plain object for the reason that `LayerGroups` is one.
@@ -240,7 +240,7 @@ class Roster:
         entries: pairs of a variable, or None where it has not been seen yet, and its description.
     """
 
-    def __init__(self, entries: Sequence[tuple[keras.Variable | None, Member]]) -> None:
+    def __init__(self, entries: Sequence[tuple[keras.Variable | None, VariableSpec]]) -> None:
         self.members = [member for _, member in entries]
         self.variables = [member.stand_in() if known is None else known for known, member in entries]
         self._unseen = {index for index, (known, _) in enumerate(entries) if known is None}
@@ -254,7 +254,7 @@ class Roster:
         """Places whose variables are at hand."""
         return [index for index in range(len(self.members)) if index not in self._unseen]
 
-    def admit(self, variables: Sequence[keras.Variable]) -> list[int]:
+    def register(self, variables: Sequence[keras.Variable]) -> list[int]:
         """Give variables that are new their places, by name or else by order; return those places.
 
         Raises:

@@ -9,7 +9,7 @@ from .ensembles import (
     recompute_batchnorm,
 )
 from .inference import predict, predict_files
-from .predictions import Predictions, ViewGain, write_submission
+from .predictions import Predictions, TTAReport, write_submission
 from .tta import average_views, predict_tta
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "EnsembleTable",
     "Predictions",
     "SnapshotEnsemble",
-    "ViewGain",
+    "TTAReport",
     "activations",
     "average_predictions",
     "average_views",

@@ -32,13 +32,14 @@ from .._core.atomic import sweep
 from .._core.h5_store import read_arrays, write_arrays
 from .._core.locks import FolderLock
 from ..data import ImageData, ImageDataset
-from ..distributed import barrier, broadcast, from_main, held, is_main, rank, world_size
+from ..data.sources import ArrayImages
+from ..distributed import barrier, broadcast, is_main, locked_by_main, rank, run_on_main, world_size
 from ..errors import FileFormatError, TrainingError
 from ..layers.base import generator_state
 
 log = logging.getLogger("kclf.prediction.activation_cache")
 
-FORMAT = 1  # raise it when what is stored for the same photos changes
+FORMAT = 2  # raise it when what is stored for the same photos changes
 PART = 512  # photos a file: a stopped pass loses at most as many
 LARGEST_BATCH = 64
 DTYPES = ("float32", "float16")
@@ -224,8 +225,8 @@ def _from_cache(
     at_least("views", views, 1)
     key = activation_key(model, dataset, views=views, dtype=dtype, weights=weights)
     place = Path(folder) / key[:32]
-    with held(FolderLock(place), wait=True):  # another run may be at it: then it is found done
-        from_main(lambda: sweep(place))
+    with locked_by_main(FolderLock(place), wait=True):  # another run may be at it: then it is found done
+        run_on_main(lambda: sweep(place))
         passes = [_one_pass(model, dataset, place, view, views > 1, dtype, progress) for view in range(views)]
     index = passes[0][1]
     return ActivationDataset(np.stack([features for features, _ in passes]), index, dataset)
@@ -243,9 +244,7 @@ def pooled_activations(model: Any, images: Any, *, augment: bool = False) -> tor
         (batch, channels), without gradient.
     """
     with torch.no_grad():
-        squares = model.augmentation(images, training=augment)
-        features = model.backbone(model.normalization(squares), training=False)
-        return model.head.get_layer("pooling")(features)
+        return model.head.get_layer("pooling")(model.features(images, augment=augment))
 
 
 def head_model(model: Any) -> keras.Model:
@@ -272,10 +271,11 @@ def activation_key(
 ) -> str:
     """SHA-256 of everything that decides the activations, as 64 hex digits.
 
-    That is: the files with their order, sizes and times of change (or the pixels, for photos in memory);
-    how they are squared and to which size; normalisation; the backbone's layers and weights; number formats;
-    how a view is resampled; and for several views the augmentation and where the windows lie. Labels are not
-    part of it: they are never read from a cache.
+    That is: the files with their order, sizes and times of change (or the pixels, for photos in memory), and
+    the size at which a cache of presized photos keeps them; how they are squared and to which size;
+    normalisation; the backbone's layers and weights; number formats; how a view is resampled; and for several
+    views the augmentation and where the windows lie. Labels are not part of it: they are never read from a
+    cache.
 
     Args:
         model: an `ImageClassifier`.
@@ -312,10 +312,10 @@ def weights_digest(model: keras.Model) -> str:
 
 
 def _describe_photos(dataset: ImageDataset) -> Any:
-    in_memory = getattr(dataset.dataset, "images", None)
-    if in_memory is not None:
-        return [in_memory.shape, hashlib.sha256(np.ascontiguousarray(in_memory).data).hexdigest()]
-    return [_describe_file(str(path)) for path in dataset.paths]
+    source = dataset.dataset
+    if isinstance(source, ArrayImages):
+        return [source.images.shape, hashlib.sha256(np.ascontiguousarray(source.images).data).hexdigest()]
+    return [source.largest, [_describe_file(str(path)) for path in dataset.paths]]
 
 
 def _describe_file(path: str) -> tuple[str, int, int]:
@@ -349,7 +349,7 @@ def _one_pass(
     """
     files = [place / f"view{view:02}-{start:07}.h5" for start in range(0, dataset.num_images, PART)]
     parts = {number: part for number, file in enumerate(files) if (part := _read_part(file)) is not None}
-    missing = from_main(lambda: [number for number in range(len(files)) if number not in parts])
+    missing = run_on_main(lambda: [number for number in range(len(files)) if number not in parts])
     for run in _runs(np.array_split(missing, world_size())[rank()]):
         with closing(_compute_parts(model, dataset, run, view, augment, dtype, progress)) as fresh:
             for number, part in zip(run, fresh, strict=True):

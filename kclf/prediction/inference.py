@@ -14,6 +14,7 @@ import torch
 from ..data import ImageDataset
 from ..data.files import image_files
 from ..data.tasks import probabilities_of
+from ..errors import DataError
 from .predictions import Predictions
 
 
@@ -79,6 +80,7 @@ def _predict_views(
     outputs: list[list[np.ndarray]] = []
     seconds: list[float] = []
     labels = []
+    class_names = _class_names(model, dataset)
     dataset = _in_order(dataset)
     for batch in _batches(dataset):
         images, *rest = batch if isinstance(batch, tuple | list) else (batch,)
@@ -93,7 +95,7 @@ def _predict_views(
             seconds[place] += start - began
     if not outputs:
         raise ValueError("Expected a dataset with at least one batch. Received: an empty dataset")
-    return _beside_labels(model, dataset, outputs, labels, from_logits), seconds
+    return _beside_labels(model, dataset, outputs, labels, class_names, from_logits), seconds
 
 
 def _on_host(labels: Any) -> np.ndarray:
@@ -124,11 +126,11 @@ def _beside_labels(
     dataset: Any,
     outputs: list[list[np.ndarray]],
     labels: list[np.ndarray],
+    class_names: Sequence[str],
     from_logits: bool,
 ) -> list[Predictions]:
     """Predictions of each view, less the rows in which another photo stands in for an unreadable one."""
     task = getattr(dataset, "task", None) or getattr(model, "task", None) or "single_label"
-    names = getattr(dataset, "class_names", None) or getattr(model, "class_names", None) or ()
     known = getattr(dataset, "labels", None)
     known = np.concatenate(labels) if known is None and labels else known
     paths = getattr(dataset, "files", getattr(dataset, "paths", None))
@@ -139,11 +141,22 @@ def _beside_labels(
             _probabilities(np.concatenate(parts), task, from_logits)[rows],
             None if known is None else known[rows],
             None if paths is None else np.asarray(paths)[rows],
-            names,
+            class_names,
             task,
         )
         for parts in outputs
     ]
+
+
+def _class_names(model: keras.Model, dataset: Any) -> Sequence[str]:
+    """The names of a model's outputs; a dataset of other classes, or in another order, is refused."""
+    ours, theirs = (getattr(one, "class_names", None) or () for one in (model, dataset))
+    if ours and theirs and list(ours) != list(theirs):
+        raise DataError(
+            f"Expected data of the model's classes, {', '.join(ours)}. Received: {', '.join(theirs)}. Pass "
+            "class_names=model.class_names where the data are made"
+        )
+    return theirs or ours
 
 
 def _probabilities(outputs: np.ndarray, task: str, from_logits: bool) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._core.arguments import one_of
-from .._core.atomic import replacing
+from .._core.csv_files import write_csv
 from ..data.tasks import TASKS
 from ..metrics import SMALLEST_PROBABILITY
 
@@ -29,15 +28,15 @@ def write_submission(
     """
     if predictions.paths is None:
         raise ValueError("A submission names each photo by its file, and these predictions have no paths")
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([id_column, *predictions.class_names])
-        for photo, row in zip(predictions.paths, predictions.probabilities, strict=True):
-            writer.writerow([Path(str(photo)).stem, *(f"{value:.9g}" for value in row)])
+    rows = (
+        [Path(str(photo)).stem, *(f"{value:.9g}" for value in row)]
+        for photo, row in zip(predictions.paths, predictions.probabilities, strict=True)
+    )
+    write_csv(path, [[id_column, *predictions.class_names], *rows], escaped=False)  # read by a program
 
 
 @dataclass(frozen=True)
-class ViewGain:
+class TTAReport:
     """What averaging over views brought and what it cost.
 
     Args:
@@ -88,7 +87,7 @@ class Predictions:
         paths: (n,) str, or None for images that are no files.
         class_names: one for each column; () names them by number.
         task: "single_label", "multi_label" or "regression".
-        views: what test-time augmentation brought, where it was used.
+        tta: what test-time augmentation brought, where it was used.
 
     Example:
         >>> predictions = Predictions(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0]))
@@ -101,7 +100,7 @@ class Predictions:
     paths: np.ndarray | None = None
     class_names: Sequence[str] = ()
     task: str = "single_label"
-    views: ViewGain | None = None
+    tta: TTAReport | None = None
 
     def __post_init__(self) -> None:
         probabilities = np.asarray(self.probabilities)
@@ -226,9 +225,7 @@ class Predictions:
         Args:
             path: file to write; complete or not at all.
         """
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerows(self._table())
+        write_csv(path, self._table())
 
     def _table(self) -> Iterator[list[Any]]:
         known = ["label"] if self.labels is not None else []
@@ -236,12 +233,12 @@ class Predictions:
         yield ["path", *known, "predicted", *sure, *self.class_names]
         for row in range(len(self)):
             rows = [f"{value:.6g}" for value in self.probabilities[row]]
-            label = [] if self.labels is None else [self.words(self.labels[row])]
+            label = [] if self.labels is None else [self.label_text(self.labels[row])]
             path = row if self.paths is None else self.paths[row]
             sure = [f"{self.confidence[row]:.6g}"] if self.task != "regression" else []
-            yield [path, *label, self.words(self.predicted[row]), *sure, *rows]
+            yield [path, *label, self.label_text(self.predicted[row]), *sure, *rows]
 
-    def words(self, answer: Any) -> str:
+    def label_text(self, answer: Any) -> str:
         """One photo's label or prediction in words: its classes by name, or its numbers.
 
         Args:
@@ -249,7 +246,7 @@ class Predictions:
 
         Example:
             >>> rows = Predictions(np.array([[0.9, 0.6, 0.1]]), class_names="abc", task="multi_label")
-            >>> rows.words(rows.predicted[0])
+            >>> rows.label_text(rows.predicted[0])
             'a;b'
         """
         if self.task == "single_label":

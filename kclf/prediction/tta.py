@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import torch
 
-from .._core.arguments import at_least, one_of, within
+from .._core.arguments import at_least, in_closed, one_of
 from ..layers import Augmentation, geometry
 from .inference import Views, _predict_views
-from .predictions import Predictions, ViewGain, _log
+from .predictions import Predictions, TTAReport, _log
 
 VIEWS = ("random", "flip", "five_crops", "dihedral")
 AVERAGES = ("arithmetic", "geometric", "max")
@@ -52,7 +52,7 @@ def predict_tta(
         from_logits: False where the model's last layer gives probabilities already.
 
     Returns:
-        Averaged probabilities; what it gained over the plain view, and cost, is in `.views`.
+        Averaged probabilities; what it gained over the plain view, and cost, is in `.tta`.
     """
     one_of("views", views, VIEWS)
     one_of("average", average, AVERAGES)
@@ -70,7 +70,7 @@ def predict_tta(
     )
     result = replace(plain, probabilities=averaged)
     return replace(
-        result, views=_gain(plain, result, ViewGain(count, average, share, sum(seconds), seconds[0]))
+        result, tta=_gain(plain, result, TTAReport(count, average, share, sum(seconds), seconds[0]))
     )
 
 
@@ -166,10 +166,10 @@ def _fixed_maps(views: str) -> torch.Tensor:
 def _plain_share(weight: float | None, views: str, count: int) -> float:
     if weight is None:
         return 0.25 if views == "random" else 1 / (count + 1)
-    return within("weight", weight, 0, 1)
+    return in_closed("weight", weight, 0, 1)
 
 
-def _gain(plain: Predictions, averaged: Predictions, views: ViewGain) -> ViewGain:
+def _gain(plain: Predictions, averaged: Predictions, views: TTAReport) -> TTAReport:
     """The gain over the plain view, with the standard error of a mean of differences."""
     if plain.labels is None or plain.task == "regression" or len(plain) < 2:
         return views

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from .._core.atomic import replacing
 from ..checks import Finding, Findings
-from ..interpret import Answer, ConfusionMatrix, Interpretation
+from ..interpret import ConfusionMatrix, Example, Interpretation
 from .charts import Curve, line_chart
 from .inputs import ReportInputs, read_run
 from .thumbnails import Thumbnail, thumbnails
@@ -28,7 +28,7 @@ MOST_PHOTOS = 120  # in the gallery; about 9 KB each
 MOST_WRONG = 96  # of them, wrong answers
 MOST_LEDGER_THUMBNAILS = 200
 LEDGER_SIDE = 112  # pixels
-PROMISES = (0.9, 0.95, 0.99, 0.995)  # precisions to ask for
+TARGET_PRECISIONS = (0.9, 0.95, 0.99, 0.995)  # precisions to ask for
 
 
 def write_report(
@@ -140,7 +140,7 @@ def _answers(answers: Interpretation, model: Any) -> dict[str, Any]:
         "temperature": temperature,
         "cooled_ece": answers.with_temperature(temperature).calibration().error,
         "reliability": Markup(_reliability_chart(answers)),
-        "promises": [answers.abstain(precision) for precision in PROMISES],
+        "promises": [answers.abstain(precision) for precision in TARGET_PRECISIONS],
         "scores": answers.class_scores(),
         "confused": matrix.most_confused()[:30],
         "matrix": _matrix(matrix),
@@ -149,7 +149,7 @@ def _answers(answers: Interpretation, model: Any) -> dict[str, Any]:
     }
 
 
-def _photos(answers: Interpretation) -> list[Answer]:
+def _photos(answers: Interpretation) -> list[Example]:
     """The photos of the gallery, largest loss first: wrong answers, and the least sure of the right ones."""
     ranked = np.argsort(answers.actual_probability, kind="stable")
     wrong = ranked[~answers.right[ranked]][:MOST_WRONG]

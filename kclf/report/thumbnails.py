@@ -38,8 +38,7 @@ def thumbnails(paths: Sequence[str], model: Any = None, *, side: int = SIDE) -> 
         model: an `ImageClassifier`, or None for no heat maps.
         side: pixels.
     """
-    size, method = (side, "crop") if model is None else (model.presize or model.size, model.resize_method)
-    squares = [_square(path, size, method) for path in paths]
+    squares = [_square(path, model, side) for path in paths]
     heats = _heats([square for square in squares if isinstance(square, np.ndarray)], model)
     return [
         Thumbnail(error=square)
@@ -54,10 +53,10 @@ def jpeg(image: np.ndarray, quality: int = QUALITY) -> str:
     return _address(Image.fromarray(image), "jpeg", quality=quality, optimize=True)
 
 
-def _square(path: str, size: int, method: Any) -> np.ndarray | str:
-    """The photo as the model's loader gives it, or the reason why it cannot be read."""
+def _square(path: str, model: Any, side: int) -> np.ndarray | str:
+    """The photo as the model reads it, or the reason why it cannot be read."""
     try:
-        return read_square(path, size, method)
+        return read_square(path, side) if model is None else model.read(path)
     except ImageError as error:
         return error.reason
 

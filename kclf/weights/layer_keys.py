@@ -10,7 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 import torch
-from keras.src.saving import saving_lib
+
+from .._core.keras_private import saving_lib
 
 
 def class_word(layer: keras.layers.Layer) -> str:

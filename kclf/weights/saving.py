@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .._core.h5_store import whole_file
+from ..errors import WeightsError
 from .layer_keys import array_of
 from .torch_exchange import to_torch
 
@@ -40,7 +41,7 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str], *, library: s
     """
     name = Path(path).name
     if not name.endswith((".h5", ".keras", ".pth", ".pt")):
-        raise ValueError(
+        raise WeightsError(
             f"Expected a path ending in .weights.h5, .h5, .keras or .pth. Received: path={name!r}."
         )
     state = to_torch(model, library) if name.endswith((".pth", ".pt")) else {}

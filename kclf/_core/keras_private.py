@@ -1,0 +1,38 @@
+"""Every private name of Keras that kclf uses, in one room: where Keras moves one, it is mended here.
+
+`tests/test_keras_private.py` holds each of them to what kclf needs, and names the version that broke it.
+"""
+
+from __future__ import annotations
+
+from keras.src.backend.common.global_state import get_global_attribute, set_global_attribute
+from keras.src.backend.common.masking import get_keras_mask
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.torch.core import get_device, to_torch_dtype
+from keras.src.models.functional import Functional
+from keras.src.ops import numpy as numpy_operations
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+from keras.src.saving import saving_lib
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.trainers.trainer import Trainer
+
+OPTIMIZERS_OF_TORCH = (
+    "keras.src.backend.torch.optimizers"  # the package of the optimizers that have foreach kernels
+)
+
+__all__ = [
+    "GLOBAL_SEED_GENERATOR",
+    "OPTIMIZERS_OF_TORCH",
+    "DataAdapter",
+    "Functional",
+    "Trainer",
+    "get_device",
+    "get_global_attribute",
+    "get_keras_mask",
+    "global_seed_generator",
+    "in_stateless_scope",
+    "numpy_operations",
+    "saving_lib",
+    "set_global_attribute",
+    "to_torch_dtype",
+]
