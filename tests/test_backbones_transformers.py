@@ -201,7 +201,7 @@ def test_open_sides_take_any_size():
 def test_nothing_of_them_is_left_to_keras_by_the_plan(name):
     model = (transformer if name in TINY else convnext)(name, (32, 32, 3) if "conv" in name else (24, 24, 3))
     kclf.accelerate(model)
-    assert model.call.plan.foreign == []
+    assert model.call.plan.fallback == []
 
 
 @pytest.mark.parametrize("interpolation", ["timm", "dinov2", "dinov2_registers", "bicubic"])

@@ -11,11 +11,7 @@ import keras
 import torch
 import torch.nn.functional as F
 
-<<<<<<< HEAD
-from .graph import Function, Pair, Run, Site, pair, same_padding, to_nchw, to_nhwc
-=======
-from .graph import Function, LayerContext, Pair, Run, pair, same_padding
->>>>>>> main
+from .graph import Function, LayerContext, Pair, Run, pair, same_padding, to_nchw, to_nhwc
 from .pointwise import NOTHING, POST_OPERATIONS, Elementwise, PostOperation, activation_function
 
 
@@ -301,17 +297,9 @@ def compile_separable(site: LayerContext) -> Function | None:
     return separable
 
 
-<<<<<<< HEAD
-def compile_dense(site: Site) -> Function | None:
+def compile_dense(site: LayerContext) -> Function | None:
     """A Dense on the last axis: of (batch, features), of tokens, or of images."""
     layer, image = site.layer, site.image
-=======
-def compile_dense(site: LayerContext) -> Function | None:
-    """A Dense on (batch, features)."""
-    layer = site.layer
-    if site.rank != 2:
-        return None
->>>>>>> main
     activation = activation_function(layer.activation, image=False, in_place=True)
     kernel, bias = layer._kernel, layer.bias
 

@@ -305,7 +305,7 @@ def compile_rescaling(site: LayerContext) -> Function | None:
     return lambda run, x: x * scale + offset
 
 
-def compile_torch_call(site: Site) -> Function | None:
+def compile_torch_call(site: LayerContext) -> Function | None:
     """A layer whose class says that its `call` is torch operations alone, on values in Keras' layout."""
     call = site.layer.call
     images = [site.is_image(tensor) for tensor in site.inputs]
@@ -320,7 +320,7 @@ def compile_torch_call(site: Site) -> Function | None:
     return run_call
 
 
-def compile_layernorm(site: Site) -> Function | None:
+def compile_layernorm(site: LayerContext) -> Function | None:
     """A LayerNormalization over the channels, with scale and shift."""
     layer = site.layer
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)

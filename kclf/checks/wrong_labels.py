@@ -24,18 +24,9 @@ def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
         paths, presize=model.presize or model.size, resize_method=model.resize_method, batch_size=BATCH_SIZE
     )
     with torch.no_grad():
-<<<<<<< HEAD
-        for start in range(0, len(paths), BATCH_SIZE):
-            some = paths[start : start + BATCH_SIZE]
-            squares = [read_square(path, size, model.resize_method) for path in some]
-            batch = torch.from_numpy(np.stack(squares)).to(device)
-            seen = model.normalization(model.augmentation(batch, training=False))
-            features = model.backbone(seen, training=False).float()
-            features = features.mean(dim=(1, 2)) if features.ndim == 4 else features
-            batches.append(features.cpu().numpy())
-=======
-        batches = [model.features(images).float().mean(dim=(1, 2)).cpu().numpy() for images, *_ in photos]
->>>>>>> main
+        features = (model.features(images).float() for images, *_ in photos)
+        means = (found.mean(dim=(1, 2)) if found.ndim == 4 else found for found in features)
+        batches = [found.cpu().numpy() for found in means]
     return np.concatenate(batches)
 
 

@@ -83,12 +83,8 @@ def grad_cam(
     batch = batch.to(_device(model))
     with torch.no_grad():
         seen = model.augmentation(batch, training=False)
-<<<<<<< HEAD
         front, back = _halves(model.backbone)
         features = front(model.normalization(seen), training=False)
-=======
-        features = model.features(seen)
->>>>>>> main
     features = features.detach().float().requires_grad_()
     with torch.enable_grad():
         logits = model.head(back(features), training=False)

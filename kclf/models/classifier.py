@@ -124,12 +124,9 @@ class ImageClassifier(keras.Model):
                 len(self.class_names),
                 hidden=self.hidden,
                 dropout=self.dropout,
-<<<<<<< HEAD
-                pooled=len(self.backbone.output_shape) == 2,
-=======
                 bias=self.bias,
                 units=self.bias and task == "regression",
->>>>>>> main
+                pooled=len(self.backbone.output_shape) == 2,
             )
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
@@ -143,7 +140,7 @@ class ImageClassifier(keras.Model):
         return self.head(self.features(images, training=training), training=training)
 
     def features(self, images: Any, *, training: bool = False, augment: bool | None = None) -> Any:
-        """The backbone's last feature map, shape (batch, rows, columns, channels).
+        """The backbone's features: (batch, rows, columns, channels), or a transformer's (batch, channels).
 
         Args:
             images: (batch, height, width, 3) in [0, 255], of any height and width.

@@ -20,12 +20,9 @@ def build_head(
     *,
     hidden: Sequence[int] = (512,),
     dropout: float = 0.5,
-<<<<<<< HEAD
-    pooled: bool = False,
-=======
     bias: bool = False,
     units: bool = False,
->>>>>>> main
+    pooled: bool = False,
 ) -> keras.Model:
     """The head of the course: pool (average and max), then BatchNorm, Dropout and Dense by turns, to logits.
 
@@ -34,21 +31,14 @@ def build_head(
         num_outputs: logits to give.
         hidden: widths of the hidden layers.
         dropout: rate before the last layer; half of it before each hidden one.
-<<<<<<< HEAD
+        bias: the last layer has one.
+        units: the outputs are brought to the units of targets; `set_target_units` gives them.
         pooled: whether the backbone gives one vector an image, as transformers do, and no map.
 
     Returns:
         A functional model (batch, rows, columns, num_features), or (batch, num_features) where these are
-        pooled, -> float32 (batch, num_outputs). Dense
-        layers have no bias. Hidden ones start He-normal, the last one at zero, as Dosovitskiy et al. 2021
-=======
-        bias: the last layer has one.
-        units: the outputs are brought to the units of targets; `set_target_units` gives them.
-
-    Returns:
-        A functional model (batch, rows, columns, num_features) -> float32 (batch, num_outputs). Hidden
+        pooled, -> float32 (batch, num_outputs). Hidden
         layers have no bias. They start He-normal, the last layer at zero, as Dosovitskiy et al. 2021
->>>>>>> main
         ("An Image is Worth 16x16 Words") fine-tune: all classes are equally likely at first, where random
         logits would stay in a short run as noise. BatchNormalization has momentum .9 and epsilon 1e-5,
         which settles within an epoch of 90 batches where Keras' default of .99 does not.
