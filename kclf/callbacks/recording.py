@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 import time
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .._core.atomic import replacing
+from .._core.csv_files import write_csv
 from .._core.plotting import new_axes
 from ..distributed import is_main
 from ..optimizers import layer_group_optimizer
@@ -146,10 +145,8 @@ class Recorder(keras.callbacks.Callback):
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line a batch: step, learning_rate, momentum, loss, smoothed_loss."""
         rows = zip(self.learning_rates, self.momentums, self.losses, self.smoothed_losses, strict=True)
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["step", "learning_rate", "momentum", "loss", "smoothed_loss"])
-            writer.writerows([step, *row] for step, row in enumerate(rows))
+        header = ["step", "learning_rate", "momentum", "loss", "smoothed_loss"]
+        write_csv(path, [header, *([step, *row] for step, row in enumerate(rows))])
 
     def plot_lr(self, *, ax: Axes | None = None) -> Axes:
         """Learning rate over batches; returns the axes."""

@@ -34,7 +34,7 @@ class _Surveyed:
     def readable(self) -> list[int]:
         return [place for place, facts in enumerate(self.facts) if facts.is_readable]
 
-    def finding(self, place: int, problem: str, score: float, detail: str, **more: str) -> Finding:
+    def finding(self, place: int, problem: str, score: float, detail: str, **more: Any) -> Finding:
         photo = self.photos[place]
         return Finding(
             self.name(place), problem, score, detail, label=photo.label, folder=self.folder, **more

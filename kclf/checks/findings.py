@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Literal, get_args, overload
 
-from .._core.atomic import replacing
-from ..data.tables import reading_csv
+from .._core.csv_files import read_csv, write_csv
 from ..errors import FileFormatError
 
 Problem = Literal[
@@ -48,6 +45,7 @@ class Finding:
         action: what to do: "keep", "delete", "relabel" or "move". A check writes "keep"; a person edits it.
         target: the new class for "relabel", the other set's folder for "move".
         folder: the folder that holds all photos.
+        num_bytes, digest: length and SHA-256 of the file that was checked; -1 and "" where not known.
     """
 
     path: str
@@ -60,6 +58,8 @@ class Finding:
     action: str = "keep"
     target: str = ""
     folder: str = ""
+    num_bytes: int = -1
+    digest: str = ""
 
 
 COLUMNS = [column.name for column in fields(Finding)]
@@ -118,49 +118,50 @@ class Findings(Sequence[Finding]):
                 "keep" after a check.
         """
         self.of(*accept)
-        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8-sig") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            for item in self.items:
-                row = {name: getattr(item, name) for name in COLUMNS} | {"score": f"{item.score:.4f}"}
-                if item.problem in accept:
-                    row["action"] = item.advice
-                writer.writerow(row.values())
+        rows = [_cells(item, item.advice if item.problem in accept else item.action) for item in self]
+        write_csv(path, [COLUMNS, *rows], encoding="utf-8-sig")
+
+
+def _cells(item: Finding, action: str) -> list[object]:
+    written = {"score": f"{item.score:.4f}", "action": action}
+    return [written.get(name, getattr(item, name)) for name in COLUMNS]
 
 
 def read_ledger(path: str | os.PathLike[str]) -> list[Finding]:
     """Read a ledger back, edited or not, with commas or semicolons, in any order of columns.
 
+    Names come back as they are, with their blanks and line ends.
+
     Raises:
-        FileFormatError: columns are missing, or a row's action is none.
+        FileFormatError: columns are missing, a row has too many cells, or its action is none.
     """
-    with reading_csv(path):
-        return _findings(path, Path(path).read_text(encoding="utf-8-sig"))
-
-
-def _findings(path: str | os.PathLike[str], text: str) -> list[Finding]:
-    delimiter = ";" if text.split("\n", 1)[0].count(";") > text.split("\n", 1)[0].count(",") else ","
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    missing = {"path", "action", "target", "folder"} - set(reader.fieldnames or ())
+    header, *rows = list(read_csv(path, delimiter=None)) or [[]]
+    missing = {"path", "action", "target", "folder"} - set(header)
     if missing:
         raise FileFormatError(
-            f"{path}: no ledger, it has no column {', '.join(sorted(missing))}. "
-            f"Received: columns {reader.fieldnames}"
+            f"{path}: no ledger, it has no column {', '.join(sorted(missing))}. Received: columns {header}"
         )
-    return [_finding(row, f"{path}, row {number}") for number, row in enumerate(reader, start=2)]
+    return [_finding(header, row, f"{path}, row {number}") for number, row in enumerate(rows, start=2)]
 
 
-def _finding(row: dict[str, str], where: str) -> Finding:
-    given = {name: (row.get(name) or "").strip() for name in COLUMNS}
-    action = given["action"].lower() or "keep"
+def _finding(header: Sequence[str], row: Sequence[str], where: str) -> Finding:
+    if len(row) > len(header):
+        raise FileFormatError(
+            f"{where}: expected {len(header)} cells, as in the header. Received: {len(row)}"
+        )
+    found = dict(zip(header, row, strict=False))  # spreadsheets leave out the last cells of a row
+    given = {name: found.get(name, "") for name in COLUMNS}
+    action = given["action"].strip().lower() or "keep"
     if action not in ACTIONS:
         raise FileFormatError(
             f"{where}: expected an action of {', '.join(ACTIONS)}. Received: {given['action']!r}"
         )
     try:
         score = float(given["score"].replace(",", ".") or 0)
+        num_bytes = int(given["num_bytes"] or -1)
     except ValueError as error:
         raise FileFormatError(
-            f"{where}: expected a number as score, or nothing. Received: {given['score']!r}"
+            f"{where}: expected a number as score and as num_bytes, or nothing. "
+            f"Received: {given['score']!r}, {given['num_bytes']!r}"
         ) from error
-    return Finding(**(given | {"action": action, "score": score}))  # type: ignore[arg-type]
+    return Finding(**(given | {"action": action, "score": score, "num_bytes": num_bytes}))  # type: ignore[arg-type]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._core.csv_files import CsvWriter, read_csv
 from ..data.files import split_named
-from ..data.tables import reading_csv
 from ..errors import DataError, FileFormatError, OutputExistsError
 from .findings import Finding, read_ledger
 
@@ -81,7 +80,7 @@ def apply_ledger(
     if apply and changes:
         with open(log, "a", newline="", encoding="utf-8") as file:
             for change in changes:
-                csv.writer(file).writerow([change.source, change.target])
+                CsvWriter(file).write([str(change.source), str(change.target)])
                 file.flush()
                 os.fsync(file.fileno())
                 _move(change.source, change.target)
@@ -94,8 +93,7 @@ def undo_ledger(log: str | os.PathLike[str]) -> Changes:
     Raises:
         OutputExistsError: something else has taken the place of a photo.
     """
-    with reading_csv(log), open(log, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
+    rows = list(read_csv(log))
     if any(len(row) != 2 for row in rows):
         raise FileFormatError(f"{log}: no undo log, which has two paths a row")
     # A kill between the log's line and the move leaves a line for a photo that is still in its place.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from .._core.csv_files import CsvWriter
 from .._core.signals import raise_for
 from ..errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
 from .serve_commands import serve, similar
@@ -458,15 +459,13 @@ def _which() -> str:
 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
-    import csv
-
     most = max(len(row["classes"]) for row in rows)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = CsvWriter(sys.stdout, line_end="\n")
     ranks = [""] if most == 1 else [f"_{rank}" for rank in range(1, most + 1)]
-    writer.writerow(["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
+    writer.write(["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
     for row in rows:
         cells = [cell for c in row["classes"] for cell in (c["class"], f"{c['probability']:.6f}")]
-        writer.writerow([row["path"], *cells])
+        writer.write([row["path"], *cells])
 
 
 def _print_lines(rows: list[dict[str, Any]]) -> None:

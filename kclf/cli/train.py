@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -22,6 +21,7 @@ import torch
 
 from .. import layers
 from .._core.atomic import replacing, sweep
+from .._core.csv_files import write_csv
 from .._core.locks import LOCK_FILE, FolderLock
 from .._core.signals import StopRequest
 from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
@@ -469,10 +469,7 @@ def write_history(table: EpochTable, freeze_epochs: int, path: Path) -> None:
         {"stage": "head" if number < freeze_epochs else "all", **row, "time": round(row["time"], 1)}
         for number, row in enumerate(table.rows)
     ]
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, [rows[0], *(row.values() for row in rows)])
 
 
 def describe_settings(settings: RunSettings, data: ImageData) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import numpy as np
 
 from .._core.arguments import at_least, one_of
-from .._core.atomic import replacing
+from .._core.csv_files import write_csv
 from ..errors import DataError
 from . import show
 from .files import require_folder
@@ -272,10 +271,7 @@ class ImageData:
 
     def save_skipped(self, csv_file: Path) -> int:
         """Write path and reason of each image found unreadable so far to a CSV file; returns their number."""
-        with replacing(csv_file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("path", "reason"))
-            writer.writerows(self.skipped)
+        write_csv(csv_file, [("path", "reason"), *self.skipped])
         return len(self.skipped)
 
     def _split(self, name: str) -> ImageDataset:

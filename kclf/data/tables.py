@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from .._core.arguments import listed
+from .._core.csv_files import read_csv
 from ..errors import DataError
-
-# Tables
-
-
-@contextmanager
-def reading_csv(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let a file that is no CSV in UTF-8 end in a `DataError` that names it."""
-    try:
-        yield
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: expected CSV in UTF-8 ({error}). Save it as such") from error
 
 
 def read_table(csv_file: str | os.PathLike[str], delimiter: str = ",") -> dict[str, list[str]]:
@@ -31,20 +18,19 @@ def read_table(csv_file: str | os.PathLike[str], delimiter: str = ",") -> dict[s
     """
     if not Path(csv_file).is_file():
         raise DataError(f"No such file. Received: csv_file={str(csv_file)!r}")
-    with reading_csv(csv_file), open(csv_file, newline="", encoding="utf-8-sig") as file:
-        rows = (row for row in csv.reader(file, delimiter=delimiter) if row)
-        header = next(rows, [])
-        if len(set(header)) < len(header):
-            raise DataError(f"{csv_file}: a column name stands twice in the header: {listed(header)}")
-        columns: list[list[str]] = [[] for _ in header]  # a row is not kept: a table may have millions
-        for number, row in enumerate(rows, start=2):
-            if len(row) != len(header):
-                raise DataError(
-                    f"{csv_file}, row {number}: expected {len(header)} fields as in the header "
-                    f"({listed(header)}). Found {len(row)}: {listed(row)}"
-                )
-            for column, value in zip(columns, row, strict=True):
-                column.append(value)
+    rows = read_csv(csv_file, delimiter=delimiter, escaped=False)
+    header = next(rows, [])
+    if len(set(header)) < len(header):
+        raise DataError(f"{csv_file}: a column name stands twice in the header: {listed(header)}")
+    columns: list[list[str]] = [[] for _ in header]  # a row is not kept: a table may have millions
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise DataError(
+                f"{csv_file}, row {number}: expected {len(header)} fields as in the header "
+                f"({listed(header)}). Found {len(row)}: {listed(row)}"
+            )
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
     if not columns or not columns[0]:
         raise DataError(
             f"{csv_file}: expected a header row and a row for each image. Found {len(header[:1])} rows"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._core.arguments import one_of
-from .._core.atomic import replacing
+from .._core.csv_files import write_csv
 from ..data.tasks import TASKS
 from ..metrics import SMALLEST_PROBABILITY
 
@@ -29,11 +28,11 @@ def write_submission(
     """
     if predictions.paths is None:
         raise ValueError("A submission names each photo by its file, and these predictions have no paths")
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([id_column, *predictions.class_names])
-        for photo, row in zip(predictions.paths, predictions.probabilities, strict=True):
-            writer.writerow([Path(str(photo)).stem, *(f"{value:.9g}" for value in row)])
+    rows = (
+        [Path(str(photo)).stem, *(f"{value:.9g}" for value in row)]
+        for photo, row in zip(predictions.paths, predictions.probabilities, strict=True)
+    )
+    write_csv(path, [[id_column, *predictions.class_names], *rows], escaped=False)  # read by a program
 
 
 @dataclass(frozen=True)
@@ -226,9 +225,7 @@ class Predictions:
         Args:
             path: file to write; complete or not at all.
         """
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerows(self._table())
+        write_csv(path, self._table())
 
     def _table(self) -> Iterator[list[Any]]:
         known = ["label"] if self.labels is not None else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .._core.csv_files import read_csv
 from ..checks import Findings, read_ledger
-from ..data.tables import reading_csv
 from ..errors import DataError, FileFormatError
 from ..interpret import Interpretation
 from ..models import load
@@ -82,8 +81,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     """Columns of a CSV file: numbers where all are numbers (empty is nan), else text; {} without the file."""
     if not path.is_file():
         return {}
-    with reading_csv(path), open(path, newline="", encoding="utf-8-sig") as file:
-        names, *rows = [row for row in csv.reader(file) if row] or [[]]
+    names, *rows = list(read_csv(path)) or [[]]
     if any(len(row) != len(names) for row in rows):
         raise FileFormatError(f"{path}: expected {len(names)} fields a row, as in its first line")
     return {name: _numbers_or_text([row[place] for row in rows]) for place, name in enumerate(names)}
@@ -91,10 +89,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
 
 def read_predictions(path: Path) -> Interpretation:
     """Read `predictions.csv`: path, label, predicted, confidence, then a column of probabilities a class."""
-    with reading_csv(path), open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        rows = [row for row in reader if row]
+    header, *rows = list(read_csv(path)) or [[]]
     class_names = header[len(BEFORE_CLASSES) :]
     if header[: len(BEFORE_CLASSES)] != BEFORE_CLASSES or not class_names:
         raise FileFormatError(

@@ -40,12 +40,15 @@
     }
     keep();
   });
-  const quoted = (text) => (/[",\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text);
+  // As escape_cell of kclf/_core/csv_files.py: no cell of text that a spreadsheet would compute.
+  const computed = (text) => /^[' ]*[=+\-@\t\r\n＝＋－＠]/.test(text) && !/^[+-]?[\d.]+(e[+-]?\d+)?$/i.test(text);
+  const escaped = (text) => (computed(text) ? "'" + text : text);
+  const quoted = (text) => (/[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text);
   document.getElementById("save").addEventListener("click", () => {
     const columns = Object.keys(records[0]);
     const lines = records.map((record, place) => {
       const [action, target] = parts(rows[place]).map((part) => part.value);
-      return columns.map((column) => quoted(String({ ...record, action, target }[column]))).join(",");
+      return columns.map((column) => quoted(escaped(String({ ...record, action, target }[column])))).join(",");
     });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(["\ufeff" + [columns.join(","), ...lines].join("\r\n") + "\r\n"], { type: "text/csv" }));

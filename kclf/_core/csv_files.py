@@ -1,0 +1,135 @@
+"""CSV: one writer and one reader, exact to the byte, whose cells no spreadsheet takes for formulas.
+
+A cell of text that a spreadsheet would compute (it begins with `=`, `+`, `-` or `@`) is written with an
+apostrophe before it, as a person would type it there, and read back without. So a photo called
+`=HYPERLINK(...).jpg` stays a name, and comes back as the same name. Numbers are written as they are.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import DataError
+from .atomic import replacing
+
+# What spreadsheets compute: OWASP's list for "CSV injection", with the full-width signs that some convert.
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+DELIMITERS = (",", ";", "\t", "|")
+_MARK = "'"
+
+
+def escape_cell(cell: Any) -> Any:
+    """The cell as it is written: text that would be computed gets an apostrophe.
+
+    Example:
+        >>> escape_cell("=1+1"), escape_cell("-0.5"), escape_cell(-0.5), escape_cell("cat")
+        ("'=1+1", '-0.5', -0.5, 'cat')
+    """
+    return _MARK + cell if isinstance(cell, str) and _is_computed(cell) else cell
+
+
+def unescape_cell(cell: str) -> str:
+    """The text that `escape_cell` wrote as this cell: its inverse for every text."""
+    return cell[1:] if cell.startswith(_MARK) and _is_computed(cell[1:]) else cell
+
+
+def _is_computed(text: str) -> bool:
+    # Apostrophes and blanks before the sign count for nothing, so that a name with one is marked as well.
+    return text.lstrip(_MARK + " ").startswith(FORMULA_SIGNS) and not _is_number(text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text == text.strip()
+
+
+class CsvWriter:
+    """Writes rows to an open file or stream.
+
+    Args:
+        file: open for text, with `newline=""`.
+        line_end: of each row.
+        escaped: write no cell that a spreadsheet computes; False for a program that takes cells as they are.
+    """
+
+    def __init__(self, file: TextIO, *, line_end: str = "\r\n", escaped: bool = True) -> None:
+        self._writer = csv.writer(file, lineterminator=line_end)
+        self._escaped = escaped
+
+    def write(self, row: Iterable[Any]) -> None:
+        """Write one row."""
+        self._writer.writerow([escape_cell(cell) for cell in row] if self._escaped else row)
+
+
+def write_csv(
+    path: str | os.PathLike[str],
+    rows: Iterable[Iterable[Any]],
+    *,
+    encoding: str = "utf-8",
+    escaped: bool = True,
+) -> None:
+    """Write a CSV file, complete or not at all.
+
+    Args:
+        path: the file.
+        rows: its rows, the header first.
+        encoding: "utf-8", or "utf-8-sig" for a file that people open in a spreadsheet.
+        escaped: as `CsvWriter`.
+    """
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding=encoding) as file:
+        writer = CsvWriter(file, escaped=escaped)
+        for row in rows:
+            writer.write(row)
+
+
+def read_csv(
+    path: str | os.PathLike[str], *, delimiter: str | None = ",", escaped: bool = True
+) -> Iterator[list[str]]:
+    """Rows of a CSV file as text, without the empty ones; read as they are asked for.
+
+    Nothing is stripped. A byte-order mark is taken off, and tells UTF-16 from UTF-8.
+
+    Args:
+        path: the file.
+        delimiter: between the cells; None for the one of `DELIMITERS` that the first line has most of.
+        escaped: take off the apostrophes that `write_csv` put before formulas; False for tables of others.
+
+    Raises:
+        DataError: the file is no CSV in UTF-8 or UTF-16.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        with open(path, newline="", encoding=_encoding(path)) as file:
+            if delimiter is None:
+                delimiter = find_delimiter(file.readline())
+                file.seek(0)
+            for row in csv.reader(file, delimiter=delimiter):
+                if row:
+                    yield [unescape_cell(cell) for cell in row] if escaped else row
+    except (UnicodeError, csv.Error) as error:
+        raise DataError(f"{path}: expected CSV in UTF-8 ({error}). Save it as such") from error
+
+
+def find_delimiter(line: str) -> str:
+    """The one of `DELIMITERS` that stands most often in a line outside quotes; a comma where none does.
+
+    Example:
+        >>> find_delimiter('"a,b";c;d'), find_delimiter("file")
+        (';', ',')
+    """
+    outside = "".join(line.split('"')[::2])
+    return max(DELIMITERS, key=outside.count)
+
+
+def _encoding(path: str | os.PathLike[str]) -> str:
+    with Path(path).open("rb") as file:
+        start = file.read(2)
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
