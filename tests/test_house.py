@@ -20,7 +20,7 @@ FLOORS = [
     {"data"},
     {"checks", "models", "prediction"},
     {"interpret"},
-    {"report"},
+    {"recipe", "report"},
     {"learner"},
     {"cli", "fastai"},
 ]
