@@ -107,7 +107,7 @@ def test_a_class_called_train(tmp_path):
         ({"x.png": None, "y.png": None}, r"2 images in"),
         (
             {"train/cat/a.jp_": "", "train/cat/b": "", "train/c.JPG.1": ""},
-            r"1 \.1, 1 \.jp_, 1 without a suffix",
+            r"1 without a suffix, 1 \.1, 1 \.jp_",
         ),
         ({"train/cat/a.jpg_large": "", "train/dog/b.jpg~": ""}, r"1 \.jpg_large, 1 \.jpg~"),
     ],
