@@ -40,7 +40,7 @@ class ImageClassifier(keras.Model):
 
     Args:
         backbone: a name of `backbone_names()`, or a Keras model that maps (batch, height, width, 3) to
-            features (batch, rows, columns, channels).
+            features (batch, rows, columns, channels) or (batch, channels).
         class_names: one name per output, in the order of the labels.
         size: side of the square that the backbone sees, pixels.
         weights: "imagenet", None (random), or the path of a weights file of this backbone without top.
@@ -126,6 +126,7 @@ class ImageClassifier(keras.Model):
                 dropout=self.dropout,
                 bias=self.bias,
                 units=self.bias and task == "regression",
+                pooled=len(self.backbone.output_shape) == 2,
             )
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
@@ -139,7 +140,7 @@ class ImageClassifier(keras.Model):
         return self.head(self.features(images, training=training), training=training)
 
     def features(self, images: Any, *, training: bool = False, augment: bool | None = None) -> Any:
-        """The backbone's last feature map, shape (batch, rows, columns, channels).
+        """The backbone's features: (batch, rows, columns, channels), or a transformer's (batch, channels).
 
         Args:
             images: (batch, height, width, 3) in [0, 255], of any height and width.
