@@ -99,6 +99,14 @@ def train(
         bool,
         typer.Option("--strict", help="Stop at the first photo that cannot be read.", rich_help_panel=DATA),
     ] = False,
+    lenient: Annotated[
+        bool,
+        typer.Option(
+            "--lenient",
+            help="Warn of what is wrong with the layout (an empty class folder, loose photos) and train.",
+            rich_help_panel=DATA,
+        ),
+    ] = False,
     backbone: Annotated[
         str, typer.Option(help="The pretrained network.", rich_help_panel=MODEL)
     ] = "EfficientNetLite0",
@@ -204,6 +212,7 @@ def train(
             csv=csv and csv.absolute(),
             valid_fraction=valid_fraction,
             strict=strict,
+            lenient=lenient,
             backbone=backbone,
             weights=_weights(weights),
             size=size,
@@ -326,7 +335,7 @@ def check(
     findings = check_photos(
         folder,
         _load(classifier) if classifier else None,
-        label=regex_label(label_regex) if label_regex else None,
+        label=regex_label(label_regex, missing="") if label_regex else None,
     )
     typer.echo(findings.summary())
     findings.to_csv(ledger)
