@@ -240,6 +240,7 @@ TABLE: dict[type, Callable[[LayerContext], Function | None]] = {
     layers.GlobalAveragePooling2D: pointwise.compile_global_average,
     layers.GlobalMaxPooling2D: pointwise.compile_global_max,
     layers.LayerNormalization: pointwise.compile_layernorm,
+    layers.Normalization: pointwise.compile_normalization,
     layers.MaxPooling2D: pointwise.pooling(F.max_pool2d),
     layers.Multiply: pointwise.compile_multiply,
     layers.ReLU: pointwise.compile_relu,

@@ -204,10 +204,11 @@ SKIPPED_IN_A_ROW = 25  # under loss scaling single steps are skipped, and 2 ** -
 class FiniteGuard(keras.callbacks.Callback):
     """Ends a run whose loss has become infinite or NaN, with the weights of the last good checkpoint.
 
-    The device marks the first bad step, makes no update by it (under a `LayerGroupOptimizer` with SGD or Adam),
-    and the host reads the mark two steps later from memory of its own: no step waits for the one before. The error names the step, the photos or labels that are not finite, or the first
-    layer that gives what is not. Under loss scaling, which skips single steps with an infinite loss or
-    gradients by itself, only a long row of them ends the run.
+    The device marks the first bad step and makes no update by it (under a `LayerGroupOptimizer` with SGD or
+    Adam); the host reads the mark two steps later, and waits for no step before that. The error names the
+    step, the photos or labels that are not finite, or the first layer that gives what is not. Under loss
+    scaling, which skips single steps with an infinite loss or gradients by itself, only a long row of them
+    ends the run.
 
     Args:
         checkpoint: whose last file the weights are taken back from; None leaves them as they are.
@@ -278,7 +279,7 @@ class FiniteGuard(keras.callbacks.Callback):
         if self._marks.device.type == "cuda":
             self._send(bad)
         else:
-            self._check(self._marks)  # nothing is waited for, and the weights are those that the loss was due to
+            self._check(self._marks)  # nothing is waited for, and the weights are still those of the loss
 
     def _send(self, bad: torch.Tensor) -> None:
         """Let the marks travel to the host, and the device make no update by a loss that is not finite."""
@@ -292,7 +293,7 @@ class FiniteGuard(keras.callbacks.Callback):
         self._sent.append((arrived, on_host))
 
     def _look(self, behind: int = LAG) -> None:
-        """Read the marks of all steps but the last few; those are waited for, which bounds the host's lead."""
+        """Read the marks of all steps but the last few, waiting for them: so far ahead the host may be."""
         while len(self._sent) > behind:
             arrived, on_host = self._sent.popleft()
             arrived.synchronize()

@@ -57,7 +57,7 @@ class Bucket:
     values: Tensors = field(default_factory=list)
     state: dict[str, Tensors] = field(default_factory=dict)
     step: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # float32 scalar, on the device
-    done: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # `count`, where only the device knows
+    done: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # `count`, as the device knows it
 
     def collect(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Look up the tensors of the optimizer's state, laid out in memory like the values."""

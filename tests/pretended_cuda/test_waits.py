@@ -5,11 +5,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-import torch
 
 import kclf
 from kclf.callbacks import FiniteGuard, MemoryGuard, Recorder
 from kclf.data import ImageDataset
+from kclf.data.mixed_dataset import MixedDataset
 from kclf.layers import aug_transforms
 from kclf.losses import CrossEntropy
 from kclf.models import ImageClassifier
@@ -58,7 +58,9 @@ def backbone():
 
 def classifier(policy="float32", unfrozen=True, **options):
     options = {"hidden": (8,), "augmentation": aug_transforms(size=16, seed=1), **options}
-    model = ImageClassifier(backbone(), ["cat", "dog"], size=16, normalization="torch", dtype=policy, **options)
+    model = ImageClassifier(
+        backbone(), ["cat", "dog"], size=16, normalization="torch", dtype=policy, **options
+    )
     if unfrozen:
         model.unfreeze()
     return model
@@ -86,12 +88,18 @@ POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 def steady(device, model, dataset, callbacks=()):
     watch = Watch(device)
-    model.fit(dataset, epochs=1, verbose=0, callbacks=[watch, *callbacks])
+    model.fit(dataset, epochs=1, verbose=0, shuffle=False, callbacks=[watch, *callbacks])
     return watch.waits, watch.pageable
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("row", ROWS)
+TABLE = [
+    pytest.param(row, policy, marks=() if policy == "mixed_float16" else pytest.mark.heavy)
+    for row in ROWS
+    for policy in POLICIES
+]
+
+
+@pytest.mark.parametrize(("row", "policy"), TABLE)
 def test_no_step_waits(row, policy):
     options, compiled, settings, callbacks = ROWS[row]
     with pretended_cuda() as device:
@@ -99,3 +107,69 @@ def test_no_step_waits(row, policy):
         made = {name: value() if callable(value) else value for name, value in settings.items()}
         model.compile(grouped(model, **made), **compiled)
         assert steady(device, model, data(), [one() for one in callbacks]) == ({}, {})
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16"])
+def test_accumulation_does_not_wait(policy):
+    with pretended_cuda() as device:
+        model = classifier(policy)
+        model.compile(grouped(model, gradient_accumulation_steps=2))
+        assert steady(device, model, data()) == ({}, {})
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_mixed_labels_do_not_wait(mix):
+    with pretended_cuda() as device:
+        model = classifier()
+        mixing = {"mixup": kclf.layers.MixUp, "cutmix": kclf.layers.CutMix}[mix](2, seed=1)
+        model.compile(grouped(model), loss=CrossEntropy(0.1), metrics=[kclf.metrics.LabelAccuracy()])
+        assert steady(device, model, MixedDataset(data(), [mixing])) == ({}, {})
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16"])
+def test_training_on_activations_does_not_wait(policy, tmp_path):
+    dataset = data(side=16)
+    with pretended_cuda() as device:
+        learner = kclf.Learner(
+            kclf.ImageData(dataset, dataset.replace()),
+            classifier(policy, augmentation=None),
+            path=tmp_path,
+            precompute=True,
+        )
+        watch = Watch(device)
+        learner.fit(1e-3, 1, callbacks=[watch])
+        assert (watch.waits, watch.pageable) == ({}, {})
+
+
+@pytest.mark.parametrize(("optimizer", "waits"), [("sgd", 2), ("adamw", 5)])
+def test_an_optimizer_of_keras_waits_by_itself(optimizer, waits):
+    """Its counts and rates are Keras' own; a `LayerGroupOptimizer` around it does not wait."""
+    with pretended_cuda() as device:
+        model = classifier()
+        model.compile(optimizer)
+        places, _ = steady(device, model, data())
+        assert sum(places.values()) == waits * STEPS
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16"])
+def test_predictions_wait_once_at_their_end(policy):
+    with pretended_cuda() as device:
+        model, dataset = classifier(policy), data(32)
+        kclf.predict(model, dataset)
+        device.clear()
+        kclf.predict(model, dataset)
+        assert sum(device.waits.values()) == 1
+        device.clear()
+        kclf.predict_tta(model, dataset, n=2)
+        assert sum(device.waits.values()) == 3  # one a view
+        assert not device.pageable
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["EfficientNetB0", "EfficientNetV2B0", "ConvNeXtTiny"])
+def test_families_do_not_wait(name):
+    with pretended_cuda() as device:
+        model = ImageClassifier(name, ["cat", "dog"], size=32, weights=None, dtype="mixed_float16")
+        model.unfreeze()
+        model.compile(grouped(model))
+        assert steady(device, model, data()) == ({}, {})
