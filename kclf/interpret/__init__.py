@@ -5,7 +5,7 @@ from .confusion import Confusion, ConfusionMatrix
 from .gallery import Example, Gallery
 from .gradcam import GradCam, grad_cam
 from .interpretation import ClassScore, Interpretation, ScoreTable, compare
-from .statistics import Comparison, Interval, binomial_tail, wilson_interval
+from .statistics import Comparison, Interval, wilson_interval
 
 __all__ = [
     "Abstention",
@@ -20,7 +20,6 @@ __all__ = [
     "Interpretation",
     "Interval",
     "ScoreTable",
-    "binomial_tail",
     "compare",
     "grad_cam",
     "wilson_interval",
