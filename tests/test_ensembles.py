@@ -273,7 +273,7 @@ def test_table_leaves_the_data_and_the_layers_that_draw_alone(tmp_path):
     table = SnapshotEnsemble(model, files).table(data.valid, data.train)
 
     assert [row.name for row in table.rows][:3] == ["0", "1", "mean"]
-    assert table.rows[3].name == "soup of 2"
+    assert table.rows[3].name == "soup of 2, chosen here"
     assert torch.equal(model.layers[0].get_random_state(), before[0])
     assert data.train.state_dict() == before[1]
 
