@@ -1,4 +1,4 @@
-"""Published weights: where they are found, how they are fetched, and what is said of files that do not fit."""
+"""Published weights: where they are found, how they are fetched, what is said of files that do not fit."""
 
 from __future__ import annotations
 

@@ -100,9 +100,7 @@ def _construct(
         # MobileNets say that weights of 224 px serve other sizes too, which is the point of open sides.
         warnings.filterwarnings("ignore", message=".*input_shape.*", category=UserWarning)
         try:
-            return constructor(
-                include_top=False, weights=weights, input_shape=input_shape, **(options or {})
-            )
+            return constructor(include_top=False, weights=weights, input_shape=input_shape, **(options or {}))
         except ValueError as error:
             if "Input size must be" not in str(error):
                 raise

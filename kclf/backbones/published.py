@@ -220,7 +220,9 @@ class BackboneInfo:
     def __str__(self) -> str:
         here = "here" if self.weights else ""
         million = self.parameters / 1e6
-        return f"{self.name:<24}{million:>7.1f} M {self.size:>4} px  {self.licence:<13} {here:<5} {self.source}"
+        return (
+            f"{self.name:<24}{million:>7.1f} M {self.size:>4} px  {self.licence:<13} {here:<5} {self.source}"
+        )
 
 
 def backbone_info(name: str) -> BackboneInfo:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -104,9 +103,7 @@ def _mobilenets() -> list[BackboneSpec]:
 
 
 def _variant(spec: BackboneSpec, suffix: str, **options: Any) -> BackboneSpec:
-    return replace(
-        spec, name=spec.name + suffix, constructor=spec.name, options=tuple(options.items())
-    )
+    return replace(spec, name=spec.name + suffix, constructor=spec.name, options=tuple(options.items()))
 
 
 def _keras_file(spec: BackboneSpec) -> str:

@@ -13,7 +13,9 @@ from ..weights import overview, save_weights
 
 app = typer.Typer(no_args_is_help=True, help="Look into weights files, convert them, check that they fit.")
 
-File = Annotated[Path, typer.Argument(help="A saved classifier, a Keras file, safetensors or a torch state dict.")]
+File = Annotated[
+    Path, typer.Argument(help="A saved classifier, a Keras file, safetensors or a torch state dict.")
+]
 Backbone = Annotated[str, typer.Option(help="The backbone whose weights these are, such as ResNet34.")]
 
 

@@ -57,7 +57,9 @@ def load_weights(
         raise FileNotFoundError(f"No such weights file: {os.fspath(path)!r}.")
     source = os.fspath(path)
     if is_torch_file(path):
-        return from_torch(model, read_state_dict(path), skip=skip, report=report, dry_run=dry_run, source=source)
+        return from_torch(
+            model, read_state_dict(path), skip=skip, report=report, dry_run=dry_run, source=source
+        )
     words = {class_word(layer) for layer in layers_with_variables(model)}
     with open_saved(path, words, model) as saved:
         return assign_saved(model, saved, skip=skip, report=report, dry_run=dry_run, source=source)
