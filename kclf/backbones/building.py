@@ -76,7 +76,7 @@ def build_backbone(
         return _with_channels(spec, weights, input_shape)
     path = _weights_file(spec, weights)
     if path is None:
-        return _built(spec, weights, input_shape)
+        return _built(spec, None if weights is None else "imagenet", input_shape)
     _refuse_other_pixels(spec, path)
     model = _built(spec, None, input_shape)
     try:
@@ -116,14 +116,21 @@ def _with_channels(
 ) -> keras.Model:
     """A backbone for another number of channels, its first convolution summed or repeated."""
     model = _built(spec, None, input_shape)
-    if any(isinstance(layer, keras.layers.Normalization) and layer.input_mean for layer in model.layers):
+    with keras.device("meta"):  # shapes without memory
+        skeleton = _built(spec, None, (*input_shape[:2], COLOURS))
+    if _num_scalings(model) != _num_scalings(skeleton):
         raise BackboneError(
-            f"{spec.name} cannot be built for {input_shape[-1]} channels: it normalises three by itself."
+            f"{spec.name} cannot be built for {input_shape[-1]} channels: it normalises {COLOURS} by itself."
         )
     if weights is not None:
         colours = build_backbone(spec.name, weights=weights, input_shape=(*input_shape[:2], COLOURS))
         copy_adapted(colours, model, input_shape[-1])
     return model
+
+
+def _num_scalings(model: keras.Model) -> int:
+    kinds = (keras.layers.Normalization, keras.layers.Rescaling)
+    return sum(isinstance(layer, kinds) for layer in model._flatten_layers())
 
 
 def _whose_shapes(spec: BackboneSpec, path: Path) -> str:
