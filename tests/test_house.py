@@ -22,7 +22,7 @@ FLOORS = [
     {"checks", "models", "prediction"},
     {"interpret"},
     {"recipe", "report"},
-    {"learner"},
+    {"learner", "serve"},
     {"cli", "fastai"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

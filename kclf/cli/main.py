@@ -19,6 +19,7 @@ import typer
 from .._core.csv_files import CsvWriter
 from .._core.signals import raise_for
 from ..errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
+from .serve_commands import serve, similar
 from .weights_commands import app as weights_app
 
 if TYPE_CHECKING:
@@ -377,6 +378,8 @@ def doctor(
         raise typer.Exit(CANNOT_TRAIN)
 
 
+app.command()(serve)
+app.command()(similar)
 app.add_typer(weights_app, name="weights")
 
 
