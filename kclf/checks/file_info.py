@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.decoding import open_image
+from ..data.decoding import PARSER_ERRORS, open_image
 from ..data.files import list_images, require_folder
 from ..data.folders import find_layout, read_split
 from ..data.images import image_size, read_image, require_file, resize
@@ -184,7 +184,7 @@ def _inside(path: str) -> tuple[str, str]:
     with open(path, "rb") as file, open_image(file) as image:
         try:
             return str(image.format), _oddity(image)
-        except Exception as error:  # a cut animation, a bad offset: parsers raise almost anything
+        except PARSER_ERRORS as error:  # a cut animation, a bad offset of the next page
             reason = str(error).strip() or type(error).__name__
             return str(image.format), f"a later frame is damaged ({reason}); only the first is used"
 

@@ -31,6 +31,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What Pillow's parsers raise for damaged metadata and for frames that are not there.
+PARSER_ERRORS = (OSError, SyntaxError, LookupError, ArithmeticError, AttributeError, EOFError, TypeError)
+PARSER_ERRORS += (ValueError, RuntimeError, MemoryError, struct.error)
 NEAR_SRGB = 2  # grey levels: a profile that changes no colour by more is taken for sRGB
 
 
@@ -118,7 +121,7 @@ def orientation(image: Image.Image) -> int:
         return 1
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF makes Pillow's parser raise almost anything
+    except PARSER_ERRORS:
         return 1
     return value if isinstance(value, int) and value in TURNS else 1
 

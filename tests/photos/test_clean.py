@@ -111,7 +111,7 @@ def test_nothing_outside_the_data_moves(data, path):
     make_tree(data.parent, {"outside.png": None, "elsewhere/secret.png": None})
     (data / "out").symlink_to(data.parent / "elsewhere")
     ledger = ledger_of(data, path, num_bytes=-1, digest="")
-    with pytest.raises(DataError, match="below the data folder|leads out of the data folder"):
+    with pytest.raises(DataError, match=r"below the data folder|leads out of the data folder"):
         apply_ledger(ledger, apply=True)
     assert (data.parent / "outside.png").exists()
     assert (data.parent / "elsewhere/secret.png").exists()
@@ -171,7 +171,7 @@ def test_removed_photos_that_are_away_for_now_come_back_later(data):
     before = files(data)
     done = apply_ledger(ledger_of(data, "cat/0.png", "cat/1.png"), apply=True)
     (data.parent / "removed").rename(data.parent / "unmounted")
-    with pytest.raises(DataError, match="neither place.*kclf clean --undo"):
+    with pytest.raises(DataError, match=r"neither place.*kclf clean --undo"):
         undo_ledger(done.log)
     (data.parent / "unmounted").rename(data.parent / "removed")
     undo_ledger(done.log)
