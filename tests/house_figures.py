@@ -115,7 +115,8 @@ def private_imports(package: Path) -> list[str]:
         for file in sorted(package.rglob("*.py"))
         if str(file.relative_to(package).as_posix()) != PRIVATE_ROOM
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ImportFrom | ast.Import) and "keras.src" in ast.unparse(node)
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras.src"))
+        or (isinstance(node, ast.Import) and any(name.name.startswith("keras.src") for name in node.names))
     ]
 
 
