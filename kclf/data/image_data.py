@@ -224,7 +224,7 @@ class ImageData:
             The way of training image 0, [0]
               1. decode           uint8 (32, 32, 3) in [0, 0], mean 0.0
               2. square by crop   uint8 (32, 32, 3) in [0, 0], mean 0.0
-              3. label            'cat', class 0 of 2
+              3. label            cat, class 0 of 2
               4. batch            uint8 (2, 32, 32, 3), int64 (2,)
         """
         return summary(self, index)
