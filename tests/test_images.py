@@ -175,12 +175,13 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, content, 
         images.read_image(file)
 
     assert caught.value.path == str(file)
-    assert images.verify_image(file) == caught.value.reason
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
-    assert images.verify_image(tmp_path / "no.jpg") == "no such file"
-    assert images.verify_image(tmp_path) == "is a folder"
+    with pytest.raises(ImageError, match="no such file"):
+        images.read_image(tmp_path / "no.jpg")
+    with pytest.raises(ImageError, match="is a folder"):
+        images.read_image(tmp_path)
     with pytest.raises(ImageError, match="no such file"):
         images.image_size(tmp_path / "no.jpg")
 
@@ -189,16 +190,8 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path, monkeypatch):
     Image.new("1", (300, 300)).save(tmp_path / "a.png")
     monkeypatch.setattr(images, "MAX_PIXELS", 300 * 300 - 1)
 
-    assert "over the limit" in images.verify_image(tmp_path / "a.png")
-
-
-def test_a_good_file_has_no_reason_against_it(tmp_path):
-    Image.fromarray(quarters()).save(tmp_path / "a.png")
-
-    assert images.verify_image(tmp_path / "a.png") is None
-
-
-# To a square
+    with pytest.raises(ImageError, match="over the limit"):
+        images.read_image(tmp_path / "a.png")
 
 
 def test_the_window_is_fastai_s(golden):

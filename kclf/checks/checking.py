@@ -200,10 +200,7 @@ def _wrong_labels(survey: _Surveyed, places: list[int], vectors: np.ndarray | No
 
 def _notes(survey: _Surveyed, places: list[int], with_features: bool) -> list[str]:
     names = [survey.photos[place].label for place in places]
-    facts = [survey.facts[place] for place in places]
     found = notes.balance_notes(names, [survey.photos[place].set_name for place in places])
-    if places and all(names):
-        found += notes.size_notes(names, np.array([(f.width, f.height, f.num_bytes) for f in facts]))
     if not with_features:
         found.append("labels were not checked: that needs a model (a saved classifier)")
     return found

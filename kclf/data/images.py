@@ -86,15 +86,6 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         raise ImageError(path, _reason(path, error)) from error
 
 
-def verify_image(path: str | os.PathLike[str]) -> str | None:
-    """Decode a photo to its last pixel; the reason why it cannot be read, or None where it can."""
-    try:
-        read_image(path)
-    except ImageError as error:
-        return error.reason
-    return None
-
-
 def _require_handles(error: Exception) -> None:
     """Pass on that no more files can be opened: the photo is not to blame."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):

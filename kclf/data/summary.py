@@ -12,6 +12,7 @@ from ..errors import ImageError, KclfError
 from .image_dataset import ImageDataset
 from .images import image_size
 from .sources import FileImages
+from .tasks import label_text
 
 if TYPE_CHECKING:
     from .image_data import ImageData
@@ -31,7 +32,7 @@ class Text(str):
 
 def summary(data: ImageData, index: int = 0) -> Text:
     """The whole summary as text; see `ImageData.summary`."""
-    parts = (_splits(data), _classes(data), _sizes(data.train), _steps(data, index))
+    parts = (_splits(data), data.notes, _classes(data), _sizes(data.train), _steps(data, index))
     return Text("\n".join(line for part in parts for line in part))
 
 
@@ -60,7 +61,7 @@ def _classes(data: ImageData) -> Iterator[str]:
     if not names:
         return
     labelled = {name: split for name, split in data.splits.items() if split.labels is not None}
-    counts = {name: class_counts(split) for name, split in labelled.items()}
+    counts = {name: split.class_counts() for name, split in labelled.items()}
     width = max(5, *(len(name) for name in names[:CLASSES_SHOWN]))
     yield f"Classes{' ' * (width - 3)}" + "".join(f"{name:>9}" for name in counts)
     for i, name in enumerate(names[:CLASSES_SHOWN]):
@@ -68,13 +69,6 @@ def _classes(data: ImageData) -> Iterator[str]:
     if len(names) > CLASSES_SHOWN:
         ranges = "; ".join(f"{name} {count.min():,} to {count.max():,}" for name, count in counts.items())
         yield f"  and {len(names) - CLASSES_SHOWN} more. Images a class: {ranges}"
-
-
-def class_counts(split: ImageDataset) -> np.ndarray:
-    """Images of each class: int64 (classes,)."""
-    if split.task == "single_label":
-        return np.bincount(np.asarray(split.labels), minlength=len(split.class_names))
-    return np.asarray(split.labels).sum(axis=0).astype(np.int64)
 
 
 def _sizes(split: ImageDataset) -> Iterator[str]:
@@ -140,11 +134,8 @@ def _label(split: ImageDataset, index: int) -> str:
     if split.labels is None:
         return "none"
     label = split.labels[index]
-    if split.task == "regression":
-        return f"{label:g}"
-    if split.task == "single_label":
-        return f"{split.class_names[label]!r}, class {label} of {len(split.class_names)}"
-    return ", ".join(repr(name) for name, on in zip(split.class_names, label, strict=True) if on) or "none"
+    text = label_text(label, split.class_names, split.task) or "none"
+    return f"{text}, class {label} of {len(split.class_names)}" if split.task == "single_label" else text
 
 
 def _batch(split: ImageDataset) -> str:

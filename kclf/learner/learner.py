@@ -471,7 +471,7 @@ class Learner:
 
     def interpret(self) -> Interpretation:
         """Where the model errs on the validation photos."""
-        return Interpretation.from_predictions(self.predictions("valid"))
+        return Interpretation(self.predictions("valid"))
 
     def report(self, path: AnyPath = "report.html") -> Path:
         """Write one self-contained HTML page: curves, confusion, top losses, calibration; gives its path."""

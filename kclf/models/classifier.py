@@ -15,7 +15,7 @@ from .._core.arguments import one_of
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, split_backbone
-from ..data.images import CENTRE, ResizeMethod, as_pixels, read_square, to_square
+from ..data.images import CENTRE, ResizeMethod, as_pixels, read_image, read_square, to_square
 from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
 from ..errors import WeightsError
@@ -40,7 +40,7 @@ class ImageClassifier(keras.Model):
 
     Args:
         backbone: a name of `backbone_names()`, or a Keras model that maps (batch, height, width, 3) to
-            features (batch, rows, columns, channels).
+            features (batch, rows, columns, channels) or (batch, channels).
         class_names: one name per output, in the order of the labels.
         size: side of the square that the backbone sees, pixels.
         weights: "imagenet", None (random), or the path of a weights file of this backbone without top.
@@ -126,6 +126,7 @@ class ImageClassifier(keras.Model):
                 dropout=self.dropout,
                 bias=self.bias,
                 units=self.bias and task == "regression",
+                pooled=len(self.backbone.output_shape) == 2,
             )
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
@@ -139,7 +140,7 @@ class ImageClassifier(keras.Model):
         return self.head(self.features(images, training=training), training=training)
 
     def features(self, images: Any, *, training: bool = False, augment: bool | None = None) -> Any:
-        """The backbone's last feature map, shape (batch, rows, columns, channels).
+        """The backbone's features: (batch, rows, columns, channels), or a transformer's (batch, channels).
 
         Args:
             images: (batch, height, width, 3) in [0, 255], of any height and width.
@@ -153,12 +154,16 @@ class ImageClassifier(keras.Model):
         """A photo as the classifier takes it, uint8 (side, side, 3).
 
         Args:
-            photo: a path, a PIL image, or pixels uint8 (height, width, 3) or (height, width).
+            photo: a path, the bytes of a file, a PIL image, or pixels uint8 (height, width, 3) or
+                (height, width).
 
         Raises:
             ImageError: the file cannot be read.
         """
         side, method = self.presize or self.size, cast(ResizeMethod, self.resize_method)
+        if isinstance(photo, bytes):
+            pixels = read_image("photo", at_least=side, content=photo)
+            return np.array(to_square(pixels, side, method, CENTRE))
         if isinstance(photo, str | PathLike):
             return np.array(read_square(photo, side, method))
         return np.array(to_square(as_pixels(photo), side, method, CENTRE))

@@ -22,27 +22,30 @@ def build_head(
     dropout: float = 0.5,
     bias: bool = False,
     units: bool = False,
+    pooled: bool = False,
 ) -> keras.Model:
     """The head of the course: pool (average and max), then BatchNorm, Dropout and Dense by turns, to logits.
 
     Args:
-        num_features: channels of the backbone's feature map.
+        num_features: channels of the backbone's features.
         num_outputs: logits to give.
         hidden: widths of the hidden layers.
         dropout: rate before the last layer; half of it before each hidden one.
         bias: the last layer has one.
         units: the outputs are brought to the units of targets; `set_target_units` gives them.
+        pooled: whether the backbone gives one vector an image, as transformers do, and no map.
 
     Returns:
-        A functional model (batch, rows, columns, num_features) -> float32 (batch, num_outputs). Hidden
+        A functional model (batch, rows, columns, num_features), or (batch, num_features) where these are
+        pooled, -> float32 (batch, num_outputs). Hidden
         layers have no bias. They start He-normal, the last layer at zero, as Dosovitskiy et al. 2021
         ("An Image is Worth 16x16 Words") fine-tune: all classes are equally likely at first, where random
         logits would stay in a short run as noise. BatchNormalization has momentum .9 and epsilon 1e-5,
         which settles within an epoch of 90 batches where Keras' default of .99 does not.
     """
     layers = keras.layers
-    features = keras.Input((None, None, num_features))
-    x = ConcatPooling(name="pooling")(features)
+    features = keras.Input((num_features,) if pooled else (None, None, num_features))
+    x = layers.Identity(name="pooling")(features) if pooled else ConcatPooling(name="pooling")(features)
     for number, width in enumerate(hidden, start=1):
         x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"norm_{number}")(x)
         x = layers.Dropout(dropout / 2, name=f"dropout_{number}")(x)
