@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,6 @@ from .tasks import label_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from .image_data import ImageData
 
 Augment = Callable[..., Any]
 TILE = 2.2  # inches
@@ -69,13 +67,13 @@ def show_sizes(split: ImageDataset, limit: int | None) -> Figure:
     return figure
 
 
-def show_classes(data: ImageData) -> Figure:
+def show_classes(splits: Mapping[str, ImageDataset]) -> Figure:
     """Images of each class, as bars, split by split."""
-    names = data.class_names
+    names = splits["train"].class_names
     figure = _figure(7, max(2.0, 0.22 * len(names)))
     ax = figure.subplots()
     before = np.zeros(len(names), dtype=np.int64)
-    for name, split in data.splits.items():
+    for name, split in splits.items():
         if split.labels is not None:
             counts = split.class_counts()
             ax.barh(range(len(names)), counts, left=before, label=name)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -13,9 +12,6 @@ from .image_dataset import ImageDataset
 from .images import image_size
 from .sources import FileImages
 from .tasks import label_text
-
-if TYPE_CHECKING:
-    from .image_data import ImageData
 
 CLASSES_SHOWN = 20
 SIZES_SAMPLED = 200  # headers read to tell the sizes of the photos: about 30 ms
@@ -30,17 +26,19 @@ class Text(str):
         return str(self)
 
 
-def summary(data: ImageData, index: int = 0) -> Text:
+def summary(splits: Mapping[str, ImageDataset], size: int, notes: Iterable[str], index: int = 0) -> Text:
     """The whole summary as text; see `ImageData.summary`."""
-    parts = (_splits(data), data.notes, _classes(data), _sizes(data.train), _steps(data, index))
+    train = splits["train"]
+    parts = (_splits(splits, size), notes, _classes(splits), _sizes(train), _steps(train, index))
     return Text("\n".join(line for part in parts for line in part))
 
 
-def _splits(data: ImageData) -> Iterator[str]:
-    square = f"{data.presize} px squares, the model sees {data.size} px"
-    classes = f"{len(data.class_names)} classes, " if data.class_names else ""
-    yield f"{data.task.replace('_', ' ').capitalize()} images, {classes}{square}"
-    for name, split in data.splits.items():
+def _splits(splits: Mapping[str, ImageDataset], size: int) -> Iterator[str]:
+    train = splits["train"]
+    square = f"{train.presize} px squares, the model sees {size} px"
+    classes = f"{len(train.class_names)} classes, " if train.class_names else ""
+    yield f"{train.task.replace('_', ' ').capitalize()} images, {classes}{square}"
+    for name, split in splits.items():
         notes = [
             "shuffled" * split.shuffle,
             "random windows" * split.random_crop,
@@ -56,11 +54,11 @@ def _left_out(split: ImageDataset) -> int:
     return max(0, split.num_images - len(split) * split.batch_size)
 
 
-def _classes(data: ImageData) -> Iterator[str]:
-    names = data.class_names
+def _classes(splits: Mapping[str, ImageDataset]) -> Iterator[str]:
+    names = splits["train"].class_names
     if not names:
         return
-    labelled = {name: split for name, split in data.splits.items() if split.labels is not None}
+    labelled = {name: split for name, split in splits.items() if split.labels is not None}
     counts = {name: split.class_counts() for name, split in labelled.items()}
     width = max(5, *(len(name) for name in names[:CLASSES_SHOWN]))
     yield f"Classes{' ' * (width - 3)}" + "".join(f"{name:>9}" for name in counts)
@@ -96,8 +94,7 @@ def photo_sizes(split: ImageDataset, limit: int | None = None) -> np.ndarray:
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
-def _steps(data: ImageData, index: int) -> Iterator[str]:
-    split = data.train
+def _steps(split: ImageDataset, index: int) -> Iterator[str]:
     path = str(split.paths[index])
     yield f"The way of training image {index}, {path}"
     steps: list[tuple[str, Callable[[], str]]] = [

@@ -19,6 +19,7 @@ from ..callbacks import (
     EpochTable,
     FlatCosine,
     OneCycle,
+    ProgressBar,
     Recorder,
     Schedule,
     SnapshotSaver,
@@ -52,7 +53,7 @@ from .adapt import (
     take_weights,
 )
 from .plots import Sched, SuggestedRates, report_inputs
-from .resume import with_checkpoint
+from .resume import describe
 from .training import Training
 
 if TYPE_CHECKING:
@@ -377,6 +378,7 @@ class Learner:
         self._compile(model)
         test = find_learning_rate(model, train, start=start_lr, end=end_lr, num_steps=num_it, **options)
         self.sched.finder = SuggestedRates(test.runs, rules=tuple(suggest))
+        self.sched.tested_last = True
         return self.sched.finder
 
     # ---- data and number formats ------------------------------------------------------------
@@ -514,7 +516,9 @@ class Learner:
         auto: str = "adamw",
     ) -> keras.callbacks.History:
         self._auto = auto
-        table = [EpochTable()] if self.verbose else []
+        self.sched.first, self.sched.tested_last = len(self.recorder.learning_rates), False
+        bar = ProgressBar(None if self.data is None else self.data.batch_size)
+        table = [bar, EpochTable()] if self.verbose else []
         listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
         model, train, valid = self._trained()
         self._compile(model, weight_decay)
@@ -522,10 +526,25 @@ class Learner:
             train,
             validation_data=valid,
             epochs=epochs,
-            callbacks=with_checkpoint(self, listening, train, resume),
+            callbacks=self._with_checkpoint(listening, train, resume),
             shuffle=False,
             verbose=0,
         )
+
+    def _with_checkpoint(self, callbacks: list[Any], train: Any, resume: bool) -> list[Any]:
+        """The callbacks of a fit, its schedule first, with the checkpoint last where there is to be one."""
+        if resume and self.checkpoint is None:
+            self.checkpoint = Checkpoint(self.path / "checkpoints", resume=resume)
+        if self.checkpoint is None:
+            return callbacks
+        self.checkpoint.folders = [self.path / "models"]
+        self.checkpoint.data = train
+        self.checkpoint.whole = self.model
+        self.checkpoint.others = [part for part in callbacks if hasattr(part, "state_dict")]
+        self.checkpoint.settings = describe(
+            self.model, self._require_data(), self.training, self.precompute, callbacks[0]
+        )
+        return [*callbacks, self.checkpoint]
 
     def _trained(self) -> tuple[keras.Model, Any, Any]:
         """What trains now, its training and its validation data: the head alone where that is precomputed."""
