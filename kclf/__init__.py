@@ -5,6 +5,11 @@ import sys as _sys
 
 if "keras" not in _sys.modules:
     _os.environ.setdefault("KERAS_BACKEND", "torch")
+if (_backend := _sys.modules["keras"].backend.backend() if "keras" in _sys.modules else _os.environ["KERAS_BACKEND"]) != "torch":
+    raise ImportError(
+        "kclf needs Keras' torch backend: set KERAS_BACKEND=torch, or leave it out, before keras is imported. "
+        f"Received: {_backend!r}"
+    )
 
 from . import datasets, schedules
 from .acceleration import accelerate, deaccelerate

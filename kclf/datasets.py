@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from PIL import Image
 
+from ._core.atomic import PREFIX, sweep
+from ._core.locks import FolderLock
 from .errors import DataError
 
 
@@ -82,7 +84,7 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     r"""The folder of a data set, downloaded at the first call.
 
     The archive is checked against its checksum and unpacked beside its place, which it takes only when it is
-    complete; members that would land outside are refused.
+    complete; members that would land outside are refused. A second process that asks for it waits for the first.
 
     Args:
         name: one of `dataset_names()`.
@@ -102,10 +104,14 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     root = Path(home).expanduser() / "datasets"
     target = root / f"kclf-{name}"
     if not target.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        archive = _download(name, source, root)
-        _unpack(archive, target)
-        archive.unlink()
+        lock = FolderLock(root / ".kclf-fetching" / name)
+        lock.acquire(wait=True)  # another process may be at it: then it is found done
+        with lock:
+            if not target.exists():
+                sweep(lock.folder)
+                archive = _download(name, source, root)
+                _unpack(archive, target, lock.folder)
+                archive.unlink()
     return target / source.folder
 
 
@@ -123,9 +129,9 @@ def _download(name: str, source: Source, root: Path) -> Path:
     return file
 
 
-def _unpack(archive: Path, target: Path) -> None:
-    """Unpack to a folder beside the target, which takes its place when all of it is there."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as folder:
+def _unpack(archive: Path, target: Path, place: Path) -> None:
+    """Unpack to a folder in `place`, which becomes the target when all of it is there."""
+    with tempfile.TemporaryDirectory(dir=place, prefix=PREFIX, suffix=".partial") as folder:
         inside = Path(folder) / target.name
         inside.mkdir()
         try:

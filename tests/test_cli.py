@@ -233,7 +233,7 @@ def test_forcing_forgets_what_an_earlier_run_left(photos, tmp_path, monkeypatch)
     monkeypatch.setattr("kclf.cli.train.train_to_end", lambda *_: 1 / 0)  # dies before the first epoch
     with pytest.raises(ZeroDivisionError):
         run("train", photos, "--out", out, "--force", *SMALL)
-    assert {path.name for path in out.iterdir()} <= {"settings.json", "checkpoints", ".lock"}
+    assert {path.name for path in out.iterdir()} <= {"settings.json", "checkpoints", ".lock", ".lock.holder"}
 
 
 def test_a_run_goes_on_from_another_folder(flat, tmp_path, monkeypatch):

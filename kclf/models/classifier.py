@@ -15,7 +15,7 @@ from .._core.arguments import one_of
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, split_backbone
-from ..data.images import CENTRE, ResizeMethod, as_pixels, read_square, to_square
+from ..data.images import CENTRE, RESIZE_METHODS, ResizeMethod, as_pixels, read_square, to_square
 from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
 from ..errors import WeightsError
@@ -93,6 +93,7 @@ class ImageClassifier(keras.Model):
         dtype: Any = None,
     ) -> None:
         one_of("task", task, TASKS)
+        one_of("resize_method", resize_method, RESIZE_METHODS)
         _check_class_names(class_names, task)
         take_device()
         super().__init__(name=name, dtype=dtype, autocast=False)

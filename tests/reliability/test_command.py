@@ -66,7 +66,7 @@ def test_a_signal_leaves_a_classifier_and_the_run_goes_on(photos, tmp_path, caps
     assert run("train", photos, *WORDS, "--out", out) == 2
     assert "not finished" in capsys.readouterr().err
     assert run("train", "--resume", out) == 0
-    assert "Going on from stage01" in capsys.readouterr().out
+    assert "Going on from stage0001" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == [
         "batches.csv",
         "classifier.h5",
