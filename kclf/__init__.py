@@ -5,10 +5,13 @@ import sys as _sys
 
 if "keras" not in _sys.modules:
     _os.environ.setdefault("KERAS_BACKEND", "torch")
-if (_backend := _sys.modules["keras"].backend.backend() if "keras" in _sys.modules else _os.environ["KERAS_BACKEND"]) != "torch":
+    _backend = _os.environ["KERAS_BACKEND"]
+else:
+    _backend = _sys.modules["keras"].backend.backend()
+if _backend != "torch":
     raise ImportError(
-        "kclf needs Keras' torch backend: set KERAS_BACKEND=torch, or leave it out, before keras is imported. "
-        f"Received: {_backend!r}"
+        "kclf needs Keras' torch backend: leave KERAS_BACKEND out or set it to torch, and import kclf before "
+        f"keras. Received: {_backend!r}"
     )
 
 from . import datasets, schedules
@@ -65,6 +68,7 @@ from .prediction.ensembles import SnapshotEnsemble
 from .prediction.inference import predict, predict_files
 from .prediction.predictions import Predictions
 from .prediction.tta import predict_tta
+from .recipe import LinearProbe, fit_linear_probe
 from .report import write_report
 from .weights import from_torch, load_weights, to_torch
 
@@ -94,6 +98,7 @@ __all__ = [
     "LayerGroupOptimizer",
     "Learner",
     "LearningRateFinder",
+    "LinearProbe",
     "MixUp",
     "NotFiniteError",
     "OneCycle",
@@ -118,6 +123,7 @@ __all__ = [
     "datasets",
     "deaccelerate",
     "find_learning_rate",
+    "fit_linear_probe",
     "from_torch",
     "grad_cam",
     "load",

@@ -84,7 +84,7 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     r"""The folder of a data set, downloaded at the first call.
 
     The archive is checked against its checksum and unpacked beside its place, which it takes only when it is
-    complete; members that would land outside are refused. A second process that asks for it waits for the first.
+    complete; members that would land outside are refused. A second process that asks for it waits.
 
     Args:
         name: one of `dataset_names()`.

@@ -243,7 +243,9 @@ def test_settings_that_no_classifier_has_are_refused_at_once(saved, settings):
         load(saved)
 
 
-@pytest.mark.parametrize("shape", [(0, 64, 64, 3), (60_000, 1, 1, 3), (2, 0, 64, 3), (1, 1, 2000, 3), (2, 64)])
+@pytest.mark.parametrize(
+    "shape", [(0, 64, 64, 3), (60_000, 1, 1, 3), (2, 0, 64, 3), (1, 1, 2000, 3), (2, 64)]
+)
 def test_a_probe_that_would_take_all_memory_is_refused(saved, shape):
     arrays, attributes = read_arrays(saved)
     arrays["probe/images"] = np.zeros(shape, np.uint8)

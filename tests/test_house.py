@@ -16,12 +16,13 @@ FLOORS = [
     {"errors", "losses", "metrics"},
     {"_core", "datasets"},
     {"acceleration", "distributed", "optimizers", "precision", "schedules", "weights"},
-    {"backbones", "callbacks", "layers"},
+    {"layers"},
+    {"backbones", "callbacks"},
     {"data"},
     {"checks", "models", "prediction"},
     {"interpret"},
-    {"report"},
-    {"learner"},
+    {"recipe", "report"},
+    {"learner", "serve"},
     {"cli", "fastai"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

@@ -33,7 +33,8 @@ def foreign(tmp_path):
 
 
 def test_a_dead_holder_does_not_count(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / LOCK_FILE], stdout=subprocess.PIPE) as holder:
+    command = [sys.executable, "-c", HOLD, tmp_path / LOCK_FILE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"ready\n"
         with pytest.raises(FolderLockedError, match="Another run works in"):
             FolderLock(tmp_path).acquire()
@@ -72,7 +73,7 @@ def test_a_process_may_take_its_own_lock_again(tmp_path):
 
 
 def test_a_folder_that_nobody_here_can_write_to_needs_no_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere but on such a mount
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only mount
 
     FolderLock(tmp_path).acquire(wait=True)
 

@@ -146,7 +146,8 @@ def rewritten(path, change):
     end = USER_BLOCK + int(content.split()[5])
     index = json.loads(content[end:])
     changed = change(index)
-    write_sealed(path, content[USER_BLOCK:end], changed if isinstance(changed, bytes) else json.dumps(index).encode())
+    text = changed if isinstance(changed, bytes) else json.dumps(index).encode()
+    write_sealed(path, content[USER_BLOCK:end], text)
 
 
 def entry(**changes):
@@ -180,7 +181,7 @@ ATTACKS = {
     "no arrays": lambda index: index.pop("arrays"),
     "no attributes": lambda index: index.pop("attributes"),
     "attributes elsewhere": lambda index: index.update(attributes=[0, 1 << 60]),
-    "attributes are an array": lambda index: index.update(attributes=index["arrays"]["head/kernel"][2:] + [8]),
+    "attributes are an array": lambda index: index.update(attributes=[index["arrays"]["head/kernel"][2], 8]),
     "a list": lambda index: b"[]",
     "deep": lambda index: b"[" * 100_000,
     "digits": lambda index: b'{"arrays": ' + b"9" * 100_000 + b"}",

@@ -7,7 +7,7 @@ A file is a user block of 512 bytes, a plain HDF5 file, and an index behind it:
     /arrays/<name>   contiguous datasets of numbers; a "/" in a name makes a group
     {"attributes": [offset, length], "arrays": {name: [dtype, shape, offset], ...}}
 
-Any HDF5 reader opens it: `h5py.File(path)["arrays"]`. `read_arrays` takes the bytes from where the index says,
+Any HDF5 reader opens it: `h5py.File(path)["arrays"]`. `read_arrays` takes bytes from where the index says,
 once the checksum of all that follows the user block agrees. So damage is found before anything is parsed, and
 a hostile file with a valid checksum has nothing to attack but this page of Python: no links, no compression,
 no strings of claimed length, and no more memory than the file is long.

@@ -24,8 +24,8 @@ class FolderLock:
     """Keeps two runs out of one folder.
 
     The kernel knows who holds the lock of the file `.lock`, in whichever container. That the file exists
-    means nothing, so it stays. The process that holds the lock may take it again. On a file system without locks a
-    warning says so, and nothing is locked; a folder that this process cannot write to needs no lock.
+    means nothing, so it stays. The process that holds the lock may take it again. On a file system without
+    locks a warning says so, and nothing is locked; a folder that this process cannot write to needs none.
 
     Args:
         folder: the folder; made where it is missing.

@@ -1,4 +1,4 @@
-"""Standard output and error of a command: they outlive a closed terminal, and no file name can control one."""
+"""Standard output and error of a command: they outlive their terminal, and no file name controls it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import sys
 from typing import Any, TextIO
 
 # Colours and the step up of progress bars pass; whatever else controls a terminal is shown, not sent.
-_CONTROL = re.compile(r"\x1b(?!\[[0-9;]*[mA])|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(
+    r"\x1b(?!\[[0-9;]*[mA])|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+)
 _NOT_PRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.files import list_images, require_folder, split_named
+from ..data.files import list_images, require_folder
+from ..data.folders import find_layout, read_split
 from ..data.images import image_size, read_image, resize
 from ..errors import DataError, ImageError
 
@@ -93,13 +94,13 @@ def photos_of(data: Any, label: Callable[[str], str] | None = None) -> tuple[str
 
 def _photos_in(folder: str, label: Callable[[str], str] | None) -> tuple[str, list[Photo]]:
     require_folder(folder)
+    layout = find_layout(folder)
     found = []
-    for path in list_images(folder):
-        parts = Path(path).relative_to(folder).parts
-        set_name = split_named(parts[0]) if len(parts) > 1 else ""
-        in_class_folder = len(parts) > (2 if set_name else 1)
-        name = label(path) if label else parts[-2] if in_class_folder else ""
-        found.append(Photo(path, name, set_name))
+    for split, root in layout.splits.items():
+        part = read_split(root)
+        names = [label(path) for path in part.paths] if label else part.labels
+        set_name = split if layout.is_split else ""
+        found += [Photo(path, name, set_name) for path, name in zip(part.paths, names, strict=True)]
     return folder, found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from .._core.csv_files import CsvWriter
 from .._core.signals import end_on_signals
 from .._core.terminal import guard_streams, one_line, output_error
 from ..errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
+from .serve_commands import serve, similar
 from .weights_commands import app as weights_app
 
 if TYPE_CHECKING:
@@ -98,6 +98,14 @@ def train(
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Stop at the first photo that cannot be read.", rich_help_panel=DATA),
+    ] = False,
+    lenient: Annotated[
+        bool,
+        typer.Option(
+            "--lenient",
+            help="Warn of what is wrong with the layout (an empty class folder, loose photos) and train.",
+            rich_help_panel=DATA,
+        ),
     ] = False,
     backbone: Annotated[
         str, typer.Option(help="The pretrained network.", rich_help_panel=MODEL)
@@ -204,6 +212,7 @@ def train(
             csv=csv and csv.absolute(),
             valid_fraction=valid_fraction,
             strict=strict,
+            lenient=lenient,
             backbone=backbone,
             weights=_weights(weights),
             size=size,
@@ -326,7 +335,7 @@ def check(
     findings = check_photos(
         folder,
         _load(classifier) if classifier else None,
-        label=regex_label(label_regex) if label_regex else None,
+        label=regex_label(label_regex, missing="") if label_regex else None,
     )
     typer.echo(findings.summary())
     findings.to_csv(ledger)
@@ -369,6 +378,8 @@ def doctor(
         raise typer.Exit(CANNOT_TRAIN)
 
 
+app.command()(serve)
+app.command()(similar)
 app.add_typer(weights_app, name="weights")
 
 

@@ -538,9 +538,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _unpickled(
-    kind: type[ImageDataset], arguments: dict[str, Any], state: Mapping[str, int]
-) -> ImageDataset:
+def _unpickled(kind: type[ImageDataset], arguments: dict[str, Any], state: Mapping[str, int]) -> ImageDataset:
     """A dataset in another process: as this one was made, and where it stands."""
     dataset = kind(**arguments)
     dataset.load_state_dict({**state, "batch": 0})

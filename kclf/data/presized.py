@@ -58,7 +58,7 @@ class _Pixels:
         pixels = np.empty(end - start, np.uint8)
         with open(self._file, "rb", buffering=0) as file:
             file.seek(start)
-            if file.readinto(pixels) != len(pixels):
+            if file.readinto(pixels.data) != len(pixels):
                 return None
         if not self._verified[row]:
             if _sum(pixels) != self._sums[row]:
@@ -69,7 +69,7 @@ class _Pixels:
 
 def _sum(pixels: np.ndarray) -> int:
     """What stands for an image that is done: its checksum, and a bit that tells it from none."""
-    return DONE | zlib.crc32(pixels)
+    return DONE | zlib.crc32(pixels.data)
 
 
 class CachedImages(Images):
@@ -92,7 +92,7 @@ class CachedImages(Images):
         rows: np.ndarray | None = None,
     ) -> None:
         self.paths = paths
-        self.largest = largest
+        self.largest: int = largest
         self._pixels = pixels
         self._reasons = reasons
         self._rows = np.arange(len(paths)) if rows is None else rows
@@ -250,8 +250,9 @@ def _fill(
                     reasons[index] = reason
             pixels.flush()
             _write_reasons(folder, reasons)
-            done = zip(some, found, strict=True)
-            stored[some] = [TODO if reason else _sum(pixels[slice(*offsets[i : i + 2])]) for i, reason in done]
+            for index, reason in zip(some, found, strict=True):
+                start, end = offsets[index : index + 2]
+                stored[index] = TODO if reason else _sum(pixels[start:end])
             stored.flush()
             bar.update(len(some))
     return np.array(stored[: len(paths)]), reasons

@@ -32,7 +32,7 @@ class Text(str):
 
 def summary(data: ImageData, index: int = 0) -> Text:
     """The whole summary as text; see `ImageData.summary`."""
-    parts = (_splits(data), _classes(data), _sizes(data.train), _steps(data, index))
+    parts = (_splits(data), data.notes, _classes(data), _sizes(data.train), _steps(data, index))
     return Text("\n".join(line for part in parts for line in part))
 
 

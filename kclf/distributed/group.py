@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -191,7 +191,7 @@ def gather(value: Given) -> list[Given]:
 _data: tuple[int, str, str] | None = None  # what this process last went through
 
 
-def describe_data(paths: Sequence[str], labels: Any) -> None:
+def describe_data(paths: Iterable[str], labels: Any) -> None:
     """Note what this process trains on, for `require_same_data`; called where an epoch begins.
 
     Args:
@@ -200,9 +200,12 @@ def describe_data(paths: Sequence[str], labels: Any) -> None:
     """
     global _data
     if world_size() > 1:
-        names = "\0".join(str(path).replace("\\", "/").rpartition("/")[2] for path in paths)
-        digests = (hashlib.sha256(part).hexdigest() for part in (names.encode("utf-8", "replace"), _bytes(labels)))
-        _data = (len(paths), *digests)
+        names = [str(path).replace("\\", "/").rpartition("/")[2] for path in paths]
+        _data = (len(names), _digest("\0".join(names).encode("utf-8", "replace")), _digest(_bytes(labels)))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _bytes(labels: Any) -> bytes:
@@ -221,7 +224,7 @@ def require_same_data() -> None:
             what = "labels" if first and other and first[:2] == other[:2] else "photos"
             counts = f" ({other[0]} and {first[0]})" if first and other and first[0] != other[0] else ""
             raise TrainingError(
-                f"Rank {number} trains on other {what} than rank 0{counts}. Give all of them the same data, in "
+                f"Rank {number} trains on other {what} than rank 0{counts}. Give all of them the same data in "
                 "the same order: each rank takes its own share of them"
             )
 

@@ -5,6 +5,7 @@ from .confusion import Confusion, ConfusionMatrix
 from .gallery import Example, Gallery
 from .gradcam import GradCam, grad_cam
 from .interpretation import ClassScore, Interpretation, ScoreTable, compare
+from .similar import Neighbour, SimilarPhotos
 from .statistics import Comparison, Interval, binomial_tail, wilson_interval
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "GradCam",
     "Interpretation",
     "Interval",
+    "Neighbour",
     "ScoreTable",
+    "SimilarPhotos",
     "binomial_tail",
     "compare",
     "grad_cam",

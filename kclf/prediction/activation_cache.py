@@ -37,6 +37,7 @@ from ..distributed import (
     barrier,
     broadcast,
     describe_data,
+    is_main,
     locked_by_main,
     rank,
     run_on_main,

@@ -18,6 +18,7 @@ from ..errors import FileFormatError, KclfError
 
 # zlib, the strongest of the filters every HDF5 library has, shrinks at most 1032 : 1.
 LARGEST_COMPRESSION = 1032
+LONGEST_TEXT = 2**27  # characters
 _SUPERBLOCK = b"\x89HDF\r\n\x1a\n"
 _STRING_HEAP = b"GCOL\1"  # three bytes that mean nothing follow, then the size
 _NAME_HEAP = b"HEAP\0"  # the same; then the place of the first free block, and the address of the blocks
@@ -189,9 +190,20 @@ def _check_string_heap(content: bytes | mmap.mmap, start: int, references: list[
         step = 16 + -(-length // 8) * 8 if index else length  # object 0 is what is free, with its header
         _refuse_if(step < 16 or place + step > end, "an object in a heap has a length that cannot be")
         place += step
-    for reference in references:  # a string: its length in 4 bytes, the address of the heap, its index there
-        length = int.from_bytes(content[max(0, reference - 4) : reference], "little")
-        _refuse_if(length > size, f"a text claims {length} characters in a heap of {size} bytes")
+    for reference in references:
+        _check_text(content, reference, size)
+
+
+def _check_text(content: bytes | mmap.mmap, reference: int, size: int) -> None:
+    """Refuse a text that is longer than its heap: 4 bytes of length, the heap's address, 4 bytes of index.
+
+    The same 8 bytes can be part of something else; a text is known by its place or by its index.
+    """
+    if not 4 <= reference <= len(content) - 12:
+        return
+    length, index = (struct.unpack_from("<I", content, reference + at)[0] for at in (-4, 8))
+    is_text = reference % 8 == 4 or 0 < index < 1 << 16 or length > LONGEST_TEXT
+    _refuse_if(length > size and is_text, f"a text claims {length} characters in a heap of {size} bytes")
 
 
 def _check_name_heap(content: bytes | mmap.mmap, start: int, base: int) -> None:
