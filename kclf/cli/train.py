@@ -64,6 +64,7 @@ from .run_folder import (
     finish,
     is_unfinished,
 )
+from .setting_values import check_values
 
 AUGMENTATIONS = {
     "standard": layers.aug_transforms,
@@ -363,7 +364,9 @@ def read_settings(path: Path) -> RunSettings:
             raise FileFormatError(
                 f"{path}: other settings than this kclf has: {sorted(set(found) ^ set(kinds))}"
             )
-        return RunSettings(**{name: _of_kind(name, found[name], kind) for name, kind in kinds.items()})
+        values = {name: _of_kind(name, found[name], kind) for name, kind in kinds.items()}
+        check_values(values, AUGMENTATIONS)
+        return RunSettings(**values)
     except FileFormatError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:

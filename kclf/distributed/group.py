@@ -224,8 +224,8 @@ def require_same_data() -> None:
             what = "labels" if first and other and first[:2] == other[:2] else "photos"
             counts = f" ({other[0]} and {first[0]})" if first and other and first[0] != other[0] else ""
             raise TrainingError(
-                f"Rank {number} trains on other {what} than rank 0{counts}. Give all of them the same data in "
-                "the same order: each rank takes its own share of them"
+                f"Rank {number} trains on other {what} than rank 0{counts}. Give all ranks the same data in "
+                "the same order: each takes its own share of them"
             )
 
 
