@@ -58,8 +58,41 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                 temporary.chmod(mode)
         _sync(temporary, os.O_RDWR)
         _rename(temporary, target)
-        if not _is_windows():  # which brings names to the disk by itself, and opens no folders
-            _sync(target.parent, os.O_RDONLY)
+        _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Move a file, or a link as it is; afterwards it is in one of the two places whole, also after a kill.
+
+    Across file systems it is copied beside `target` under another name, renamed, and only then removed.
+
+    Raises:
+        OSError: it cannot be moved; it then is where it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy(source, target)
+        try:
+            source.unlink()
+        except OSError:
+            target.unlink()
+            raise
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f"{PREFIX}{secrets.token_hex(4)}.partial")
+    try:
+        shutil.copy2(source, temporary, follow_symlinks=False)
+        if not temporary.is_symlink():
+            _sync(temporary, os.O_RDWR)
+        os.rename(temporary, target)
+        _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -115,6 +148,12 @@ def _sync(path: Path, flags: int) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk; Windows does so by itself, and opens no folders."""
+    if not _is_windows():
+        _sync(folder, os.O_RDONLY)
 
 
 def _is_windows() -> bool:

@@ -224,10 +224,10 @@ class ImageData:
             The way of training image 0, [0]
               1. decode           uint8 (32, 32, 3) in [0, 0], mean 0.0
               2. square by crop   uint8 (32, 32, 3) in [0, 0], mean 0.0
-              3. label            'cat', class 0 of 2
+              3. label            cat, class 0 of 2
               4. batch            uint8 (2, 32, 32, 3), int64 (2,)
         """
-        return summary(self, index)
+        return summary(self.splits, self.size, self.notes, index)
 
     def show_batch(self, count: int = 9, split: str = "train") -> Figure:
         """The first images of the next batch with their labels; looking does not move the epoch.
@@ -266,7 +266,7 @@ class ImageData:
 
     def show_classes(self) -> Figure:
         """Images of each class, split by split, as bars."""
-        return show.show_classes(self)
+        return show.show_classes(self.splits)
 
     def save_skipped(self, csv_file: Path) -> int:
         """Write path and reason of each image found unreadable so far to a CSV file; returns their number."""

@@ -6,7 +6,7 @@ from .gallery import Example, Gallery
 from .gradcam import GradCam, grad_cam
 from .interpretation import ClassScore, Interpretation, ScoreTable, compare
 from .similar import Neighbour, SimilarPhotos
-from .statistics import Comparison, Interval, binomial_tail, wilson_interval
+from .statistics import Comparison, Interval, wilson_interval
 
 __all__ = [
     "Abstention",
@@ -23,7 +23,6 @@ __all__ = [
     "Neighbour",
     "ScoreTable",
     "SimilarPhotos",
-    "binomial_tail",
     "compare",
     "grad_cam",
     "wilson_interval",

@@ -52,7 +52,7 @@ from .adapt import (
     take_weights,
 )
 from .plots import Sched, SuggestedRates, report_inputs
-from .resume import with_checkpoint
+from .resume import describe
 from .training import Training
 
 if TYPE_CHECKING:
@@ -471,7 +471,7 @@ class Learner:
 
     def interpret(self) -> Interpretation:
         """Where the model errs on the validation photos."""
-        return Interpretation.from_predictions(self.predictions("valid"))
+        return Interpretation(self.predictions("valid"))
 
     def report(self, path: AnyPath = "report.html") -> Path:
         """Write one self-contained HTML page: curves, confusion, top losses, calibration; gives its path."""
@@ -522,10 +522,25 @@ class Learner:
             train,
             validation_data=valid,
             epochs=epochs,
-            callbacks=with_checkpoint(self, listening, train, resume),
+            callbacks=self._with_checkpoint(listening, train, resume),
             shuffle=False,
             verbose=0,
         )
+
+    def _with_checkpoint(self, callbacks: list[Any], train: Any, resume: bool) -> list[Any]:
+        """The callbacks of a fit, its schedule first, with the checkpoint last where there is to be one."""
+        if resume and self.checkpoint is None:
+            self.checkpoint = Checkpoint(self.path / "checkpoints", resume=resume)
+        if self.checkpoint is None:
+            return callbacks
+        self.checkpoint.folders = [self.path / "models"]
+        self.checkpoint.data = train
+        self.checkpoint.whole = self.model
+        self.checkpoint.others = [part for part in callbacks if hasattr(part, "state_dict")]
+        self.checkpoint.settings = describe(
+            self.model, self._require_data(), self.training, self.precompute, callbacks[0]
+        )
+        return [*callbacks, self.checkpoint]
 
     def _trained(self) -> tuple[keras.Model, Any, Any]:
         """What trains now, its training and its validation data: the head alone where that is precomputed."""
