@@ -16,7 +16,7 @@ if _backend != "torch":
 
 from . import datasets, schedules
 from .acceleration import accelerate, deaccelerate
-from .backbones import backbone_names, build_backbone
+from .backbones import backbone_info, backbone_names, backbone_table, build_backbone
 from .callbacks import (
     Checkpoint,
     CollapseDetector,
@@ -115,7 +115,9 @@ __all__ = [
     "accelerate",
     "apply_ledger",
     "aug_transforms",
+    "backbone_info",
     "backbone_names",
+    "backbone_table",
     "build_backbone",
     "check",
     "compare",

@@ -184,7 +184,7 @@ def test_a_closed_terminal_stops_between_two_batches_and_nohup_is_heeded():
 
 def test_data_and_models_go_to_spawned_workers(photos, tmp_path):
     data = kclf.ImageData.from_folder(photos, valid_fraction=0.25, size=32, presize=32, batch_size=2)
-    data = data.resize(20, tmp_path / "cache")
+    data = data.resize(40, tmp_path / "cache")
     next(iter(data.train))
 
     again = pickle.loads(pickle.dumps(data))

@@ -32,8 +32,10 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow's parsers raise for damaged metadata and for frames that are not there.
-PARSER_ERRORS = (OSError, SyntaxError, LookupError, ArithmeticError, AttributeError, EOFError, TypeError)
-PARSER_ERRORS += (ValueError, RuntimeError, MemoryError, struct.error)
+PARSER_ERRORS = (
+    *(OSError, SyntaxError, LookupError, ArithmeticError, AttributeError, EOFError, TypeError, ValueError),
+    *(RuntimeError, MemoryError, struct.error, Warning),
+)
 NEAR_SRGB = 2  # grey levels: a profile that changes no colour by more is taken for sRGB
 
 
@@ -100,12 +102,11 @@ def open_image(file: IO[bytes]) -> Image.Image:
     prefix = file.read(16)
     for name in image_formats():
         factory, accept = Image.OPEN[name]
-        is_of_it = accept is None or accept(prefix)
-        if not is_of_it or isinstance(is_of_it, str):  # a text says why this Pillow cannot
-            continue
-        file.seek(0)
         try:
-            return factory(file, "")
+            is_of_it = accept is None or accept(prefix)
+            if is_of_it and not isinstance(is_of_it, str):  # a text says why this Pillow cannot
+                file.seek(0)
+                return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # as Pillow's parsers say no
             continue
     raise UnidentifiedImageError("of none of the formats that are read")

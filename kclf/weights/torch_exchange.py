@@ -108,6 +108,7 @@ def from_torch(
     conventions: Conventions | None = None,
     skip: Collection[str] = (),
     report: bool = False,
+    dry_run: bool = False,
     source: str = "the state dict",
 ) -> LoadReport:
     """Load a torch state dict into a Keras model that computes the same.
@@ -125,6 +126,7 @@ def from_torch(
             names do not tell: timm's MobileNetV2 and EfficientNets, whose `tf_` versions follow TENSORFLOW.
         skip: names or patterns of Keras layers to leave out on both sides.
         report: print what matched and what did not.
+        dry_run: only look whether it fits: nothing is assigned, and a misfit is no error.
         source: what to call the state dict in a message.
 
     Returns:
@@ -153,7 +155,8 @@ def from_torch(
             key = keras_names.get(module, module)
             variable, array = _to_keras(parameter, numpy_of(tensor), layers.get(key))
             saved.setdefault(key, {})[variable] = array
-    return assign_saved(model, saved, skip=[*skip, *_constants(layers)], report=report, source=source)
+    skip = [*skip, *_constants(layers)]
+    return assign_saved(model, saved, skip=skip, report=report, dry_run=dry_run, source=source)
 
 
 def to_torch(model: keras.Model, library: str = "torchvision") -> dict[str, torch.Tensor]:
