@@ -29,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 BAD_INPUT, CANNOT_TRAIN, CANNOT_WRITE, INTERRUPTED = 2, 3, 4, 130

@@ -7,10 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..backbones import build_backbone
-from ..models import load
-from ..weights import overview, save_weights
-
 app = typer.Typer(no_args_is_help=True, help="Look into weights files, convert them, check that they fit.")
 
 File = Annotated[Path, typer.Argument(help="A saved classifier, a Keras file or a torch state dict.")]
@@ -20,6 +16,8 @@ Backbone = Annotated[str, typer.Option(help="The backbone whose weights these ar
 @app.command()
 def show(file: File) -> None:
     """List the arrays of a file with their shapes."""
+    from ..weights import overview
+
     typer.echo(overview(file))
 
 
@@ -31,6 +29,9 @@ def convert(
     library: Annotated[str, typer.Option(help="Whose names a .pth gets.")] = "torchvision",
 ) -> None:
     """Write a backbone's weights in another format; a top in the file is left out."""
+    from ..backbones import build_backbone
+    from ..weights import save_weights
+
     save_weights(build_backbone(backbone, weights=file), out, library=library)
     typer.echo(f"{out}: the weights of {backbone} from {file}")
 
@@ -41,8 +42,12 @@ def check(
 ) -> None:
     """Check a saved classifier against its own probe batch, or weights against a backbone."""
     if backbone is None:
+        from ..models import load
+
         model = load(file, check=True)
         typer.echo(f"{file}: sound, and answers its probe batch as saved ({model.backbone_name})")
     else:
+        from ..backbones import build_backbone
+
         build_backbone(backbone, weights=file)
         typer.echo(f"{file}: every variable of {backbone} is in it and fits")
