@@ -6,14 +6,14 @@ import sys as _sys
 if "keras" not in _sys.modules:
     _os.environ.setdefault("KERAS_BACKEND", "torch")
 
-_WORDS = [_os.path.basename(word).removesuffix(".exe") for word in _sys.orig_argv]
 # The command imports what it needs when it needs it: `kclf --help` waits for no torch.
-_IS_COMMAND = "kclf" in _WORDS[:2] or _WORDS[1:3] == ["-m", "kclf"]
+_WORDS = [_os.path.basename(word).removesuffix(".exe") for word in _sys.orig_argv]
+_IS_COMMAND = "kclf" in _WORDS[:2] or "-m kclf" in " ".join(_WORDS[:6])
 
 if not _IS_COMMAND:
     from . import datasets, schedules
     from .acceleration import accelerate, deaccelerate
-    from .backbones import backbone_names, build_backbone
+    from .backbones import backbone_info, backbone_names, backbone_table, build_backbone
     from .callbacks import (
         Checkpoint,
         CollapseDetector,
@@ -112,7 +112,9 @@ __all__ = [
     "accelerate",
     "apply_ledger",
     "aug_transforms",
+    "backbone_info",
     "backbone_names",
+    "backbone_table",
     "build_backbone",
     "check",
     "compare",
