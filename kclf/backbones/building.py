@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import keras
-import torch
-from torch.overrides import TorchFunctionMode
 
 from ..errors import WeightsError
 from ..weights import is_torch_file, layers_with_variables, load_weights
@@ -81,27 +78,10 @@ def build_backbone(
             f'No such weights file, and not "imagenet" or None. Received: weights={os.fspath(weights)!r}.'
         )
     _refuse_other_pixels(spec, weights)
-    with _NoDraws():
-        model = _built(spec, None, input_shape)
+    model = _built(spec, None, input_shape)
     load_weights(model, weights, skip=TOP_LAYERS)
     correct_variance(model)
     return model
-
-
-class _NoDraws(TorchFunctionMode):
-    """Zeros in place of uniform random numbers, in this thread: for kernels that a file fills at once.
-
-    Drawing ResNet50's takes a fifth of the time to build it. No later number changes: Keras draws each
-    kernel from a generator of its own.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.rand:
-            return torch.zeros(*args, **{key: value for key, value in kwargs.items() if key != "generator"})
-        return func(*args, **kwargs)
 
 
 def _built(spec: BackboneSpec, weights: str | None, input_shape: InputShape) -> keras.Model:

@@ -19,6 +19,7 @@ import typer
 from .._core.csv_files import CsvWriter
 from .._core.signals import raise_for
 from ..errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
+from .serve_commands import serve, similar
 from .weights_commands import app as weights_app
 
 if TYPE_CHECKING:
@@ -136,6 +137,14 @@ def train(
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Stop at the first photo that cannot be read.", rich_help_panel=DATA),
+    ] = False,
+    lenient: Annotated[
+        bool,
+        typer.Option(
+            "--lenient",
+            help="Warn of what is wrong with the layout (an empty class folder, loose photos) and train.",
+            rich_help_panel=DATA,
+        ),
     ] = False,
     backbone: Annotated[
         str, typer.Option(help="The pretrained network.", rich_help_panel=MODEL)
@@ -289,6 +298,7 @@ def train(
             csv=csv and csv.absolute(),
             valid_fraction=valid_fraction,
             strict=strict,
+            lenient=lenient,
             backbone=backbone,
             weights=_weights(weights),
             size=size,
@@ -415,7 +425,7 @@ def check(
     findings = check_photos(
         folder,
         _load(classifier) if classifier else None,
-        label=regex_label(label_regex) if label_regex else None,
+        label=regex_label(label_regex, missing="") if label_regex else None,
     )
     typer.echo(findings.summary())
     findings.to_csv(ledger)
@@ -458,6 +468,8 @@ def doctor(
         raise typer.Exit(CANNOT_TRAIN)
 
 
+app.command()(serve)
+app.command()(similar)
 app.add_typer(weights_app, name="weights")
 
 

@@ -27,7 +27,6 @@ from .._core.signals import StopRequest
 from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
 from ..callbacks.microbatches import LARGEST, largest_batch
 from ..data import ImageData
-from ..data.labels import regex_label
 from ..distributed import (
     barrier,
     describe,
@@ -88,6 +87,7 @@ class RunSettings:
         csv: a table with file names and classes in its first two columns.
         valid_fraction: share of the photos kept for validation, where the layout does not say.
         strict: stop at the first photo that cannot be read.
+        lenient: warn of faults of the layout that stop else, such as an empty class folder.
         backbone: a name of `backbone_names()`.
         weights: "imagenet", None or the path of a weights file without top.
         size: side of the square the backbone sees, pixels.
@@ -117,6 +117,7 @@ class RunSettings:
     csv: Path | None = None
     valid_fraction: float = 0.2
     strict: bool = False
+    lenient: bool = False
     backbone: str = "EfficientNetLite0"
     weights: str | None = "imagenet"
     size: int = 224
@@ -288,9 +289,8 @@ def find_data(settings: RunSettings) -> ImageData:
     if settings.csv is not None:
         table: dict[str, Any] = {"label_delimiter": settings.label_delimiter, "task": settings.task}
         return ImageData.from_csv(settings.csv, folder=settings.folder, **table, **options)
-    if settings.label_regex is not None:
-        return ImageData.from_files(settings.folder, regex_label(settings.label_regex), **options)
-    return ImageData.from_folder(settings.folder, **options)
+    options["lenient"] = settings.lenient
+    return ImageData.from_folder(settings.folder, label_regex=settings.label_regex, **options)
 
 
 def build_learner(

@@ -356,15 +356,23 @@ class ImageDataset(DataLoader, DataAdapter):
 
     # Weights
 
-    def _class_counts(self, what: str) -> np.ndarray:
+    def class_counts(self) -> np.ndarray:
+        """Images of each class, int64 (classes,); where images have several, each class counts one."""
+        if self.task == "regression" or self.labels is None:
+            raise DataError(f"Expected labels that name classes. Received: task={self.task!r}")
+        if self.task == "single_label":
+            return np.bincount(self.labels, minlength=len(self.class_names))
+        return self.labels.sum(axis=0).astype(np.int64)
+
+    def _one_class_counts(self, what: str) -> np.ndarray:
         if self.task != "single_label" or self.labels is None:
             raise DataError(f"{what} needs one class an image. Received: task={self.task!r}")
-        return np.bincount(self.labels, minlength=len(self.class_names))
+        return self.class_counts()
 
     def _weights_in_loss(self, class_weight: Mapping[str, float] | str | None) -> np.ndarray | None:
         if class_weight is None:
             return None
-        counts = self._class_counts("class_weight")
+        counts = self._one_class_counts("class_weight")
         if isinstance(class_weight, str):
             one_of("class_weight", class_weight, ("balanced",))
             weights = self.num_images / (len(counts) * np.maximum(counts, 1))
@@ -382,7 +390,7 @@ class ImageDataset(DataLoader, DataAdapter):
             return None
         if isinstance(weights, str):
             one_of("sampling_weights", weights, ("balanced",))
-            weights = 1 / np.maximum(self._class_counts("sampling_weights"), 1)[self.labels]
+            weights = 1 / np.maximum(self._one_class_counts("sampling_weights"), 1)[self.labels]
         chances = np.asarray(weights, dtype=np.float64)
         if chances.shape != (self.num_images,) or not (chances >= 0).all() or not chances.sum() > 0:
             raise DataError(

@@ -19,6 +19,7 @@ from ..callbacks import (
     EpochTable,
     FlatCosine,
     OneCycle,
+    ProgressBar,
     Recorder,
     Schedule,
     SnapshotSaver,
@@ -52,7 +53,7 @@ from .adapt import (
     take_weights,
 )
 from .plots import Sched, SuggestedRates, report_inputs
-from .resume import with_checkpoint
+from .resume import describe
 from .training import Training
 
 if TYPE_CHECKING:
@@ -422,6 +423,7 @@ class Learner:
         self._compile(model)
         test = find_learning_rate(model, train, start=start_lr, end=end_lr, num_steps=num_it, **options)
         self.sched.finder = SuggestedRates(test.runs, rules=tuple(suggest))
+        self.sched.tested_last = True
         return self.sched.finder
 
     # ---- data and number formats ------------------------------------------------------------
@@ -516,7 +518,7 @@ class Learner:
 
     def interpret(self) -> Interpretation:
         """Where the model errs on the validation photos."""
-        return Interpretation.from_predictions(self.predictions("valid"))
+        return Interpretation(self.predictions("valid"))
 
     def report(self, path: AnyPath = "report.html") -> Path:
         """Write one self-contained HTML page: curves, confusion, top losses, calibration; gives its path."""
@@ -560,7 +562,9 @@ class Learner:
         validate: bool = True,
     ) -> keras.callbacks.History:
         self._auto = auto
-        table = [EpochTable()] if self.verbose else []
+        self.sched.first, self.sched.tested_last = len(self.recorder.learning_rates), False
+        bar = ProgressBar(None if self.data is None else self.data.batch_size)
+        table = [bar, EpochTable()] if self.verbose else []
         listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
         model, train, valid = self._trained()
         self._compile(model, weight_decay)
@@ -568,10 +572,25 @@ class Learner:
             train,
             validation_data=valid if validate else None,
             epochs=epochs,
-            callbacks=with_checkpoint(self, listening, train, resume),
+            callbacks=self._with_checkpoint(listening, train, resume),
             shuffle=False,
             verbose=0,
         )
+
+    def _with_checkpoint(self, callbacks: list[Any], train: Any, resume: bool) -> list[Any]:
+        """The callbacks of a fit, its schedule first, with the checkpoint last where there is to be one."""
+        if resume and self.checkpoint is None:
+            self.checkpoint = Checkpoint(self.path / "checkpoints", resume=resume)
+        if self.checkpoint is None:
+            return callbacks
+        self.checkpoint.folders = [self.path / "models"]
+        self.checkpoint.data = train
+        self.checkpoint.whole = self.model
+        self.checkpoint.others = [part for part in callbacks if hasattr(part, "state_dict")]
+        self.checkpoint.settings = describe(
+            self.model, self._require_data(), self.training, self.precompute, callbacks[0]
+        )
+        return [*callbacks, self.checkpoint]
 
     def _trained(self) -> tuple[keras.Model, Any, Any]:
         """What trains now, its training and its validation data: the head alone where that is precomputed."""

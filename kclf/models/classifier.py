@@ -15,7 +15,7 @@ from .._core.arguments import one_of
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, split_backbone
-from ..data.images import CENTRE, ResizeMethod, as_pixels, read_square, to_square
+from ..data.images import CENTRE, ResizeMethod, as_pixels, read_image, read_square, to_square
 from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
 from ..errors import WeightsError
@@ -154,12 +154,16 @@ class ImageClassifier(keras.Model):
         """A photo as the classifier takes it, uint8 (side, side, 3).
 
         Args:
-            photo: a path, a PIL image, or pixels uint8 (height, width, 3) or (height, width).
+            photo: a path, the bytes of a file, a PIL image, or pixels uint8 (height, width, 3) or
+                (height, width).
 
         Raises:
             ImageError: the file cannot be read.
         """
         side, method = self.presize or self.size, cast(ResizeMethod, self.resize_method)
+        if isinstance(photo, bytes):
+            pixels = read_image("photo", at_least=side, content=photo)
+            return np.array(to_square(pixels, side, method, CENTRE))
         if isinstance(photo, str | PathLike):
             return np.array(read_square(photo, side, method))
         return np.array(to_square(as_pixels(photo), side, method, CENTRE))

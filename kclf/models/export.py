@@ -131,8 +131,8 @@ def to_onnx(model: keras.Model, path: str | os.PathLike[str], *, side: int | Non
         WeightsError: the file does not give the model's probabilities.
     """
     try:
-        import onnx  # type: ignore[import-not-found]
-        import onnxscript  # type: ignore[import-not-found]  # noqa: F401
+        import onnx
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error}. ONNX needs an extra: pip install 'kclf[onnx]'") from error
     model = _in_float32(model)
@@ -203,7 +203,7 @@ def _expected(model: keras.Model, photos: Tensor) -> np.ndarray:
 
 def _run_onnx(path: os.PathLike[str], photos: np.ndarray) -> np.ndarray | None:
     try:
-        import onnxruntime  # type: ignore[import-not-found]
+        import onnxruntime
     except ImportError:
         logging.getLogger(__name__).warning("onnxruntime is not installed: the ONNX file was not checked.")
         return None
