@@ -13,7 +13,7 @@ from kclf.data import ImageData
 from kclf.errors import NotFiniteError, RunStopped
 from kclf.prediction.predictions import Predictions
 from kclf.recipe import Comparison, Plan, fit_best, photo_losses, plan_best
-from kclf.recipe.plan import Speed, batch_for, make_plan, measure_speed
+from kclf.recipe.budget import Speed, batch_for, make_plan, measure_speed
 
 SILENT = {"say": lambda line: None}
 

@@ -1,8 +1,8 @@
 """The recipe: the last layer solved, then everything tuned gently from there, and the better of both kept."""
 
 from .best import BestFit, fit_best
+from .budget import EFFORTS, Plan, plan_best
 from .linear_probe import LinearProbe, fit_linear_probe, solve_linear_probe, write_linear_probe
-from .plan import EFFORTS, Plan, plan_best
 from .tuning import Comparison, describe_estimate, photo_losses
 
 __all__ = [

@@ -16,8 +16,8 @@ from ..errors import DataError, NotFiniteError, RunStopped
 from ..models import ImageClassifier
 from ..prediction.inference import predict
 from ..prediction.predictions import Predictions
+from .budget import Plan, plan_best
 from .linear_probe import LinearProbe, fit_linear_probe
-from .plan import Plan, plan_best
 from .solving import make_folds
 from .tuning import Comparison, Fit, describe_estimate, tune
 

@@ -20,7 +20,7 @@ from ..interpret.statistics import wilson_interval
 from ..models import ImageClassifier
 from ..optimizers import LayerGroupOptimizer
 from ..prediction.predictions import Predictions
-from .plan import Plan
+from .budget import Plan
 
 Fit = Callable[[ImageData, int, Schedule], Any]
 
