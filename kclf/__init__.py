@@ -65,7 +65,7 @@ if not _IS_COMMAND:
     from .prediction.inference import predict, predict_files
     from .prediction.predictions import Predictions
     from .prediction.tta import predict_tta
-    from .recipe import LinearProbe, fit_linear_probe
+    from .recipe import BestFit, LinearProbe, fit_best, fit_linear_probe
     from .report import write_report
     from .weights import from_torch, load_weights, to_torch
 
@@ -74,6 +74,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Augmentation",
     "BackboneError",
+    "BestFit",
     "Checkpoint",
     "CollapseDetector",
     "ConcatPooling",
@@ -122,6 +123,7 @@ __all__ = [
     "datasets",
     "deaccelerate",
     "find_learning_rate",
+    "fit_best",
     "fit_linear_probe",
     "from_torch",
     "grad_cam",
