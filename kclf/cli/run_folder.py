@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -16,6 +17,7 @@ from ..errors import DataError, OutputExistsError
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 
 CHECKPOINTS, REPORT, CURVES = "checkpoints", "report.html", "curves.png"
+PLAN, ACTIVATIONS = "plan.json", "activations"  # among the checkpoints; a cache of the run
 RESULTS = (CLASSIFIER, REPORT, CURVES, HISTORY, SETTINGS)
 WRITTEN = (*RESULTS[:-1], BATCHES, PREDICTIONS, SETTINGS)  # all files of a run; the last marks it as one
 
@@ -78,12 +80,13 @@ def _foreign_checkpoints(folder: Path) -> list[str]:
 
 def _is_ours(name: str) -> bool:
     """Whether a file among the checkpoints bears a name that kclf gives."""
-    return is_checkpoint_file(name) or fnmatch(name, LEFTOVERS)
+    return name == PLAN or is_checkpoint_file(name) or fnmatch(name, LEFTOVERS)
 
 
 def finish(out: Path) -> None:
     """Remove the checkpoints, at one stroke; what others put among them stays."""
     sweep(out)
+    _remove_activations(out / ACTIVATIONS)
     folder = out / CHECKPOINTS
     if not folder.is_dir() or folder.is_symlink():
         return
@@ -95,6 +98,16 @@ def finish(out: Path) -> None:
     for path in folder.iterdir():
         if _is_ours(path.name) or path.name in LOCK_FILES:
             path.unlink(missing_ok=True)
+
+
+def _remove_activations(folder: Path) -> None:
+    """Remove the caches in a folder, which are called by digests; what others put there stays."""
+    if folder.is_dir() and not folder.is_symlink():
+        for cache in folder.iterdir():
+            if re.fullmatch(r"[0-9a-f]{32}", cache.name):
+                shutil.rmtree(cache, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 def abandon(out: Path) -> None:
