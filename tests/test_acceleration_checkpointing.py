@@ -68,7 +68,10 @@ def test_a_classifier_keeps_the_choice():
     model = kclf.ImageClassifier("ViTS16", ["cat", "dog"], size=32, weights=None, checkpointing=True)
     again = kclf.ImageClassifier.from_config(model.get_config())
     assert again.checkpointing
-    assert "checkpointing" not in kclf.ImageClassifier("ViTS16", ["cat", "dog"], size=32, weights=None).get_config()
+    assert (
+        "checkpointing"
+        not in kclf.ImageClassifier("ViTS16", ["cat", "dog"], size=32, weights=None).get_config()
+    )
     again.unfreeze()
     again.compile(keras.optimizers.SGD(1e-3))
     history = again.fit(np.zeros((2, 32, 32, 3), "uint8"), np.array([0, 1]), verbose=0)

@@ -14,14 +14,15 @@ from keras import layers, tree
 
 from .._core.devices import send
 from .._core.keras_private import (
+    LayerScale,
     get_keras_mask,
     in_stateless_scope,
     numpy_operations,
     to_torch_dtype,
 )
 from . import convolutions, pointwise
-from .convolutions import BatchNorm, Convolution, FoldedConvolution, follow
 from .checkpointing import segments
+from .convolutions import BatchNorm, Convolution, FoldedConvolution, follow
 from .graph import (
     Function,
     Graph,
@@ -104,10 +105,7 @@ class Plan:
         for tensor, number in zip(flat, self.graph.inputs, strict=True):
             if not _fits(tensor, self.graph.values[number].shape):
                 return None
-        return [
-            send(tensor).to(dtype)
-            for tensor, dtype in zip(flat, self._input_dtypes, strict=True)
-        ]
+        return [send(tensor).to(dtype) for tensor, dtype in zip(flat, self._input_dtypes, strict=True)]
 
     def pack(self, outputs: list[torch.Tensor]) -> Any:
         """Flat outputs in the structure that the model's `call` gives."""
@@ -260,6 +258,7 @@ TABLE: dict[type, Callable[[LayerContext], Function | None]] = {
     layers.SeparableConv2D: convolutions.compile_separable,
     layers.Softmax: pointwise.compile_softmax,
     layers.ZeroPadding2D: pointwise.compile_padding,
+    LayerScale: pointwise.compile_layer_scale,
     numpy_operations.Add: pointwise.arithmetic(operator.add),
     numpy_operations.Multiply: pointwise.arithmetic(operator.mul),
     numpy_operations.Subtract: pointwise.arithmetic(operator.sub),

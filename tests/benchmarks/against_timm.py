@@ -103,7 +103,9 @@ def main() -> None:
     for name in options.names:
         for kind, pair in contestants(name, options.batch).items():
             ours, theirs, share = ratio(*pair, options.rounds)
-            print(f"{name:<18}{kind:<8}{1e3 * ours:>7.0f} ms {1e3 * theirs:>7.0f} ms {share:>6.3f}", flush=True)
+            print(
+                f"{name:<18}{kind:<8}{1e3 * ours:>7.0f} ms {1e3 * theirs:>7.0f} ms {share:>6.3f}", flush=True
+            )
 
 
 if __name__ == "__main__":
