@@ -93,10 +93,7 @@ class Plan:
         for tensor, number in zip(flat, self.graph.inputs, strict=True):
             if not _fits(tensor, self.graph.values[number].shape):
                 return None
-        return [
-            send(tensor).to(dtype)
-            for tensor, dtype in zip(flat, self._input_dtypes, strict=True)
-        ]
+        return [send(tensor).to(dtype) for tensor, dtype in zip(flat, self._input_dtypes, strict=True)]
 
     def pack(self, outputs: list[torch.Tensor]) -> Any:
         """Flat outputs in the structure that the model's `call` gives."""

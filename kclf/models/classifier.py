@@ -17,6 +17,7 @@ from .._core.devices import send
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, split_backbone
+from ..data.decision import Decision
 from ..data.images import CENTRE, ResizeMethod, as_pixels, read_image, read_square, to_square
 from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
@@ -132,6 +133,7 @@ class ImageClassifier(keras.Model):
             )
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
+        self.decision: Decision | None = None
         self.built = True
         self.freeze()
         if accelerate:
@@ -277,6 +279,11 @@ class ImageClassifier(keras.Model):
         """Compile as a saved model was; Keras calls it when it loads a `.keras` file."""
         self.compile(**keras.saving.deserialize_keras_object(config))
 
+    def fit(self, *arguments: Any, **named: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`; a temperature that was found before belongs to the weights of before."""
+        self.decision = None
+        return super().fit(*arguments, **named)
+
     # ---- files ------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
@@ -298,6 +305,7 @@ class ImageClassifier(keras.Model):
             "name": self.name,
             "dtype": self.dtype_policy.name,
             "trainable_from_group": self.first_trainable_group,
+            "decision": None if self.decision is None else self.decision.get_config(),
         }
 
     @classmethod
@@ -305,12 +313,14 @@ class ImageClassifier(keras.Model):
         """Build the architecture of a config, with random weights and the same groups frozen."""
         config = WITHOUT_BIAS | dict(config)
         first_trainable_group = config.pop("trainable_from_group", -1)
+        decision = Decision.from_config(config.pop("decision", None))
         config["augmentation"] = keras.saving.deserialize_keras_object(config["augmentation"])
         config["normalization"] = InputNormalization.from_config(config["normalization"])
         if isinstance(config["backbone"], dict):
             config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
         model = cls(**config, weights=None)
         model.freeze_to(first_trainable_group)
+        model.decision = decision
         return model
 
     def save(self, filepath: str | PathLike[str], overwrite: bool = True, **arguments: Any) -> None:

@@ -39,6 +39,7 @@ class PhotosToProbabilities(torch.nn.Module):
         # kernels with their batch norms folded in, and not every variable of the model beside them.
         self.parts = (model.normalization, model.backbone, model.head)
         self.task = model.task
+        self.temperature = _temperature(model)
         mode = getattr(model.augmentation, "interpolation", "bilinear")
         self.resize = ResizeOfWholeNumbers(side, model.size, mode) if side != model.size else None
 
@@ -47,7 +48,8 @@ class PhotosToProbabilities(torch.nn.Module):
         normalization, backbone, head = self.parts
         images = self.resize(photos) if self.resize is not None else photos.to(torch.float32)
         features = backbone(normalization(images), training=False)
-        return probabilities_of(head(features, training=False), self.task)
+        logits = head(features, training=False)
+        return probabilities_of(logits / self.temperature if self.temperature != 1 else logits, self.task)
 
 
 class ResizeOfWholeNumbers(torch.nn.Module):
@@ -202,7 +204,12 @@ def _expected(model: keras.Model, photos: Tensor) -> np.ndarray:
     """The model's own probabilities."""
     with full_float32():
         logits = torch.as_tensor(model(photos, training=False))
-    return probabilities_of(logits, model.task).cpu().numpy()
+    return probabilities_of(logits / _temperature(model), model.task).cpu().numpy()
+
+
+def _temperature(model: keras.Model) -> float:
+    decision = getattr(model, "decision", None)
+    return 1.0 if decision is None else decision.temperature
 
 
 def _run_onnx(path: os.PathLike[str], photos: np.ndarray) -> np.ndarray | None:
