@@ -41,8 +41,8 @@ def test_photos_that_are_all_right_do_not_ask_for_a_temperature_of_zero():
 def test_calibration_holds_on_other_photos():
     held_out, others = drawn(500, temperature=2), drawn(4000, temperature=2, seed=1)
     calibrated = at_temperature(others, fit_temperature(held_out))
-    assert Interpretation(others).calibration().ece > 0.1
-    assert Interpretation(calibrated).calibration().ece < 0.03
+    assert Interpretation(others).calibration().error > 0.1
+    assert Interpretation(calibrated).calibration().error < 0.03
     assert cross_fitted(held_out).log_loss() < held_out.log_loss()
 
 

@@ -73,12 +73,12 @@ def evaluate(
             "accuracy": accuracy.value,
             "interval": [accuracy.low, accuracy.high],
             "log_loss": found.log_loss(),
-            "calibration_error": float(calibration.ece),
+            "calibration_error": float(calibration.error),
         }
         typer.echo(json.dumps(figures, indent=2))
         return
     typer.echo(f"{len(found):,} photos: accuracy {accuracy}, log loss {found.log_loss():.4f}, ", nl=False)
-    typer.echo(f"calibration error {calibration.ece:.3f}\n\n{interpretation.class_scores()}")
+    typer.echo(f"calibration error {calibration.error:.3f}\n\n{interpretation.class_scores()}")
 
 
 def labelled_photos(model: Any, folder: Path, label_regex: str | None, csv: Path | None) -> Any:
