@@ -28,8 +28,6 @@ from kclf.fastai import (
     transforms_top_down,
 )
 
-pytestmark = pytest.mark.new_heads
-
 sz = 32
 arch = "MobileNetV2"
 

@@ -14,7 +14,7 @@ import torch
 
 from .._core.fit_hooks import Step, emit_loss, overridden, unwrap_step, wrap_step
 from ..errors import TrainingError
-from .run_state import random_layers, remember_model, remember_randomness
+from .run_state import remember_model, remember_randomness, remember_step
 
 Logs = dict[str, Any]
 TOO_SMALL = "Memory does not suffice for a single photo. Take a smaller size or backbone"
@@ -77,7 +77,7 @@ class MemoryGuard(keras.callbacks.Callback):
     def _until_it_fits(self, batch: Any, step: Callable[[Any], Any]) -> Any:
         size = len(batch[0])
         while True:
-            undo = _remember(self.model)
+            undo = remember_step(self.model)
             try:
                 logs = step(batch)
             except RuntimeError as failed:
@@ -211,29 +211,6 @@ def _fits(model: keras.Model, photo: Any, label: Any, size: int) -> bool:
     finally:
         free_memory(model)
     return True
-
-
-def _remember(model: keras.Model) -> Callable[[], None]:
-    """Remember what a step changes before its update, and return what puts it back."""
-    variables = [*model.non_trainable_variables, *model.metrics_variables]
-    tensors = list({id(variable.value): variable.value for variable in variables}.values())
-    with torch.no_grad():
-        copies = [tensor.clone() for tensor in tensors]
-    layers = [(layer, layer.get_random_state()) for layer in random_layers(model)]
-    torch_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-    def undo() -> None:
-        with torch.no_grad():
-            for tensor, copy in zip(tensors, copies, strict=True):
-                tensor.copy_(copy)
-        for layer, state in layers:
-            layer.set_random_state(state)
-        torch.set_rng_state(torch_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
-
-    return undo
 
 
 def _add_to(sums: list[torch.Tensor | None], gradients: list[torch.Tensor | None]) -> None:

@@ -26,6 +26,7 @@ from .._core.locks import LOCK_FILE, FolderLock
 from .._core.signals import StopRequest
 from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
 from ..callbacks.microbatches import LARGEST, largest_batch
+from ..callbacks.snapshots import SaveAfterEpochs
 from ..data import ImageData
 from ..distributed import (
     barrier,
@@ -161,7 +162,7 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
         learner.checkpoint = begin(settings, data, stop, resume=resume)
         learner.callbacks += [
             FiniteGuard(learner.checkpoint, data.train),
-            SaveEachEpoch(learner.model, settings.out / CLASSIFIER),
+            SaveAfterEpochs(lambda _: save_so_far(learner.model, settings.out)),
         ]
         train_to_end(learner, settings, stop)
     skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
@@ -406,24 +407,6 @@ def _of_kind(name: str, value: Any, kind: Any) -> Any:
         if type(value) is allowed or (allowed is float and type(value) is int):
             return value
     raise TypeError(f"Expected {name} to be {kind}. Received: {name}={value!r}")
-
-
-class SaveEachEpoch(keras.callbacks.Callback):
-    """Saves the classifier after each epoch.
-
-    Args:
-        classifier: what to save.
-        path: the file.
-    """
-
-    def __init__(self, classifier: ImageClassifier, path: Path) -> None:
-        super().__init__()
-        self.classifier, self.path = classifier, path
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save it."""
-        if is_main():
-            self.classifier.save(self.path)
 
 
 def save_so_far(classifier: ImageClassifier, out: Path) -> None:
