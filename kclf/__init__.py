@@ -8,7 +8,7 @@ if "keras" not in _sys.modules:
 
 from . import datasets, schedules
 from .acceleration import accelerate, deaccelerate
-from .backbones import backbone_names, build_backbone
+from .backbones import backbone_info, backbone_names, backbone_table, build_backbone
 from .callbacks import (
     Checkpoint,
     CollapseDetector,
@@ -107,7 +107,9 @@ __all__ = [
     "accelerate",
     "apply_ledger",
     "aug_transforms",
+    "backbone_info",
     "backbone_names",
+    "backbone_table",
     "build_backbone",
     "check",
     "compare",

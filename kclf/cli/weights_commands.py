@@ -7,14 +7,23 @@ from typing import Annotated
 
 import typer
 
-from ..backbones import build_backbone
+from ..backbones import backbone_spec, backbone_table, build_backbone
 from ..models import load
 from ..weights import overview, save_weights
 
 app = typer.Typer(no_args_is_help=True, help="Look into weights files, convert them, check that they fit.")
 
-File = Annotated[Path, typer.Argument(help="A saved classifier, a Keras file or a torch state dict.")]
+File = Annotated[
+    Path, typer.Argument(help="A saved classifier, a Keras file, safetensors or a torch state dict.")
+]
 Backbone = Annotated[str, typer.Option(help="The backbone whose weights these are, such as ResNet34.")]
+
+
+@app.command("list")
+def list_backbones() -> None:
+    """List the backbones: parameters, size of photos, licence of the weights, if they are here, source."""
+    for info in backbone_table():
+        typer.echo(info)
 
 
 @app.command()
@@ -26,11 +35,15 @@ def show(file: File) -> None:
 @app.command()
 def convert(
     file: File,
-    out: Annotated[Path, typer.Argument(help="Ends in .weights.h5, .h5, .keras or .pth.")],
+    out: Annotated[Path, typer.Argument(help="Ends in .weights.h5, .h5, .keras, .pth or .safetensors.")],
     backbone: Backbone,
-    library: Annotated[str, typer.Option(help="Whose names a .pth gets.")] = "torchvision",
+    library: Annotated[
+        str | None, typer.Option(help="Whose names a .pth or .safetensors gets; torchvision's, or timm's.")
+    ] = None,
 ) -> None:
     """Write a backbone's weights in another format; a top in the file is left out."""
+    by_timm = backbone_spec(backbone).family in ("convnext", "transformer")
+    library = library or ("timm" if by_timm else "torchvision")
     save_weights(build_backbone(backbone, weights=file), out, library=library)
     typer.echo(f"{out}: the weights of {backbone} from {file}")
 

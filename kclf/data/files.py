@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +20,17 @@ from ..errors import DataError
 
 # The formats that files of these suffixes hold; nothing else is ever decoded, whatever a file's name says.
 FORMATS = {
-    "AVIF": ("avif", "avifs"),
-    "BMP": ("bmp",),
-    "DIB": ("dib",),
-    "GIF": ("gif",),
-    "JPEG": ("jpg", "jpeg", "jpe", "jfif", "pjpeg", "pjp"),
-    "JPEG2000": ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
-    "MPO": ("mpo",),
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif", "pjpeg", "pjp", "mpo"),
     "PNG": ("png", "apng"),
-    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
-    "TGA": ("tga",),
-    "TIFF": ("tif", "tiff"),
     "WEBP": ("webp",),
+    "GIF": ("gif",),
+    "BMP": ("bmp",),
+    "TIFF": ("tif", "tiff"),
+    "AVIF": ("avif", "avifs"),
+    "JPEG2000": ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
+    "DIB": ("dib",),
+    "TGA": ("tga",),  # the last: it has no mark of its own, and is tried on everything
 }
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffixes in FORMATS.values() for suffix in suffixes)
 HEIF_SUFFIXES = frozenset((".heic", ".heif", ".heics", ".heifs", ".hif"))
@@ -101,7 +100,15 @@ def image_suffixes() -> frozenset[str]:
 
 def image_formats() -> list[str]:
     """The formats, as Pillow names them, that a file is opened with."""
-    return [*FORMATS, *_plugin_formats()]
+    return _formats(len(Image.OPEN))
+
+
+@lru_cache(4)
+def _formats(_: int) -> list[str]:
+    """Those for a number of formats that Pillow knows: it grows with every plugin."""
+    Image.init()
+    plugins = _plugin_formats()
+    return [name for name in (*FORMATS, *plugins) if name in Image.OPEN]
 
 
 def _plugin_formats() -> list[str]:

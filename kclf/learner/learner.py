@@ -19,6 +19,7 @@ from ..callbacks import (
     EpochTable,
     FlatCosine,
     OneCycle,
+    ProgressBar,
     Recorder,
     Schedule,
     SnapshotSaver,
@@ -377,6 +378,7 @@ class Learner:
         self._compile(model)
         test = find_learning_rate(model, train, start=start_lr, end=end_lr, num_steps=num_it, **options)
         self.sched.finder = SuggestedRates(test.runs, rules=tuple(suggest))
+        self.sched.tested_last = True
         return self.sched.finder
 
     # ---- data and number formats ------------------------------------------------------------
@@ -514,7 +516,9 @@ class Learner:
         auto: str = "adamw",
     ) -> keras.callbacks.History:
         self._auto = auto
-        table = [EpochTable()] if self.verbose else []
+        self.sched.first, self.sched.tested_last = len(self.recorder.learning_rates), False
+        bar = ProgressBar(None if self.data is None else self.data.batch_size)
+        table = [bar, EpochTable()] if self.verbose else []
         listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
         model, train, valid = self._trained()
         self._compile(model, weight_decay)

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.formparsers import MultiPartException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from ..data.decoding import open_image
 from ..errors import ImageError
 from ..interpret import grad_cam
 from ..prediction import Predictions
@@ -88,10 +88,10 @@ class Service:
         """
         side = self.model.presize or self.model.size
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with open_image(io.BytesIO(content)) as image:
                 image.draft("RGB", (side, side))
                 width, height = image.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError) as error:
             raise ImageError("photo", f"not an image that can be read ({error})") from error
         if width * height > self.limits.pixels:
             raise ImageError("photo", f"{width} x {height} pixels, more than {self.limits.pixels:,}")
