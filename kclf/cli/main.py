@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from .._core.csv_files import CsvWriter
-from .._core.signals import raise_for
+from .._core.signals import end_on_signals
+from .._core.terminal import guard_streams, one_line, output_error
 from ..errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
 from .serve_commands import serve, similar
 from .weights_commands import app as weights_app
@@ -337,7 +337,7 @@ def predict(
         raise typer.BadParameter("choose one of --csv and --json")
     predictions, unreadable = predict_files(_load(classifier), photos, batch_size=batch_size)
     for path, reason in unreadable:
-        typer.echo(f"skipped {path}: {reason}", err=True)
+        typer.echo(f"skipped {one_line(path)}: {one_line(reason)}", err=True)
     rows = [
         {"path": path, "classes": [{"class": name, "probability": p} for name, p in ranked]}
         for path, ranked in zip(predictions.files, predictions.top(top), strict=True)
@@ -483,11 +483,12 @@ def main(words: Sequence[str] | None = None) -> None:
     Args:
         words: the command's words; None takes those of the process.
     """
+    guard_streams()
     logging.getLogger("kclf").addHandler(logging.NullHandler())  # what it warns of, the commands print
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, raise_for)
+        end_on_signals()
     try:
-        app(words)
+        run_app(words)
     except RunStopped as stopped:
         _fail(str(stopped), 128 + stopped.signal)
     except TrainingError as error:
@@ -498,6 +499,15 @@ def main(words: Sequence[str] | None = None) -> None:
         _fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         _fail("stopped", INTERRUPTED)
+
+
+def run_app(words: Sequence[str] | None) -> None:
+    """Run the command; where its output could not be written, it ends with that."""
+    try:
+        app(words)
+    finally:
+        if (error := output_error()) is not None:
+            raise OutputError(f"standard output cannot be written: {error.strerror}") from None
 
 
 def _load(classifier: Path) -> ImageClassifier:
@@ -580,7 +590,8 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_lines(rows: list[dict[str, Any]]) -> None:
-    width = max(len(row["path"]) for row in rows)
-    for row in rows:
-        classes = "   ".join(f"{c['class']} {c['probability']:.4f}" for c in row["classes"])
-        typer.echo(f"{row['path']:<{width}}  {classes}")
+    paths = [one_line(row["path"]) for row in rows]
+    width = max(map(len, paths))
+    for path, row in zip(paths, rows, strict=True):
+        classes = "   ".join(f"{one_line(c['class'])} {c['probability']:.4f}" for c in row["classes"])
+        typer.echo(f"{path:<{width}}  {classes}")
