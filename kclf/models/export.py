@@ -20,6 +20,7 @@ from .._core.h5_store import whole_file
 from ..acceleration import unpacked
 from ..data.tasks import probabilities_of
 from ..errors import WeightsError
+from .clone import in_policy
 
 OPSET = 18  # of ONNX; what torch's exporter writes without converting
 TOLERANCE = 1e-4  # largest difference of a probability between the export and the model
@@ -166,21 +167,10 @@ def _in_float32(model: keras.Model) -> keras.Model:
     """The model, or its twin in float32: other runtimes lack half precision for much of what it takes."""
     if model.dtype_policy.compute_dtype == "float32":
         return model
-    twin = type(model).from_config(_with_float32_policies(model.get_config()) | {"dtype": "float32"})
+    twin = type(model).from_config(in_policy(model.get_config(), "float32") | {"dtype": "float32"})
     for ours, theirs in zip(twin.weights, model.weights, strict=True):
         ours.assign(theirs)
     return twin
-
-
-def _with_float32_policies(config: Any) -> Any:
-    """A config in which every dtype policy, at any depth, is float32."""
-    if isinstance(config, list):
-        return [_with_float32_policies(item) for item in config]
-    if not isinstance(config, dict):
-        return config
-    if config.get("class_name") == "DTypePolicy":
-        return config | {"config": {"name": "float32"}}
-    return {key: _with_float32_policies(value) for key, value in config.items()}
 
 
 def _wrapped(model: keras.Model, side: int | None) -> tuple[PhotosToProbabilities, Tensor]:
