@@ -17,7 +17,7 @@ from ..models import ImageClassifier
 from ..prediction.inference import predict
 from ..prediction.predictions import Predictions
 from .budget import Plan, plan_best
-from .deciding import cross_fitted, fit_decision
+from .deciding import at_temperature, cross_fitted, fit_decision
 from .linear_probe import LinearProbe, fit_linear_probe
 from .solving import make_folds
 from .tuning import Comparison, Fit, describe_estimate, tune
@@ -117,10 +117,13 @@ def fit_best(
 
 def _decided(model: ImageClassifier, found: BestFit, held_out: Predictions | None) -> BestFit:
     """Give the model its temperature, thresholds and scores, and the estimate what they do to it."""
-    model.decision = fit_decision(held_out or found.estimate)
-    if model.decision is None or found.estimate is None:
+    decision = model.decision = fit_decision(held_out or found.estimate)
+    if decision is None or found.estimate is None:
         return found
-    return replace(found, estimate=cross_fitted(found.estimate))
+    kept = found.predictions
+    if kept is not None:
+        kept = replace(at_temperature(kept, decision.temperature), decision=decision)
+    return replace(found, predictions=kept, estimate=cross_fitted(found.estimate))
 
 
 def _tuned(
