@@ -27,6 +27,7 @@ from .run_state import (
     from_arrays,
     random_layers,
     random_states,
+    remember_tensors,
     set_random_states,
     to_arrays,
     training_variables,
@@ -224,7 +225,7 @@ class Checkpoint(keras.callbacks.Callback):
         Returns:
             False where no file's are; the model then has those that it had.
         """
-        before = [tensor.detach().clone() for tensor in self._weights()]
+        undo = remember_tensors(self._weights(), device=None)
         for file in reversed(self.files()):
             try:
                 found = read_checkpoint(file)
@@ -235,7 +236,7 @@ class Checkpoint(keras.callbacks.Callback):
             if are_good():
                 self.position = tuple(found["position"])
                 return True
-        assign(self._weights(), before)
+        undo()
         return False
 
     def rewind(self) -> None:

@@ -26,6 +26,7 @@ from .._core.signals import StopRequest
 from .._core.terminal import one_line
 from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
 from ..callbacks.microbatches import LARGEST, largest_batch
+from ..callbacks.snapshots import SaveAfterEpochs
 from ..data import ImageData
 from ..distributed import (
     barrier,
@@ -209,7 +210,7 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
     found = None
     try:
         if settings.recipe == "course":
-            learner.callbacks.append(SaveEachEpoch(learner.model, out / CLASSIFIER))
+            learner.callbacks.append(SaveAfterEpochs(lambda _: save_so_far(learner.model, out)))
             fine_tune(learner, settings)
         else:
             found = solve_and_tune(learner, settings)
@@ -421,24 +422,6 @@ def _of_kind(name: str, value: Any, kind: Any) -> Any:
         if type(value) is allowed or (allowed is float and type(value) is int):
             return value
     raise TypeError(f"Expected {name} to be {kind}. Received: {name}={value!r}")
-
-
-class SaveEachEpoch(keras.callbacks.Callback):
-    """Saves the classifier after each epoch.
-
-    Args:
-        classifier: what to save.
-        path: the file.
-    """
-
-    def __init__(self, classifier: ImageClassifier, path: Path) -> None:
-        super().__init__()
-        self.classifier, self.path = classifier, path
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save it."""
-        if is_main():
-            self.classifier.save(self.path)
 
 
 def save_so_far(classifier: ImageClassifier, out: Path) -> None:

@@ -16,7 +16,8 @@ from .._core.arguments import one_of
 from .._core.devices import send
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
-from ..backbones import backbone_spec, build_backbone, split_backbone
+from ..backbones import backbone_spec, build_backbone, split_backbone, split_blocks
+from ..data.decision import Decision
 from ..data.images import (
     CENTRE,
     RESIZE_METHODS,
@@ -145,6 +146,7 @@ class ImageClassifier(keras.Model):
             )
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
+        self.decision: Decision | None = None
         self.built = True
         self.freeze()
         if accelerate:
@@ -195,6 +197,17 @@ class ImageClassifier(keras.Model):
             else [list(layers_with_variables(self.backbone))]
         )
         return [*body, list(layers_with_variables(self.head))]
+
+    @property
+    def block_groups(self) -> list[list[keras.layers.Layer]]:
+        """The layers that hold weights by the block, input side first; the last group is the head.
+
+        For rates that decay by the block:
+        `LayerGroupOptimizer(optimizer, model.block_groups, layer_decay(0.75, len(model.block_groups)))`.
+        """
+        if self.backbone_name is None:
+            return self.layer_groups
+        return [*split_blocks(self.backbone, self.backbone_name), list(layers_with_variables(self.head))]
 
     def freeze_to(self, n: int) -> None:
         """Freeze the layer groups before group `n` and unfreeze the rest; negative `n` counts from the head.
@@ -290,6 +303,11 @@ class ImageClassifier(keras.Model):
         """Compile as a saved model was; Keras calls it when it loads a `.keras` file."""
         self.compile(**keras.saving.deserialize_keras_object(config))
 
+    def fit(self, *arguments: Any, **named: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`; a temperature that was found before belongs to the weights of before."""
+        self.decision = None
+        return super().fit(*arguments, **named)
+
     # ---- files ------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
@@ -312,6 +330,7 @@ class ImageClassifier(keras.Model):
             "dtype": self.dtype_policy.name,
             **({"checkpointing": True} if self.checkpointing else {}),
             "trainable_from_group": self.first_trainable_group,
+            "decision": None if self.decision is None else self.decision.get_config(),
         }
 
     @classmethod
@@ -319,12 +338,14 @@ class ImageClassifier(keras.Model):
         """Build the architecture of a config, with random weights and the same groups frozen."""
         config = WITHOUT_BIAS | dict(config)
         first_trainable_group = config.pop("trainable_from_group", -1)
+        decision = Decision.from_config(config.pop("decision", None))
         config["augmentation"] = keras.saving.deserialize_keras_object(config["augmentation"])
         config["normalization"] = InputNormalization.from_config(config["normalization"])
         if isinstance(config["backbone"], dict):
             config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
         model = cls(**config, weights=None)
         model.freeze_to(first_trainable_group)
+        model.decision = decision
         return model
 
     def save(self, filepath: str | PathLike[str], overwrite: bool = True, **arguments: Any) -> None:

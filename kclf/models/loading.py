@@ -11,6 +11,7 @@ import numpy as np
 
 from .._core.h5_store import read_arrays
 from ..backbones.building import require_channels_last
+from ..data.decision import Decision
 from ..errors import FileFormatError
 from ..layers import Augmentation, InputNormalization
 from .classifier import WITHOUT_BIAS, ImageClassifier
@@ -82,6 +83,7 @@ def _build(path: Any, config: Any, arrays: Mapping[str, np.ndarray]) -> ImageCla
         raise FileFormatError(f"{path}: the settings do not name a backbone")
     try:
         settings: dict[str, Any] = {**WITHOUT_BIAS, **config}
+        decision = Decision.from_config(settings.pop("decision", None))
         settings["augmentation"] = Augmentation.from_config(settings["augmentation"]["config"])
         settings["normalization"] = InputNormalization.from_config(settings["normalization"])
         sides = [side for side in (settings["size"], settings["presize"]) if side is not None]
@@ -92,7 +94,9 @@ def _build(path: Any, config: Any, arrays: Mapping[str, np.ndarray]) -> ImageCla
         with keras.device("meta"):
             skeleton = ImageClassifier(**settings, weights=None, accelerate=False)
         check_fit(skeleton, arrays, path)
-        return ImageClassifier(**settings, weights=None)
+        model = ImageClassifier(**settings, weights=None)
+        model.decision = decision
+        return model
     except (
         ArithmeticError,
         AttributeError,

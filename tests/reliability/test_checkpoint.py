@@ -18,6 +18,7 @@ import kclf
 from kclf._core.signals import StopRequest
 from kclf.callbacks import Checkpoint, CosineRestarts, EpochTable, OneCycle, Recorder
 from kclf.errors import NotFiniteError, OutputError, RunStopped, TrainingError
+from tests.conftest import with_random_logits
 
 SIZE = 16
 heavy = pytest.mark.heavy
@@ -64,7 +65,7 @@ def tiny():
 
 
 def classifier(dtype=None, optimizer=lambda: optimizers.AdamW(1e-3)):
-    model = kclf.ImageClassifier(
+    model = with_random_logits(kclf.ImageClassifier(
         tiny(),
         ["cat", "dog"],
         size=SIZE,
@@ -72,7 +73,7 @@ def classifier(dtype=None, optimizer=lambda: optimizers.AdamW(1e-3)):
         normalization="tf",
         augmentation=kclf.aug_transforms(),
         dtype=dtype,
-    )
+    ))
     model.compile(kclf.LayerGroupOptimizer(optimizer(), model), loss="auto", metrics=["accuracy"])
     return model
 
