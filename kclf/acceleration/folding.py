@@ -116,9 +116,8 @@ class NormFolder:
         gammas, betas = ([_value(getattr(fold.norm, name)) for fold in folds] for name in ("gamma", "beta"))
         biases = [_value(fold.convolution.bias) for fold in folds]
         made = FoldVectors.apply(self._known, *gammas, *betas, *biases)
-        return {
-            id(fold): pair for fold, *pair in zip(folds, made[: len(folds)], made[len(folds) :], strict=True)
-        }
+        n = len(folds)
+        return {id(fold): pair for fold, pair in zip(folds, zip(made[:n], made[n:], strict=True), strict=True)}
 
 
 def _value(variable: Any) -> torch.Tensor | None:
