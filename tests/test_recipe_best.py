@@ -14,10 +14,9 @@ import kclf
 from kclf.data import ImageData
 from kclf.errors import NotFiniteError, RunStopped
 from kclf.prediction.predictions import Predictions
-from kclf.recipe import Comparison, LinearProbe, Plan, fit_best, photo_losses, plan_best
+from kclf.recipe import Comparison, LinearProbe, Plan, fit_best, plan_best
 from kclf.recipe.budget import Speed, batch_for, make_plan, measure_speed
 from kclf.recipe.reading_size import Reading, choose_reading
-from kclf.recipe.tuning import temperature_of, with_temperature, write_temperature
 
 SILENT = {"say": lambda line: None}
 
@@ -107,10 +106,12 @@ def test_the_model_is_the_better_one(task):
 
     found = fit_best(model, photos_at_hand, plan=plan(), **SILENT)
 
-    losses = [photo_losses(part).mean() for part in (found.comparison.probe, found.comparison.tuned)]
-    now = photo_losses(kclf.predict(model, photos_at_hand.valid)).mean()
-    assert now == pytest.approx(min(losses), rel=1e-5)
-    assert found.kept == ("tuned" if losses[1] < losses[0] else "probe")
+    now = kclf.predict(model, photos_at_hand.valid)
+    np.testing.assert_allclose(now.probabilities, found.predictions.probabilities, rtol=1e-4, atol=1e-6)
+    model.decision = None
+    plain = kclf.predict(model, photos_at_hand.valid).probabilities
+    assert plain == pytest.approx(found.comparison.kept.probabilities, rel=1e-4, abs=1e-6)
+    assert found.kept == ("tuned" if found.comparison.choice else "probe")
     assert "by tuning" in str(found)
     assert "On new photos" in str(found)
 
@@ -129,20 +130,6 @@ def test_a_tuning_that_does_harm_is_undone():
 
     assert found.kept == "probe"
     assert equal(weights(model), solved[0])
-
-
-def test_a_temperature_is_drawn_towards_1_and_written_into_the_last_layer():
-    sure = Predictions(np.tile([0.999, 0.001], (40, 1)), np.arange(40) % 4 // 3)
-    assert 1.5 < temperature_of(sure) < 3
-    assert temperature_of(sure.take(slice(0, 4))) < temperature_of(sure)
-
-    model, photos_at_hand = classifier(), data()
-    kclf.fit_linear_probe(model, photos_at_hand)
-    before = kclf.predict(model, photos_at_hand.valid)
-    write_temperature(model, 2.0)
-
-    now = kclf.predict(model, photos_at_hand.valid).probabilities
-    assert now == pytest.approx(with_temperature(before, 2.0).probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize("stopped", [RunStopped("Stopped.", 2), KeyboardInterrupt(), NotFiniteError("NaN")])
@@ -251,7 +238,7 @@ def test_a_learner_and_a_script_train_alike(tmp_path):
     ours = learner.fit_best(plan=plan())
     theirs = fit_best(both[1][0], both[1][1], plan=plan(), **SILENT)
 
-    assert ours.comparison.tuned.probabilities == pytest.approx(
-        theirs.comparison.tuned.probabilities, abs=1e-4
+    assert ours.comparison.readings[SIZE].probabilities == pytest.approx(
+        theirs.comparison.readings[SIZE].probabilities, abs=1e-4
     )
     assert learner.data is both[0][1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -16,10 +16,11 @@ from ..models import ImageClassifier
 from ..prediction.inference import predict
 from ..prediction.predictions import Predictions
 from .budget import Plan, plan_best
+from .deciding import at_temperature, cross_fitted, fit_decision
 from .linear_probe import LinearProbe, fit_linear_probe
 from .reading_size import Reading, at_size, choose_reading
 from .solving import make_folds
-from .tuning import Comparison, Fit, describe_estimate, tune, write_temperature
+from .tuning import Comparison, Fit, describe_estimate, tune
 
 Keep = Callable[[ImageClassifier], None]
 
@@ -105,17 +106,19 @@ def fit_best(
     whole, held_apart = data, data.valid is None and plan.passes > 0
     data = _with_validation(data) if held_apart else data
     say(plan.describe(model.size))
+    model.decision = None  # that of other weights
     keep = keep or (lambda model: None)
     reading, before = _solved(model, data, plan, folder, progress, say, keep)
     if not plan.passes or before is None:
-        return BestFit(plan, reading.probe, None, before, before or reading.probe.held_out, reading.model)
+        estimate = before or reading.probe.held_out
+        return _decided(BestFit(plan, reading.probe, None, before, estimate, reading.model), before)
     best, comparison = _tuned(model, data, plan, reading, before, fit, keep)
-    predictions, estimate = comparison.kept, comparison.cross_fitted
     if held_apart and not comparison.tuned_is_better:
         fit_linear_probe(best, at_size(model, whole, best.size)[1])
-    if held_apart:
-        return BestFit(plan, reading.probe, comparison, None, reading.probe.held_out, best)
-    return BestFit(plan, reading.probe, comparison, predictions, estimate, best)
+    predictions = None if held_apart else comparison.kept
+    estimate = reading.probe.held_out if held_apart else comparison.cross_fitted
+    found = BestFit(plan, reading.probe, comparison, predictions, estimate, best)
+    return _decided(found, comparison.kept)
 
 
 def _solved(
@@ -142,6 +145,17 @@ def _solved(
     if before is not None and before.task != "regression":
         say(f"Validation photos{where}: {before}")
     return chosen, before
+
+
+def _decided(found: BestFit, held_out: Predictions | None) -> BestFit:
+    """Give the model its temperature, thresholds and scores, and the estimate what they do to it."""
+    decision = found.model.decision = fit_decision(held_out or found.estimate)
+    if decision is None or found.estimate is None:
+        return found
+    kept = found.predictions
+    if kept is not None:
+        kept = replace(at_temperature(kept, decision.temperature), decision=decision)
+    return replace(found, predictions=kept, estimate=cross_fitted(found.estimate))
 
 
 def _tuned(
@@ -180,14 +194,11 @@ def _tuned(
 def _compare(
     model: ImageClassifier, data: ImageData, reading: Reading, before: Predictions
 ) -> tuple[ImageClassifier, Comparison]:
-    """The tuned model at the size and temperature that suit it, and how it compares with the solved one."""
+    """The tuned model at the size that suits it, and how it compares with the solved one."""
     at_hand = {size: at_size(model, data, size) for size in {model.size, reading.model.size}}
     found = {size: predict(sized, photos.valid) for size, (sized, photos) in at_hand.items()}
     comparison = Comparison(before, found)
-    size, temperature = comparison.choice
-    if comparison.tuned_is_better:
-        write_temperature(at_hand[size][0], temperature)
-    return at_hand[size][0], comparison
+    return at_hand[comparison.choice or model.size][0], comparison
 
 
 def _with_validation(data: ImageData) -> ImageData:

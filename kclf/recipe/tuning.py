@@ -16,15 +16,13 @@ import numpy as np
 
 from ..callbacks import OneCycle, Schedule
 from ..data import ImageData
-from ..interpret.calibration import apply_temperature, fit_temperature
 from ..interpret.statistics import wilson_interval
 from ..models import ImageClassifier
 from ..optimizers import LayerGroupOptimizer
 from ..prediction.predictions import Predictions
 from .budget import Plan
+from .deciding import at_temperature, cross_fitted, fit_temperature
 
-TEMPERATURES = (0.5, 3.0)
-PRIOR_PHOTOS = 20
 Fit = Callable[[ImageData, int, Schedule], Any]
 
 
@@ -40,39 +38,34 @@ class Comparison:
     probe: Predictions
     readings: Mapping[int, Predictions]
 
-    def choose(self, rows: np.ndarray) -> tuple[int, float]:
-        """Size and temperature with which the tuned classifier has the lowest loss on some of the photos.
+    def choose(self, rows: np.ndarray) -> int | None:
+        """What has the lowest loss on some of the photos, each at the temperature that they ask for.
 
         Args:
-            rows: bool (n,).
+            rows: int (m,), places of the photos.
+
+        Returns:
+            The size at which the tuned classifier has it; None where the solved one has.
         """
-        temperatures = {size: temperature_of(found.take(rows)) for size, found in self.readings.items()}
-        tempered = {size: self._tempered(size, t).take(rows) for size, t in temperatures.items()}
-        best = min(tempered, key=lambda size: photo_losses(tempered[size]).mean())
-        return best, temperatures[best]
-
-    def _tempered(self, size: int, temperature: float) -> Predictions:
-        return with_temperature(self.readings[size], temperature)
+        candidates: dict[int | None, Predictions] = {None: self.probe} | dict(self.readings)
+        figures = {size: _tempered_loss(found.take(rows)) for size, found in candidates.items()}
+        return min(figures, key=lambda size: figures[size])
 
     @property
-    def choice(self) -> tuple[int, float]:
-        """Size and temperature of the tuned classifier, by all photos."""
-        return self.choose(np.ones(len(self.probe), bool))
-
-    @property
-    def tuned(self) -> Predictions:
-        """Predictions of the tuned classifier at its size and temperature."""
-        return self._tempered(*self.choice)
+    def choice(self) -> int | None:
+        """What is best on all photos."""
+        return self.choose(np.arange(len(self.probe)))
 
     @property
     def tuned_is_better(self) -> bool:
         """Whether the tuned classifier has the lower loss."""
-        return bool(photo_losses(self.tuned).mean() < photo_losses(self.probe).mean())
+        return self.choice is not None
 
     @property
     def kept(self) -> Predictions:
-        """Predictions of the better one."""
-        return self.tuned if self.tuned_is_better else self.probe
+        """Predictions of the better one, as they come."""
+        choice = self.choice
+        return self.probe if choice is None else self.readings[choice]
 
     @property
     def cross_fitted(self) -> Predictions:
@@ -85,49 +78,32 @@ class Comparison:
         for half in (first, ~first):
             if not half.any() or half.all():
                 continue
-            tuned = self._tempered(*self.choose(~half))
-            if photo_losses(tuned.take(~half)).mean() < photo_losses(self.probe.take(~half)).mean():
-                values[half] = tuned.probabilities[half]
+            choice = self.choose(np.flatnonzero(~half))
+            if choice is not None:
+                values[half] = self.readings[choice].probabilities[half]
         return replace(self.probe, probabilities=values)
 
     def __str__(self) -> str:
-        before, after = photo_losses(self.probe), photo_losses(self.cross_fitted)
+        before, after = (photo_losses(_calibrated(part)) for part in (self.probe, self.cross_fitted))
         gain = after - before
         error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
-        size, temperature = self.choice
-        kept = f"tuned, read at {size} px" if self.tuned_is_better else "linear probe"
-        if self.tuned_is_better and temperature != 1:
-            kept += f", temperature {temperature:.2f}"
+        choice = self.choice
+        kept = "linear probe" if choice is None else f"tuned, read at {choice} px"
         return (
             f"{loss_name(self.probe.task)} {before.mean():.4f} -> {after.mean():.4f} by tuning "
             f"({gain.mean():+.4f} ± {error:.4f}) on {len(gain):,} photos; kept: {kept}"
         )
 
 
-def temperature_of(predictions: Predictions) -> float:
-    """The temperature that photos ask for, drawn towards 1 where they are few; 1 for numbers.
-
-    The geometric mean of the best one (Guo et al. 2017, https://arxiv.org/abs/1706.04599) and 1, which weighs
-    as much as 20 photos. Without errors among the photos the best one has no end.
-    """
-    if predictions.task != "single_label" or not len(predictions):
-        return 1.0
-    labels = np.asarray(predictions.labels)
-    best = float(np.clip(fit_temperature(predictions.probabilities, labels), *TEMPERATURES))
-    return float(best ** (len(labels) / (len(labels) + PRIOR_PHOTOS)))
+def _tempered_loss(predictions: Predictions) -> float:
+    """Mean loss at the temperature with the lowest; numbers have none."""
+    if predictions.task != "regression":
+        predictions = at_temperature(predictions, fit_temperature(predictions))
+    return float(photo_losses(predictions).mean())
 
 
-def with_temperature(predictions: Predictions, temperature: float) -> Predictions:
-    """Predictions softer (above 1) or surer (below 1)."""
-    if temperature == 1:
-        return predictions
-    return replace(predictions, probabilities=apply_temperature(predictions.probabilities, temperature))
-
-
-def write_temperature(model: ImageClassifier, temperature: float) -> None:
-    """Divide the logits of a classifier, by way of its last layer."""
-    for variable in model.head.get_layer("logits").variables:
-        variable.assign(variable.value / temperature)
+def _calibrated(predictions: Predictions) -> Predictions:
+    return predictions if predictions.task == "regression" else cross_fitted(predictions)
 
 
 def loss_name(task: str) -> str:
