@@ -117,7 +117,8 @@ class NormFolder:
         biases = [_value(fold.convolution.bias) for fold in folds]
         made = FoldVectors.apply(self._known, *gammas, *betas, *biases)
         n = len(folds)
-        return {id(fold): pair for fold, pair in zip(folds, zip(made[:n], made[n:], strict=True), strict=True)}
+        pairs = zip(made[:n], made[n:], strict=True)
+        return {id(fold): pair for fold, pair in zip(folds, pairs, strict=True)}
 
 
 def _value(variable: Any) -> torch.Tensor | None:
