@@ -133,3 +133,13 @@ def catches_everything(handler: ast.ExceptHandler) -> bool:
 def test_nothing_is_swallowed():
     handlers = [(place, n) for place, n in syntax_nodes() if isinstance(n, ast.ExceptHandler)]
     assert [place for place, handler in handlers if catches_everything(handler)] == []
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "-h"], ["--version"], ["trian"]])
+def test_the_command_answers_before_torch_is_loaded(words):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "kclf", *words], capture_output=True, text=True
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in loaded
+    assert loaded & {"torch", "keras", "numpy", "sklearn"} == set()

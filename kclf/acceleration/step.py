@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from keras import losses, metrics
 
-from .._core.keras_private import Trainer, get_device
+from .._core.devices import send
+from .._core.keras_private import Trainer
+from ..losses import CrossEntropy
+from ..metrics import ErrorRate, LabelAccuracy
 
 BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -75,12 +78,31 @@ def _from_logits(loss: Any) -> bool:
     return bool(loss.from_logits) and getattr(loss, "axis", -1) == -1
 
 
+def _cross_entropy(loss: CrossEntropy) -> BatchLoss:
+    smoothing, gamma = loss.label_smoothing, loss.focal_gamma
+
+    def cross_entropy(y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.float()
+        classes = logits.shape[-1]
+        mixed = y.shape == logits.shape and classes > 1
+        target = y.float() if mixed else y.reshape(-1).long()
+        if not gamma:
+            return F.cross_entropy(logits, target, label_smoothing=smoothing)
+        shares = target if mixed else F.one_hot(target, classes).float()
+        shares = shares * (1 - smoothing) + smoothing / classes
+        logs = F.log_softmax(logits, dim=-1)
+        return -(shares * (1 - logs.exp()) ** gamma * logs).sum(-1).mean()
+
+    return cross_entropy
+
+
 LOSSES: dict[type, Callable[[Any], BatchLoss | None]] = {
     losses.SparseCategoricalCrossentropy: _sparse_categorical,
     losses.CategoricalCrossentropy: _categorical,
     losses.BinaryCrossentropy: _binary,
     losses.MeanSquaredError: _squared,
     losses.MeanAbsoluteError: _absolute,
+    CrossEntropy: _cross_entropy,
 }
 
 
@@ -116,6 +138,15 @@ def _categorical_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor
     return (y_pred.argmax(-1) == y.argmax(-1)).sum()
 
 
+def _label_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+    labels = y.argmax(-1) if y.shape == y_pred.shape else y.reshape(-1)
+    return (y_pred.argmax(-1) == labels).sum()
+
+
+def _errors(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+    return len(y) - _label_accuracy(y, y_pred)
+
+
 def _binary_accuracy(metric: metrics.BinaryAccuracy) -> Values:
     threshold = metric.threshold
     return lambda y, y_pred: ((y_pred > threshold) == y.reshape(y_pred.shape)).float().mean(-1).sum()
@@ -127,6 +158,8 @@ def batch_total(metric: Any) -> Values | None:
         return _sparse_accuracy
     if type(metric) is metrics.CategoricalAccuracy:
         return _categorical_accuracy
+    if type(metric) in (LabelAccuracy, ErrorRate):
+        return _errors if type(metric) is ErrorRate else _label_accuracy
     if type(metric) is metrics.BinaryAccuracy and metric.threshold is not None:
         return _binary_accuracy(metric)
     return None
@@ -134,6 +167,8 @@ def batch_total(metric: Any) -> Values | None:
 
 def metric_takes(metric: Any, y: torch.Tensor, y_pred: torch.Tensor) -> bool:
     """Whether the labels have the shape that a metric's device form was written for."""
+    if type(metric) in (LabelAccuracy, ErrorRate):
+        return True
     if type(metric) is metrics.SparseCategoricalAccuracy:
         return y.numel() == y_pred.shape[0]
     return y.shape == y_pred.shape or y_pred.shape[-1] == 1
@@ -282,7 +317,7 @@ def _to_device(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if isinstance(value, torch.Tensor):
-        return value.to(get_device(), non_blocking=True)
+        return send(value)
     if isinstance(value, list | tuple):
         return type(value)(_to_device(item) for item in value)
     if isinstance(value, dict):

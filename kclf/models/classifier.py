@@ -10,8 +10,10 @@ from typing import Any, cast
 
 import keras
 import numpy as np
+import torch
 
 from .._core.arguments import one_of
+from .._core.devices import send
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, split_backbone
@@ -20,7 +22,7 @@ from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
 from ..errors import WeightsError
 from ..layers import InputNormalization, as_augmentation
-from ..optimizers import FusedLossScaleOptimizer
+from ..optimizers.loss_scale import loss_scaled
 from ..weights import layers_with_variables
 from .heads import accuracy_metric, auto_loss, build_head
 from .saved_file import write_single_file
@@ -147,6 +149,7 @@ class ImageClassifier(keras.Model):
             training: run the backbone as in training.
             augment: see the images augmented; None does in training alone.
         """
+        images = send(images) if isinstance(images, torch.Tensor) and not images.is_meta else images
         seen = self.augmentation(images, training=training if augment is None else augment)
         return self.backbone(self.normalization(seen), training=training)
 
@@ -253,13 +256,8 @@ class ImageClassifier(keras.Model):
         """
         metrics = ["accuracy"] if metrics == "auto" and self.task != "regression" else metrics
         optimizer = keras.optimizers.get(optimizer)
-        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        if (
-            self.dtype_policy.name == "mixed_float16"
-            and arguments.get("auto_scale_loss", True)
-            and not scaled
-        ):
-            optimizer = FusedLossScaleOptimizer(optimizer)  # Keras' own waits for the device twice a step
+        if arguments.get("auto_scale_loss", True):
+            optimizer = loss_scaled(self, optimizer)
         super().compile(
             optimizer=optimizer,
             loss=auto_loss(self.task) if loss == "auto" else loss,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.atomic import replacing
+from .._core.devices import full_float32
 from .._core.h5_store import whole_file
 from ..acceleration import unpacked
 from ..data.tasks import probabilities_of
@@ -107,7 +108,9 @@ def to_torch_export(
     wrapped, photos = _wrapped(model, side)
     program = _exported(wrapped, photos)
     with torch.no_grad():
-        _check(program.module()(photos).cpu().numpy(), _expected(model, photos), path)
+        with full_float32():
+            found = program.module()(photos).cpu().numpy()
+        _check(found, _expected(model, photos), path)
     with whole_file(path) as file, warnings.catch_warnings():
         # To torch kernels in channels_last memory are not "complete"; it saves and loads them all the same.
         warnings.filterwarnings("ignore", message="No complete tensor found")
@@ -197,7 +200,8 @@ def _exported(module: PhotosToProbabilities, photos: Tensor) -> torch.export.Exp
 @torch.no_grad()
 def _expected(model: keras.Model, photos: Tensor) -> np.ndarray:
     """The model's own probabilities."""
-    logits = torch.as_tensor(model(photos, training=False))
+    with full_float32():
+        logits = torch.as_tensor(model(photos, training=False))
     return probabilities_of(logits, model.task).cpu().numpy()
 
 

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import torch
 
+from .._core.devices import full_float32
 from .._core.h5_store import write_arrays
 from ..errors import FileFormatError
 from ..weights import array_of, layer_keys, named_variables
@@ -88,7 +89,7 @@ def _keyed_weights(model: keras.Model) -> dict[str, keras.Variable]:
 
 def logits_of(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """Logits of images (n, height, width, 3), as an array (n, outputs)."""
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         return model(images, training=False).cpu().numpy()
 
 

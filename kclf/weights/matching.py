@@ -95,6 +95,7 @@ def assign_saved(
     *,
     skip: Collection[str] = (),
     report: bool = False,
+    dry_run: bool = False,
     source: str = "the weights",
 ) -> LoadReport:
     """Assign saved layers to a model, all of them or none.
@@ -104,6 +105,7 @@ def assign_saved(
         saved: arrays of each saved layer, by the key `layer_keys` gives, in the order of the file.
         skip: layer names or patterns to leave out on both sides.
         report: print the report.
+        dry_run: only look whether they fit.
         source: what to call the weights in a message.
 
     Returns:
@@ -132,6 +134,8 @@ def assign_saved(
     )
     if report:
         print(result)
+    if dry_run:
+        return result
     if not result.complete:
         raise WeightsError(f"{source} does not fit {model.name!r}, which stays as it was.\n{result}")
     for pair in pairs:

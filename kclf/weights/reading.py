@@ -24,6 +24,7 @@ def load_weights(
     *,
     skip: Collection[str] = (),
     report: bool = False,
+    dry_run: bool = False,
 ) -> LoadReport:
     """Load a weights file into a model by layer names, after checking every variable.
 
@@ -37,6 +38,7 @@ def load_weights(
         skip: layer names or patterns ("predictions", "top_*") to leave out on both sides: the model keeps
             its values there, as for a head with another number of classes.
         report: print what matched and what did not.
+        dry_run: only look whether it fits: nothing is assigned, and a misfit is no error.
 
     Returns:
         What was matched and skipped.
@@ -55,10 +57,12 @@ def load_weights(
         raise FileNotFoundError(f"No such weights file: {os.fspath(path)!r}.")
     source = os.fspath(path)
     if is_torch_file(path):
-        return from_torch(model, read_state_dict(path), skip=skip, report=report, source=source)
+        return from_torch(
+            model, read_state_dict(path), skip=skip, report=report, dry_run=dry_run, source=source
+        )
     words = {class_word(layer) for layer in layers_with_variables(model)}
     with open_saved(path, words, model) as saved:
-        return assign_saved(model, saved, skip=skip, report=report, source=source)
+        return assign_saved(model, saved, skip=skip, report=report, dry_run=dry_run, source=source)
 
 
 @dataclass(frozen=True)
