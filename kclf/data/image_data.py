@@ -12,6 +12,7 @@ from .._core.arguments import at_least, one_of
 from .._core.csv_files import write_csv
 from ..errors import DataError
 from . import show
+from .archives import unpacked
 from .files import require_folder
 from .folders import Faults, read_folder
 from .image_dataset import ImageDataset, OnError
@@ -41,7 +42,7 @@ from .presized import cached
 from .sources import ArrayImages, FileImages
 from .splits import grouped_split, index_split
 from .summary import Text, summary
-from .table_files import find_files, is_photo_in, one_spelling, require_no_second_label
+from .table_files import Found, find_files, is_photo_in, one_spelling, require_no_second_label
 from .tables import columns_of, read_csv_table, understand
 from .tasks import Task
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Label = Callable[[str], Any]
+MOST_MISSING = 0.05  # of the files of a table
 _ONLY_TRAIN = ("class_weight", "sampling_weights")  # what validation and test are never loaded with
 
 
@@ -61,6 +63,7 @@ class Loading(TypedDict, total=False):
     resize_method: ResizeMethod
     num_threads: int | None
     on_error: OnError
+    max_unreadable: float | None
     class_weight: Any
     sampling_weights: Any
 
@@ -82,6 +85,8 @@ class ImageData:
         num_threads: threads that decode; None for one a core.
         on_error: "skip" (default) replaces a photo that cannot be read by another one and lists it in
             `skipped`; "raise" ends with an `ImageError`.
+        max_unreadable: share of a split's images that may be skipped; 1 by default, so that only a class none
+            of whose images can be read stops the work. Of the files of a table 5 % may be missing.
         class_weight: weight of each class in the training loss, by name, or "balanced".
         sampling_weights: "balanced" to draw all classes alike in training.
 
@@ -317,7 +322,7 @@ class ImageData:
                 alone, a folder of validation or test images without one for training, and what `lenient`
                 leaves at a warning.
         """
-        found = read_folder(folder, label_regex, valid_fraction, seed, lenient)
+        found = read_folder(unpacked(folder), label_regex, valid_fraction, seed, lenient)
         train, valid = ((FileImages(paths), codes) for paths, codes in (found.train, found.valid))
         test = None if found.test is None else (FileImages(found.test[0]), found.test[1])
         return cls._of(found.class_names, "single_label", seed, loading, train, valid, test, found.notes)
@@ -441,7 +446,7 @@ class ImageData:
         found = find_files(folder, meaning.names, suffix)
         faults.notes += [*meaning.notes, *found.notes]
         if found.missing:
-            faults.notes.append(f"{found.missing:,} of {len(found.files):,} files of the table are not there")
+            _require_files(found, loading.get("max_unreadable", MOST_MISSING), faults)
         valid = meaning.valid if valid_indices is None else valid_indices
         return cls._from_labels(
             found.files, meaning.labels, meaning.task, groups, valid, test, valid_fraction, seed, loading,
@@ -564,6 +569,7 @@ class ImageData:
         options: dict[str, Any] = dict(loading)
         size, presize = _sizes(options.pop("size", 224), options.pop("presize", None))
         only_train = {key: options.pop(key, None) for key in _ONLY_TRAIN}
+        options.setdefault("max_unreadable", 1.0)
         options |= {"class_names": class_names, "task": task, "presize": presize, "seed": seed}
         return cls(
             ImageDataset(
@@ -580,6 +586,16 @@ class ImageData:
             size=size,
             notes=notes,
         )
+
+
+def _require_files(found: Found, most: float | None, faults: Faults) -> None:
+    """Report files of a table that are not there, where they are many; else note them."""
+    count = f"{found.missing:,} of {len(found.files):,}"
+    message = f"{count} files of the table are not there, such as {found.first}"
+    if most is not None and found.missing > max(1, most * len(found.files)):
+        faults.report(f"{message}. Look at folder and names, or raise max_unreadable (--max-unreadable)")
+    else:
+        faults.notes.append(message)
 
 
 def _sizes(size: int, presize: int | None) -> tuple[int, int]:

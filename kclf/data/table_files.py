@@ -21,11 +21,13 @@ class Found:
     Args:
         files: one a row; those that are not there as they were named.
         missing: how many are not there.
+        first: the first of those.
         notes: what was mended.
     """
 
     files: list[str]
     missing: int = 0
+    first: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -58,7 +60,8 @@ def find_files(folder: str | os.PathLike[str], names: Sequence[str], suffix: str
             "Look at `folder`, and at `suffix` (such as '.jpg') where the names come without one"
         )
     notes = [f"{count:,} file names were mended: {how}" for how, count in mended.most_common()]
-    return Found(named, lost, notes)
+    first = next((named[row] for row in missing if not there.has(named[row])), "")
+    return Found(named, lost, first, notes)
 
 
 def join_paths(folder: str | os.PathLike[str], names: Iterable[object], suffix: str = "") -> list[str]:
