@@ -5,6 +5,14 @@ import sys as _sys
 
 if "keras" not in _sys.modules:
     _os.environ.setdefault("KERAS_BACKEND", "torch")
+    _backend = _os.environ["KERAS_BACKEND"]
+else:
+    _backend = _sys.modules["keras"].backend.backend()
+if _backend != "torch":
+    raise ImportError(
+        "kclf needs Keras' torch backend: leave KERAS_BACKEND out or set it to torch, and import kclf before "
+        f"keras. Received: {_backend!r}"
+    )
 
 # The command imports what it needs when it needs it: `kclf --help` waits for no torch.
 _WORDS = [_os.path.basename(word).removesuffix(".exe") for word in _sys.orig_argv]

@@ -15,6 +15,7 @@ from kclf.backbones.transformers import TRANSFORMERS, TransformerPlan, transform
 from kclf.errors import BackboneError
 from kclf.layers.tokens import GlobalResponseNormalization, resampling_matrix
 from kclf.weights import from_torch, layer_keys, to_torch
+from tests.conftest import with_random_logits
 
 TINY = {
     "token": TransformerPlan(32, 2, 4, patch=4, grid=6),
@@ -284,9 +285,9 @@ def test_every_tensor_of_timm_has_its_place_and_gives_the_same(name):
 @pytest.fixture
 def tiny_classifier(monkeypatch):
     monkeypatch.setitem(TRANSFORMERS, "ViTS16", TransformerPlan(24, 12, 2, patch=8, grid=4))
-    return lambda **options: kclf.ImageClassifier(
+    return lambda **options: with_random_logits(kclf.ImageClassifier(
         "ViTS16", ["cat", "dog"], size=32, weights=None, hidden=(), **options
-    )
+    ))
 
 
 def test_groups_are_the_stem_with_half_of_the_blocks_and_the_other_half():

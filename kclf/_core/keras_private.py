@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from keras.src.applications.convnext import LayerScale
 from keras.src.backend.common.global_state import get_global_attribute, set_global_attribute
 from keras.src.backend.common.masking import get_keras_mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -25,6 +26,7 @@ __all__ = [
     "OPTIMIZERS_OF_TORCH",
     "DataAdapter",
     "Functional",
+    "LayerScale",
     "Trainer",
     "get_device",
     "get_global_attribute",

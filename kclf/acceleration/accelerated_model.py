@@ -51,14 +51,15 @@ class _Acceleration:
 class _PlannedCall:
     """Stands in for `call` of a functional model; hands to Keras what the plan does not take."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, checkpointing: bool) -> None:
         self.model, self.stock = model, type(model).call
+        self.checkpointing = checkpointing
         self._plan: Plan | None = None
 
     @property
     def plan(self) -> Plan:
         if self._plan is None:
-            self._plan = Plan(self.model)
+            self._plan = Plan(self.model, checkpointing=self.checkpointing)
             if self._plan.fallback:
                 kinds = sorted({type(layer).__name__ for layer in self._plan.fallback})
                 logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
@@ -82,7 +83,7 @@ class _PlannedCall:
         return None if tensors is None else plan.pack(plan(tensors, training=training))
 
 
-def accelerate(model: keras.Model) -> keras.Model:
+def accelerate(model: keras.Model, *, checkpointing: bool = False) -> keras.Model:
     """Let a Keras model run at the speed of plain torch; its results, files and layers stay as they are.
 
     Functional models run as a flat list of torch calls on the Keras variables' own tensors, with batch norms
@@ -98,6 +99,8 @@ def accelerate(model: keras.Model) -> keras.Model:
 
     Args:
         model: a Keras model on the torch backend, compiled or not.
+        checkpointing: keep only what passes between residual blocks for the way back, and compute the blocks
+            again there: less memory in training, for a third more time.
 
     Returns:
         The model itself.
@@ -118,7 +121,7 @@ def accelerate(model: keras.Model) -> keras.Model:
         )
     deaccelerate(model)
     state = _Acceleration(model)
-    _plan_calls(model, state)
+    _plan_calls(model, state, checkpointing)
     _lone_batchnorms(model, state)
     store_for_torch(model)
     _lean_step(model, state)
@@ -151,7 +154,7 @@ def is_accelerated(model: keras.Model) -> bool:
     return _STATE in model.__dict__
 
 
-def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
+def _plan_calls(model: keras.Model, state: _Acceleration, checkpointing: bool) -> None:
     """Hang a plan on every functional model that is this model or lies in it."""
     graphs = [functional_of(layer) for layer in model._flatten_layers()]
     for graph in dict.fromkeys(graph for graph in graphs if graph is not None):
@@ -159,7 +162,7 @@ def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
         if masking:
             logger.info("%s is run by Keras: %s make masks", graph.name, ", ".join(masking))
             continue
-        call = _PlannedCall(graph)
+        call = _PlannedCall(graph, checkpointing)
         state.plans.append(call)
         state.replace(graph, "call", call)
 

@@ -71,6 +71,7 @@ def build_backbone(
         >>> build_backbone("MobileNetV2", weights=None).output_shape
         (None, None, None, 1280)
     """
+    require_channels_last()
     spec = backbone_spec(name)
     if input_shape[-1] not in (None, COLOURS):
         return _with_channels(spec, weights, input_shape)
@@ -126,6 +127,19 @@ def _with_channels(
         colours = build_backbone(spec.name, weights=weights, input_shape=(*input_shape[:2], COLOURS))
         copy_adapted(colours, model, input_shape[-1])
     return model
+
+
+def require_channels_last() -> None:
+    """Refuse Keras' other order of dimensions, which no model here is made for.
+
+    Raises:
+        BackboneError: it is set.
+    """
+    if (order := keras.config.image_data_format()) != "channels_last":
+        raise BackboneError(
+            f"Expected Keras' image_data_format to be channels_last. Received: {order!r}. Call "
+            "keras.config.set_image_data_format('channels_last'), or set it so in ~/.keras/keras.json"
+        )
 
 
 def _num_scalings(model: keras.Model) -> int:

@@ -562,6 +562,7 @@ class Learner:
         validate: bool = True,
     ) -> keras.callbacks.History:
         self._auto = auto
+        self.model.decision = None  # that of other weights
         self.sched.first, self.sched.tested_last = len(self.recorder.learning_rates), False
         bar = ProgressBar(None if self.data is None else self.data.batch_size)
         table = [bar, EpochTable()] if self.verbose else []

@@ -17,7 +17,16 @@ from .._core.devices import send
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, split_backbone
-from ..data.images import CENTRE, ResizeMethod, as_pixels, read_image, read_square, to_square
+from ..data.decision import Decision
+from ..data.images import (
+    CENTRE,
+    RESIZE_METHODS,
+    ResizeMethod,
+    as_pixels,
+    read_image,
+    read_square,
+    to_square,
+)
 from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
 from ..errors import WeightsError
@@ -65,6 +74,8 @@ class ImageClassifier(keras.Model):
             prediction; None reads them at `size`.
         resize_method: "crop", "pad" or "squish": how they are brought to it.
         accelerate: run on plain torch calls (`kclf.accelerate`); False leaves Keras as it is.
+        checkpointing: train with less memory and a third more time: blocks of the backbone are computed again
+            on the way back. Needs `accelerate`.
         dtype: a dtype policy, such as "mixed_float16"; None takes Keras' global one.
 
     Raises:
@@ -96,10 +107,12 @@ class ImageClassifier(keras.Model):
         presize: int | None = None,
         resize_method: str = "crop",
         accelerate: bool = True,
+        checkpointing: bool = False,
         name: str | None = None,
         dtype: Any = None,
     ) -> None:
         one_of("task", task, TASKS)
+        one_of("resize_method", resize_method, RESIZE_METHODS)
         _check_class_names(class_names, task)
         take_device()
         super().__init__(name=name, dtype=dtype, autocast=False)
@@ -112,6 +125,7 @@ class ImageClassifier(keras.Model):
         self.hidden = tuple(int(width) for width in hidden)
         self.dropout = float(dropout)
         self.bias = not self.hidden or task == "regression" if bias is None else bool(bias)
+        self.checkpointing = bool(checkpointing)
         self.backbone_name = backbone if isinstance(backbone, str) else None
         with _policy(self.dtype_policy):
             self.augmentation = as_augmentation(augmentation, self.size)
@@ -132,10 +146,11 @@ class ImageClassifier(keras.Model):
             )
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
+        self.decision: Decision | None = None
         self.built = True
         self.freeze()
         if accelerate:
-            accelerate_model(self)
+            accelerate_model(self, checkpointing=checkpointing)
 
     def call(self, images: Any, training: bool = False) -> Any:
         """Logits, float32, shape (batch, number of classes), of images (batch, height, width, 3)."""
@@ -277,6 +292,11 @@ class ImageClassifier(keras.Model):
         """Compile as a saved model was; Keras calls it when it loads a `.keras` file."""
         self.compile(**keras.saving.deserialize_keras_object(config))
 
+    def fit(self, *arguments: Any, **named: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`; a temperature that was found before belongs to the weights of before."""
+        self.decision = None
+        return super().fit(*arguments, **named)
+
     # ---- files ------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
@@ -297,7 +317,9 @@ class ImageClassifier(keras.Model):
             "resize_method": self.resize_method,
             "name": self.name,
             "dtype": self.dtype_policy.name,
+            **({"checkpointing": True} if self.checkpointing else {}),
             "trainable_from_group": self.first_trainable_group,
+            "decision": None if self.decision is None else self.decision.get_config(),
         }
 
     @classmethod
@@ -305,12 +327,14 @@ class ImageClassifier(keras.Model):
         """Build the architecture of a config, with random weights and the same groups frozen."""
         config = WITHOUT_BIAS | dict(config)
         first_trainable_group = config.pop("trainable_from_group", -1)
+        decision = Decision.from_config(config.pop("decision", None))
         config["augmentation"] = keras.saving.deserialize_keras_object(config["augmentation"])
         config["normalization"] = InputNormalization.from_config(config["normalization"])
         if isinstance(config["backbone"], dict):
             config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
         model = cls(**config, weights=None)
         model.freeze_to(first_trainable_group)
+        model.decision = decision
         return model
 
     def save(self, filepath: str | PathLike[str], overwrite: bool = True, **arguments: Any) -> None:

@@ -11,8 +11,6 @@ from .._core.arguments import one_of
 from ..data.tasks import TASKS
 from ..layers import ConcatPooling, TargetUnits
 
-LOGITS_START = "zeros"  # of the last layer's weights
-
 
 def build_head(
     num_features: int,
@@ -54,7 +52,7 @@ def build_head(
     x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name="norm")(x)
     x = layers.Dropout(dropout, name="dropout")(x)
     outputs = layers.Dense(
-        num_outputs, use_bias=bias, kernel_initializer=LOGITS_START, name="logits", dtype="float32"
+        num_outputs, use_bias=bias, kernel_initializer="zeros", name="logits", dtype="float32"
     )(x)
     if units:
         outputs = TargetUnits(name="units", dtype="float32")(outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..models import ImageClassifier
 from ..prediction.inference import predict
 from ..prediction.predictions import Predictions
 from .budget import Plan, plan_best
+from .deciding import at_temperature, cross_fitted, fit_decision
 from .linear_probe import LinearProbe, fit_linear_probe
 from .solving import make_folds
 from .tuning import Comparison, Fit, describe_estimate, tune
@@ -99,17 +100,30 @@ def fit_best(
     data = _with_validation(data) if held_apart else data
     plan = plan or plan_best(model, data, effort=effort, minutes=minutes)
     say(plan.describe(model.size))
+    model.decision = None  # that of other weights
     probe = fit_linear_probe(model, data, views=plan.views, folder=folder, progress=progress)
     before = None if data.valid is None else predict(model, data.valid)
     say(str(probe) if before is None else f"{probe}; validation: {before}")
     if solved is not None:
         solved()
     if not plan.passes or before is None:
-        return BestFit(plan, probe, None, before, before or probe.held_out)
+        return _decided(model, BestFit(plan, probe, None, before, before or probe.held_out), before)
     comparison = _tuned(model, data, plan, before, fit)
     if held_apart:
-        return BestFit(plan, probe, comparison, None, probe.held_out)
-    return BestFit(plan, probe, comparison, comparison.kept, comparison.cross_fitted)
+        return _decided(model, BestFit(plan, probe, comparison, None, probe.held_out), comparison.kept)
+    kept = comparison.kept
+    return _decided(model, BestFit(plan, probe, comparison, kept, comparison.cross_fitted), kept)
+
+
+def _decided(model: ImageClassifier, found: BestFit, held_out: Predictions | None) -> BestFit:
+    """Give the model its temperature, thresholds and scores, and the estimate what they do to it."""
+    decision = model.decision = fit_decision(held_out or found.estimate)
+    if decision is None or found.estimate is None:
+        return found
+    kept = found.predictions
+    if kept is not None:
+        kept = replace(at_temperature(kept, decision.temperature), decision=decision)
+    return replace(found, predictions=kept, estimate=cross_fitted(found.estimate))
 
 
 def _tuned(
