@@ -267,7 +267,7 @@ def train(
     FOLDER holds train/ and valid/ with a folder for each class, or a folder for each class alone, which is
     split by --seed; photos in one flat folder need --label-regex or --csv.
 
-    A run that was cut off, by whatever, goes on with --resume RUN and ends as if it had not been.
+    Continue an interrupted run with --resume RUN; the result is the same.
 
     Exit status: 0 done; 2 bad input; 3 training cannot go on; 4 a file cannot be written (disk full,
     read-only); 130 stopped by Ctrl-C and 143 by SIGTERM, with all saved.

@@ -219,7 +219,7 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
     except RunStopped as stopped:
         save_so_far(learner.model, out)
         raise RunStopped(
-            f"{stopped} The classifier so far: {out / CLASSIFIER}. Go on with: kclf train --resume {out}",
+            f"{stopped} The classifier so far: {out / CLASSIFIER}. Continue with: kclf train --resume {out}",
             stopped.signal,
         ) from None
     except NotFiniteError as error:
