@@ -256,7 +256,7 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with the run in this folder, which was cut off; takes no other options.",
+            help="Continue the interrupted run in this folder; takes no other options.",
             show_default=False,
             rich_help_panel=OUTPUT,
         ),
