@@ -67,7 +67,7 @@ if not _IS_COMMAND:
     from .learner import Learner, load_learner
     from .models import ImageClassifier, load
     from .models.export import to_onnx
-    from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
+    from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer, layer_decay
     from .precision import set_precision
     from .prediction.ensembles import SnapshotEnsemble
     from .prediction.inference import predict, predict_files
@@ -135,6 +135,7 @@ __all__ = [
     "fit_linear_probe",
     "from_torch",
     "grad_cam",
+    "layer_decay",
     "load",
     "load_learner",
     "load_weights",

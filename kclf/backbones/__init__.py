@@ -1,6 +1,6 @@
 """Backbones by name: every model of `keras.applications` that torch can build, and those it lacks."""
 
-from .building import build_backbone, split_backbone
+from .building import build_backbone, split_backbone, split_blocks
 from .published import BackboneInfo, backbone_info, backbone_table, find_weights
 from .registry import BackboneSpec, backbone_names, backbone_spec
 
@@ -14,4 +14,5 @@ __all__ = [
     "build_backbone",
     "find_weights",
     "split_backbone",
+    "split_blocks",
 ]

@@ -209,6 +209,33 @@ def split_backbone(model: keras.Model, name: str) -> list[list[keras.layers.Laye
     return [[leaf for layer in group for leaf in layers_with_variables(layer)] for group in groups]
 
 
+BLOCK = r"block\d+_|.*_stage_\d_block_\d+_|.*_downsampling_\w+_\d"  # starts of names, of one block each
+
+
+def split_blocks(model: keras.Model, name: str) -> list[list[keras.layers.Layer]]:
+    """Cut a backbone into its stem and its blocks, input side first, for rates that decay by the block.
+
+    Transformers and ConvNeXts have a group for each block, what follows the last block in its group; others
+    have the groups of `split_backbone`.
+
+    Args:
+        model: what `build_backbone(name)` returned.
+        name: its name.
+
+    Example:
+        >>> len(split_blocks(build_backbone("ViTS16", weights=None), "ViTS16"))
+        13
+    """
+    groups: dict[str, list[keras.layers.Layer]] = {"": []}
+    key = ""
+    for layer in model.layers:
+        match = re.match(BLOCK, layer.name)
+        key = match[0] if match else key
+        groups.setdefault(key, []).extend(layers_with_variables(layer))
+    found = [group for group in groups.values() if group]
+    return found if len(found) > 1 else split_backbone(model, name)
+
+
 def _second_group_starts(spec: BackboneSpec, names: list[str]) -> int:
     if spec.starts_second_group:
         return next(i for i, name in enumerate(names) if re.fullmatch(spec.starts_second_group, name))

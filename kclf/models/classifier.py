@@ -16,7 +16,7 @@ from .._core.arguments import one_of
 from .._core.devices import send
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
-from ..backbones import backbone_spec, build_backbone, split_backbone
+from ..backbones import backbone_spec, build_backbone, split_backbone, split_blocks
 from ..data.decision import Decision
 from ..data.images import (
     CENTRE,
@@ -197,6 +197,17 @@ class ImageClassifier(keras.Model):
             else [list(layers_with_variables(self.backbone))]
         )
         return [*body, list(layers_with_variables(self.head))]
+
+    @property
+    def block_groups(self) -> list[list[keras.layers.Layer]]:
+        """The layers that hold weights by the block, input side first; the last group is the head.
+
+        For rates that decay by the block:
+        `LayerGroupOptimizer(optimizer, model.block_groups, layer_decay(0.75, len(model.block_groups)))`.
+        """
+        if self.backbone_name is None:
+            return self.layer_groups
+        return [*split_blocks(self.backbone, self.backbone_name), list(layers_with_variables(self.head))]
 
     def freeze_to(self, n: int) -> None:
         """Freeze the layer groups before group `n` and unfreeze the rest; negative `n` counts from the head.
