@@ -464,7 +464,9 @@ def _finite(weights: list[torch.Tensor]) -> list[torch.Tensor]:
     """The weights, once it is sure that they are good: one wait for the device."""
     floating = [tensor for tensor in weights if tensor.is_floating_point()]
     if not bool(torch.stack([torch.isfinite(tensor).all() for tensor in floating]).all()):
-        raise NotFiniteError("The weights have become infinite or NaN, so they are not saved. Lower the learning rate")
+        raise NotFiniteError(
+            "The weights have become infinite or NaN, so they are not saved. Lower the learning rate"
+        )
     return weights
 
 
