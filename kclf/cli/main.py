@@ -282,7 +282,7 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with the run in this folder, which was cut off; takes no other options.",
+            help="Continue the interrupted run in this folder; takes no other options.",
             show_default=False,
             rich_help_panel=OUTPUT,
         ),
@@ -293,7 +293,7 @@ def train(
     FOLDER holds train/ and valid/ with a folder for each class, or a folder for each class alone, which is
     split by --seed; photos in one flat folder need --label-regex or --csv.
 
-    A run that was cut off, by whatever, goes on with --resume RUN and ends as if it had not been.
+    Continue an interrupted run with --resume RUN; the result is the same.
 
     Exit status: 0 done; 2 bad input; 3 training cannot go on; 4 a file cannot be written (disk full,
     read-only); 130 stopped by Ctrl-C and 143 by SIGTERM, with all saved.

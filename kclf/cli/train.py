@@ -233,13 +233,15 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
         if stop() is not None:
             raise RunStopped("Stopped when training was over.", stop() or 0)
     except RunStopped as stopped:
-        save_so_far(learner.model, out)
+        if settings.recipe == "course":
+            save_so_far(learner.model, out)
         raise RunStopped(
-            f"{stopped} The classifier so far: {out / CLASSIFIER}. Go on with: kclf train --resume {out}",
+            f"{stopped} The classifier so far: {out / CLASSIFIER}. Continue with: kclf train --resume {out}",
             stopped.signal,
         ) from None
     except NotFiniteError as error:
-        save_so_far(learner.model, out)
+        if settings.recipe == "course":
+            save_so_far(learner.model, out)
         raise NotFiniteError(f"{error}. The classifier so far: {out / CLASSIFIER}") from None
     except KclfError:
         if is_main() and learner.checkpoint is not None and learner.checkpoint.position is None:
@@ -260,7 +262,7 @@ def solve_and_tune(learner: Learner, settings: RunSettings) -> BestFit:
     )
     return learner.fit_best(
         plan=plan,
-        solved=lambda: save_so_far(learner.model, settings.out),
+        keep=lambda model: save_so_far(model, settings.out),
         say=lambda line: print_on_main(f"{line}\n"),
     )
 

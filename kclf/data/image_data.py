@@ -178,7 +178,7 @@ class ImageData:
 
         Each photo is kept with its short side at `size` pixels, so that windows still move in training.
         The cache is one file for all splits, keyed by the photos' paths, sizes and times of change, so that
-        other folds of the same photos share it. A build that is interrupted goes on at the next call.
+        other folds of the same photos share it. A build that is interrupted resumes at the next call.
 
         Args:
             size: short side in pixels, at least the size the model sees: 460 for random resized crops to

@@ -249,7 +249,7 @@ class ImageDataset(DataLoader, DataAdapter):
     def blank_batches(self, batches: int) -> None:
         """Let the next epoch hand out its first batches blank, at no cost: their photos are zeros.
 
-        For a `fit` that goes on inside an epoch: it counts from batch 0, and passes over what it has done.
+        For a `fit` that resumes inside an epoch: it counts from batch 0, and passes over what it has done.
         """
         self._discard()
         self._blank = batches
