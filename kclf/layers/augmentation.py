@@ -228,7 +228,7 @@ class Augmentation(keras.layers.Layer):
         return type(self).from_config({**self.get_config(), "size": size})
 
     def get_random_state(self) -> Tensor:
-        """State of the generator: `set_random_state` goes on from there."""
+        """State of the generator: `set_random_state` continues from there."""
         return self._generator.get_state()
 
     def set_random_state(self, state: Tensor) -> None:
