@@ -139,12 +139,11 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _how(named: str, file: str) -> str:
-    """What was mended, with the example."""
-    example = f"such as {os.path.basename(named)!r} for {os.path.basename(file)!r}"
+    """What was mended."""
     if "\\" in named:
         return "backslashes for slashes"
     if named.casefold() == file.casefold():
-        return f"case of letters, {example}"
+        return "case of letters"
     suffixes = [os.path.splitext(path)[1].lower() for path in (named, file)]
     if suffixes[0] not in image_suffixes():
         return f"no suffix, {suffixes[1]} added"

@@ -45,7 +45,7 @@ def columns_of(table: Any) -> Columns:
     """
     if isinstance(table, Mapping):
         return {str(name): _values(column) for name, column in table.items()}
-    if hasattr(table, "collect") and not hasattr(table, "__getitem__"):
+    if hasattr(table, "collect"):  # a lazy frame
         table = table.collect()
     names = getattr(table, "column_names", None) or getattr(table, "columns", None)
     if names is not None and not callable(names):
