@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from .. import metrics as figures
-from ..losses import CrossEntropy
+from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..models import accuracy_metric, auto_loss
 from ..optimizers import LayerGroupOptimizer
 
@@ -32,7 +32,6 @@ METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
     figures.error_rate: lambda task: figures.ErrorRate(),
     figures.accuracy_multi: lambda task: accuracy_metric("multi_label"),
 }
-ACCURACY = ("accuracy", figures.accuracy)
 
 
 @dataclass(frozen=True)
@@ -146,13 +145,9 @@ class Training:
             return self.loss
         if task == "regression":
             self._refuse_shaping("numbers for labels")
-        if task == "regression" or not (self.label_smoothing or self.focal_gamma or self.mixes):
             return auto_loss(task)
-        if task == "single_label":
-            return CrossEntropy(self.label_smoothing, self.focal_gamma)
-        return keras.losses.BinaryFocalCrossentropy(
-            gamma=self.focal_gamma, from_logits=True, label_smoothing=self.label_smoothing
-        )
+        made = CrossEntropy if task == "single_label" else BinaryCrossEntropy
+        return made(self.label_smoothing, self.focal_gamma)
 
     def _refuse_shaping(self, beside: str) -> None:
         if self.label_smoothing or self.focal_gamma:
@@ -173,8 +168,6 @@ class Training:
         if isinstance(wanted, str) and wanted == "auto":
             wanted = [] if task == "regression" else ["accuracy"]
         wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
-        if self.mixes and task == "single_label":
-            wanted = [figures.LabelAccuracy() if metric in ACCURACY else metric for metric in wanted]
         return [METRICS[metric](task) if _is_ours(metric) else metric for metric in wanted]
 
 

@@ -22,7 +22,8 @@ from ..errors import WeightsError
 from ..layers import InputNormalization, as_augmentation
 from ..optimizers import FusedLossScaleOptimizer
 from ..weights import layers_with_variables
-from .heads import accuracy_metric, auto_loss, build_head
+from .compile_arguments import loss_on_logits, metrics_on_logits
+from .heads import build_head
 from .saved_file import write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train")
@@ -233,12 +234,16 @@ class ImageClassifier(keras.Model):
             optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name; under the policy mixed_float16
                 it gets `FusedLossScaleOptimizer` around it, unless `auto_scale_loss=False`.
             loss: "auto" is cross-entropy from logits for one label, binary cross-entropy from logits for
-                many, and mean absolute error for numbers.
+                many, and mean absolute error for numbers. Keras' names of cross-entropies mean the same;
+                one label may be whole or one-hot.
             metrics: "auto" is accuracy (for many labels: per label, threshold .5); for numbers none.
-                The name "accuracy" in a list means the same.
+                A name, a metric, or a list of them. "accuracy" goes by the labels, and Keras' metrics of
+                probabilities (AUC, Precision, top-k, ...) are fed with those.
             **arguments: go to `keras.Model.compile`.
+
+        Raises:
+            ValueError: the loss takes probabilities, or is for another task.
         """
-        metrics = ["accuracy"] if metrics == "auto" and self.task != "regression" else metrics
         optimizer = keras.optimizers.get(optimizer)
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if (
@@ -249,8 +254,8 @@ class ImageClassifier(keras.Model):
             optimizer = FusedLossScaleOptimizer(optimizer)  # Keras' own waits for the device twice a step
         super().compile(
             optimizer=optimizer,
-            loss=auto_loss(self.task) if loss == "auto" else loss,
-            metrics=None if metrics == "auto" else [self._metric(m) for m in metrics or []],
+            loss=loss_on_logits(loss, self.task, len(self.class_names)),
+            metrics=metrics_on_logits(metrics, self.task, len(self.class_names)),
             **arguments,
         )
         if not self.optimizer.built:  # on all weights at once, so that unfreezing later keeps what was learnt
@@ -258,9 +263,6 @@ class ImageClassifier(keras.Model):
                 [v for g in self.layer_groups for layer in g for v in layer._trainable_variables]
             )
         distribute(self)
-
-    def _metric(self, metric: Any) -> Any:
-        return accuracy_metric(self.task) if isinstance(metric, str) and metric == "accuracy" else metric
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as a saved model was; Keras calls it when it loads a `.keras` file."""
