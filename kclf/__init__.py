@@ -60,6 +60,7 @@ from .prediction.ensembles import SnapshotEnsemble
 from .prediction.inference import predict, predict_files
 from .prediction.predictions import Predictions
 from .prediction.tta import predict_tta
+from .recipe import LinearProbe, fit_linear_probe
 from .report import write_report
 from .weights import from_torch, load_weights, to_torch
 
@@ -89,6 +90,7 @@ __all__ = [
     "LayerGroupOptimizer",
     "Learner",
     "LearningRateFinder",
+    "LinearProbe",
     "MixUp",
     "NotFiniteError",
     "OneCycle",
@@ -113,6 +115,7 @@ __all__ = [
     "datasets",
     "deaccelerate",
     "find_learning_rate",
+    "fit_linear_probe",
     "from_torch",
     "grad_cam",
     "load",

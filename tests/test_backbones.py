@@ -29,6 +29,8 @@ from kclf.weights import array_of, layer_keys, load_weights
 
 ONE_PER_FAMILY = [
     "ConvNeXtTiny",
+    "ConvNeXtV2Atto",
+    "DINOv2S14Registers",
     "DenseNet121",
     "EfficientNetB0",
     "EfficientNetLite0",
@@ -42,6 +44,7 @@ ONE_PER_FAMILY = [
     "NASNetLarge",
     "ResNet50",
     "ResNet50V2",
+    "SigLIP2B16",
     "VGG16",
     "Xception",
 ]
@@ -55,7 +58,7 @@ ALL = [
 def test_a_backbone_builds_splits_freezes_and_unfreezes(name):
     with keras.device("meta"):  # shapes without memory: ConvNeXtXLarge alone would take 1.4 GB
         model = build_backbone(name, weights=None)
-    assert model.output_shape[:3] == (None, None, None)
+    assert model.output_shape[:-1] in ((None, None, None), (None,))
     groups = split_backbone(model, name)
     held = [id(variable) for group in groups for layer in group for variable in layer.weights]
     assert sorted(held) == sorted(id(variable) for variable in model.weights)

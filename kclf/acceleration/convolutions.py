@@ -11,7 +11,7 @@ import keras
 import torch
 import torch.nn.functional as F
 
-from .graph import Function, LayerContext, Pair, Run, pair, same_padding
+from .graph import Function, LayerContext, Pair, Run, pair, same_padding, to_nchw, to_nhwc
 from .pointwise import NOTHING, POST_OPERATIONS, Elementwise, PostOperation, activation_function
 
 
@@ -298,17 +298,17 @@ def compile_separable(site: LayerContext) -> Function | None:
 
 
 def compile_dense(site: LayerContext) -> Function | None:
-    """A Dense on (batch, features)."""
-    layer = site.layer
-    if site.rank != 2:
-        return None
+    """A Dense on the last axis: of (batch, features), of tokens, or of images."""
+    layer, image = site.layer, site.image
     activation = activation_function(layer.activation, image=False, in_place=True)
     kernel, bias = layer._kernel, layer.bias
 
     def dense(run: Run, x: torch.Tensor) -> torch.Tensor:
-        weight = in_dtype(kernel, x.dtype)
-        y = x @ weight if bias is None else torch.addmm(in_dtype(bias, x.dtype), x, weight)
-        return y if activation is None else activation(y)
+        x = to_nhwc(x) if image else x
+        weight = in_dtype(kernel, x.dtype).T
+        y = F.linear(x, weight, None if bias is None else in_dtype(bias, x.dtype))
+        y = y if activation is None else activation(y)
+        return to_nchw(y) if image else y
 
     return dense
 

@@ -240,6 +240,7 @@ TABLE: dict[type, Callable[[LayerContext], Function | None]] = {
     layers.Flatten: pointwise.compile_flatten,
     layers.GlobalAveragePooling2D: pointwise.compile_global_average,
     layers.GlobalMaxPooling2D: pointwise.compile_global_max,
+    layers.LayerNormalization: pointwise.compile_layernorm,
     layers.MaxPooling2D: pointwise.pooling(F.max_pool2d),
     layers.Multiply: pointwise.compile_multiply,
     layers.ReLU: pointwise.compile_relu,
@@ -257,9 +258,11 @@ TABLE: dict[type, Callable[[LayerContext], Function | None]] = {
 def compiled(site: LayerContext) -> Function | None:
     """The torch function of a layer where it stands, or None where Keras has to run it."""
     layer = site.layer
-    if type(layer) not in TABLE or not is_plain(layer):
+    if not is_plain(layer):
         return None
-    return TABLE[type(layer)](site)
+    if getattr(type(layer), "calls_torch_alone", False):
+        return pointwise.compile_torch_call(site)
+    return TABLE[type(layer)](site) if type(layer) in TABLE else None
 
 
 def is_plain(layer: Any) -> bool:
@@ -271,6 +274,6 @@ def is_plain(layer: Any) -> bool:
         or getattr(layer, "lora_enabled", False)
         or layer.quantization_mode is not None
         or getattr(layer, "_remat_mode", None)
-        or not layer.autocast
+        or not (layer.autocast or type(layer) is layers.LayerNormalization)  # which casts by itself
         or "call" in layer.__dict__
     )

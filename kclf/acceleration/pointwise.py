@@ -303,3 +303,35 @@ def compile_rescaling(site: LayerContext) -> Function | None:
     if not isinstance(scale, int | float) or not isinstance(offset, int | float):
         return None
     return lambda run, x: x * scale + offset
+
+
+def compile_torch_call(site: LayerContext) -> Function | None:
+    """A layer whose class says that its `call` is torch operations alone, on values in Keras' layout."""
+    call = site.layer.call
+    images = [site.is_image(tensor) for tensor in site.inputs]
+    image_out = site.is_image(site.output)
+    if len(images) > 1:
+        return None if any(images) or image_out else lambda run, *values: call(list(values))
+
+    def run_call(run: Run, x: torch.Tensor) -> torch.Tensor:
+        result = call(to_nhwc(x) if images[0] else x)
+        return to_nchw(result) if image_out else result
+
+    return run_call
+
+
+def compile_layernorm(site: LayerContext) -> Function | None:
+    """A LayerNormalization over the channels, with scale and shift."""
+    layer = site.layer
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    if [axis % site.rank for axis in axes] != [site.rank - 1] or not (layer.scale and layer.center):
+        return None
+    gamma, beta, epsilon, image = layer.gamma, layer.beta, layer.epsilon, site.image
+
+    def layernorm(run: Run, x: torch.Tensor) -> torch.Tensor:
+        x = to_nhwc(x) if image else x
+        weight, bias = gamma._value.to(x.dtype), beta._value.to(x.dtype)
+        y = F.layer_norm(x, (x.shape[-1],), weight, bias, epsilon)
+        return to_nchw(y) if image else y
+
+    return layernorm

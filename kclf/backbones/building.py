@@ -14,10 +14,12 @@ from torch.overrides import TorchFunctionMode
 from ..errors import WeightsError
 from ..weights import is_torch_file, layers_with_variables, load_weights
 from .applications import application, correct_variance, torch_application
+from .convnext import convnext
 from .downloads import fetch_torch_weights
 from .lite import efficientnet_lite0, load_imagenet_weights
 from .registry import BackboneSpec, backbone_names, backbone_spec
 from .resnet import resnet
+from .transformers import transformer
 
 # Layers above the feature map: a file with top serves a backbone without.
 TOP_LAYERS = (
@@ -30,8 +32,11 @@ TOP_LAYERS = (
     "logits",
     "Logits",
     "*_head_*",
+    "head",
+    "head.fc",
 )
 
+OWN = {"resnet": resnet, "convnext": convnext, "transformer": transformer}
 InputShape = tuple[int | None, int | None, int]
 
 
@@ -51,7 +56,8 @@ def build_backbone(
 
     Returns:
         A functional model from pixels, normalised as `backbone_spec(name).normalization` says, of shape
-        (batch, height, width, channels) to features (batch, height / 32, width / 32, features), float32.
+        (batch, height, width, channels) to features (batch, height / 32, width / 32, features), float32;
+        of vision transformers, (batch, features).
 
     Raises:
         BackboneError: there is no such backbone, or it cannot be built on torch or for photos so small.
@@ -104,8 +110,8 @@ def _built(spec: BackboneSpec, weights: str | None, input_shape: InputShape) -> 
         return application(spec.name, weights, input_shape)
     if spec.family == "torch":
         return torch_application(spec.name.removeprefix("Torch"), input_shape)
-    if spec.family == "resnet":
-        return resnet(spec.name, input_shape)
+    if spec.family in OWN:
+        return OWN[spec.family](spec.name, input_shape)
     model = efficientnet_lite0(input_shape)
     if weights:
         load_imagenet_weights(model)
@@ -114,7 +120,7 @@ def _built(spec: BackboneSpec, weights: str | None, input_shape: InputShape) -> 
 
 def _refuse_other_pixels(spec: BackboneSpec, weights: str | os.PathLike[str]) -> None:
     """Torch's weights want pixels by ImageNet's mean and deviation; Keras' own of VGG and others do not."""
-    if spec.normalization in ("tf", "caffe") and is_torch_file(weights):
+    if spec.family == "applications" and spec.normalization in ("tf", "caffe") and is_torch_file(weights):
         twin = f"Torch{spec.name}"
         hint = f" Build {twin!r}, which does." if twin in backbone_names() else ""
         raise WeightsError(

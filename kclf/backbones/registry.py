@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import BackboneError
+from .convnext import CONVNEXTS
 from .resnet import PLANS
+from .transformers import TRANSFORMERS, TransformerPlan
 
 Normalization = Literal["caffe", "tf", "torch", "none"]
-Family = Literal["applications", "lite", "resnet", "torch"]
+Family = Literal["applications", "convnext", "lite", "resnet", "torch", "transformer"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,10 @@ class BackboneSpec:
         min_size: smallest side it can be built for, in pixels.
         starts_second_group: pattern of the names of layers that begin the second layer group, or
         ends_first_group: pattern of the names of layers that end the first.
-        family: who builds it: Keras Applications, kclf ("lite", "resnet"), or Keras Applications by torch's
-            conventions of padding and BatchNorm ("torch").
+        family: who builds it: Keras Applications, kclf ("convnext", "lite", "resnet", "transformer"), or
+            Keras Applications by torch's conventions of padding and BatchNorm ("torch").
         torch_file: torchvision's file of its ImageNet weights, where these are used.
+        patch: what each side must be a multiple of, in pixels.
     """
 
     name: str
@@ -38,6 +41,7 @@ class BackboneSpec:
     ends_first_group: str = ""
     family: Family = "applications"
     torch_file: str = ""
+    patch: int = 1
 
 
 def _specs() -> list[BackboneSpec]:
@@ -69,7 +73,25 @@ def _specs() -> list[BackboneSpec]:
             for name, plan in PLANS.items()
         ],
         *_torch_specs(),
+        *[
+            spec(name, "torch", 224, 32, r".*_downsampling_layernorm_1", family="convnext")
+            for name in CONVNEXTS
+        ],
+        *[_transformer_spec(name, plan) for name, plan in TRANSFORMERS.items()],
     ]
+
+
+def _transformer_spec(name: str, plan: TransformerPlan) -> BackboneSpec:
+    """Groups split in the middle of the blocks. Google's transformers read pixels in [-1, 1]."""
+    return BackboneSpec(
+        name,
+        "torch" if name.startswith("DINOv2") else "tf",
+        plan.patch * plan.grid,
+        plan.patch,
+        rf"block{plan.depth // 2 + 1}_.*",
+        family="transformer",
+        patch=plan.patch,
+    )
 
 
 def _torch_specs() -> list[BackboneSpec]:

@@ -14,7 +14,7 @@ BATCH_SIZE = 32
 
 
 def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
-    """Mean over the cells of the backbone's last feature map, float32 (n, channels).
+    """The backbone's features, the mean over the cells of a map, float32 (n, channels).
 
     Args:
         model: an `ImageClassifier`: reads the photos as in a prediction.
@@ -24,7 +24,9 @@ def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
         paths, presize=model.presize or model.size, resize_method=model.resize_method, batch_size=BATCH_SIZE
     )
     with torch.no_grad():
-        batches = [model.features(images).float().mean(dim=(1, 2)).cpu().numpy() for images, *_ in photos]
+        features = (model.features(images).float() for images, *_ in photos)
+        means = (found.mean(dim=(1, 2)) if found.ndim == 4 else found for found in features)
+        batches = [found.cpu().numpy() for found in means]
     return np.concatenate(batches)
 
 

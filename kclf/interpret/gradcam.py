@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 import torch
 
 from .._core.plotting import new_grid
 
 if TYPE_CHECKING:
-    import keras
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -69,7 +70,9 @@ def grad_cam(
 
     With A_k the k-th channel of the feature map and y the logit of the class, the map is
     relu(sum_k mean(dy/dA_k) A_k), scaled to a maximum of 1. Only the head is differentiated, so it costs
-    little more than a prediction, works with every backbone, and leaves all weights as they are.
+    little more than a prediction, works with every backbone, and leaves all weights as they are. Vision
+    transformers give no map: there A are the tokens of the patches before the last block, which is the last
+    to mix them, and that block is differentiated too.
 
     Args:
         model: an `ImageClassifier`: has `augmentation`, `normalization`, `backbone` and `head`.
@@ -80,10 +83,11 @@ def grad_cam(
     batch = batch.to(_device(model))
     with torch.no_grad():
         seen = model.augmentation(batch, training=False)
-        features = model.features(seen)
+        front, back = _halves(model.backbone)
+        features = front(model.normalization(seen), training=False)
     features = features.detach().float().requires_grad_()
     with torch.enable_grad():
-        logits = model.head(features, training=False)
+        logits = model.head(back(features), training=False)
         explained = (
             logits.argmax(dim=1)
             if classes is None
@@ -93,9 +97,28 @@ def grad_cam(
         gradient = torch.autograd.grad(score, features)[0]
     return GradCam(
         images=seen.clamp(0, 255).round().to(torch.uint8).cpu().numpy(),
-        maps=_heat(features.detach(), gradient),
+        maps=_heat(*(_as_map(x, model.backbone) for x in (features.detach(), gradient))),
         classes=explained.cpu().numpy(),
     )
+
+
+def _halves(backbone: keras.Model) -> tuple[Any, Any]:
+    """The backbone up to the values that are explained, and what it does with them."""
+    layers = getattr(backbone, "layers", [])
+    starts = [layer for layer in layers if re.fullmatch(r"block\d+_norm1", layer.name)]
+    if not starts:
+        return backbone, lambda features: features
+    tokens = starts[-1].input
+    return keras.Model(backbone.inputs, tokens), keras.Model(tokens, backbone.output)
+
+
+def _as_map(values: torch.Tensor, backbone: keras.Model) -> torch.Tensor:
+    """Tokens as the map of their patches, (n, rows, columns, channels); a map as it is."""
+    if values.ndim == 4:
+        return values
+    tokens = backbone.get_layer("tokens")
+    _, rows, columns, _ = tokens.input.shape
+    return values[:, tokens.prefix :].unflatten(1, (rows, columns))
 
 
 def _heat(features: torch.Tensor, gradient: torch.Tensor) -> np.ndarray:

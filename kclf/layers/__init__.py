@@ -6,6 +6,7 @@ from .normalization import InputNormalization
 from .pooling import ConcatPooling
 from .presets import aug_transforms, basic, none, side_on, top_down, trivial
 from .stack import AugmentationStack, as_augmentation
+from .targets import TargetUnits
 
 __all__ = [
     "Augmentation",
@@ -15,6 +16,7 @@ __all__ = [
     "InputNormalization",
     "MixUp",
     "RandomErasing",
+    "TargetUnits",
     "Transformation",
     "as_augmentation",
     "aug_transforms",

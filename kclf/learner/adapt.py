@@ -14,6 +14,7 @@ from ..data import ImageData
 from ..errors import DataError, WeightsError
 from ..models import ImageClassifier, load
 from ..models.clone import clone_with, copy_weights
+from ..models.heads import set_target_units, target_units
 from ..prediction.activation_cache import head_model
 from ..prediction.predictions import Predictions
 
@@ -40,7 +41,10 @@ def classifier_for(
         "presize": data.presize,
         "resize_method": data.train.resize_method,
     }
-    return ImageClassifier(backbone, output_names(data), **(known | settings))
+    model = ImageClassifier(backbone, output_names(data), **(known | settings))
+    if data.task == "regression" and data.train.labels is not None:
+        set_target_units(model.head, *target_units(data.train.labels))
+    return model
 
 
 def output_names(data: ImageData) -> list[str]:

@@ -40,6 +40,7 @@ from ..prediction.ensembles import SnapshotEnsemble
 from ..prediction.inference import predict
 from ..prediction.predictions import Predictions, write_submission
 from ..prediction.tta import predict_tta
+from ..recipe import LinearProbe, fit_linear_probe
 from ..report import write_report
 from .adapt import (
     adapt_to_data,
@@ -322,6 +323,17 @@ class Learner:
             self.unfreeze()
             rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
             self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, **both)
+
+    def linear_probe(self, *, views: int = 0) -> LinearProbe:
+        """Solve the last layer on the training photos by logistic or ridge regression: `fit_linear_probe`.
+
+        Args:
+            views: augmented views of each photo to learn from beside the plain one: 0, or 2 and more.
+
+        Returns:
+            The solution, with cross-validated predictions of the training photos.
+        """
+        return fit_linear_probe(self.model, self._require_data(), views=views, **self._cache)
 
     def best_model(
         self, name: str = "best", *, monitor: str = "val_loss", patience: int | None = None

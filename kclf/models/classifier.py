@@ -28,6 +28,7 @@ from .saved_file import write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train")
 BATCHNORM_MOMENTUM = 0.9
+WITHOUT_BIAS = {"bias": False}  # what configurations and files mean that do not say: there was none
 
 
 @keras.saving.register_keras_serializable(package="kclf")
@@ -40,7 +41,7 @@ class ImageClassifier(keras.Model):
 
     Args:
         backbone: a name of `backbone_names()`, or a Keras model that maps (batch, height, width, 3) to
-            features (batch, rows, columns, channels).
+            features (batch, rows, columns, channels) or (batch, channels).
         class_names: one name per output, in the order of the labels.
         size: side of the square that the backbone sees, pixels.
         weights: "imagenet", None (random), or the path of a weights file of this backbone without top.
@@ -50,6 +51,9 @@ class ImageClassifier(keras.Model):
             model (a named one knows its own).
         hidden: widths of the head's hidden layers.
         dropout: rate before the last layer; half of it before each hidden layer.
+        bias: the last layer has a bias; for numbers it then also computes standardised targets, which
+            come out in their own units (`fit_linear_probe` and `Learner` set them). None: where there are
+            no hidden layers, and for numbers.
         task: "single_label", "multi_label" or "regression".
         batchnorm: what BatchNormalization does in the backbone. "inference": it normalises by its stored
             statistics always, also after `unfreeze`; its scales and shifts learn with their groups. "frozen":
@@ -85,6 +89,7 @@ class ImageClassifier(keras.Model):
         normalization: str | InputNormalization | None = None,
         hidden: Sequence[int] = (512,),
         dropout: float = 0.5,
+        bias: bool | None = None,
         task: str = "single_label",
         batchnorm: str = "inference",
         presize: int | None = None,
@@ -105,6 +110,7 @@ class ImageClassifier(keras.Model):
         self.batchnorm = batchnorm
         self.hidden = tuple(int(width) for width in hidden)
         self.dropout = float(dropout)
+        self.bias = not self.hidden or task == "regression" if bias is None else bool(bias)
         self.backbone_name = backbone if isinstance(backbone, str) else None
         with _policy(self.dtype_policy):
             self.augmentation = as_augmentation(augmentation, self.size)
@@ -119,6 +125,9 @@ class ImageClassifier(keras.Model):
                 len(self.class_names),
                 hidden=self.hidden,
                 dropout=self.dropout,
+                bias=self.bias,
+                units=self.bias and task == "regression",
+                pooled=len(self.backbone.output_shape) == 2,
             )
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
@@ -132,7 +141,7 @@ class ImageClassifier(keras.Model):
         return self.head(self.features(images, training=training), training=training)
 
     def features(self, images: Any, *, training: bool = False, augment: bool | None = None) -> Any:
-        """The backbone's last feature map, shape (batch, rows, columns, channels).
+        """The backbone's features: (batch, rows, columns, channels), or a transformer's (batch, channels).
 
         Args:
             images: (batch, height, width, 3) in [0, 255], of any height and width.
@@ -281,6 +290,7 @@ class ImageClassifier(keras.Model):
             "normalization": self.normalization.get_config(),
             "hidden": list(self.hidden),
             "dropout": self.dropout,
+            "bias": self.bias,
             "task": self.task,
             "batchnorm": self.batchnorm,
             "presize": self.presize,
@@ -293,7 +303,7 @@ class ImageClassifier(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ImageClassifier:
         """Build the architecture of a config, with random weights and the same groups frozen."""
-        config = dict(config)
+        config = WITHOUT_BIAS | dict(config)
         first_trainable_group = config.pop("trainable_from_group", -1)
         config["augmentation"] = keras.saving.deserialize_keras_object(config["augmentation"])
         config["normalization"] = InputNormalization.from_config(config["normalization"])

@@ -12,7 +12,7 @@ import numpy as np
 from .._core.h5_store import read_arrays
 from ..errors import FileFormatError
 from ..layers import Augmentation, InputNormalization
-from .classifier import ImageClassifier
+from .classifier import WITHOUT_BIAS, ImageClassifier
 from .saved_file import FILE_FORMAT, FILE_VERSION, assign_arrays, check_fit, logits_of
 
 LARGEST_SIDE = 8192  # pixels; a file that claims more is refused
@@ -76,7 +76,7 @@ def _build(path: Any, config: Any, arrays: Mapping[str, np.ndarray]) -> ImageCla
     if not isinstance(config, dict) or not isinstance(config.get("backbone"), str):
         raise FileFormatError(f"{path}: the settings do not name a backbone")
     try:
-        settings = dict(config)
+        settings: dict[str, Any] = {**WITHOUT_BIAS, **config}
         settings["augmentation"] = Augmentation.from_config(settings["augmentation"]["config"])
         settings["normalization"] = InputNormalization.from_config(settings["normalization"])
         sides = [side for side in (settings["size"], settings["presize"]) if side is not None]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .classifier import ImageClassifier
 
 FILE_FORMAT = "kclf-classifier"
-FILE_VERSION = 1
+FILE_VERSION = 2
 
 
 def write_single_file(model: ImageClassifier, path: Path) -> None:

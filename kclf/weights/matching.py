@@ -17,6 +17,8 @@ from .layer_keys import layer_keys, named_variables
 # The values need only `.shape` and `[...]`: datasets of an open file stay unread until they are assigned.
 SavedLayer = Mapping[str, Any]
 
+NAMES_SHOWN = 4  # of each kind in a message; the report's attributes have them all
+
 # Names that other versions and frameworks give to a variable.
 ALIASES = {
     "depthwise_kernel": "kernel",
@@ -61,7 +63,13 @@ class LoadReport:
             "skipped": self.skipped,
             "matched by place": self.by_position,
         }
-        return "\n".join(f"{label}: {', '.join(names)}" for label, names in rows.items() if names)
+        return "\n".join(f"{label}: {_first(names)}" for label, names in rows.items() if names)
+
+
+def _first(names: Collection[str]) -> str:
+    """The first few of a list of names, and how many more there are: a whole model's fill a screen."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(list(names)[:NAMES_SHOWN]) + more
 
 
 @dataclass

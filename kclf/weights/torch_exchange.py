@@ -13,8 +13,10 @@ import torch
 
 from ..errors import FileFormatError, WeightsError
 from .conventions import Conventions, check_conventions
+from .foreign_names import timm_names
 from .layer_keys import array_of, layer_keys, named_variables, numpy_of
 from .matching import LoadReport, assign_saved
+from .safetensors_files import is_safetensors, read_safetensors
 from .torch_names import LAYOUTS, Layout, best_layout, torch_names
 
 LEGACY_PICKLE = b"\x80\x02"  # how torch.save began before torch 1.6
@@ -24,6 +26,7 @@ TOP_LAYERS = ("predictions", "fc1", "fc2", "convnext_head_dense")
 VGG_MAP = 7  # side of the feature map that VGG's first dense layer reads, at 224 pixels
 
 NORMALISING = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
+BARE = {"cls_token", "reg_token", "pos_embed", "latent"}  # variables that torch libraries name the same
 TO_KERAS = {
     "weight": "gamma",
     "bias": "beta",
@@ -34,7 +37,9 @@ TO_TORCH = {ours: theirs for theirs, ours in TO_KERAS.items()}
 
 
 def is_torch_file(path: str | os.PathLike[str]) -> bool:
-    """True for what `torch.save` writes, today's zip archive and the bare pickle of old."""
+    """True for safetensors and what `torch.save` writes, today's zip archive and the bare pickle of old."""
+    if is_safetensors(path):
+        return True
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -49,12 +54,14 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Read a state dict without running code from the file (`weights_only=True`).
 
     Args:
-        path: a `.pth` or `.pt` file that holds tensors by name, or a checkpoint that holds such a dict under
-            "state_dict", "model" or "state_dict_ema".
+        path: `.safetensors`; or a `.pth`, `.pt` or `.bin` file that holds tensors by name, or a checkpoint
+            that holds such a dict under "state_dict", "model" or "state_dict_ema".
 
     Raises:
         FileFormatError: the file is damaged, or holds anything but tensors by name.
     """
+    if is_safetensors(path):
+        return read_safetensors(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler of damaged bytes raises almost anything
@@ -80,7 +87,8 @@ def from_torch(
     """Load a torch state dict into a Keras model that computes the same.
 
     Knows the names of torchvision, timm and efficientnet_pytorch for ResNet, DenseNet, VGG, MobileNetV2,
-    EfficientNet (and Lite) and ConvNeXt. Weights do not tell how their network pads convolutions with a
+    EfficientNet (and Lite) and ConvNeXt, and those of timm, transformers and the authors (`timm_names`) for
+    ConvNeXt V2, ViT, DINOv2 and SigLIP. Weights do not tell how their network pads convolutions with a
     stride, nor the epsilon of BatchNorm: both follow from the library where they can, and the model must
     agree. A MobileNetV2 padded the other way loses a point of accuracy and says nothing.
 
@@ -107,6 +115,7 @@ def from_torch(
         True
     """
     layers = layer_keys(model)
+    state_dict = timm_names(state_dict)
     layout = _layout_of(layers, state_dict, source, model.name)
     check_conventions(model, conventions or layout.conventions, source)
     named = torch_names([*layers, *(top for top in TOP_LAYERS if top not in layers)], layout)
@@ -145,7 +154,7 @@ def to_torch(model: keras.Model, library: str = "torchvision") -> dict[str, torc
             f"{library} has no names for these layers of {model.name!r}: {', '.join(nameless)}."
         )
     return {
-        f"{names[key]}.{parameter}": torch.from_numpy(np.array(array))
+        f"{names[key]}.{parameter}".removeprefix("."): torch.from_numpy(np.array(array))
         for key in wanted
         for parameter, array in _to_torch(layers[key], library).items()
     }
@@ -177,7 +186,7 @@ def _todays_name(name: str) -> str:
 
 def _to_keras(parameter: str, array: np.ndarray, layer: keras.layers.Layer | None) -> tuple[str, np.ndarray]:
     """Keras' name and layout for one torch parameter of a layer."""
-    if isinstance(layer, NORMALISING):
+    if _normalises(layer):
         return TO_KERAS.get(parameter, parameter), array
     if parameter in ("layer_scale", "gamma"):  # torchvision's and timm's ConvNeXt
         return "gamma", array.reshape(-1)
@@ -189,6 +198,8 @@ def _to_keras(parameter: str, array: np.ndarray, layer: keras.layers.Layer | Non
 def _kernel_to_keras(array: np.ndarray, layer: keras.layers.Layer | None) -> np.ndarray:
     if array.ndim == 4 and isinstance(layer, keras.layers.DepthwiseConv2D):
         return array.transpose(2, 3, 0, 1)  # (channels, 1, h, w) -> (h, w, channels, 1)
+    if isinstance(layer, keras.layers.Dense) and array.shape[2:] == (1, 1):
+        return array[:, :, 0, 0].T  # timm's convolutions of one pixel
     if array.ndim == 4:
         return array.transpose(2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
     if array.ndim == 2 and _reads_a_map(layer):  # torch flattens (channels, 7, 7), Keras (7, 7, channels)
@@ -200,14 +211,23 @@ def _kernel_to_keras(array: np.ndarray, layer: keras.layers.Layer | None) -> np.
 def _to_torch(layer: keras.layers.Layer, library: str) -> dict[str, np.ndarray]:
     """Torch's names and layouts for the variables of one layer."""
     arrays = {name: array_of(variable) for name, variable in named_variables(layer).items()}
-    if isinstance(layer, NORMALISING):
+    if _normalises(layer):
         counter = {COUNTER: np.array(0)} if "moving_mean" in arrays else {}
         return {**{TO_TORCH[name]: array for name, array in arrays.items()}, **counter}
-    if "kernel" not in arrays:  # ConvNeXt's scale of a block
+    if arrays.keys() <= BARE:
+        return arrays
+    if "kernel" not in arrays:  # the scale of a residual branch
         (scale,) = arrays.values()
         return {"layer_scale": scale.reshape(-1, 1, 1)} if library == "torchvision" else {"gamma": scale}
     kernel = {"weight": _kernel_to_torch(arrays.pop("kernel"), layer)}
     return {**kernel, **arrays}
+
+
+def _normalises(layer: keras.layers.Layer | None) -> bool:
+    """Whether a layer has scale and shift, which Keras calls gamma and beta and torch weight and bias."""
+    if layer is None:
+        return False
+    return isinstance(layer, NORMALISING) or named_variables(layer).keys() == {"gamma", "beta"}
 
 
 def _kernel_to_torch(array: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:

@@ -206,7 +206,8 @@ TIMM_CONVNEXT: tuple[Rule, ...] = (
     (r"\w+_downsampling_conv_(\d)", lambda m: f"stages.{int(m[1]) + 1}.downsample.1"),
     (CONVNEXT_STEP, lambda m: f"stages.{m[1]}.blocks.{m[2]}.{TIMM_CONVNEXT_STEPS[m[3]]}"),
     (r"\w+_stage_(\d)_block_(\d+)_layer_scale", r"stages.\1.blocks.\2"),
-    (r"layer_normalization#0|\w+_head_layernorm", "head.norm"),
+    (r"\w+_stage_(\d)_block_(\d+)_response", r"stages.\1.blocks.\2.mlp.grn"),
+    (r"layer_normalization#0|\w+_(head|final)_layernorm", "head.norm"),
     (r"\w+_head_dense", "head.fc"),
 )
 
@@ -224,6 +225,20 @@ TIMM_VGG: tuple[Rule, ...] = (
     (r"predictions", "head.fc"),
 )
 
+VISION_TRANSFORMER: tuple[Rule, ...] = (
+    (r"patch_embed_proj", "patch_embed.proj"),
+    (r"tokens", ""),  # the class token, the registers and the positions are parameters of the model itself
+    (
+        r"block(\d+)_(norm|attn|ls|mlp)(?:_(qkv|proj|fc\d)|(\d))",
+        lambda m: f"blocks.{_less(m[1])}.{m[2]}" + (f".{m[3]}" if m[3] else m[4]),
+    ),
+    (r"norm", "norm"),
+    (r"attn_pool", "attn_pool"),
+    (r"attn_pool_mlp_(fc\d)", r"attn_pool.mlp.\1"),
+    (r"attn_pool_(q|kv|proj|norm)", r"attn_pool.\1"),
+    (r"predictions", "head"),
+)
+
 LAYOUTS = (
     Layout("torchvision", RESNET),
     Layout("torchvision", DENSENET),
@@ -237,6 +252,7 @@ LAYOUTS = (
     Layout("timm", TIMM_EFFICIENTNET, conventions=None),
     Layout("timm", TIMM_CONVNEXT),
     Layout("timm", TIMM_VGG),
+    Layout("timm", VISION_TRANSFORMER),
     Layout("efficientnet_pytorch", EFFICIENTNET_PYTORCH, conventions=TENSORFLOW),
 )
 
