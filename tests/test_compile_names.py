@@ -8,7 +8,8 @@ import pytest
 
 import kclf
 from kclf.acceleration import deaccelerate
-from kclf.losses import BinaryCrossEntropy
+from kclf.data.mixed_dataset import weighted_shares
+from kclf.losses import BinaryCrossEntropy, CrossEntropy
 from kclf.metrics import OnProbabilities
 
 SIDE, PHOTOS = 16, 32
@@ -85,7 +86,7 @@ def train_and_check(model, loss, labels, metric, classes):
         return
     x, y = easy_photos(classes)
     target = LABELS[labels](y, classes)
-    history = model.fit(x, target, epochs=3, batch_size=16, verbose=0).history
+    history = model.fit(x, target, epochs=4, batch_size=8, verbose=0).history
     (figure, *_) = [values[-1] for name, values in history.items() if name != "loss"]
     assert (model.predict_on_batch(x).argmax(1) == y).mean() > 0.9
     assert figure > 0.6
@@ -139,19 +140,20 @@ def test_many_labels_train_by_every_name(loss, metric):
     model = classifier(3, "multi_label")
     model.compile(keras.optimizers.Adam(0.1), loss, metric)
     target = LABELS["one-hot"](y, 3)
-    history = model.fit(x, target, epochs=12, batch_size=16, verbose=0).history
-    assert ((model.predict(x, verbose=0) > 0) == target).mean() > 0.9
-    assert list(history.values())[-1][-1] > 0.6
+    history = model.fit(x, target, epochs=6, batch_size=16, verbose=0).history
+    assert ((model.predict_on_batch(x) > 0) == target).mean() > 0.9
+    (figure,) = [values[-1] for name, values in history.items() if name != "loss"]
+    assert figure > 0.6
 
 
 def test_labels_of_a_wrong_shape_are_refused_before_the_weights_move():
     x, y = easy_photos(3)
     model = classifier(3, "multi_label")
     model.compile()
-    before = model.get_weights()
+    before = np.array(model.head.get_layer("logits").kernel)
     with pytest.raises(ValueError, match="labels of shape"):
         model.fit(x, y, verbose=0)
-    np.testing.assert_array_equal(model.head.get_layer("logits").kernel, before[-1])
+    np.testing.assert_array_equal(model.head.get_layer("logits").kernel, before)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_a_loss_object_of_probabilities_is_refused(loss):
 
 def test_mixup_trains_as_its_docstring_says_with_accuracy_by_name():
     x, y = easy_photos()
-    mixed, shares = kclf.MixUp(0.4, num_classes=2)(x, y, training=True)
+    mixed, shares = kclf.MixUp(2, alpha=0.4)(x, y, training=True)
     model = classifier()
     model.compile(
         keras.optimizers.Adam(0.1), keras.losses.CategoricalCrossentropy(from_logits=True), ["accuracy"]
@@ -209,7 +211,7 @@ def test_a_loss_by_name_and_a_strange_metric_keep_the_fast_step_and_its_figures(
     x, y = easy_photos()
     last = keras.layers.Dense(2, "softmax") if loss.startswith("sparse") else keras.layers.Dense(1, "sigmoid")
     model = keras.Sequential([keras.Input((SIDE, SIDE, 3)), keras.layers.Flatten(), last])
-    model.compile("sgd", loss, ["accuracy", strange])
+    model.compile("sgd", loss, metrics=["accuracy", strange])
     x = x.astype("float32") / 255
     stock = model.evaluate(x, y, verbose=0, return_dict=True)
     kclf.accelerate(model)
@@ -246,9 +248,7 @@ def test_class_weights_fall_on_the_shares_of_mixed_labels():
     rng = np.random.default_rng(0)
     shares, weights = rng.dirichlet(np.ones(3), 8).astype("float32"), np.array([1.0, 5.0, 0.5], "float32")
     logits = rng.normal(size=(8, 3)).astype("float32")
-    from kclf.data.mixed_dataset import weighted_shares
-
     labels, of_photo = weighted_shares(keras.ops.convert_to_tensor(shares), weights)
-    loss = kclf.CrossEntropy(reduction=None)(labels, logits) * of_photo
+    loss = CrossEntropy(reduction=None)(labels, logits) * of_photo
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     np.testing.assert_allclose(np.array(loss.cpu()), -(shares * weights * log_p).sum(1), rtol=1e-5)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,6 +149,19 @@ def deaccelerate(model: keras.Model) -> keras.Model:
 def is_accelerated(model: keras.Model) -> bool:
     """Whether `accelerate` is at work on a model."""
     return _STATE in model.__dict__
+
+
+@contextmanager
+def run_by_keras(model: keras.Model) -> Iterator[None]:
+    """Let Keras call each layer of an accelerated model within the block, as where layers are looked into."""
+    state = model.__dict__.get(_STATE)
+    planned = [] if state is None else [plan.model for plan in state.plans]
+    taken = [(graph, graph.__dict__.pop("call")) for graph in planned if "call" in graph.__dict__]
+    try:
+        yield
+    finally:
+        for graph, call in taken:
+            override(graph, call=call)
 
 
 def _plan_calls(model: keras.Model, state: _Acceleration) -> None:

@@ -14,6 +14,7 @@ import keras
 from ..distributed import barrier, is_main
 from ..errors import TrainingError
 from ..weights import save_weights
+from .delivered import as_delivered
 
 
 @contextmanager
@@ -76,7 +77,7 @@ class SnapshotSaver:
         target = self.path(cycle)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         if is_main():
-            with without_optimizer(model):
+            with as_delivered(model), without_optimizer(model):
                 save_weights(model, target)
         barrier()
         if target not in self.paths:
@@ -155,7 +156,7 @@ class BestModel(keras.callbacks.Callback):
             self.best, self.best_epoch = value, epoch
             model = self.classifier or self.model
             if is_main():
-                with without_optimizer(model):
+                with as_delivered(self.model), without_optimizer(model):
                     save_weights(model, self.path)
         elif self.patience is not None and epoch - self.best_epoch >= self.patience:
             self.model.stop_training = True

@@ -16,6 +16,7 @@ from .. import schedules
 from ..callbacks import (
     Checkpoint,
     CosineRestarts,
+    DeliveredModel,
     EpochTable,
     FlatCosine,
     OneCycle,
@@ -522,7 +523,7 @@ class Learner:
             train,
             validation_data=valid,
             epochs=epochs,
-            callbacks=with_checkpoint(self, listening, train, resume),
+            callbacks=[DeliveredModel(train), *with_checkpoint(self, listening, train, resume)],
             shuffle=False,
             verbose=0,
         )

@@ -116,7 +116,12 @@ class Training:
         if self.ema is not None:
             settings |= {"use_ema": True, "ema_momentum": self.ema}
         multipliers = [decay / largest for decay in decays] if largest else 1.0
-        return LayerGroupOptimizer(self._make(auto, settings), groups, weight_decay_multipliers=multipliers)
+        return LayerGroupOptimizer(
+            self._make(auto, settings),
+            groups,
+            weight_decay_multipliers=multipliers,
+            warm_up_average=True,
+        )
 
     def _clip(self, auto: str) -> float | None:
         if not isinstance(self.clip, str):

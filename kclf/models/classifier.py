@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -14,20 +15,23 @@ import numpy as np
 from .._core.arguments import one_of
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
+from ..callbacks.delivered import delivered_first
 from ..backbones import backbone_spec, build_backbone, split_backbone
 from ..data.images import CENTRE, ResizeMethod, as_pixels, read_square, to_square
 from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
 from ..errors import WeightsError
 from ..layers import InputNormalization, as_augmentation
-from ..optimizers import FusedLossScaleOptimizer
+from ..optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 from ..weights import layers_with_variables
 from .compile_arguments import loss_on_logits, metrics_on_logits
 from .heads import build_head
+from .inputs import check_labels, check_shape, warn_of_range
 from .saved_file import write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train")
 BATCHNORM_MOMENTUM = 0.9
+SMALL_BATCH = 4  # times smaller than the one before: a remainder
 WITHOUT_BIAS = {"bias": False}  # what configurations and files mean that do not say: there was none
 
 
@@ -132,13 +136,30 @@ class ImageClassifier(keras.Model):
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
         self.built = True
+        vars(self).update(_range_checked=False, _size_before=0)  # out of sight of Keras' tracking
         self.freeze()
         if accelerate:
             accelerate_model(self)
 
     def call(self, images: Any, training: bool = False) -> Any:
         """Logits, float32, shape (batch, number of classes), of images (batch, height, width, 3)."""
-        return self.head(self.features(images, training=training), training=training)
+        check_shape(images)
+        if not self._range_checked:
+            warn_of_range(images)
+            vars(self)["_range_checked"] = True
+        features = self.features(images, training=training)
+        return self.head(features, training=training and not self._is_remainder(images.shape[0]))
+
+    def _is_remainder(self, size: int) -> bool:
+        """Whether a training batch is much smaller than the one before, as the last of an epoch can be.
+
+        BatchNormalization by a handful of images would undo what the epoch has learnt: the head then takes
+        its moving statistics.
+        """
+        before, attributes = self._size_before, vars(self)
+        if size != before:
+            attributes["_size_before"] = size
+        return SMALL_BATCH * size < before
 
     def features(self, images: Any, *, training: bool = False, augment: bool | None = None) -> Any:
         """The backbone's features: (batch, rows, columns, channels), or a transformer's (batch, channels).
@@ -235,12 +256,13 @@ class ImageClassifier(keras.Model):
     # ---- compile ------------------------------------------------------------
 
     def compile(
-        self, optimizer: Any = "adamw", loss: Any = "auto", metrics: Any = "auto", **arguments: Any
+        self, optimizer: Any = "auto", loss: Any = "auto", metrics: Any = "auto", **arguments: Any
     ) -> None:
         """As `keras.Model.compile`, with a loss and metrics that fit the task and its logits.
 
         Args:
-            optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name; under the policy mixed_float16
+            optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name. "auto" is AdamW at 1e-3 for the
+                head and at a hundredth to a tenth of it for the backbone, should that train; under the policy mixed_float16
                 it gets `FusedLossScaleOptimizer` around it, unless `auto_scale_loss=False`.
             loss: "auto" is cross-entropy from logits for one label, binary cross-entropy from logits for
                 many, and mean absolute error for numbers. Keras' names of cross-entropies mean the same;
@@ -253,6 +275,8 @@ class ImageClassifier(keras.Model):
         Raises:
             ValueError: the loss takes probabilities, or is for another task.
         """
+        if isinstance(optimizer, str) and optimizer == "auto":
+            optimizer = LayerGroupOptimizer(keras.optimizers.AdamW(1e-3), self)
         optimizer = keras.optimizers.get(optimizer)
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if (
@@ -272,6 +296,35 @@ class ImageClassifier(keras.Model):
                 [v for g in self.layer_groups for layer in g for v in layer._trainable_variables]
             )
         distribute(self)
+
+    def fit(self, *arguments: Any, **named: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`; validation, and what is saved, see the model as it will be delivered.
+
+        The moving statistics of batch norms are taken anew from some training images before each validation
+        and in the end, and under `use_ema` validation runs on the averaged weights: see
+        `kclf.callbacks.DeliveredModel`.
+        """
+        given = inspect.signature(keras.Model.fit).bind(self, *arguments, **named).arguments
+        given.pop("self")
+        check_labels(given.get("y"), self.task, len(self.class_names))
+        given["callbacks"] = delivered_first(given.get("callbacks"), self, given)
+        vars(self)["_size_before"] = 0
+        return super().fit(**given)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Keras' step of `fit`; the first batch is looked at."""
+        vars(self)["_range_checked"] = False
+        return super().make_train_function(force=force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Keras' step of `evaluate`; the first batch is looked at."""
+        vars(self)["_range_checked"] = False
+        return super().make_test_function(force=force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Keras' step of `predict`; the first batch is looked at."""
+        vars(self)["_range_checked"] = False
+        return super().make_predict_function(force=force)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as a saved model was; Keras calls it when it loads a `.keras` file."""

@@ -51,8 +51,12 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             then one group each; or a list of lists of layers, input side first.
         learning_rate_multipliers: one number for all groups, a list with one a group, `slice(hi)`,
             `slice(lo, hi)` or `{group index: number}`, as `group_rates` reads them; see also `layer_decay`.
+            None is `slice(0.01, 1)` for a model with `layer_groups`, whose pretrained layers survive no more
+            once they train, and 1 for all else.
         weight_decay_multipliers: the same for weight decay.
         decay_biases_and_norms: True to decay biases and norm parameters too.
+        warm_up_average: of an optimizer with `use_ema`: let the average follow faster at first, with the decay
+            min(ema_momentum, (1 + steps) / (10 + steps)), so that after a short run it is not its start.
         name: name of the optimizer.
 
     Example:
@@ -72,10 +76,11 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self,
         optimizer: keras.optimizers.Optimizer | str,
         model_or_groups: keras.Model | Sequence[Sequence[keras.Layer]] | RecordedGroups,
-        learning_rate_multipliers: GroupSpec = 1.0,
+        learning_rate_multipliers: GroupSpec | None = None,
         weight_decay_multipliers: GroupSpec = 1.0,
         *,
         decay_biases_and_norms: bool = False,
+        warm_up_average: bool = False,
         name: str | None = None,
     ) -> None:
         optimizer = keras.optimizers.get(optimizer)
@@ -89,9 +94,14 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self._groups = (
             model_or_groups if isinstance(model_or_groups, RecordedGroups) else LayerGroups(model_or_groups)
         )
+        if learning_rate_multipliers is None:
+            learning_rate_multipliers = (
+                slice(0.01, 1.0) if hasattr(model_or_groups, "layer_groups") and self.num_groups > 1 else 1.0
+            )
         self.learning_rate_multipliers = tuple(group_rates(learning_rate_multipliers, self.num_groups))
         self.weight_decay_multipliers = tuple(group_rates(weight_decay_multipliers, self.num_groups))
         self.decay_biases_and_norms = decay_biases_and_norms
+        self.warm_up_average = warm_up_average
         self.use_ema = optimizer.use_ema
         self.loss_scale_factor = optimizer.loss_scale_factor
         self._steps = _HostMirror(optimizer._iterations)
@@ -232,6 +242,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             "learning_rate_multipliers": list(self.learning_rate_multipliers),
             "weight_decay_multipliers": list(self.weight_decay_multipliers),
             "decay_biases_and_norms": self.decay_biases_and_norms,
+            "warm_up_average": self.warm_up_average,
         }
 
     @classmethod
@@ -330,7 +341,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         return gradients
 
     def _average(self) -> None:
-        """The moving average of the weights over all variables at hand, as Keras defines it."""
+        """The moving average of the weights over all variables at hand, as Keras defines it unless warmed up."""
         inner = self.inner_optimizer
         done = self._steps.read() // (inner.gradient_accumulation_steps or 1)
         pairs = [
@@ -339,7 +350,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             if inner._model_variables_moving_average[place] is not None
         ]
         averages, values = map(list, zip(*pairs, strict=True))
-        torch._foreach_lerp_(averages, values, 1.0 - inner.ema_momentum if done else 1.0)
+        decay = _warm(inner.ema_momentum, done) if self.warm_up_average else inner.ema_momentum
+        torch._foreach_lerp_(averages, values, 1.0 - decay if done else 1.0)
         every = inner.ema_overwrite_frequency
         if every and (done + 1) % every == 0:
             torch._foreach_copy_(values, averages)
@@ -471,6 +483,11 @@ class _HostMirror:
         with torch.no_grad():
             self.variable._value.add_(1)
         self._value, self._version = value + 1, self.variable._value._version
+
+
+def _warm(decay: float, done: int) -> float:
+    """The decay of an average after so many steps: low at first, so that a short run is not its start."""
+    return min(decay, (1 + done) / (10 + done))
 
 
 def _rounded(value: float) -> float:
