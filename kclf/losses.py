@@ -73,8 +73,8 @@ class BinaryCrossEntropy(keras.losses.Loss):
     """Binary cross-entropy from logits for several labels a photo, exact however sure the model is.
 
     loss = mean_c of -q_c (1 - p_c)^gamma log p_c - (1 - q_c) p_c^gamma log (1 - p_c), with
-    q = (1 - s) * label + s / 2. Keras' focal form works on clipped probabilities, whose gradient is 0 where the
-    model is surely wrong.
+    q = (1 - s) * label + s / 2. Keras' focal form works on clipped probabilities, whose gradient is 0 where
+    the model is surely wrong.
 
     Args:
         label_smoothing: s in [0, 1).

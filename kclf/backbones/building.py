@@ -51,7 +51,8 @@ def build_backbone(
     Args:
         name: one of `backbone_names()`.
         weights: "imagenet", None for random values, or the path of a weights file: Keras `.weights.h5`,
-            `.keras` or legacy `.h5`, or a torch state dict; a file with top will do.
+            `.keras` or legacy `.h5`, a classifier that kclf saved, or a torch state dict; a file with
+            top, or of a model that holds this backbone, will do.
         input_shape: (height, width, channels); None leaves a side open.
 
     Returns:
@@ -75,7 +76,7 @@ def build_backbone(
         model = _built(spec, weights, input_shape)
         if weights and spec.torch_file:
             load_weights(model, fetch_torch_weights(name, spec.torch_file), skip=TOP_LAYERS)
-        return model
+        return _named(model, name)
     if not Path(weights).is_file():
         raise FileNotFoundError(
             f'No such weights file, and not "imagenet" or None. Received: weights={os.fspath(weights)!r}.'
@@ -83,9 +84,20 @@ def build_backbone(
     _refuse_other_pixels(spec, weights)
     with _NoDraws():
         model = _built(spec, None, input_shape)
-    load_weights(model, weights, skip=TOP_LAYERS)
+    load_weights(model, weights, skip=TOP_LAYERS, part=True)
     correct_variance(model)
+    return _named(model, name)
+
+
+def _named(model: keras.Model, name: str) -> keras.Model:
+    """The model, which remembers by what name it was built, out of sight of Keras."""
+    vars(model)["_kclf_backbone"] = name
     return model
+
+
+def built_name(model: keras.Model) -> str | None:
+    """The name by which `build_backbone` built a model; None for any other model."""
+    return vars(model).get("_kclf_backbone")
 
 
 class _NoDraws(TorchFunctionMode):

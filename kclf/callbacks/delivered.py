@@ -15,7 +15,7 @@ from .._core.fit_hooks import Step, overridden, unwrap_step, wrap_step
 from .._core.keras_private import get_device
 from ..acceleration import run_by_keras
 from ..optimizers import layer_group_optimizer
-from .steps import innermost
+from .steps import finish_interrupted, innermost
 
 FEWEST, MOST = 128, 512  # training images that statistics are taken from: a quarter of all, between these
 BATCH = 64
@@ -50,6 +50,7 @@ class DeliveredModel(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Find the batch norms that follow the batches, and listen to the steps."""
         unwrap_step(self.model, "train_function", self._step)
+        finish_interrupted(self.model.optimizer)
         self._norms = live_batchnorms(self.model)
         self._recent: list[torch.Tensor] | None = None if can_be_sampled(self.data) else []
         self._moved, self._delivered = False, _Statistics(())

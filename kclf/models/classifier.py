@@ -11,12 +11,13 @@ from typing import Any, cast
 
 import keras
 import numpy as np
+import torch
 
 from .._core.arguments import one_of
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
+from ..backbones import backbone_spec, build_backbone, built_name, split_backbone
 from ..callbacks.delivered import delivered_first
-from ..backbones import backbone_spec, build_backbone, split_backbone
 from ..data.images import CENTRE, ResizeMethod, as_pixels, read_square, to_square
 from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
@@ -26,7 +27,7 @@ from ..optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 from ..weights import layers_with_variables
 from .compile_arguments import loss_on_logits, metrics_on_logits
 from .heads import build_head
-from .inputs import check_labels, check_shape, warn_of_range
+from .inputs import check_backbone, check_labels, check_shape, warn_of_range
 from .saved_file import write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train")
@@ -115,7 +116,9 @@ class ImageClassifier(keras.Model):
         self.hidden = tuple(int(width) for width in hidden)
         self.dropout = float(dropout)
         self.bias = not self.hidden or task == "regression" if bias is None else bool(bias)
-        self.backbone_name = backbone if isinstance(backbone, str) else None
+        self.backbone_name = backbone if isinstance(backbone, str) else built_name(backbone)
+        if not isinstance(backbone, str):
+            check_backbone(backbone, self.size)
         with _policy(self.dtype_policy):
             self.augmentation = as_augmentation(augmentation, self.size)
             self.normalization = _normalization(self.backbone_name, normalization)
@@ -144,7 +147,7 @@ class ImageClassifier(keras.Model):
     def call(self, images: Any, training: bool = False) -> Any:
         """Logits, float32, shape (batch, number of classes), of images (batch, height, width, 3)."""
         check_shape(images)
-        if not self._range_checked:
+        if not self._range_checked and isinstance(images, torch.Tensor):
             warn_of_range(images)
             vars(self)["_range_checked"] = True
         features = self.features(images, training=training)
@@ -185,6 +188,40 @@ class ImageClassifier(keras.Model):
         if isinstance(photo, str | PathLike):
             return np.array(read_square(photo, side, method))
         return np.array(to_square(as_pixels(photo), side, method, CENTRE))
+
+    # ---- shapes, as of a functional model ------------------------------------------------------------
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The symbolic input, for `keras.Model(model.inputs, ...)`: images of `size`."""
+        return self._symbols[0]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The symbolic logits of `inputs`."""
+        return self._symbols[1]
+
+    @property
+    def _symbols(self) -> tuple[list[Any], list[Any]]:
+        found = vars(self).get("_kclf_symbols")
+        if found is None:
+            images = keras.Input(self.input_shape[1:], name="images")
+            found = vars(self)["_kclf_symbols"] = ([images], [self(images)])
+        return found
+
+    @property
+    def input_shape(self) -> tuple[int | None, int, int, int]:
+        """(None, size, size, 3); images of other sizes are brought to it."""
+        return (None, self.size, self.size, 3)
+
+    @property
+    def output_shape(self) -> tuple[int | None, int]:
+        """(None, number of outputs)."""
+        return (None, len(self.class_names))
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, int]:
+        """(batch, number of outputs)."""
+        return (input_shape[0], len(self.class_names))
 
     # ---- layer groups ------------------------------------------------------------
 
@@ -262,8 +299,9 @@ class ImageClassifier(keras.Model):
 
         Args:
             optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name. "auto" is AdamW at 1e-3 for the
-                head and at a hundredth to a tenth of it for the backbone, should that train; under the policy mixed_float16
-                it gets `FusedLossScaleOptimizer` around it, unless `auto_scale_loss=False`.
+                head and at a hundredth to a tenth of it for the backbone, should that train;
+                under the policy mixed_float16 it gets `FusedLossScaleOptimizer` around it, unless
+                `auto_scale_loss=False`.
             loss: "auto" is cross-entropy from logits for one label, binary cross-entropy from logits for
                 many, and mean absolute error for numbers. Keras' names of cross-entropies mean the same;
                 one label may be whole or one-hot.
@@ -278,6 +316,9 @@ class ImageClassifier(keras.Model):
         if isinstance(optimizer, str) and optimizer == "auto":
             optimizer = LayerGroupOptimizer(keras.optimizers.AdamW(1e-3), self)
         optimizer = keras.optimizers.get(optimizer)
+        if optimizer.use_ema and type(optimizer).__module__.startswith("keras."):
+            # which at the end of a fit averages what trains alone, or raises where layers are frozen
+            optimizer = LayerGroupOptimizer(optimizer, self, 1.0)
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if (
             self.dtype_policy.name == "mixed_float16"
@@ -374,7 +415,7 @@ class ImageClassifier(keras.Model):
         describes it. It and Keras' archive are written whole or not at all.
 
         Args:
-            filepath: where to; `.h5` for the single file, `.keras` for Keras' archive.
+            filepath: where to; `.h5` or `.hdf5` for the single file, `.keras` for Keras' archive.
             overwrite: False refuses to replace a file.
             **arguments: go to `keras.Model.save`.
 
@@ -388,7 +429,12 @@ class ImageClassifier(keras.Model):
             with whole_file(path) as file:
                 super().save(file, **arguments)
             return
-        if path.suffix != ".h5" or path.name.endswith(".weights.h5"):
+        if path.name.endswith(".weights.h5"):
+            raise ValueError(
+                "Expected a name that ends in .h5 or .keras for the whole classifier. Weights alone are "
+                f"written by model.save_weights(path). Received: filepath={str(filepath)!r}"
+            )
+        if path.suffix not in (".h5", ".hdf5"):
             super().save(filepath, overwrite=overwrite, **arguments)
             return
         if self.backbone_name is None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..errors import BackboneError
+
 
 def check_shape(images: Any) -> None:
     """Refuse what is no batch of colour images, channels last.
@@ -24,7 +26,9 @@ def check_shape(images: Any) -> None:
     elif len(shape) == 4 and shape[-1] == 4:
         hint = "Leave out the alpha channel: images[..., :3]"
     elif len(shape) == 3 or (len(shape) == 4 and shape[-1] == 1):
-        hint = "Grey images need three channels: numpy.repeat(images.reshape(n, height, width, 1), 3, axis=-1)"
+        hint = (
+            "Grey images need three channels: numpy.repeat(images.reshape(n, height, width, 1), 3, axis=-1)"
+        )
     else:
         hint = "ImageData and kclf.predict_files read files as they should be"
     raise ValueError(f"Expected images of shape (batch, height, width, 3). {hint}. Received: shape={shape}")
@@ -41,6 +45,28 @@ def warn_of_range(images: Any) -> None:
             f"The images lie in [{low:.3g}, {high:.3g}], where [0, 255] is expected: the classifier brings "
             f"them to its backbone's range by itself. Pass them as they were read, or {mend}",
             stacklevel=2,
+        )
+
+
+def check_backbone(backbone: Any, size: int) -> None:
+    """Refuse a backbone model that gives no features, or takes images of another size.
+
+    Raises:
+        BackboneError: naming the model and what to change.
+    """
+    shape, output = tuple(backbone.input_shape), tuple(backbone.output_shape)
+    sides = [side for side in shape[1:3] if side is not None]
+    if len(shape) != 4 or any(side != size for side in sides):
+        raise BackboneError(
+            f"Expected the backbone {backbone.name!r} to take images of (batch, {size}, {size}, 3). "
+            f"Received: input_shape={shape}. Pass size={sides[0] if sides else size}, or build it with "
+            "input_shape=(None, None, 3)"
+        )
+    activation = getattr(getattr(backbone.layers[-1], "activation", None), "__name__", None)
+    if len(output) not in (2, 4) or (len(output) == 2 and activation == "softmax"):
+        raise BackboneError(
+            f"Expected the backbone {backbone.name!r} to give features (batch, rows, columns, channels). "
+            f"Received: output_shape={output}. Build it with include_top=False"
         )
 
 

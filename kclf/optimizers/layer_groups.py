@@ -55,7 +55,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             once they train, and 1 for all else.
         weight_decay_multipliers: the same for weight decay.
         decay_biases_and_norms: True to decay biases and norm parameters too.
-        warm_up_average: of an optimizer with `use_ema`: let the average follow faster at first, with the decay
+        warm_up_average: under `use_ema`, let the average follow faster at first, by the decay
             min(ema_momentum, (1 + steps) / (10 + steps)), so that after a short run it is not its start.
         name: name of the optimizer.
 
@@ -341,7 +341,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         return gradients
 
     def _average(self) -> None:
-        """The moving average of the weights over all variables at hand, as Keras defines it unless warmed up."""
+        """The moving average of the weights over all variables at hand, as Keras has it unless warmed up."""
         inner = self.inner_optimizer
         done = self._steps.read() // (inner.gradient_accumulation_steps or 1)
         pairs = [

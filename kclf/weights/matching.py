@@ -96,6 +96,7 @@ def assign_saved(
     skip: Collection[str] = (),
     report: bool = False,
     source: str = "the weights",
+    part: bool = False,
 ) -> LoadReport:
     """Assign saved layers to a model, all of them or none.
 
@@ -105,6 +106,8 @@ def assign_saved(
         skip: layer names or patterns to leave out on both sides.
         report: print the report.
         source: what to call the weights in a message.
+        part: the model may be a part of what was saved, such as the backbone of a classifier: layers that
+            it does not have are left out where all its own are there and fit.
 
     Returns:
         What matched and was skipped.
@@ -132,9 +135,9 @@ def assign_saved(
     )
     if report:
         print(result)
-    if not result.complete:
+    if not (result.complete or (part and not result.missing and not result.mismatched)):
         raise WeightsError(f"{source} does not fit {model.name!r}, which stays as it was.\n{result}")
-    for pair in pairs:
+    for pair in (pair for pair in pairs if pair.paired):
         pair.variable.assign(np.asarray(pair.array[...]))  # type: ignore[union-attr]
     return result
 
