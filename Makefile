@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-.PHONY: help demo test lint test-heavy verify recipes docs bench bench-gpu clean
+.PHONY: help demo test lint test-heavy test-pretended-gpu verify recipes docs bench bench-gpu clean
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
@@ -20,6 +20,10 @@ test: lint       ## lint, types and the tests (what CI runs)
 lint: .venv/installed   ## ruff and mypy
 	$(BIN)/ruff check kclf tests recipes docs
 	$(BIN)/mypy
+
+test-pretended-gpu: .venv/installed   ## the suites of training and prediction on a GPU that is pretended
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/pretended_cuda -m 'heavy or not heavy'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --pretend-cuda -m 'gpu or not heavy' tests/test_gpu.py
 
 test-heavy: .venv/installed   ## the long matrices
 	$(BIN)/python -m pytest -m heavy

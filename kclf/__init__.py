@@ -6,69 +6,75 @@ import sys as _sys
 if "keras" not in _sys.modules:
     _os.environ.setdefault("KERAS_BACKEND", "torch")
 
-from . import datasets, schedules
-from .acceleration import accelerate, deaccelerate
-from .backbones import backbone_names, build_backbone
-from .callbacks import (
-    Checkpoint,
-    CollapseDetector,
-    CosineRestarts,
-    EpochTable,
-    FlatCosine,
-    LearningRateFinder,
-    OneCycle,
-    Recorder,
-    Schedule,
-    find_learning_rate,
-)
-from .checks import apply_ledger, check
-from .data import ImageData, ImageDataset
-from .data.labels import regex_label
-from .data.splits import cv_indices
-from .errors import (
-    BackboneError,
-    DataError,
-    FileFormatError,
-    FolderLockedError,
-    ImageError,
-    KclfError,
-    NotFiniteError,
-    OutputError,
-    OutputExistsError,
-    RunStopped,
-    TrainingError,
-    WeightsError,
-    WeightsUnavailableError,
-)
-from .interpret import Interpretation, compare, grad_cam
-from .layers import (
-    Augmentation,
-    ConcatPooling,
-    CutMix,
-    InputNormalization,
-    MixUp,
-    aug_transforms,
-    side_on,
-    top_down,
-)
-from .learner import Learner, load_learner
-from .models import ImageClassifier, load
-from .models.export import to_onnx
-from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
-from .precision import set_precision
-from .prediction.ensembles import SnapshotEnsemble
-from .prediction.inference import predict, predict_files
-from .prediction.predictions import Predictions
-from .prediction.tta import predict_tta
-from .recipe import LinearProbe, fit_linear_probe
-from .report import write_report
-from .weights import from_torch, load_weights, to_torch
+# The command imports what it needs when it needs it: `kclf --help` waits for no torch.
+_WORDS = [_os.path.basename(word).removesuffix(".exe") for word in _sys.orig_argv]
+_IS_COMMAND = "kclf" in _WORDS[:2] or "-m kclf" in " ".join(_WORDS[:6])
+
+if not _IS_COMMAND:
+    from . import datasets, schedules
+    from .acceleration import accelerate, deaccelerate
+    from .backbones import backbone_info, backbone_names, backbone_table, build_backbone
+    from .callbacks import (
+        Checkpoint,
+        CollapseDetector,
+        CosineRestarts,
+        EpochTable,
+        FlatCosine,
+        LearningRateFinder,
+        OneCycle,
+        Recorder,
+        Schedule,
+        find_learning_rate,
+    )
+    from .checks import apply_ledger, check
+    from .data import ImageData, ImageDataset
+    from .data.labels import regex_label
+    from .data.splits import cv_indices
+    from .errors import (
+        BackboneError,
+        DataError,
+        FileFormatError,
+        FolderLockedError,
+        ImageError,
+        KclfError,
+        NotFiniteError,
+        OutputError,
+        OutputExistsError,
+        RunStopped,
+        TrainingError,
+        WeightsError,
+        WeightsUnavailableError,
+    )
+    from .interpret import Interpretation, compare, grad_cam
+    from .layers import (
+        Augmentation,
+        ConcatPooling,
+        CutMix,
+        InputNormalization,
+        MixUp,
+        aug_transforms,
+        side_on,
+        top_down,
+    )
+    from .learner import Learner, load_learner
+    from .models import ImageClassifier, load
+    from .models.export import to_onnx
+    from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
+    from .precision import set_precision
+    from .prediction.ensembles import SnapshotEnsemble
+    from .prediction.inference import predict, predict_files
+    from .prediction.predictions import Predictions
+    from .prediction.tta import predict_tta
+    from .recipe import BestFit, LinearProbe, fit_best, fit_linear_probe
+    from .report import write_report
+    from .weights import from_torch, load_weights, to_torch
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Augmentation",
     "BackboneError",
+    "BestFit",
     "Checkpoint",
     "CollapseDetector",
     "ConcatPooling",
@@ -107,7 +113,9 @@ __all__ = [
     "accelerate",
     "apply_ledger",
     "aug_transforms",
+    "backbone_info",
     "backbone_names",
+    "backbone_table",
     "build_backbone",
     "check",
     "compare",
@@ -115,6 +123,7 @@ __all__ = [
     "datasets",
     "deaccelerate",
     "find_learning_rate",
+    "fit_best",
     "fit_linear_probe",
     "from_torch",
     "grad_cam",

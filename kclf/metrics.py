@@ -17,6 +17,20 @@ from keras import ops
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
 
 
+def safe_log(probabilities: Any, *, smallest: float = SMALLEST_PROBABILITY) -> np.ndarray:
+    """Logarithm of probabilities, where less than `smallest` counts as that; float64, shape kept.
+
+    Args:
+        probabilities: float, any shape, in [0, 1].
+        smallest: above 0.
+
+    Example:
+        >>> safe_log([1.0, 0.0]).round(1).tolist()
+        [0.0, -15.9]
+    """
+    return np.log(np.clip(np.asarray(probabilities, np.float64), smallest, 1.0))
+
+
 def accuracy(predictions: Any, labels: Any) -> float:
     """Share of the photos whose largest score is that of their label.
 
@@ -99,7 +113,7 @@ def log_loss(labels: Any, probabilities: Any) -> float:
             f"Received: values from {probabilities.min():.3g}, sums from {sums.min():.3g} to {sums.max():.3g}"
         )
     right = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.clip(right, SMALLEST_PROBABILITY, 1.0)).mean())
+    return float(-safe_log(right).mean())
 
 
 @keras.saving.register_keras_serializable(package="kclf")

@@ -158,4 +158,4 @@ def fold_data(fold):
 
 folds = cross_validate((fold_data(fold) for fold in range(2 if SMALL else 5)), train)
 print("accuracy of each fold:", ", ".join(f"{share:.3f}" for share in folds.accuracies))
-print("all photos:", kclf.Interpretation.from_predictions(folds.valid).accuracy)
+print("all photos:", kclf.Interpretation(folds.valid).accuracy)

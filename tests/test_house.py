@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import kclf
+from tests import house_figures
 
 PACKAGE = Path(kclf.__file__).parent
 FLOORS = [
@@ -22,7 +24,7 @@ FLOORS = [
     {"checks", "models", "prediction"},
     {"interpret"},
     {"recipe", "report"},
-    {"learner"},
+    {"learner", "serve"},
     {"cli", "fastai"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
@@ -69,29 +71,51 @@ def test_public_names_are_documented():
     assert [name for name in kclf.__all__ if not (getattr(kclf, name).__doc__ or "").strip()] == []
 
 
-def loaded_after(statement: str, suspects: list[str]) -> list[str]:
-    """Which of the suspects a fresh interpreter has loaded after the statement."""
-    code = f"import importlib, sys\n{statement}\nprint(*[m for m in {suspects!r} if m in sys.modules])"
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+FOREIGN = ["tensorflow", "jax", "torchvision", "pandas", "fastai"]
+HEAVY = ["matplotlib.pyplot", "sklearn", "scipy.stats", "typer", "jinja2", "PIL.ImageFilter"]
 
 
-def test_no_module_brings_in_a_foreign_framework():
-    everything = f"[importlib.import_module('kclf.' + m) for m in {ROOMS!r}]"
-    assert loaded_after(everything, ["tensorflow", "jax", "torchvision", "pandas", "fastai"]) == []
+@pytest.fixture(scope="module")
+def loaded():
+    """Which of the suspects one fresh interpreter has loaded after keras, after kclf, and after all of it."""
+    code = f"""
+import importlib, json, os, sys
+os.environ["KERAS_BACKEND"] = "torch"
+suspects, steps = {FOREIGN + HEAVY!r}, []
+for modules in (["keras"], ["kclf"], ["kclf." + room for room in {ROOMS!r}]):
+    for module in modules:
+        importlib.import_module(module)
+    steps.append([name for name in suspects if name in sys.modules])
+print(json.dumps(steps))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return [set(names) for names in json.loads(done.stdout)]
 
 
-def test_import_brings_in_little_that_keras_does_not():
-    heavy = ["matplotlib.pyplot", "sklearn", "typer", "jinja2", "PIL.ImageFilter"]
-    by_keras = loaded_after("import os; os.environ['KERAS_BACKEND'] = 'torch'; import keras", heavy)
-    assert set(loaded_after("import kclf", heavy)) <= set(by_keras)
+def test_no_module_brings_in_a_foreign_framework(loaded):
+    assert loaded[2] & set(FOREIGN) == set()
+
+
+def test_import_brings_in_little_that_keras_does_not(loaded):
+    assert loaded[1] & set(HEAVY) <= loaded[0]
 
 
 def syntax_nodes():
     for file in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             yield f"{file.name}:{getattr(node, 'lineno', 0)}", node
+
+
+def test_no_import_leads_back_to_itself():
+    assert house_figures.cycles(PACKAGE) == []
+
+
+def test_no_module_has_the_name_of_another():
+    assert house_figures.names_twice(PACKAGE) == []
+
+
+def test_private_names_of_keras_have_one_room():
+    assert house_figures.private_imports(PACKAGE) == []
+    assert len(house_figures.private_attributes(PACKAGE)) <= 34
 
 
 def test_package_has_no_assert():
@@ -109,3 +133,13 @@ def catches_everything(handler: ast.ExceptHandler) -> bool:
 def test_nothing_is_swallowed():
     handlers = [(place, n) for place, n in syntax_nodes() if isinstance(n, ast.ExceptHandler)]
     assert [place for place, handler in handlers if catches_everything(handler)] == []
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "-h"], ["--version"], ["trian"]])
+def test_the_command_answers_before_torch_is_loaded(words):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "kclf", *words], capture_output=True, text=True
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in loaded
+    assert loaded & {"torch", "keras", "numpy", "sklearn"} == set()

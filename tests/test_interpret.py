@@ -10,11 +10,12 @@ import time
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 import torch
 from PIL import Image
 
-from kclf.interpret import ConfusionMatrix, Interpretation, binomial_tail, compare, grad_cam, wilson_interval
+from kclf.interpret import ConfusionMatrix, Interpretation, compare, grad_cam, wilson_interval
 from kclf.interpret.statistics import compare_answers
 from kclf.metrics import log_loss
 from kclf.prediction.ensembles import EnsembleTable
@@ -28,6 +29,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+def interpretation(probabilities, labels, class_names, paths=None) -> Interpretation:
+    return Interpretation(Predictions(probabilities, labels, paths, class_names))
+
+
 def simulated(photos: int, classes: int, *, seed: int = 0, sharpness: float = 1.0, signal: float = 4.0):
     """Photos whose logits, at sharpness 1, are exactly calibrated; above 1 the model is too sure."""
     rng = np.random.default_rng(seed)
@@ -35,7 +40,7 @@ def simulated(photos: int, classes: int, *, seed: int = 0, sharpness: float = 1.
     cumulative = softmax(logits).astype(np.float64).cumsum(axis=1)
     labels = (rng.random((photos, 1)) * cumulative[:, -1:] > cumulative).sum(axis=1)
     names = [f"class {number}" for number in range(classes)]
-    return Interpretation(softmax(logits * sharpness), labels, names)
+    return interpretation(softmax(logits * sharpness), labels, names)
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def pets_answers() -> Interpretation:
     probabilities = np.full((25, 5), 0.05, np.float32)
     probabilities[np.arange(25), predicted] = 0.8
     probabilities[1, 1], probabilities[1, 2] = 0.7, 0.15
-    return Interpretation(probabilities, labels, PETS, np.array([f"{n}.jpg" for n in range(25)]))
+    return interpretation(probabilities, labels, PETS, np.array([f"{n}.jpg" for n in range(25)]))
 
 
 def test_wilson_interval_of_the_literature():
@@ -62,8 +67,13 @@ def test_an_interval_of_nothing_says_nothing():
     assert nothing[1:] == (0, 1)
 
 
-def test_binomial_tail_is_that_of_counting():
-    assert binomial_tail(3, 10) == pytest.approx((1 + 10 + 45 + 120) / 1024)
+def test_wilson_interval_and_mcnemar_are_scipys():
+    for hits, trials in ((0, 7), (3, 10), (1984, 2000), (25, 25)):
+        theirs = scipy.stats.binomtest(hits, trials).proportion_ci(0.95, "wilson")
+        assert wilson_interval(hits, trials)[1:] == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    first, second = np.arange(40) < 22, np.arange(40) > 6
+    apart = scipy.stats.binomtest(7, 25).pvalue
+    assert compare_answers(first, second).p_value == pytest.approx(apart, abs=1e-9)
 
 
 def test_accuracy_has_its_interval(pets_answers):
@@ -91,7 +101,7 @@ def test_class_scores_are_scikit_learns():
 
 
 def test_a_class_never_named_has_no_precision():
-    answers = Interpretation(np.array([[1, 0], [1, 0]], np.float32), np.array([0, 1]), ["cat", "dog"])
+    answers = interpretation(np.array([[1, 0], [1, 0]], np.float32), np.array([0, 1]), ["cat", "dog"])
     assert math.isnan(answers.class_scores()[1].precision.value)
 
 
@@ -99,7 +109,7 @@ def test_every_log_loss_has_the_same_floor():
     """A photo given the probability 0 for its class costs the same wherever it is counted."""
     probabilities, labels = np.array([[1.0, 0.0], [1.0, 1e-20], [0.0, 1.0]]), np.array([1, 1, 1])
     predictions = Predictions(probabilities, labels, class_names=["cat", "dog"])
-    answers = Interpretation.from_predictions(predictions)
+    answers = Interpretation(predictions)
     expected = 2 / 3 * -math.log(np.finfo(np.float32).eps)
     assert predictions.log_loss() == pytest.approx(expected)
     assert answers.losses.mean() == pytest.approx(expected)
@@ -123,7 +133,7 @@ def test_galleries_choose_what_they_say(pets_answers):
 
 
 def test_a_probability_of_zero_has_a_finite_loss():
-    answers = Interpretation(np.array([[1, 0]], np.float32), np.array([1]), ["cat", "dog"])
+    answers = interpretation(np.array([[1, 0]], np.float32), np.array([1]), ["cat", "dog"])
     assert np.isfinite(answers.losses).all()
 
 
@@ -143,7 +153,7 @@ def test_temperature_finds_how_much_too_sure_a_model_is(sharpness):
 
 
 def test_temperature_is_bounded_where_every_answer_is_right():
-    answers = Interpretation(softmax(np.eye(4) * 3), np.arange(4), list("abcd"))
+    answers = interpretation(softmax(np.eye(4) * 3), np.arange(4), list("abcd"))
     assert 0.05 <= answers.fit_temperature() < 0.2
 
 
@@ -158,7 +168,7 @@ def test_temperature_lowers_calibration_error_on_the_half_it_has_not_seen():
 def halves(answers: Interpretation, seed: int = 0) -> tuple[Interpretation, Interpretation]:
     order = np.random.default_rng(seed).permutation(len(answers))
     return tuple(
-        Interpretation(answers.probabilities[half], answers.labels[half], answers.class_names)
+        interpretation(answers.probabilities[half], answers.labels[half], answers.class_names)
         for half in np.array_split(order, 2)
     )
 
@@ -179,7 +189,7 @@ def test_abstention_keeps_its_promise_on_photos_it_has_not_seen():
 
 
 def test_abstention_says_when_photos_are_too_few():
-    few = Interpretation(softmax(np.eye(3) * 9), np.arange(3), list("abc"))
+    few = interpretation(softmax(np.eye(3) * 9), np.arange(3), list("abc"))
     rule = few.abstain(0.99)
     assert not rule.guaranteed
     assert rule.answered.value == 1
@@ -187,14 +197,14 @@ def test_abstention_says_when_photos_are_too_few():
 
 
 def test_abstention_answers_nothing_where_nothing_is_right():
-    wrong = Interpretation(np.array([[0.9, 0.1]], np.float32), np.array([1]), ["cat", "dog"])
+    wrong = interpretation(np.array([[0.9, 0.1]], np.float32), np.array([1]), ["cat", "dog"])
     assert wrong.abstain(0.9).threshold == math.inf
     assert "never answer" in str(wrong.abstain(0.9))
 
 
 def test_photos_of_one_probability_are_answered_together():
     confidence = np.full((400, 2), 0.5, np.float32)
-    tied = Interpretation(confidence, np.r_[np.zeros(200, int), np.ones(200, int)], ["cat", "dog"])
+    tied = interpretation(confidence, np.r_[np.zeros(200, int), np.ones(200, int)], ["cat", "dog"])
     assert tied.abstain(0.9).threshold == math.inf
 
 
@@ -214,14 +224,14 @@ def test_992_against_991_on_2000_photos_is_noise():
     first, second = probabilities.copy(), probabilities.copy()
     first[:16] = first[:16, ::-1]
     second[8:26] = second[8:26, ::-1]
-    result = compare(*(Interpretation(p, labels, ["cat", "dog"]) for p in (first, second)))
+    result = compare(*(interpretation(p, labels, ["cat", "dog"]) for p in (first, second)))
     assert result.is_noise
     assert ".9920 against .9910 on 2,000 photos" in str(result)
     assert "may well be chance" in str(result)
 
 
 def test_only_answers_to_the_same_photos_are_compared(pets_answers):
-    other = Interpretation(pets_answers.probabilities, pets_answers.labels[::-1], PETS)
+    other = interpretation(pets_answers.probabilities, pets_answers.labels[::-1], PETS)
     with pytest.raises(ValueError, match="same photos"):
         compare(pets_answers, other)
 
@@ -233,34 +243,34 @@ def test_predictions_are_taken_as_they_are(pets_answers):
         paths=pets_answers.paths,
         class_names=PETS,
     )
-    assert Interpretation.from_predictions(predictions).accuracy == pets_answers.accuracy
+    assert Interpretation(predictions).accuracy == pets_answers.accuracy
 
 
 @pytest.mark.parametrize(
     ("labels", "task", "message"),
     [
-        (None, "single_label", "carry labels"),
-        (np.zeros((2, 2), np.float32), "multi_label", "one label a photo"),
+        (None, "single_label", "labels=None"),
+        (np.zeros((2, 2), np.float32), "multi_label", "multi_label"),
     ],
 )
 def test_predictions_without_one_label_a_photo_are_refused(labels, task, message):
     predictions = Predictions(np.full((2, 2), 0.5, np.float32), labels, class_names=["a", "b"], task=task)
     with pytest.raises(ValueError, match=message):
-        Interpretation.from_predictions(predictions)
+        Interpretation(predictions)
 
 
 @pytest.mark.parametrize(
     ("probabilities", "labels", "paths", "message"),
     [
-        (np.zeros((3, 2)), np.zeros(2, int), None, r"probabilities.shape=\(3, 2\)"),
-        (np.zeros((2, 3)), np.zeros(2, int), None, r"2 class names"),
+        (np.zeros((3, 2)), np.zeros(2, int), None, "2 labels"),
+        (np.zeros((2, 3)), np.zeros(2, int), None, "2 class_names"),
         (np.zeros((2, 2)), np.array([0, 2]), None, "from 0 to 2"),
-        (np.zeros((2, 2)), np.array([0, 1]), np.array(["a.jpg"]), "one path a photo"),
+        (np.zeros((2, 2)), np.array([0, 1]), np.array(["a.jpg"]), "1 paths"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(probabilities, labels, paths, message):
     with pytest.raises(ValueError, match=message):
-        Interpretation(probabilities, labels, ["cat", "dog"], paths)
+        interpretation(probabilities, labels, ["cat", "dog"], paths)
 
 
 def test_order_by_confusion_puts_confused_classes_side_by_side():
@@ -314,7 +324,7 @@ def test_plots_draw(pets_answers, tmp_path):
 
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.png")
     paths = np.array([str(tmp_path / "photo.png")] * 24 + [str(tmp_path / "gone.png")])
-    answers = Interpretation(pets_answers.probabilities, pets_answers.labels, PETS, paths)
+    answers = interpretation(pets_answers.probabilities, pets_answers.labels, PETS, paths)
     reliability, gallery = answers.calibration().plot(), answers.top_losses(25).plot()
     for figure in (reliability.figure_, gallery.figure_):
         figure.canvas.draw()
@@ -324,15 +334,15 @@ def test_plots_draw(pets_answers, tmp_path):
 
 def test_answers_that_are_no_numbers_are_refused():
     probabilities = np.array([[0.5, 0.5], [np.nan, np.nan]])
-    with pytest.raises(ValueError, match="NaN for 1 of 2 photos"):
-        Interpretation(probabilities, np.array([0, 1]), ["cat", "dog"])
+    with pytest.raises(ValueError, match="NaN for 1 of 2"):
+        interpretation(probabilities, np.array([0, 1]), ["cat", "dog"])
 
 
 def test_names_with_dollars_are_drawn_as_they_are(tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.png")
     names = ["$x_$", "US$ to $^"]
     paths = np.array([str(tmp_path / "photo.png")] * 2)
-    answers = Interpretation(np.eye(2), np.array([1, 0]), names, paths)
+    answers = interpretation(np.eye(2), np.array([1, 0]), names, paths)
     answers.top_losses(2).plot().figure_.canvas.draw()
     answers.plot_confusion_matrix().figure_.canvas.draw()
 
@@ -341,7 +351,7 @@ def test_images_in_memory_are_drawn_from_memory():
     from matplotlib import pyplot
 
     images = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
-    answers = Interpretation(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]), ["cat", "dog"])
+    answers = interpretation(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]), ["cat", "dog"])
 
     gallery = answers.top_losses(2)
     with pytest.raises(ValueError, match=r"images=data\.valid\.dataset"):
@@ -400,7 +410,7 @@ def test_fifty_thousand_predictions_in_ten_seconds_and_one_gigabyte():
     labels = probabilities.argmax(axis=1)
     labels[::7] = (labels[::7] + 1) % 120
     start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answers = Interpretation(probabilities, labels, [f"class {n}" for n in range(120)])
+    answers = interpretation(probabilities, labels, [f"class {n}" for n in range(120)])
     answers.summary()
     answers.class_scores()
     answers.confusion_matrix().ordered().worst()

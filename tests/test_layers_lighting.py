@@ -8,9 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from kclf.layers.lighting import adjust_hue, adjust_lighting
+from kclf.layers.lighting import adjust_hue, each, in_logit_space
 
 NEUTRAL = {"brightness": 0.5, "contrast": 1.0, "saturation": 1.0}
+
+
+def adjust_lighting(images, brightness, contrast, saturation=None):
+    """Brightness, contrast and saturation as `Augmentation` draws them."""
+    shift = contrast * torch.logit(brightness)
+    grey_by = None if saturation is None else each(saturation)
+    return in_logit_space(images, each(contrast), each(shift), grey_by)
 
 
 def relit(colour: tuple[float, ...], **changes: float) -> list[float]:

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -257,26 +254,6 @@ def test_numbers_train_on_absolute_error():
 
 
 # ---- files ------------------------------------------------------------
-
-
-def test_a_new_process_gives_the_same_logits(tmp_path):
-    model = small(presize=48, batchnorm="train")
-    model.freeze_to(1)
-    images, _ = photos(3)
-    np.save(tmp_path / "photos.npy", images)
-    model.save(tmp_path / "a.h5")
-    code = (
-        "import sys, numpy; from kclf.models import load; m = load(sys.argv[1] + '/a.h5', check=True);"
-        "numpy.save(sys.argv[1] + '/out.npy', m.predict(numpy.load(sys.argv[1] + '/photos.npy'), verbose=0));"
-        "print(m.class_names, m.presize, m.batchnorm, m.first_trainable_group)"
-    )
-
-    shown = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    ).stdout
-
-    assert shown.strip() == f"{NAMES} 48 train 1"
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), model.predict(images, verbose=0), atol=1e-6)
 
 
 def test_frozen_and_thawed_save_the_same_arrays(tmp_path):

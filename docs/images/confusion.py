@@ -22,6 +22,7 @@ from kclf.data.files import list_images
 from kclf.data.images import read_image, to_square
 from kclf.data.labels import parent_label
 from kclf.interpret import ConfusionMatrix, Interpretation
+from kclf.prediction.predictions import Predictions
 
 HERE = Path(__file__).parent
 BREEDS = (HERE / "breeds.txt").read_text().split()
@@ -39,7 +40,7 @@ def pets(folder: str, weights: str) -> Interpretation:
     squares = np.stack([to_square(read_image(path, at_least=224), 224) for path in paths])
     features = backbone.predict(squares / np.float32(127.5) - 1, batch_size=32)
     probabilities = out_of_fold_probabilities(features, labels, penalty=0.01)
-    return Interpretation(probabilities, labels, class_names.tolist(), np.array(paths))
+    return Interpretation(Predictions(probabilities, labels, np.array(paths), class_names.tolist()))
 
 
 def breeds(photos: int = 2044, groups: int = 25) -> Interpretation:
@@ -51,7 +52,7 @@ def breeds(photos: int = 2044, groups: int = 25) -> Interpretation:
     places = centres[labels] + draw.normal(size=(photos, 16)) * 0.95
     logits = -((places[:, None] - centres) ** 2).sum(axis=-1)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return Interpretation(powers / powers.sum(axis=1, keepdims=True), labels, BREEDS)
+    return Interpretation(Predictions(powers / powers.sum(axis=1, keepdims=True), labels, class_names=BREEDS))
 
 
 def main(folder: str, weights: str) -> None:

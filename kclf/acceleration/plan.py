@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from keras import layers, tree
 
+from .._core.devices import send
 from .._core.keras_private import (
-    get_device,
     get_keras_mask,
     in_stateless_scope,
     numpy_operations,
@@ -93,11 +93,7 @@ class Plan:
         for tensor, number in zip(flat, self.graph.inputs, strict=True):
             if not _fits(tensor, self.graph.values[number].shape):
                 return None
-        device = get_device()
-        return [
-            tensor.to(device=device, dtype=dtype, non_blocking=True)
-            for tensor, dtype in zip(flat, self._input_dtypes, strict=True)
-        ]
+        return [send(tensor).to(dtype) for tensor, dtype in zip(flat, self._input_dtypes, strict=True)]
 
     def pack(self, outputs: list[torch.Tensor]) -> Any:
         """Flat outputs in the structure that the model's `call` gives."""
@@ -241,6 +237,7 @@ TABLE: dict[type, Callable[[LayerContext], Function | None]] = {
     layers.GlobalAveragePooling2D: pointwise.compile_global_average,
     layers.GlobalMaxPooling2D: pointwise.compile_global_max,
     layers.LayerNormalization: pointwise.compile_layernorm,
+    layers.Normalization: pointwise.compile_normalization,
     layers.MaxPooling2D: pointwise.pooling(F.max_pool2d),
     layers.Multiply: pointwise.compile_multiply,
     layers.ReLU: pointwise.compile_relu,

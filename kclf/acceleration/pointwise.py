@@ -10,6 +10,7 @@ import keras
 import torch
 import torch.nn.functional as F
 
+from .._core.devices import send
 from .graph import Function, LayerContext, Run, pair, same_padding, to_nchw, to_nhwc
 
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
@@ -295,6 +296,33 @@ def compile_dropout(site: LayerContext) -> Function | None:
         return x * x.new_empty(shape).bernoulli_(keep).div_(keep)
 
     return dropout
+
+
+def compile_normalization(site: LayerContext) -> Function | None:
+    """A Normalization by stored means and variances, which are worked out once for each device."""
+    layer = site.layer
+    if layer.invert or layer.mean is None:
+        return None
+    made: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @torch.inference_mode(False)  # what is kept may be needed for a gradient
+    def levels(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, variance = (send(torch.as_tensor(part), x.device) for part in (layer.mean, layer.variance))
+        deviation = variance.to(x.dtype).sqrt().clamp(min=keras.config.epsilon())
+        mean, deviation = (
+            to_nchw(part) if site.image and part.ndim == 4 else part for part in (mean.to(x.dtype), deviation)
+        )
+        return mean, deviation
+
+    def normalization(run: Run, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            mean, deviation = levels(x)
+        else:
+            key = (x.dtype, x.device)
+            mean, deviation = made[key] if key in made else made.setdefault(key, levels(x))
+        return (x - mean) / deviation
+
+    return normalization
 
 
 def compile_rescaling(site: LayerContext) -> Function | None:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from keras import losses, metrics
 
-from .._core.keras_private import LossFunctionWrapper, Trainer, get_device
+from .._core.devices import send
+from .._core.keras_private import LossFunctionWrapper, Trainer
 from ..losses import BinaryCrossEntropy, CrossEntropy
-from ..metrics import LabelAccuracy
+from ..metrics import ErrorRate, LabelAccuracy
 
 BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -37,18 +38,6 @@ def batch_loss(compiled: Any) -> BatchLoss | None:
     made_by_name = type(loss) is LossFunctionWrapper and not loss._fn_kwargs
     make = FUNCTIONS.get(loss.fn) if made_by_name else LOSSES.get(type(loss))
     return None if make is None else make(loss)
-
-
-def _cross_entropy(loss: CrossEntropy) -> BatchLoss | None:
-    if loss.focal_gamma:
-        return None
-    smoothing = loss.label_smoothing
-
-    def cross_entropy(y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        target = y.float() if y.shape == logits.shape and logits.shape[-1] > 1 else y.reshape(-1).long()
-        return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
-
-    return cross_entropy
 
 
 def _binary_cross_entropy(loss: BinaryCrossEntropy) -> BatchLoss | None:
@@ -114,6 +103,24 @@ def _from_logits(loss: Any) -> bool:
     return bool(loss.from_logits) and getattr(loss, "axis", -1) == -1
 
 
+def _cross_entropy(loss: CrossEntropy) -> BatchLoss:
+    smoothing, gamma = loss.label_smoothing, loss.focal_gamma
+
+    def cross_entropy(y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.float()
+        classes = logits.shape[-1]
+        mixed = y.shape == logits.shape and classes > 1
+        target = y.float() if mixed else y.reshape(-1).long()
+        if not gamma:
+            return F.cross_entropy(logits, target, label_smoothing=smoothing)
+        shares = target if mixed else F.one_hot(target, classes).float()
+        shares = shares * (1 - smoothing) + smoothing / classes
+        logs = F.log_softmax(logits, dim=-1)
+        return -(shares * (1 - logs.exp()) ** gamma * logs).sum(-1).mean()
+
+    return cross_entropy
+
+
 LOSSES: dict[type, Callable[[Any], BatchLoss | None]] = {
     CrossEntropy: _cross_entropy,
     BinaryCrossEntropy: _binary_cross_entropy,
@@ -167,8 +174,13 @@ def _categorical_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor
 
 
 def _label_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
-    whole = y.argmax(-1) if y.shape == y_pred.shape and y_pred.shape[-1] > 1 else y.reshape(-1)
-    return (y_pred.argmax(-1) == whole).sum()
+    several = y.shape == y_pred.shape and y_pred.shape[-1] > 1
+    labels = y.argmax(-1) if several else y.reshape(-1)
+    return (y_pred.argmax(-1) == labels).sum()
+
+
+def _errors(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+    return len(y) - _label_accuracy(y, y_pred)
 
 
 def _binary_accuracy(metric: metrics.BinaryAccuracy) -> Values:
@@ -180,10 +192,10 @@ def batch_total(metric: Any) -> Values | None:
     """The function that gives a metric's sum over a batch; None for a metric that Keras has to update."""
     if type(metric) is metrics.SparseCategoricalAccuracy:
         return _sparse_accuracy
-    if type(metric) is LabelAccuracy:
-        return _label_accuracy
     if type(metric) is metrics.CategoricalAccuracy:
         return _categorical_accuracy
+    if type(metric) in (LabelAccuracy, ErrorRate):
+        return _errors if type(metric) is ErrorRate else _label_accuracy
     if type(metric) is metrics.BinaryAccuracy and metric.threshold is not None:
         return _binary_accuracy(metric)
     return None
@@ -191,7 +203,7 @@ def batch_total(metric: Any) -> Values | None:
 
 def metric_takes(metric: Any, y: torch.Tensor, y_pred: torch.Tensor) -> bool:
     """Whether the labels have the shape that a metric's device form was written for."""
-    if type(metric) is LabelAccuracy:
+    if type(metric) in (LabelAccuracy, ErrorRate):
         return True
     if type(metric) is metrics.SparseCategoricalAccuracy:
         return y.numel() == y_pred.shape[0]
@@ -346,7 +358,7 @@ def _to_device(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if isinstance(value, torch.Tensor):
-        return value.to(get_device(), non_blocking=True)
+        return send(value)
     if isinstance(value, list | tuple):
         return type(value)(_to_device(item) for item in value)
     if isinstance(value, dict):

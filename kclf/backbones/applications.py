@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
 from ..errors import BackboneError
 from ..weights import TORCH, array_of, named_variables, with_conventions
-from .downloads import keras_cache, network_timeout, unavailable
+from .downloads import network_timeout, unavailable
+from .published import keras_cache
 
 # Means and standard deviations of ImageNet's pixels in [0, 1], red, green, blue.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], "float32")
@@ -18,7 +21,10 @@ IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], "float32")
 
 
 def application(
-    name: str, weights: str | None, input_shape: tuple[int | None, int | None, int]
+    name: str,
+    weights: str | None,
+    input_shape: tuple[int | None, int | None, int],
+    options: Mapping[str, Any] | None = None,
 ) -> keras.Model:
     """A model of `keras.applications` without top, its graph the same for all weights.
 
@@ -26,20 +32,21 @@ def application(
         name: its name there.
         weights: "imagenet" or None.
         input_shape: (height, width, channels); None leaves a side open.
+        options: further arguments of its constructor, such as `alpha`.
 
     Raises:
         WeightsUnavailableError: the ImageNet weights are not cached and cannot be downloaded.
     """
     if weights == "imagenet":
-        model = _imagenet(name, input_shape)
+        model = _imagenet(name, input_shape, options or {})
         if input_statistics(model) is None:
             return model
         values = model.get_weights()
-        model = _construct(name, None, input_shape)  # without the layer that "imagenet" alone brings
+        model = _construct(name, None, input_shape, options)  # without the layer that "imagenet" alone brings
         model.set_weights(values)
         correct_variance(model)
         return model
-    return _with_statistics(_construct(name, None, input_shape))
+    return _with_statistics(_construct(name, None, input_shape, options))
 
 
 def torch_application(name: str, input_shape: tuple[int | None, int | None, int]) -> keras.Model:
@@ -83,24 +90,29 @@ def correct_variance(model: keras.Model) -> None:
 
 
 def _construct(
-    name: str, weights: str | None, input_shape: tuple[int | None, int | None, int]
+    name: str,
+    weights: str | None,
+    input_shape: tuple[int | None, int | None, int],
+    options: Mapping[str, Any] | None = None,
 ) -> keras.Model:
     constructor = getattr(keras.applications, name)
     with warnings.catch_warnings():
         # MobileNets say that weights of 224 px serve other sizes too, which is the point of open sides.
         warnings.filterwarnings("ignore", message=".*input_shape.*", category=UserWarning)
         try:
-            return constructor(include_top=False, weights=weights, input_shape=input_shape)
+            return constructor(include_top=False, weights=weights, input_shape=input_shape, **(options or {}))
         except ValueError as error:
             if "Input size must be" not in str(error):
                 raise
             raise BackboneError(f"{name} cannot be built for photos so small. {error}") from error
 
 
-def _imagenet(name: str, input_shape: tuple[int | None, int | None, int]) -> keras.Model:
+def _imagenet(
+    name: str, input_shape: tuple[int | None, int | None, int], options: Mapping[str, Any]
+) -> keras.Model:
     try:
         with network_timeout():
-            return _construct(name, "imagenet", input_shape)
+            return _construct(name, "imagenet", input_shape, options)
     except Exception as error:
         failure = re.search(r"URL fetch failure on (\S+): (.*)", str(error), re.DOTALL)
         if failure is None and not isinstance(error, OSError):

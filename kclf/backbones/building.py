@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import keras
-import torch
-from torch.overrides import TorchFunctionMode
 
-from ..errors import WeightsError
+from ..errors import BackboneError, WeightsError
 from ..weights import is_torch_file, layers_with_variables, load_weights
 from .applications import application, correct_variance, torch_application
+from .channels import COLOURS, copy_adapted
 from .convnext import convnext
-from .downloads import fetch_torch_weights
+from .downloads import fetch_weights
 from .lite import efficientnet_lite0, load_imagenet_weights
-from .registry import BackboneSpec, backbone_names, backbone_spec
+from .published import WEIGHTS_FOLDER, find_weights, published_files
+from .registry import BackboneSpec, backbone_names, backbone_spec, relatives
 from .resnet import resnet
 from .transformers import transformer
 
@@ -46,14 +45,16 @@ def build_backbone(
     weights: str | os.PathLike[str] | None = "imagenet",
     input_shape: InputShape = (None, None, 3),
 ) -> keras.Model:
-    """Build a backbone that ends in a feature map.
+    """Build a backbone that ends in a feature map, or in one vector.
 
     Args:
         name: one of `backbone_names()`.
-        weights: "imagenet", None for random values, or the path of a weights file: Keras `.weights.h5`,
-            `.keras` or legacy `.h5`, a classifier that kclf saved, or a torch state dict; a file with
-            top, or of a model that holds this backbone, will do.
-        input_shape: (height, width, channels); None leaves a side open.
+        weights: "imagenet" for the published ones (of any data), None for random values, or the path of a
+            weights file: Keras `.weights.h5`, `.keras` or legacy `.h5`, safetensors or a torch state dict,
+            a classifier that kclf saved; a file with top or of a model that holds this backbone will do; or
+            a folder of such files under their published names.
+        input_shape: (height, width, channels); None leaves a side open. For other than three channels the
+            first convolution is adapted, see `adapted_kernel`.
 
     Returns:
         A functional model from pixels, normalised as `backbone_spec(name).normalization` says, of shape
@@ -72,19 +73,17 @@ def build_backbone(
         (None, None, None, 1280)
     """
     spec = backbone_spec(name)
-    if weights is None or weights == "imagenet":
-        model = _built(spec, weights, input_shape)
-        if weights and spec.torch_file:
-            load_weights(model, fetch_torch_weights(name, spec.torch_file), skip=TOP_LAYERS)
-        return _named(model, name)
-    if not Path(weights).is_file():
-        raise FileNotFoundError(
-            f'No such weights file, and not "imagenet" or None. Received: weights={os.fspath(weights)!r}.'
-        )
-    _refuse_other_pixels(spec, weights)
-    with _NoDraws():
-        model = _built(spec, None, input_shape)
-    load_weights(model, weights, skip=TOP_LAYERS, part=True)
+    if input_shape[-1] not in (None, COLOURS):
+        return _named(_with_channels(spec, weights, input_shape), name)
+    path = _weights_file(spec, weights)
+    if path is None:
+        return _named(_built(spec, None if weights is None else "imagenet", input_shape), name)
+    _refuse_other_pixels(spec, path)
+    model = _built(spec, None, input_shape)
+    try:
+        load_weights(model, path, skip=TOP_LAYERS, part=True)
+    except WeightsError as error:
+        raise WeightsError(f"{error}{_whose_shapes(spec, path)}") from error
     correct_variance(model)
     return _named(model, name)
 
@@ -100,26 +99,70 @@ def built_name(model: keras.Model) -> str | None:
     return vars(model).get("_kclf_backbone")
 
 
-class _NoDraws(TorchFunctionMode):
-    """Zeros in place of uniform random numbers, in this thread: for kernels that a file fills at once.
+def _weights_file(spec: BackboneSpec, weights: str | os.PathLike[str] | None) -> Path | None:
+    """The file that holds the weights asked for; None where there is none, or the builder brings them."""
+    if weights is None:
+        return None
+    if weights == "imagenet":
+        if published_files(spec.name):
+            return fetch_weights(spec.name)
+        folder = os.environ.get(WEIGHTS_FOLDER)  # else Keras looks into its own cache
+        return find_weights(spec.name, folder) if folder else None
+    if Path(weights).is_dir():
+        found = find_weights(spec.name, weights)
+        if found is None:
+            raise FileNotFoundError(
+                f"No weights file of {spec.name} in the folder, under the names that they are published by. "
+                f"Received: weights={os.fspath(weights)!r}."
+            )
+        return found
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f'No such weights file, and not "imagenet" or None. Received: weights={os.fspath(weights)!r}.'
+        )
+    return Path(weights)
 
-    Drawing ResNet50's takes a fifth of the time to build it. No later number changes: Keras draws each
-    kernel from a generator of its own.
-    """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.rand:
-            return torch.zeros(*args, **{key: value for key, value in kwargs.items() if key != "generator"})
-        return func(*args, **kwargs)
+def _with_channels(
+    spec: BackboneSpec, weights: str | os.PathLike[str] | None, input_shape: InputShape
+) -> keras.Model:
+    """A backbone for another number of channels, its first convolution summed or repeated."""
+    model = _built(spec, None, input_shape)
+    with keras.device("meta"):  # shapes without memory
+        skeleton = _built(spec, None, (*input_shape[:2], COLOURS))
+    if _num_scalings(model) != _num_scalings(skeleton):
+        raise BackboneError(
+            f"{spec.name} cannot be built for {input_shape[-1]} channels: it normalises {COLOURS} by itself."
+        )
+    if weights is not None:
+        colours = build_backbone(spec.name, weights=weights, input_shape=(*input_shape[:2], COLOURS))
+        copy_adapted(colours, model, input_shape[-1])
+    return model
+
+
+def _num_scalings(model: keras.Model) -> int:
+    kinds = (keras.layers.Normalization, keras.layers.Rescaling)
+    return sum(isinstance(layer, kinds) for layer in model._flatten_layers())
+
+
+def _whose_shapes(spec: BackboneSpec, path: Path) -> str:
+    """Which relative of a backbone a file is of, by its shapes; "" where it is of none."""
+    for relative in relatives(spec.name):
+        with keras.device("meta"):  # shapes without memory
+            model = _built(backbone_spec(relative), None, (None, None, COLOURS))
+        try:
+            found = load_weights(model, path, skip=TOP_LAYERS, dry_run=True)
+        except WeightsError:
+            continue
+        if found.complete:
+            return f"\nIts shapes are those of {relative!r}: build that."
+    return ""
 
 
 def _built(spec: BackboneSpec, weights: str | None, input_shape: InputShape) -> keras.Model:
     """The model with random weights, or with ImageNet's where its builder brings them."""
     if spec.family == "applications":
-        return application(spec.name, weights, input_shape)
+        return application(spec.constructor or spec.name, weights, input_shape, dict(spec.options))
     if spec.family == "torch":
         return torch_application(spec.name.removeprefix("Torch"), input_shape)
     if spec.family in OWN:

@@ -1,63 +1,116 @@
-"""ImageNet weights from the network: cached, checked, and quick to say so where there is none."""
+"""Published weights from the network: cached, checked, and quick to say so where there is none."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import re
 import socket
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from .._core.atomic import replacing
 from ..errors import WeightsError, WeightsUnavailableError
+from .published import PublishedFile, find_weights, published_files, torch_cache
 
 NETWORK_TIMEOUT = 10.0  # seconds without a byte before a download counts as failed
-TORCH_URL = "https://download.pytorch.org/models/"
+BLOCK = 1 << 20  # bytes read at once
+SHA256 = r"[0-9a-f]{64}"
+HUB_DIGEST = "X-Linked-ETag"  # in which Hugging Face says the sha256 of a file, before it redirects
 
 
-def fetch_torch_weights(name: str, file: str) -> Path:
-    """A weights file of torchvision, from torch's cache or the network, its checksum verified either way.
+def fetch_weights(name: str) -> Path:
+    """The published weights of a backbone, from this machine or the network, checked where a sha256 is known.
+
+    torchvision's files have the start of it in their names. Hugging Face says it with a download, and its
+    cache calls the files by it.
 
     Args:
-        name: the backbone, for the message.
-        file: the file's name, which ends in the start of its sha256.
+        name: one of `backbone_names()` whose weights Keras does not fetch.
 
     Raises:
-        WeightsUnavailableError: it is not cached and cannot be downloaded.
-        WeightsError: the cached file is not what its name says.
+        WeightsUnavailableError: they are not here and cannot be downloaded.
+        WeightsError: the file here is not what its name says.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    digest = path.stem.rpartition("-")[2]
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with network_timeout():
-                torch.hub.download_url_to_file(
-                    TORCH_URL + file, str(path), hash_prefix=digest, progress=False
-                )
-        except (OSError, RuntimeError) as error:
-            raise unavailable(name, TORCH_URL + file, path.parent, str(error)) from error
-    with path.open("rb") as content:
-        if not hashlib.file_digest(content, "sha256").hexdigest().startswith(digest):
-            raise WeightsError(f"{path} is damaged: its sha256 does not start with {digest}. Delete it.")
+    path = find_weights(name)
+    if path is None:
+        return _downloaded(name, published_files(name)[0])
+    check_digest(path)
     return path
 
 
-def unavailable(name: str, url: str, folder: Path, reason: str) -> WeightsUnavailableError:
+def check_digest(path: Path) -> None:
+    """Refuse a file whose content does not have the sha256 that its name, or its name in a cache, says.
+
+    Raises:
+        WeightsError: it has not.
+    """
+    blob = path.resolve().name
+    expected = blob if re.fullmatch(SHA256, blob) else PublishedFile("", path.name).digest
+    if expected and not _sha256(path).startswith(expected):
+        raise WeightsError(f"{path} is damaged: its sha256 does not start with {expected[:8]}. Delete it.")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _downloaded(name: str, file: PublishedFile) -> Path:
+    """The file in torch.hub's cache, put there whole or not at all."""
+    path = torch_cache() / file.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with network_timeout(), replacing(path) as temporary:
+            digest = _receive(file.url, temporary) or file.digest
+            found = _sha256(temporary)
+            if not found.startswith(digest):
+                raise OSError(f"what came has the sha256 {found[:8]}..., expected {digest[:8]}...")
+    except OSError as error:
+        raise unavailable(name, file.url, path.parent, str(error), file.file) from error
+    return path
+
+
+class _KeepDigest(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, and remembers the sha256 that came with one."""
+
+    digest = ""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        self.digest = self.digest or _digest_in(headers)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _digest_in(headers: Any) -> str:
+    digest = str(headers.get(HUB_DIGEST, "")).strip('"')
+    return digest if re.fullmatch(SHA256, digest) else ""
+
+
+def _receive(url: str, path: Path) -> str:
+    """Write what is at an address to a path; returns its sha256 where the server says it."""
+    redirects = _KeepDigest()
+    request = urllib.request.Request(url, headers={"User-Agent": "kclf"})
+    with urllib.request.build_opener(redirects).open(request) as answer, path.open("wb") as out:
+        size = 0
+        while block := answer.read(BLOCK):
+            size += out.write(block)
+        announced = answer.headers.get("Content-Length")
+        if announced is not None and size != int(announced):
+            raise OSError(f"{size} of {announced} bytes came")
+        return redirects.digest or _digest_in(answer.headers)
+
+
+def unavailable(name: str, url: str, folder: Path, reason: str, file: str = "") -> WeightsUnavailableError:
     """The one message about weights that are neither here nor to be had: which file, and where to put it."""
-    file = url.rpartition("/")[2] or "its no-top weights file"
+    file = file or url.rpartition("/")[2] or "its no-top weights file"
     return WeightsUnavailableError(
         f"The ImageNet weights of {name} are not on this machine, and the download failed ({reason}). "
         f"Put {file} ({url}) in the folder {folder}, or pass weights=PATH to a weights file. "
         "weights=None starts from random values, and EfficientNetLite0 needs no download."
     )
-
-
-def keras_cache() -> Path:
-    """Where Keras keeps the weights that it downloads."""
-    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
 
 
 @contextmanager

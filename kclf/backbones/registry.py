@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ..errors import BackboneError
 from .convnext import CONVNEXTS
@@ -31,6 +31,9 @@ class BackboneSpec:
             Keras Applications by torch's conventions of padding and BatchNorm ("torch").
         torch_file: torchvision's file of its ImageNet weights, where these are used.
         patch: what each side must be a multiple of, in pixels.
+        keras_file: Keras' file of its ImageNet weights without top.
+        constructor: of `keras.applications`, where the name is not that of one, and
+        options: what it is called with, as pairs.
     """
 
     name: str
@@ -42,6 +45,9 @@ class BackboneSpec:
     family: Family = "applications"
     torch_file: str = ""
     patch: int = 1
+    keras_file: str = ""
+    constructor: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 def _specs() -> list[BackboneSpec]:
@@ -59,10 +65,7 @@ def _specs() -> list[BackboneSpec]:
         spec("EfficientNetLite0", "none", 224, 32, r"block4a_.*", family="lite"),
         spec("InceptionResNetV2", "tf", 299, 75, ends_first_group=r"mixed_6a"),
         spec("InceptionV3", "tf", 299, 75, ends_first_group=r"mixed2(_\d+)?"),
-        spec("MobileNet", "tf", 224, 32, r"conv_(pad|dw)_6"),
-        spec("MobileNetV2", "tf", 224, 32, r"block_6_.*"),
-        spec("MobileNetV3Large", "none", 224, 32, r"expanded_conv_6_.*"),
-        spec("MobileNetV3Small", "none", 224, 32, r"expanded_conv_3_.*"),
+        *_mobilenets(),
         spec("NASNetLarge", "tf", 331, 32, ends_first_group=r"normal_concat_5"),
         *[spec(f"ResNet{depth}", "caffe", 224, 32, resnet) for depth in (50, 101, 152)],
         *[spec(f"ResNet{depth}V2", "tf", 224, 32, resnet) for depth in (50, 101, 152)],
@@ -79,6 +82,52 @@ def _specs() -> list[BackboneSpec]:
         ],
         *[_transformer_spec(name, plan) for name, plan in TRANSFORMERS.items()],
     ]
+
+
+def _mobilenets() -> list[BackboneSpec]:
+    """MobileNets in every width that has weights: MobileNetV2_035 is the third of MobileNetV2."""
+    v1 = BackboneSpec("MobileNet", "tf", 224, 32, r"conv_(pad|dw)_6")
+    v2 = BackboneSpec("MobileNetV2", "tf", 224, 32, r"block_6_.*")
+    large = BackboneSpec("MobileNetV3Large", "none", 224, 32, r"expanded_conv_6_.*")
+    small = BackboneSpec("MobileNetV3Small", "none", 224, 32, r"expanded_conv_3_.*")
+    widths = {v1: (0.25, 0.5, 0.75), v2: (0.35, 0.5, 0.75, 1.3, 1.4), large: (0.75,), small: (0.75,)}
+    return [
+        *widths,
+        *[
+            _variant(spec, f"_{round(100 * alpha):03d}", alpha=alpha)
+            for spec, alphas in widths.items()
+            for alpha in alphas
+        ],
+        *[_variant(spec, "Minimalistic", minimalistic=True) for spec in (large, small)],
+    ]
+
+
+def _variant(spec: BackboneSpec, suffix: str, **options: Any) -> BackboneSpec:
+    return replace(spec, name=spec.name + suffix, constructor=spec.name, options=tuple(options.items()))
+
+
+def _keras_file(spec: BackboneSpec) -> str:
+    """The name that Keras gives the downloaded weights of one of its applications, without top."""
+    options = dict(spec.options)
+    name, alpha = spec.constructor or spec.name, options.get("alpha", 1.0)
+    if name == "MobileNet":
+        width = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}[alpha]
+        return f"mobilenet_{width}_224_tf_no_top.h5"
+    if name == "MobileNetV2":
+        return f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{float(alpha)}_224_no_top.h5"
+    if name.startswith("MobileNetV3"):
+        kind = name.removeprefix("MobileNetV3").lower() + "_minimalistic" * ("minimalistic" in options)
+        return f"weights_mobilenet_v3_{kind}_224_{float(alpha)}_float_no_top_v2.h5"
+    if name == "NASNetLarge":
+        return "nasnet_large_no_top.h5"
+    if name.startswith("EfficientNetV2"):
+        return f"efficientnetv2-{name.removeprefix('EfficientNetV2').lower()}_notop.h5"
+    if name.startswith("EfficientNet"):
+        return f"{name.lower()}_notop.h5"
+    if name.startswith("ConvNeXt"):
+        return f"convnext_{name.removeprefix('ConvNeXt').lower()}_notop.h5"
+    stem = {"InceptionV3": "inception_v3", "InceptionResNetV2": "inception_resnet_v2"}.get(name, name.lower())
+    return f"{stem}_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
 def _transformer_spec(name: str, plan: TransformerPlan) -> BackboneSpec:
@@ -115,7 +164,10 @@ def _torch_specs() -> list[BackboneSpec]:
     ]
 
 
-SPECS = {spec.name: spec for spec in sorted(_specs(), key=lambda spec: spec.name)}
+SPECS = {
+    spec.name: replace(spec, keras_file=_keras_file(spec)) if spec.family == "applications" else spec
+    for spec in sorted(_specs(), key=lambda spec: spec.name)
+}
 CANNOT_BE_BUILT = {
     "NASNetMobile": "Keras cannot build NASNetMobile on torch. Take NASNetLarge, or MobileNetV2 for its size."
 }
@@ -152,3 +204,27 @@ def backbone_spec(name: str) -> BackboneSpec:
     near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(SPECS)}."
     raise BackboneError(f"Unknown backbone. Received: name={name!r}. {hint}")
+
+
+# Starts of names; one that begins with another comes before it.
+FAMILIES = (
+    *("ConvNeXtV2", "ConvNeXt", "DINOv2", "DenseNet", "EfficientNetV2", "EfficientNet", "Inception"),
+    *("MobileNetV2", "MobileNetV3", "MobileNet", "NASNet", "ResNeXt", "ResNet", "SigLIP2"),
+    *("TorchEfficientNet", "TorchMobileNetV2", "TorchResNet", "TorchVGG"),
+    *("VGG", "ViT", "WideResNet", "Xception"),
+)
+
+
+def relatives(name: str) -> list[str]:
+    """Backbones of the same family but another width or depth, whose files are easily taken for each other.
+
+    Example:
+        >>> relatives("MobileNetV2")
+        ['MobileNetV2_035', 'MobileNetV2_050', 'MobileNetV2_075', 'MobileNetV2_130', 'MobileNetV2_140']
+    """
+    return [other for other in SPECS if other != name and _family_name(other) == _family_name(name)]
+
+
+def _family_name(name: str) -> str:
+    """The start of a name, before width and depth: MobileNetV2_035 -> MobileNetV2."""
+    return next(start for start in FAMILIES if name.startswith(start))

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import torch
 
+from .._core.devices import send
 from .._core.fit_hooks import Step, overridden, unwrap_step, wrap_step
-from .._core.keras_private import get_device
 from ..acceleration import run_by_keras
 from ..optimizers import layer_group_optimizer
 from .steps import finish_interrupted, innermost
@@ -55,7 +55,7 @@ class DeliveredModel(keras.callbacks.Callback):
         self._recent: list[torch.Tensor] | None = None if can_be_sampled(self.data) else []
         self._moved, self._delivered = False, _Statistics(())
         self._watch = _backbone_rates(self.model)
-        vars(self.model)[_RUNNING] = self
+        self.model.__dict__[_RUNNING] = self
         wrap_step(self.model, "train_function", self._step)
 
     def _step(self, step: Step, data: list[Any]) -> Any:
@@ -89,7 +89,7 @@ class DeliveredModel(keras.callbacks.Callback):
             self._refresh()
         elif averages(self.model):
             self._delivered.put_back()
-        vars(self.model).pop(_RUNNING, None)
+        self.model.__dict__.pop(_RUNNING, None)
         unwrap_step(self.model, "train_function", self._step)
 
     def _refresh(self) -> None:
@@ -114,12 +114,13 @@ def delivered_first(callbacks: Any, model: keras.Model, given: Mapping[str, Any]
     if isinstance(callbacks, keras.callbacks.CallbackList):
         found = callbacks.callbacks
     else:
-        found = callbacks = keras.tree.flatten(callbacks) if callbacks is not None else []
+        found = callbacks = list(keras.tree.flatten(callbacks)) if callbacks is not None else []
     if any(isinstance(one, DeliveredModel | keras.callbacks.SwapEMAWeights) for one in found) or any(
         getattr(one, "leaves_no_trace", False) for one in found
     ):
         return callbacks
-    data, split = given.get("x"), given.get("validation_split") or 0.0
+    data: Any = given.get("x")
+    split = given.get("validation_split") or 0.0
     if split and hasattr(data, "__len__"):
         data = data[: int(len(data) * (1.0 - split))]
     first = DeliveredModel(data)
@@ -159,7 +160,7 @@ def take_statistics(model: keras.Model, norms: BatchNorms, images: Iterable[Any]
         images: batches of inputs.
     """
     sums = [_Sums(norm) for norm in norms]
-    head = getattr(model, "head", None)
+    head: Any = getattr(model, "head", None)
     in_head = head is not None and {id(norm) for norm in norms} <= {id(one) for one in head._flatten_layers()}
     with torch.no_grad(), ExitStack() as stack:
         for one in sums:
@@ -167,7 +168,7 @@ def take_statistics(model: keras.Model, norms: BatchNorms, images: Iterable[Any]
         if not in_head:
             stack.enter_context(run_by_keras(model))
         for batch in images:
-            x = torch.as_tensor(batch).to(get_device())
+            x = send(torch.as_tensor(batch))
             if in_head:
                 type(head).call(head, model.features(x), training=False)
             else:
@@ -261,7 +262,7 @@ def swap_averages(model: keras.Model) -> bool:
 @contextmanager
 def as_delivered(model: keras.Model) -> Iterator[None]:
     """The model as the last validation saw it, within the block: what a callback should save."""
-    mine = vars(model).get(_RUNNING)
+    mine = model.__dict__.get(_RUNNING)
     if mine is None or not swap_averages(model):
         yield
         return

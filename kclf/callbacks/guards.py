@@ -17,6 +17,7 @@ from .._core.fit_hooks import Step, overridden, unwrap_step, wrap_step
 from ..acceleration import run_by_keras
 from ..distributed import world_size
 from ..errors import NotFiniteError
+from ..optimizers import layer_group_optimizer
 from .checkpoint import Checkpoint
 from .delivered import live_batchnorms
 from .steps import LossHook
@@ -193,17 +194,18 @@ def _training_call(norm: keras.layers.BatchNormalization) -> Any:
     return call
 
 
-LAG = 2  # steps after which the host reads what the device found, on CUDA
+LAG = 2  # steps after which the host reads what the device found, on CUDA; it is never further ahead
 SKIPPED_IN_A_ROW = 25  # under loss scaling single steps are skipped, and 2 ** -25 of a scale mends nothing
 
 
 class FiniteGuard(keras.callbacks.Callback):
     """Ends a run whose loss has become infinite or NaN, with the weights of the last good checkpoint.
 
-    The device marks the first bad step, and the host reads the mark a few steps later from memory of its
-    own: no step waits. The error names the step, the photos or labels that are not finite, or the first
-    layer that gives what is not. Under loss scaling, which skips single steps with an infinite loss or
-    gradients by itself, only a long row of them ends the run.
+    The device marks the first bad step and makes no update by it (under a `LayerGroupOptimizer` with SGD or
+    Adam); the host reads the mark two steps later, and waits for no step before that. The error names the
+    step, the photos or labels that are not finite, or the first layer that gives what is not. Under loss
+    scaling, which skips single steps with an infinite loss or gradients by itself, only a long row of them
+    ends the run.
 
     Args:
         checkpoint: whose last file the weights are taken back from; None leaves them as they are.
@@ -225,6 +227,8 @@ class FiniteGuard(keras.callbacks.Callback):
         self._limit = SKIPPED_IN_A_ROW if scaled else 1
         self._scale: float | torch.Tensor = 0.0
         self._marks: torch.Tensor | None = None
+        self._sent: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
+        self._free: list[torch.Tensor] = []
         self._recent: deque[tuple[int, int, int, Any]] = deque(maxlen=LAG + 1)
         self._step = 0
         self._tap = LossHook(self.model, self._receive)
@@ -241,9 +245,7 @@ class FiniteGuard(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Wait for the last steps, as the epoch's figures do anyway."""
-        if self._marks is not None and self._marks.device.type != "cpu":
-            self._on_host.copy_(self._marks)
-        self._look()
+        self._look(behind=0)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Stop listening."""
@@ -266,16 +268,34 @@ class FiniteGuard(keras.callbacks.Callback):
         """On the device: how many steps in a row were not finite, the longest row, and where it began."""
         if self._marks is None:
             self._marks = torch.zeros(3, dtype=torch.int32, device=loss.device)
-            cuda = loss.device.type == "cuda"
-            self._on_host = torch.zeros(3, dtype=torch.int32, pin_memory=True) if cuda else self._marks
+        bad = ~torch.isfinite(loss)
         row, longest, begun = self._marks.unbind()
-        row.add_(1).mul_(~torch.isfinite(loss) | self._was_skipped())
+        row.add_(1).mul_(bad | self._was_skipped())
         begun.add_((row == 1) * (longest < self._limit) * (self._step - begun))
         torch.maximum(row, longest, out=longest)
-        if self._on_host is self._marks:
-            self._look()  # on a CPU nothing is waited for, and the weights are still those that it was due to
+        if self._marks.device.type == "cuda":
+            self._send(bad)
         else:
-            self._on_host.copy_(self._marks, non_blocking=True)
+            self._check(self._marks)  # nothing is waited for, and the weights are still those of the loss
+
+    def _send(self, bad: torch.Tensor) -> None:
+        """Let the marks travel to the host, and the device make no update by a loss that is not finite."""
+        optimizer = layer_group_optimizer(self.model.optimizer)
+        if optimizer is not None and self._limit == 1:
+            optimizer.veto_next(bad.to(torch.float32))
+        on_host = self._free.pop() if self._free else torch.empty(3, dtype=torch.int32, pin_memory=True)
+        on_host.copy_(self._marks, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._sent.append((arrived, on_host))
+
+    def _look(self, behind: int = LAG) -> None:
+        """Read the marks of all steps but the last few, waiting for them: so far ahead the host may be."""
+        while len(self._sent) > behind:
+            arrived, on_host = self._sent.popleft()
+            arrived.synchronize()
+            self._check(on_host)
+            self._free.append(on_host)
 
     def _was_skipped(self) -> torch.Tensor | bool:
         """On the device: whether the last step was skipped, which lowers the loss scale."""
@@ -284,11 +304,11 @@ class FiniteGuard(keras.callbacks.Callback):
         before, self._scale = self._scale, self.model.optimizer.dynamic_scale.value.clone()
         return self._scale < before
 
-    def _look(self) -> None:
-        if self._marks is None or int(self._on_host[1]) < self._limit:
+    def _check(self, marks: torch.Tensor) -> None:
+        if int(marks[1]) < self._limit:
             return
         self._stop_listening()
-        epoch, batch, data = self._first_bad()
+        epoch, batch, data = self._first_bad(int(marks[2]))
         names = self._bad_items(data, epoch, batch)
         raise NotFiniteError(self._explain(epoch, batch, data, names), names)
 
@@ -314,10 +334,10 @@ class FiniteGuard(keras.callbacks.Callback):
             said += "With the good weights all are finite on that batch, so steps were too large. "
         return said + _advice(self.model)
 
-    def _first_bad(self) -> tuple[int, int, Any]:
+    def _first_bad(self, first: int) -> tuple[int, int, Any]:
         """Epoch, batch and data of the step that came first; of the last step where that is long gone."""
         steps = {step: (epoch, batch, data) for step, epoch, batch, data in self._recent}
-        return steps.get(int(self._on_host[2]), steps[self._step])
+        return steps.get(first, steps[self._step])
 
     def _bad_items(self, data: Any, epoch: int, batch: int) -> list[str]:
         """The photos whose pixels or labels are not finite: their paths where these are known."""

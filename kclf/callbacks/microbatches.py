@@ -14,7 +14,7 @@ import torch
 
 from .._core.fit_hooks import Step, emit_loss, overridden, unwrap_step, wrap_step
 from ..errors import TrainingError
-from .run_state import random_layers, remember_model, remember_randomness
+from .run_state import changed_by_a_step, random_layers, remember_model, remember_randomness
 
 Logs = dict[str, Any]
 TOO_SMALL = "Memory does not suffice for a single photo. Take a smaller size or backbone"
@@ -41,10 +41,15 @@ class MemoryGuard(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self.parts = self._told = 1
+        self._before: _Before | None = None
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Stand between `fit` and its step."""
         wrap_step(self.model, "train_function", self._train)
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        """Look anew at what a step changes: layers may have been frozen."""
+        self._before = None
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         """Step aside."""
@@ -76,8 +81,10 @@ class MemoryGuard(keras.callbacks.Callback):
 
     def _until_it_fits(self, batch: Any, step: Callable[[Any], Any]) -> Any:
         size = len(batch[0])
+        if self._before is None or not self._before.is_complete:
+            self._before = _Before(self.model)
         while True:
-            undo = _remember(self.model)
+            self._before.keep()
             try:
                 logs = step(batch)
             except RuntimeError as failed:
@@ -86,7 +93,7 @@ class MemoryGuard(keras.callbacks.Callback):
             else:
                 self._tell(size)
                 return logs
-            undo()  # here, where the exception is gone, whose frames hold the memory
+            self._before.put_back()  # here, where the exception is gone, whose frames hold the memory
             self._halve(size)
 
     def _halve(self, size: int) -> None:
@@ -153,9 +160,29 @@ def split(batch: Any, parts: int) -> Iterator[Any]:
         )
 
 
+# What a full device, or machine, says: torch's allocators, CUDA, and the libraries that find no workspace.
+FULL = (
+    "can't allocate memory",
+    "out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_SUPPORTED.",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Unable to find a valid cuDNN algorithm",
+    "GET was unable to find an engine",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for what torch raises when the device, or the machine, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """True for what torch raises when the device, or the machine, has no memory left.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+        True
+    """
+    if isinstance(error, TrainingError):  # which says so itself, and is final
+        return False
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(phrase in said for phrase in FULL)
 
 
 def free_memory(model: keras.Model) -> None:
@@ -213,27 +240,41 @@ def _fits(model: keras.Model, photo: Any, label: Any, size: int) -> bool:
     return True
 
 
-def _remember(model: keras.Model) -> Callable[[], None]:
-    """Remember what a step changes before its update, and return what puts it back."""
-    variables = [*model.non_trainable_variables, *model.metrics_variables]
-    tensors = list({id(variable.value): variable.value for variable in variables}.values())
-    with torch.no_grad():
-        copies = [tensor.clone() for tensor in tensors]
-    layers = [(layer, layer.get_random_state()) for layer in random_layers(model)]
-    torch_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+class _Before:
+    """What a step changes before its update, kept in buffers that are filled again for each step.
 
-    def undo() -> None:
-        with torch.no_grad():
-            for tensor, copy in zip(tensors, copies, strict=True):
-                tensor.copy_(copy)
-        for layer, state in layers:
+    Weights are no part of it: they change in the update alone, which is not repeated.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._metrics = len(model.metrics_variables)
+        self._model = model
+        self._values = list({id(v.value): v.value for v in changed_by_a_step(model)}.values())
+        self._kept = [torch.empty_like(value) for value in self._values]
+        self._layers = random_layers(model)
+        self._cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether these are all: Keras builds metrics in the first step."""
+        return len(self._model.metrics_variables) == self._metrics
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Keep how things are now."""
+        torch._foreach_copy_(self._kept, self._values)
+        self._draws = [layer.get_random_state() for layer in self._layers]
+        self._states = torch.get_rng_state(), torch.cuda.get_rng_state() if self._cuda else None
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Let things be as they were."""
+        torch._foreach_copy_(self._values, self._kept)
+        for layer, state in zip(self._layers, self._draws, strict=True):
             layer.set_random_state(state)
-        torch.set_rng_state(torch_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
-
-    return undo
+        torch.set_rng_state(self._states[0])
+        if self._states[1] is not None:
+            torch.cuda.set_rng_state(self._states[1])
 
 
 def _add_to(sums: list[torch.Tensor | None], gradients: list[torch.Tensor | None]) -> None:

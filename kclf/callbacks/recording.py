@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .._core.csv_files import write_csv
 from .._core.plotting import new_axes
@@ -23,19 +23,48 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class ProgressBar(keras.callbacks.Callback):
-    """Shows on standard error how far the epoch has come; it disappears when the epoch is over.
+SECONDS_A_LOSS = 0.5  # between two losses that are shown
 
-    It counts batches begun, so that no batch waits for the device. Where standard error is no terminal it
-    shows nothing.
+
+class ProgressBar(keras.callbacks.Callback):
+    """Shows how far the epoch has come, with images/s, the time left, and on a CPU the loss.
+
+    It disappears when the epoch is over. It counts batches begun and reads no loss from a GPU, so that no
+    batch waits for the device. In a notebook it is a widget; where standard error is no terminal it shows
+    nothing.
+
+    Args:
+        batch_size: images a batch; None counts batches.
     """
+
+    def __init__(self, batch_size: int | None = None) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self._tap: LossHook | None = None
+        self._shown = 0.0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Listen to the losses."""
+        self._tap = LossHook(self.model, self._receive)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Listen no more."""
+        if self._tap is not None:
+            self._tap.close()
+
+    def _receive(self, loss: torch.Tensor) -> None:
+        now = time.monotonic()
+        if loss.device.type == "cpu" and now - self._shown > SECONDS_A_LOSS:
+            self._shown = now
+            self._bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Open the bar."""
         self._bar = tqdm(
             total=(self.params or {}).get("steps"),
             desc=f"epoch {epoch}",
-            unit="batch",
+            unit="batch" if self.batch_size is None else "img",
+            unit_scale=self.batch_size or False,
             leave=False,
             disable=None if sys.stderr is not None and is_main() else True,
             file=sys.stderr,
@@ -150,11 +179,11 @@ class Recorder(keras.callbacks.Callback):
 
     def plot_lr(self, *, ax: Axes | None = None) -> Axes:
         """Learning rate over batches; returns the axes."""
-        return _line(self.learning_rates, "learning rate", ax)
+        return line_plot(self.learning_rates, "learning rate", ax)
 
     def plot_momentum(self, *, ax: Axes | None = None) -> Axes:
         """Momentum over batches; returns the axes."""
-        return _line(self.momentums, "momentum", ax)
+        return line_plot(self.momentums, "momentum", ax)
 
     def plot_loss(self, *, skip_start: int = 5, ax: Axes | None = None) -> Axes:
         """Smoothed training loss over batches, and the validation loss at the end of each epoch.
@@ -205,7 +234,8 @@ def smooth(losses: list[float], smoothing: float = 0.98) -> np.ndarray:
     return np.array(smoothed, dtype="float64")
 
 
-def _line(values: list[float], name: str, ax: Axes | None) -> Axes:
+def line_plot(values: Sequence[float] | np.ndarray, name: str, ax: Axes | None) -> Axes:
+    """Draw the values of batches as a line, on axes or in a new figure."""
     axes = ax or new_axes()
     axes.plot(values)
     axes.set(xlabel="batch", ylabel=name)

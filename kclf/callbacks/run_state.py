@@ -58,7 +58,8 @@ def set_random_states(states: Mapping[str, Any]) -> None:
     )
     torch.set_rng_state(torch.from_numpy(states["torch"]))
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in states["cuda"].values()])
+        for device, state in zip(range(torch.cuda.device_count()), states["cuda"].values(), strict=False):
+            torch.cuda.set_rng_state(torch.from_numpy(state), device)
     if "keras" in states:
         global_seed_generator().state.assign(states["keras"])
     else:
@@ -140,6 +141,16 @@ def training_variables(*models: keras.Model) -> list[keras.Variable]:
         for variable in own:
             found.setdefault(id(variable._value), variable)
     return list(found.values())
+
+
+def changed_by_a_step(model: keras.Model) -> list[keras.Variable]:
+    """What a training step changes beside weights: statistics of norms that train, seeds, metrics."""
+    layers = model._flatten_layers()
+    norms = (one for one in layers if type(one) is keras.layers.BatchNormalization and not one.trainable)
+    stays = {id(v) for layer in layers for v in layer._trainable_variables}
+    stays |= {id(v) for norm in norms for v in norm._non_trainable_variables}
+    own = (v for v in model.non_trainable_variables if id(v) not in stays)
+    return [*own, *model.metrics_variables]
 
 
 def random_layers(model: keras.Model) -> list[keras.Layer]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import duplicates, notes, wrong_labels
 from .duplicates import Pair
-from .file_info import FileInfo, Photo, inspect_files, named_format, other_files, photos_of
+from .file_info import FileInfo, Photo, file_digest, inspect_files, named_format, other_files, photos_of
 from .findings import PROBLEMS, Finding, Findings
 from .wrong_labels import backbone_features
 
@@ -36,8 +36,10 @@ class _Surveyed:
 
     def finding(self, place: int, problem: str, score: float, detail: str, **more: Any) -> Finding:
         photo = self.photos[place]
+        facts = self.facts[place]
+        checked: dict[str, Any] = {"num_bytes": facts.num_bytes, "digest": facts.digest}
         return Finding(
-            self.name(place), problem, score, detail, label=photo.label, folder=self.folder, **more
+            self.name(place), problem, score, detail, photo.label, folder=self.folder, **checked, **more
         )
 
     def name(self, place: int) -> str:
@@ -125,7 +127,10 @@ def _odd_sizes(survey: _Surveyed, place: int, facts: FileInfo) -> Iterable[Findi
 def _foreign_files(folder: str) -> Iterable[Finding]:
     for path in other_files(folder):
         name = os.path.relpath(path, folder)
-        yield Finding(name, "odd", 0.2, "not an image by its name", folder=folder)
+        num_bytes, digest = file_digest(path)
+        yield Finding(
+            name, "odd", 0.2, "not an image by its name", folder=folder, num_bytes=num_bytes, digest=digest
+        )
 
 
 def _repeats(survey: _Surveyed, places: list[int], vectors: np.ndarray | None) -> Iterable[Finding]:
@@ -144,7 +149,7 @@ def _repeats(survey: _Surveyed, places: list[int], vectors: np.ndarray | None) -
 
 def _pairs(survey: _Surveyed, places: list[int], vectors: np.ndarray | None) -> Iterable[Pair]:
     """Pairs of photos that are the same, the surest kind first; places are those of the survey."""
-    yield from duplicates.same_files([facts.digest for facts in survey.facts])
+    yield from duplicates.same_files([facts.digest * facts.is_readable for facts in survey.facts])
     if not places:
         return
     looks = duplicates.same_looks(np.stack([survey.facts[place].thumbnail for place in places]))
@@ -200,10 +205,7 @@ def _wrong_labels(survey: _Surveyed, places: list[int], vectors: np.ndarray | No
 
 def _notes(survey: _Surveyed, places: list[int], with_features: bool) -> list[str]:
     names = [survey.photos[place].label for place in places]
-    facts = [survey.facts[place] for place in places]
     found = notes.balance_notes(names, [survey.photos[place].set_name for place in places])
-    if places and all(names):
-        found += notes.size_notes(names, np.array([(f.width, f.height, f.num_bytes) for f in facts]))
     if not with_features:
         found.append("labels were not checked: that needs a model (a saved classifier)")
     return found

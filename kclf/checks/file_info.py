@@ -8,16 +8,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..data.files import list_images, require_folder, split_named
-from ..data.images import image_size, read_image, resize
+from ..data.decoding import PARSER_ERRORS, open_image
+from ..data.files import list_images, require_folder
+from ..data.folders import find_layout, read_split
+from ..data.images import image_size, read_image, require_file, resize
 from ..errors import DataError, ImageError
 
+NEARLY = 16  # of 255: 12-bit values in 16 bits have no pixel above 15
 THUMBNAIL = 32  # pixels a side: enough to tell photos apart, 3 KB each
 SAME_FORMAT = {"MPO": "JPEG"}  # phones write MPO, a JPEG with a second picture, into .jpg
 
@@ -47,7 +49,7 @@ class FileInfo:
         num_bytes: length of the file.
         width, height: as seen upright.
         format: of the content, as Pillow names it.
-        oddity: "animated", "CMYK" or "".
+        oddity: animated, CMYK, nearly black or white; or "".
         thumbnail: uint8 (THUMBNAIL, THUMBNAIL, 3), the whole photo squeezed.
     """
 
@@ -93,13 +95,13 @@ def photos_of(data: Any, label: Callable[[str], str] | None = None) -> tuple[str
 
 def _photos_in(folder: str, label: Callable[[str], str] | None) -> tuple[str, list[Photo]]:
     require_folder(folder)
+    layout = find_layout(folder)
     found = []
-    for path in list_images(folder):
-        parts = Path(path).relative_to(folder).parts
-        set_name = split_named(parts[0]) if len(parts) > 1 else ""
-        in_class_folder = len(parts) > (2 if set_name else 1)
-        name = label(path) if label else parts[-2] if in_class_folder else ""
-        found.append(Photo(path, name, set_name))
+    for split, root in layout.splits.items():
+        part = read_split(root)
+        names = [label(path) for path in part.paths] if label else part.labels
+        set_name = split if layout.is_split else ""
+        found += [Photo(path, name, set_name) for path, name in zip(part.paths, names, strict=True)]
     return folder, found
 
 
@@ -144,28 +146,56 @@ def inspect_files(photos: Sequence[Photo], *, threads: int | None = None) -> lis
         return list(pool.map(lambda photo: inspect_file(photo.path), photos))
 
 
+def file_digest(path: str) -> tuple[int, str]:
+    """Length and SHA-256 of a file; (-1, "") of one that cannot be read, and of a pipe."""
+    try:
+        require_file(path)
+        with open(path, "rb") as file:
+            return os.path.getsize(path), hashlib.file_digest(file, "sha256").hexdigest()
+    except (ImageError, OSError):
+        return -1, ""
+
+
 def inspect_file(path: str) -> FileInfo:
     """What one file tells of itself."""
+    num_bytes, digest = file_digest(path)
     try:
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         # A JPEG decoded at an eighth is still read to its last byte, so a cut file is found.
         pixels = read_image(path, at_least=2 * THUMBNAIL)
         width, height = image_size(path)
-        with Image.open(path) as image:
-            image_format, oddity = str(image.format), _oddity(image)
+        image_format, oddity = _inside(path)
     except ImageError as error:
-        return FileInfo(error=error.reason)
+        return FileInfo(error=error.reason, digest=digest, num_bytes=num_bytes)
     except OSError as error:
-        return FileInfo(error=error.strerror or str(error))
+        return FileInfo(error=error.strerror or str(error), digest=digest, num_bytes=num_bytes)
     return FileInfo(
         digest=digest,
-        num_bytes=os.path.getsize(path),
+        num_bytes=num_bytes,
         width=width,
         height=height,
         format=SAME_FORMAT.get(image_format, image_format),
-        oddity=oddity,
+        oddity=oddity or _oddity_of(pixels),
         thumbnail=resize(pixels, THUMBNAIL, THUMBNAIL),
     )
+
+
+def _inside(path: str) -> tuple[str, str]:
+    """The format of a readable photo, and what is odd about it."""
+    with open(path, "rb") as file, open_image(file) as image:
+        try:
+            return str(image.format), _oddity(image)
+        except PARSER_ERRORS as error:  # a cut animation, a bad offset of the next page
+            reason = str(error).strip() or type(error).__name__
+            return str(image.format), f"a later frame is damaged ({reason}); only the first is used"
+
+
+def _oddity_of(pixels: np.ndarray) -> str:
+    """Whether a photo comes out nearly black or nearly white, as values of another depth do."""
+    if pixels.max() <= NEARLY:
+        return f"nearly black (no pixel above {pixels.max()} of 255); is it of another depth?"
+    if pixels.min() >= 255 - NEARLY:
+        return f"nearly white (no pixel below {pixels.min()} of 255); is it of another depth?"
+    return ""
 
 
 def _oddity(image: Image.Image) -> str:

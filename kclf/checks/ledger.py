@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
+from .._core.arguments import listed
+from .._core.atomic import move_file
 from .._core.csv_files import CsvWriter, read_csv
-from ..data.files import split_named
-from ..errors import DataError, FileFormatError, OutputExistsError
+from ..data.files import list_folders, split_folders
+from ..data.labels import normal_label
+from ..errors import DataError, FileFormatError, OutputError, OutputExistsError
+from .file_info import file_digest
 from .findings import Finding, read_ledger
 
 
@@ -70,40 +75,120 @@ def apply_ledger(
         The changes; their text form lists them.
 
     Raises:
-        DataError: rows contradict each other, or a photo is not there or not in a class folder.
+        DataError: rows contradict each other or lead out of the data folder, or a photo is not there, not the
+            one that was checked, or not in a class folder.
         OutputExistsError: a photo would take the place of another.
+        OutputError: a photo cannot be moved; it then is where it was.
     """
     ledger = Path(path)
-    changes = [_change(row, removed) for row in _one_row_a_photo(read_ledger(ledger))]
+    rows = _one_row_a_photo(read_ledger(ledger))
+    changes = [_change(row, removed) for row in rows]
     _require_free_targets(changes)
     log = ledger.with_name(f"{ledger.stem}.undo.csv")
     if apply and changes:
+        places = _places(rows, removed)
         with open(log, "a", newline="", encoding="utf-8") as file:
+            _write(file, "moved within", *places)
             for change in changes:
-                CsvWriter(file).write([str(change.source), str(change.target)])
-                file.flush()
-                os.fsync(file.fileno())
-                _move(change.source, change.target)
+                _write(file, str(change.source), str(change.target))
+                _move_or_say(change, log)
     return Changes(changes, apply, log)
+
+
+def _places(rows: list[Finding], removed: str | os.PathLike[str] | None) -> tuple[str, str]:
+    """The data folder and the folder of what is removed: all that a ledger may touch."""
+    folders = {row.folder for row in rows}
+    if len(folders) > 1:
+        raise DataError(f"Expected rows of one data folder. Received: folder={listed(sorted(folders), 3)}")
+    folder = os.path.abspath(folders.pop())
+    return folder, str(_removed(Path(folder), removed))
+
+
+def _removed(folder: Path, removed: str | os.PathLike[str] | None) -> Path:
+    return Path(os.path.abspath(removed)) if removed is not None else folder.parent / "removed" / folder.name
+
+
+def _write(file: TextIO, *cells: str) -> None:
+    """A line of the log, on the disk before the move it is about."""
+    CsvWriter(file).write(cells)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def undo_ledger(log: str | os.PathLike[str]) -> Changes:
     """Move back whatever a log says was moved, the last first, and remove the log.
 
+    What cannot be moved back now (a disk that is away, no permission) stays in the log for another call.
+
     Raises:
         OutputExistsError: something else has taken the place of a photo.
+        DataError: a photo is neither in its old nor in its new place; all others are moved back.
+        FileFormatError: this is no undo log, or it names places outside the data and its removed photos.
     """
-    rows = list(read_csv(log))
-    if any(len(row) != 2 for row in rows):
-        raise FileFormatError(f"{log}: no undo log, which has two paths a row")
-    # A kill between the log's line and the move leaves a line for a photo that is still in its place.
-    moved = [(Path(target), Path(source)) for source, target in reversed(rows) if Path(target).exists()]
-    changes = [Change("undo", source, target) for source, target in moved]
-    _require_free_targets(changes)
+    moved, away = _moved(_logged(log))
+    changes = [Change("undo", target, source) for source, target in moved]
+    _require_free_targets([change for change in changes if not _is_copy(change.source, change.target)])
     for change in changes:
-        _move(change.source, change.target)
+        if _is_copy(change.source, change.target):
+            change.source.unlink()
+        else:
+            _move_or_say(change, Path(log))
+    if away:
+        raise DataError(
+            f"{len(changes)} photos were moved back; {len(away)} are in neither place: {listed(away, 3)}. "
+            f"Bring back the disk or folder that holds them, then: kclf clean --undo {log}"
+        )
     Path(log).unlink()
     return Changes(changes, True, Path(log))
+
+
+def _logged(log: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
+    """The moves (source, target) of a log, each within the places that the line before them names."""
+    rows = list(read_csv(log))
+    if rows and len(rows[-1]) < 2:
+        rows.pop()  # the line that a kill cut off; its move had not begun
+    moves, places = [], None
+    for number, row in enumerate(rows, start=1):
+        if len(row) == 3 and row[0] == "moved within":
+            places = [Path(place) for place in row[1:]]
+            continue
+        if len(row) != 2 or places is None:
+            raise FileFormatError(f"{log}, row {number}: no undo log, which has two paths a row")
+        source, target = Path(row[0]), Path(row[1])
+        if os.path.lexists(target) and not (_is_in(source, places[:1]) and _is_in(target, places)):
+            raise FileFormatError(f"{log}, row {number}: leads outside {places[0]} and {places[1]}: {row}")
+        moves.append((source, target))
+    return moves
+
+
+def _moved(moves: list[tuple[Path, Path]]) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """The moves to take back, the last first, and the photos that are in neither place."""
+    back, away = [], []
+    later: dict[Path, bool] = {}  # what is there once the moves before are taken back
+
+    def is_there(path: Path) -> bool:
+        return later.get(path, os.path.lexists(path))
+
+    for source, target in reversed(moves):
+        if is_there(target):
+            back.append((source, target))
+            later |= {source: True, target: False}
+        elif not is_there(source):
+            away.append(target)
+    return back, away
+
+
+def _is_in(path: Path, folders: list[Path]) -> bool:
+    """Whether a file lies below one of the folders, links of its folder followed."""
+    parent = os.path.realpath(path.parent)
+    return any(Path(parent).is_relative_to(os.path.realpath(folder)) for folder in folders)
+
+
+def _is_copy(one: Path, other: Path) -> bool:
+    """Whether both are there with the same content: a move across file systems that was cut off."""
+    if one.is_symlink() or other.is_symlink() or not (one.is_file() and other.is_file()):
+        return False
+    return filecmp.cmp(one, other, shallow=False)
 
 
 def _one_row_a_photo(rows: Iterable[Finding]) -> list[Finding]:
@@ -128,41 +213,78 @@ def _change(row: Finding, removed: str | os.PathLike[str] | None) -> Change:
     source = Path(os.path.normpath(folder / row.path))
     if not row.folder or not source.is_relative_to(folder) or source == folder:
         raise DataError(f"Expected a photo below the data folder. Received: {row.path!r} in {row.folder!r}")
-    if not source.is_file():
+    if not source.is_file() and not source.is_symlink():
         raise DataError(f"No such photo (moved since the check?). Received: path={str(source)!r}")
+    if not _is_in(source, [folder]):
+        raise DataError(f"{row.path}: a link leads out of the data folder {row.folder}; move it by hand")
+    _require_same(row, source)
+    base = _removed(folder, removed)
     match row.action:
         case "delete":
-            base = Path(removed) if removed is not None else folder.parent / "removed" / folder.name
             return Change("delete", source, base / source.relative_to(folder))
         case "relabel":
-            return Change("relabel", source, _in_class_folder(row, source))
+            target = _in_class_folder(row, source, folder)
         case _:
-            return Change("move", source, _in_set_folder(row, source, folder))
+            target = _in_set_folder(row, source, folder)
+    if not _is_in(target, [folder]):
+        raise DataError(f"{row.path}: the target {target} leads out of the data folder {row.folder}")
+    return Change(row.action, source, target)
 
 
-def _in_class_folder(row: Finding, source: Path) -> Path:
-    if source.parent.name != row.label or source.parent == Path(row.folder):
+def _require_same(row: Finding, source: Path) -> None:
+    """Refuse a file that is not the one that was checked."""
+    if row.num_bytes < 0 and not row.digest:
+        return  # a row that no check wrote
+    size, digest = file_digest(str(source))
+    if (size, digest) != (row.num_bytes, row.digest):
+        raise DataError(
+            f"{row.path}: the file has changed since the check ({row.num_bytes:,} bytes then, {size:,} now). "
+            "Check again: kclf check"
+        )
+
+
+def _class_place(row: Finding, source: Path, folder: Path) -> int:
+    """Which part of the path below the data folder is the class."""
+    parts = source.relative_to(folder).parts
+    place = int(len(parts) > 2 and parts[0] in _split_roots(folder))
+    if place and len(parts) > 3 and parts[1] == parts[0]:  # train/train/cat, as archives have it
+        place = 2
+    if len(parts) < place + 2 or normal_label(parts[place]) != normal_label(row.label):
         raise DataError(
             f"{row.path}: its class {row.label!r} is not the folder it lies in, so moving it does not "
             "relabel it; change the label where your labels come from"
         )
-    target = source.parent.parent / _plain_name(row)
-    if not target.is_dir():
+    return place
+
+
+def _split_roots(folder: Path) -> set[str]:
+    """The names of the folders of splits."""
+    return {name for same in split_folders(list_folders(folder)).values() for name in same}
+
+
+def _in_class_folder(row: Finding, source: Path, folder: Path) -> Path:
+    place = _class_place(row, source, folder)
+    parts = source.relative_to(folder).parts
+    above = folder.joinpath(*parts[:place])
+    name = _plain_name(row)
+    same = [n for n in list_folders(above) if normal_label(n) == normal_label(name)]
+    if name not in same and len(same) != 1:
         raise DataError(
             f"{row.path}: expected the folder of a class as target. Received: {row.target!r}, which is not "
-            f"in {target.parent}; make it first if the class is new"
+            f"in {above}; make it first if the class is new"
         )
-    return target / source.name
+    return above.joinpath(name if name in same else same[0], *parts[place + 1 :])
 
 
 def _in_set_folder(row: Finding, source: Path, folder: Path) -> Path:
     first, *rest = source.relative_to(folder).parts
-    if not split_named(first) or not rest or not (folder / _plain_name(row)).is_dir():
+    roots, target = _split_roots(folder), _plain_name(row)
+    if first not in roots or not rest or target not in roots:
         raise DataError(
             f"{row.path}: expected a move from one set's folder to another (train, valid, test). "
             f"Received: target={row.target!r}"
         )
-    return folder.joinpath(row.target, *rest)
+    return folder.joinpath(target, *rest)
 
 
 def _plain_name(row: Finding) -> str:
@@ -173,14 +295,21 @@ def _plain_name(row: Finding) -> str:
 
 def _require_free_targets(changes: list[Change]) -> None:
     taken: set[Path] = set()
+    left: set[Path] = set()
     for change in changes:
-        if change.target.exists() or change.target in taken:
+        if change.target in taken or (os.path.lexists(change.target) and change.target not in left):
             raise OutputExistsError(
                 f"{change.target} is there already; {change.source} cannot take its place"
             )
         taken.add(change.target)
+        left.add(change.source)
 
 
-def _move(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(source, target)
+def _move_or_say(change: Change, log: Path) -> None:
+    try:
+        move_file(change.source, change.target)
+    except OSError as error:
+        raise OutputError(
+            f"{change.source} cannot be moved to {change.target}: {error.strerror or error}. What was moved "
+            f"before is in the log: kclf clean --undo {log}"
+        ) from error

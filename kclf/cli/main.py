@@ -19,6 +19,7 @@ import typer
 from .._core.csv_files import CsvWriter
 from .._core.signals import raise_for
 from ..errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
+from .serve_commands import serve, similar
 from .weights_commands import app as weights_app
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 BAD_INPUT, CANNOT_TRAIN, CANNOT_WRITE, INTERRUPTED = 2, 3, 4, 130
@@ -41,6 +43,29 @@ class Augment(StrEnum):
     top_down = "top_down"
     basic = "basic"
     none = "none"
+
+
+class Effort(StrEnum):
+    """How much is trained, from seconds to minutes."""
+
+    quick = "quick"
+    standard = "standard"
+    best = "best"
+
+
+class Recipe(StrEnum):
+    """How it is trained."""
+
+    lp_ft = "lp-ft"
+    course = "course"
+
+
+class Task(StrEnum):
+    """What is asked of a photo."""
+
+    single_label = "single_label"
+    multi_label = "multi_label"
+    regression = "regression"
 
 
 class Precision(StrEnum):
@@ -88,6 +113,22 @@ def train(
         Path | None,
         typer.Option(help="Take file names and classes from the first two columns.", rich_help_panel=DATA),
     ] = None,
+    label_delimiter: Annotated[
+        str | None,
+        typer.Option(
+            help="In the table: what stands between several labels of a photo.",
+            show_default=False,
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    task: Annotated[
+        Task | None,
+        typer.Option(
+            help="In the table: regression where the labels are numbers to predict.",
+            show_default=False,
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     valid_fraction: Annotated[
         float,
         typer.Option(
@@ -97,6 +138,14 @@ def train(
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Stop at the first photo that cannot be read.", rich_help_panel=DATA),
+    ] = False,
+    lenient: Annotated[
+        bool,
+        typer.Option(
+            "--lenient",
+            help="Warn of what is wrong with the layout (an empty class folder, loose photos) and train.",
+            rich_help_panel=DATA,
+        ),
     ] = False,
     backbone: Annotated[
         str, typer.Option(help="The pretrained network.", rich_help_panel=MODEL)
@@ -119,22 +168,67 @@ def train(
     augment: Annotated[
         Augment, typer.Option(help="What happens to training photos.", rich_help_panel=MODEL)
     ] = Augment.standard,
-    epochs: Annotated[
-        int, typer.Option(help="Epochs with everything trainable.", min=0, rich_help_panel=TRAINING)
-    ] = 3,
-    freeze_epochs: Annotated[
-        int,
-        typer.Option(help="Epochs before, with only the head trainable.", min=0, rich_help_panel=TRAINING),
-    ] = 1,
-    batch_size: Annotated[
-        str,
+    effort: Annotated[
+        Effort,
         typer.Option(
-            help="Photos a step; auto for the most that the GPU has memory for.", rich_help_panel=TRAINING
+            help="quick solves the last layer on frozen features; standard and best tune everything.",
+            rich_help_panel=TRAINING,
         ),
-    ] = "64",
+    ] = Effort.standard,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="How long it may take, in place of what the effort would.",
+            min=0.01,
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    recipe: Annotated[
+        Recipe | None,
+        typer.Option(
+            help="lp-ft solves, then tunes; course trains the head and then everything, for epochs. Default: "
+            "lp-ft, or course where one of --epochs, --freeze-epochs and --learning-rate is given.",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Of course: epochs with everything trainable. Default: 3.",
+            min=0,
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    freeze_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Of course: epochs before, with only the head trainable. Default: 1.",
+            min=0,
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     learning_rate: Annotated[
-        float, typer.Option(help="Peak rate of the head's cycle.", min=1e-9, rich_help_panel=TRAINING)
-    ] = 2e-3,
+        float | None,
+        typer.Option(
+            help="Of course: peak rate of the head's cycle. Default: 2e-3.",
+            min=1e-9,
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Photos a step; auto for the most that the GPU has memory for. Default: by the number of "
+            "photos, up to 32; 64 of course.",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     mixed_precision: Annotated[
         Precision, typer.Option(help="auto takes what this device is fastest with.", rich_help_panel=TRAINING)
     ] = Precision.float32,
@@ -189,8 +283,10 @@ def train(
         return
     if folder is None:
         raise typer.BadParameter("the folder of photos is missing", param_hint="FOLDER")
-    if not epochs + freeze_epochs:
-        raise typer.BadParameter("there is nothing to train with --epochs 0 and --freeze-epochs 0")
+    options = {"epochs": epochs, "freeze_epochs": freeze_epochs, "learning_rate": learning_rate}
+    course: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    chosen = recipe or (Recipe.course if course else Recipe.lp_ft)
+    _check_recipe(chosen, course, context)
     if csv is not None and label_regex is not None:
         raise typer.BadParameter("choose one of --csv and --label-regex: each says where the class is")
     if presize is not None and presize < size:
@@ -203,17 +299,21 @@ def train(
             csv=csv and csv.absolute(),
             valid_fraction=valid_fraction,
             strict=strict,
+            lenient=lenient,
             backbone=backbone,
             weights=_weights(weights),
             size=size,
             presize=presize or round(size * 1.25),
             augment=augment.value,
-            epochs=epochs,
-            freeze_epochs=freeze_epochs,
+            label_delimiter=label_delimiter,
+            task=task and task.value,
+            recipe=chosen.value,
+            effort=effort.value,
+            minutes=minutes,
             batch_size=_batch_size(batch_size),
-            learning_rate=learning_rate,
             mixed_precision=mixed_precision.value,
             seed=seed,
+            **course,
         ),
         force=force,
     )
@@ -273,6 +373,7 @@ def demo(
         size=64,
         presize=64,
         augment="basic",
+        recipe="course",
         epochs=epochs,
         learning_rate=8e-3,  # digits are far from ImageNet's photos, and there are enough of them
         unfrozen_learning_rate=2e-3,
@@ -325,7 +426,7 @@ def check(
     findings = check_photos(
         folder,
         _load(classifier) if classifier else None,
-        label=regex_label(label_regex) if label_regex else None,
+        label=regex_label(label_regex, missing="") if label_regex else None,
     )
     typer.echo(findings.summary())
     findings.to_csv(ledger)
@@ -368,6 +469,8 @@ def doctor(
         raise typer.Exit(CANNOT_TRAIN)
 
 
+app.command()(serve)
+app.command()(similar)
 app.add_typer(weights_app, name="weights")
 
 
@@ -424,9 +527,24 @@ def _weights(word: str) -> str | None:
     return word if word == "imagenet" else str(Path(word).absolute())
 
 
-def _batch_size(word: str) -> int | None:
-    if word == "auto":
-        return None
+def _check_recipe(recipe: Recipe, course: dict[str, Any], context: typer.Context) -> None:
+    """Refuse options of the recipe that was not chosen, and nothing to train."""
+    given = {name for name in context.params if _is_given(context, name)}
+    foreign = given & ({"effort", "minutes"} if recipe is Recipe.course else set(course))
+    if foreign:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
+        raise typer.BadParameter(f"expected options of --recipe {recipe.value}. Received: {words}")
+    if course.get("epochs") == 0 and course.get("freeze_epochs") == 0:
+        raise typer.BadParameter("there is nothing to train with --epochs 0 and --freeze-epochs 0")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    return context.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
+
+
+def _batch_size(word: str | None) -> int | None:
+    if word is None or word == "auto":
+        return 0 if word is None else None
     if not word.isdecimal() or int(word) < 1:
         raise typer.BadParameter(f"expected auto, or 1 or more photos. Received: --batch-size {word}")
     return int(word)
@@ -434,11 +552,7 @@ def _batch_size(word: str) -> int | None:
 
 def _refuse_more_than(context: typer.Context, allowed: str) -> None:
     """Refuse options beside one that decides all."""
-    given = [
-        name
-        for name in context.params
-        if name != allowed and context.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
-    ]
+    given = [name for name in context.params if name != allowed and _is_given(context, name)]
     if given:
         raise typer.BadParameter(f"--{allowed} takes the settings of its run. Received: {', '.join(given)}")
 

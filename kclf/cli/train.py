@@ -27,7 +27,6 @@ from .._core.signals import StopRequest
 from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
 from ..callbacks.microbatches import LARGEST, largest_batch
 from ..data import ImageData
-from ..data.labels import regex_label
 from ..distributed import (
     barrier,
     describe,
@@ -53,6 +52,7 @@ from ..learner import Learner
 from ..models import ImageClassifier
 from ..precision import best_precision
 from ..prediction.predictions import Predictions
+from ..recipe import BestFit, photo_losses, plan_best
 from ..report import write_report
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 
@@ -64,7 +64,15 @@ AUGMENTATIONS = {
     "none": layers.none,
 }
 BATCH_SIZE = 64
-CHECKPOINTS, REPORT, CURVES = "checkpoints", "report.html", "curves.png"
+RECIPES = ("lp-ft", "course")
+LAST_LAYER_DROPOUT = 0.2  # of "lp-ft": the last layer is learnt by a regression that has its own penalty
+CHECKPOINTS, REPORT, CURVES, PLAN, ACTIVATIONS = (
+    "checkpoints",
+    "report.html",
+    "curves.png",
+    "plan.json",
+    "activations",
+)
 RESULTS = (CLASSIFIER, REPORT, CURVES, HISTORY, SETTINGS)
 
 
@@ -79,15 +87,23 @@ class RunSettings:
         csv: a table with file names and classes in its first two columns.
         valid_fraction: share of the photos kept for validation, where the layout does not say.
         strict: stop at the first photo that cannot be read.
+        lenient: warn of faults of the layout that stop else, such as an empty class folder.
         backbone: a name of `backbone_names()`.
         weights: "imagenet", None or the path of a weights file without top.
         size: side of the square the backbone sees, pixels.
         presize: side of the square photos are read at, pixels.
         batchnorm: "frozen", "train" or "inference", as `ImageClassifier` has it.
         augment: a key of `AUGMENTATIONS`.
-        epochs: epochs with everything trainable.
+        recipe: "lp-ft" solves the last layer and tunes everything from there (`kclf.fit_best`); "course"
+            trains the head and then everything, for epochs, as fastai does.
+        effort: of "lp-ft": "quick", "standard" or "best".
+        minutes: of "lp-ft": how long the run may take; None leaves it to the effort.
+        label_delimiter: of the table: what stands between several labels of a photo.
+        task: of the table: "single_label", "multi_label" or "regression"; None sees it from the labels.
+        epochs: of "course": epochs with everything trainable.
         freeze_epochs: epochs before them with only the head trainable.
-        batch_size: photos a step; None for the most that the GPU's memory holds, 64 without a GPU.
+        batch_size: photos a step; 0 for what the recipe takes (64 for "course"), None for the most that the
+            GPU's memory holds, 64 without a GPU.
         learning_rate: peak rate of the head while it trains alone.
         unfrozen_learning_rate: peak rate of the head while everything trains, 100 times that of the first
             layer group; None for a tenth of `learning_rate`: a few hundred photos lose by more.
@@ -101,15 +117,21 @@ class RunSettings:
     csv: Path | None = None
     valid_fraction: float = 0.2
     strict: bool = False
+    lenient: bool = False
     backbone: str = "EfficientNetLite0"
     weights: str | None = "imagenet"
     size: int = 224
     presize: int = 280
     batchnorm: str = "inference"
     augment: str = "standard"
+    recipe: str = "lp-ft"
+    effort: str = "standard"
+    minutes: float | None = None
+    label_delimiter: str | None = None
+    task: str | None = None
     epochs: int = 3
     freeze_epochs: int = 1
-    batch_size: int | None = 64
+    batch_size: int | None = 0
     learning_rate: float = 2e-3
     unfrozen_learning_rate: float | None = None
     mixed_precision: str = "float32"
@@ -158,32 +180,35 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
         print_on_main(f"{describe(data.batch_size, settings.seed)}\n")
     with writing(settings.out), locked_by_main(FolderLock(settings.out)), StopRequest() as stop:
         learner.checkpoint = begin(settings, data, stop, resume=resume)
-        learner.callbacks += [
-            FiniteGuard(learner.checkpoint, data.train),
-            SaveEachEpoch(learner.model, settings.out / CLASSIFIER),
-        ]
-        train_to_end(learner, settings, stop)
+        learner.callbacks.append(FiniteGuard(learner.checkpoint, data.train))
+        found = train_to_end(learner, settings, stop)
     skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
     if is_main():
         with writing(settings.out), FolderLock(settings.out):
-            if memory.parts > 1:
-                write_settings(
-                    settings.out, describe_settings(settings, data) | {"batch_parts": memory.parts}
-                )
-            predictions = learner.predictions()
-            write_run(learner, learner.data or data, predictions, table, settings)
+            more = {"batch_parts": memory.parts} if memory.parts > 1 else {}
+            more |= {} if found is None else describe_best(found)
+            if more:
+                write_settings(settings.out, describe_settings(settings, data) | more)
+            predictions = (found and found.predictions) or learner.predictions()
+            write_run(learner, predictions, table, settings)
             finish(settings.out)
         print(describe_skipped(skipped | dict(data.skipped)))
-        print(f"{predictions}\nSaved in {settings.out}: {', '.join(RESULTS)}")
+        written = ", ".join(name for name in RESULTS if (settings.out / name).exists())
+        print(f"{predictions if found is None else found}\nSaved in {settings.out}: {written}")
     barrier()
     return learner
 
 
-def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> None:
-    """Train; when that is cut short, leave the classifier so far."""
+def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> BestFit | None:
+    """Train by the recipe; when that is cut short, leave the classifier so far."""
     out = settings.out
+    found = None
     try:
-        fine_tune(learner, settings)
+        if settings.recipe == "course":
+            learner.callbacks.append(SaveEachEpoch(learner.model, out / CLASSIFIER))
+            fine_tune(learner, settings)
+        else:
+            found = solve_and_tune(learner, settings)
         if stop() is not None:
             raise RunStopped("Stopped when training was over.", stop() or 0)
     except RunStopped as stopped:
@@ -199,6 +224,24 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
         if is_main() and learner.checkpoint is not None and learner.checkpoint.position is None:
             abandon(out)
         raise
+    return found
+
+
+def solve_and_tune(learner: Learner, settings: RunSettings) -> BestFit:
+    """`Learner.fit_best`; the solved classifier is saved before the tuning begins."""
+    plan = plan_best(
+        learner.model,
+        learner.data or find_data(settings),
+        effort=settings.effort,
+        minutes=settings.minutes,
+        batch_size=settings.batch_size or None,
+        file=settings.out / CHECKPOINTS / PLAN,
+    )
+    return learner.fit_best(
+        plan=plan,
+        solved=lambda: save_so_far(learner.model, settings.out),
+        say=lambda line: print_on_main(f"{line}\n"),
+    )
 
 
 def fine_tune(learner: Learner, settings: RunSettings) -> None:
@@ -244,10 +287,10 @@ def find_data(settings: RunSettings) -> ImageData:
         "on_error": "raise" if settings.strict else "skip",
     }
     if settings.csv is not None:
-        return ImageData.from_csv(settings.csv, folder=settings.folder, **options)
-    if settings.label_regex is not None:
-        return ImageData.from_files(settings.folder, regex_label(settings.label_regex), **options)
-    return ImageData.from_folder(settings.folder, **options)
+        table: dict[str, Any] = {"label_delimiter": settings.label_delimiter, "task": settings.task}
+        return ImageData.from_csv(settings.csv, folder=settings.folder, **table, **options)
+    options["lenient"] = settings.lenient
+    return ImageData.from_folder(settings.folder, label_regex=settings.label_regex, **options)
 
 
 def build_learner(
@@ -255,6 +298,7 @@ def build_learner(
 ) -> Learner:
     """The learner of a new classifier for the data."""
     precision = settings.mixed_precision
+    head: dict[str, Any] = {"hidden": (), "dropout": LAST_LAYER_DROPOUT} if settings.recipe == "lp-ft" else {}
     return Learner(
         data,
         settings.backbone,
@@ -265,6 +309,7 @@ def build_learner(
         path=settings.out,
         callbacks=callbacks,
         verbose=False,
+        **head,
     )
 
 
@@ -337,7 +382,8 @@ def write_settings(folder: Path, described: dict[str, Any]) -> None:
 
 
 def finish(out: Path) -> None:
-    """Remove the checkpoints: at one stroke, and then file by file."""
+    """Remove the checkpoints, at one stroke and then file by file, and what was computed on the way."""
+    shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
     if (out / CHECKPOINTS).exists():
         (out / CHECKPOINTS).rename(out / ".checkpoints.partial")
     sweep(out)
@@ -449,18 +495,29 @@ def writing(out: Path) -> Iterator[None]:
 # ---- results ------------------------------------------------------------
 
 
-def write_run(
-    learner: Learner, data: ImageData, predictions: Predictions, table: EpochTable, settings: RunSettings
-) -> None:
-    """Write the results of a run into its folder."""
+def write_run(learner: Learner, predictions: Predictions, table: EpochTable, settings: RunSettings) -> None:
+    """Write the results of a run into its folder; no curves where the last layer was solved alone."""
     out = settings.out
     learner.model.save(out / CLASSIFIER)
     predictions.to_csv(out / PREDICTIONS)
-    learner.recorder.to_csv(out / BATCHES)
-    write_history(table, settings.freeze_epochs, out / HISTORY)
-    with replacing(out / CURVES) as temporary:
-        plot_curves(learner.recorder).savefig(temporary, dpi=120)
+    if table.rows:
+        learner.recorder.to_csv(out / BATCHES)
+        head_epochs = settings.freeze_epochs if settings.recipe == "course" else 0
+        write_history(table, head_epochs, out / HISTORY)
+        with replacing(out / CURVES) as temporary:
+            plot_curves(learner.recorder).savefig(temporary, dpi=120)
     write_report(out, out / REPORT)
+
+
+def describe_best(found: BestFit) -> dict[str, Any]:
+    """What was done, and what to expect, as `settings.json` holds it."""
+    described = {"plan": dataclasses.asdict(found.plan), "kept": found.kept}
+    if found.estimate is None:
+        return described
+    figures = {"photos": len(found.estimate), "loss": float(photo_losses(found.estimate).mean())}
+    if found.estimate.task != "regression":
+        figures["accuracy"] = found.estimate.accuracy()
+    return described | {"estimate": figures}
 
 
 def write_history(table: EpochTable, freeze_epochs: int, path: Path) -> None:

@@ -13,12 +13,11 @@ from .._core.csv_files import write_csv
 from ..errors import DataError
 from . import show
 from .files import require_folder
+from .folders import read_folder
 from .image_dataset import ImageDataset, OnError
 from .images import ResizeMethod
 from .labels import (
-    class_table,
     column_of,
-    encode,
     encode_array,
     encode_labels,
     label_parts,
@@ -34,17 +33,14 @@ from .layouts import (
     automatic_split,
     divide,
     encoded_arrays,
-    find_splits,
     join_paths,
-    read_folder,
-    read_test_folder,
     require_apart,
     require_one_length,
     require_some_file,
 )
 from .presized import cached
 from .sources import ArrayImages, FileImages
-from .splits import grouped_split, index_split, require_classes, stratified_split
+from .splits import grouped_split, index_split
 from .summary import Text, summary
 from .tables import read_table
 from .tasks import Task
@@ -93,6 +89,7 @@ class ImageData:
         train: `ImageDataset`, shuffled, with random windows, full batches only.
         valid: `ImageDataset` in the order of its files with centred windows, or None.
         test: the same for the test images, or None; its `labels` are None where unknown.
+        notes: what is worth knowing of the source: files that are not used, spellings that were mended.
     """
 
     def __init__(
@@ -102,7 +99,9 @@ class ImageData:
         test: ImageDataset | None = None,
         *,
         size: int | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
+        self.notes = list(notes)
         self.train = train
         self.valid = valid
         self.test = test
@@ -167,7 +166,7 @@ class ImageData:
             name: split.replace(**(changes if name == "train" else for_all))
             for name, split in self.splits.items()
         }
-        return ImageData(**splits, size=size or self.size)
+        return ImageData(**splits, size=size or self.size, notes=self.notes)
 
     def resize(self, size: int, cache_folder: Path) -> ImageData:
         """The same images, decoded and scaled once and read from a cache from then on.
@@ -200,7 +199,7 @@ class ImageData:
             )
             for name, split in self.splits.items()
         }
-        return ImageData(**splits, size=self.size)
+        return ImageData(**splits, size=self.size, notes=self.notes)
 
     def summary(self, index: int = 0) -> Text:
         """What was found, and what becomes of one photo.
@@ -225,10 +224,10 @@ class ImageData:
             The way of training image 0, [0]
               1. decode           uint8 (32, 32, 3) in [0, 0], mean 0.0
               2. square by crop   uint8 (32, 32, 3) in [0, 0], mean 0.0
-              3. label            'cat', class 0 of 2
+              3. label            cat, class 0 of 2
               4. batch            uint8 (2, 32, 32, 3), int64 (2,)
         """
-        return summary(self, index)
+        return summary(self.splits, self.size, self.notes, index)
 
     def show_batch(self, count: int = 9, split: str = "train") -> Figure:
         """The first images of the next batch with their labels; looking does not move the epoch.
@@ -267,7 +266,7 @@ class ImageData:
 
     def show_classes(self) -> Figure:
         """Images of each class, split by split, as bars."""
-        return show.show_classes(self)
+        return show.show_classes(self.splits)
 
     def save_skipped(self, csv_file: Path) -> int:
         """Write path and reason of each image found unreadable so far to a CSV file; returns their number."""
@@ -286,46 +285,42 @@ class ImageData:
         folder: Path,
         *,
         label_regex: str | None = None,
+        lenient: bool = False,
         valid_fraction: float = 0.2,
         seed: int = 0,
         **loading: Unpack[Loading],
     ) -> ImageData:
         r"""Images in one folder a class.
 
-        Where `folder` has a folder `train` or `training`, that holds the class folders; validation comes from
-        `valid`, `val` or `validation`, or is set aside from training where there is none; `test` or `test1`
-        is the test set, with labels where it has the class folders; all in any case of letters. Otherwise
-        `folder` itself holds the class folders, and a share of each class is set aside for validation.
+        Where `folder` has a folder for training (`train`, `training_set`, `train_images`), that holds the
+        class folders; validation comes from such a folder (`valid`, `val`, `dev`), or is set aside from
+        training where there is none; so does the test set (`test`, `Testing`, `test1`), which has labels
+        where it has the class folders. Otherwise `folder` itself holds the class folders, and a share of each
+        class is set aside for validation. `summary()` says what lies there and is not used.
+
+        A photo's class is the folder directly below that it lies in, however deep; Unicode spellings and
+        blanks around a name make no difference.
 
         Args:
             folder: the folder.
             label_regex: take the label from the file's name instead of its folder, by the first group of
                 this pattern: r"(.+)_\d+" finds "great_pyrenees" in "great_pyrenees_173.jpg".
+            lenient: warn in `notes` of what else is refused: an empty class folder, images outside the class
+                folders, a class with one image or without validation images, an empty folder of a split,
+                validation or test images of other classes, class folders that all hold the same folders.
             valid_fraction: see the class, as all that follow.
             seed: fixes the split, the order and the windows.
             **loading: see the class.
 
         Raises:
-            DataError: no such folder, no images, images outside class folders, fewer than 2 classes, a
-                class without validation images, a label in validation that training does not have, or a
-                folder of validation or test images without one for training.
+            DataError: no such folder, no images, fewer than 2 classes, names of classes that differ in case
+                alone, a folder of validation or test images without one for training, and what `lenient`
+                leaves at a warning.
         """
-        folders = find_splits(folder)
-        paths, labels = read_folder(folders.train, label_regex)
-        names = class_table(labels)
-        codes = encode(labels, names)
-        if folders.valid is None:
-            require_classes(labels, labels, folders.train)
-            train, valid = divide(FileImages(paths), codes, stratified_split(labels, valid_fraction, seed))
-        else:
-            valid_paths, valid_labels = read_folder(folders.valid, label_regex)
-            train, valid = (
-                (FileImages(paths), codes),
-                (FileImages(valid_paths), encode(valid_labels, names, valid_paths)),
-            )
-            require_classes(labels, valid_labels, folders.valid)
-        test = None if folders.test is None else read_test_folder(folders.test, names, label_regex)
-        return cls._of(names, "single_label", seed, loading, train, valid, test)
+        found = read_folder(folder, label_regex, valid_fraction, seed, lenient)
+        train, valid = ((FileImages(paths), codes) for paths, codes in (found.train, found.valid))
+        test = None if found.test is None else (FileImages(found.test[0]), found.test[1])
+        return cls._of(found.class_names, "single_label", seed, loading, train, valid, test, found.notes)
 
     @classmethod
     def from_files(
@@ -518,6 +513,7 @@ class ImageData:
         train: Part,
         valid: Part,
         test: Part | None,
+        notes: Sequence[str] = (),
     ) -> ImageData:
         options: dict[str, Any] = dict(loading)
         size, presize = _sizes(options.pop("size", 224), options.pop("presize", None))
@@ -536,6 +532,7 @@ class ImageData:
             ImageDataset(valid[0], valid[1], **options),
             None if test is None else ImageDataset(test[0], test[1], **options),
             size=size,
+            notes=notes,
         )
 
 

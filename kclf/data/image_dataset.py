@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .._core.arguments import at_least, one_of
+from .._core.devices import copy_stream, keras_device, send
 from .._core.keras_private import DataAdapter, beside_adapter
 from ..distributed import local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
@@ -136,7 +137,6 @@ class ImageDataset(DataLoader, DataAdapter):
         self.class_weights = self._weight_of_each_class(class_weight)
         self.sample_weights = None if self.class_weights is None else self.class_weights[self.labels]
         self.sampling_weights = self._chances(sampling_weights)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._unreadable: dict[int, str] = {}
         self._lock = threading.Lock()
         self._epoch, self._start, self._blank = 0, 0, 0
@@ -166,6 +166,11 @@ class ImageDataset(DataLoader, DataAdapter):
             f"ImageDataset({self.num_images:,} images, {labelled}, "
             f"{len(self)} x {self.batch_size} squares of {self.presize} px)"
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go: the GPU where Keras computes on one, else the CPU."""
+        return keras_device() if keras_device().type == "cuda" else torch.device("cpu")
 
     @property
     def num_images(self) -> int:
@@ -369,15 +374,23 @@ class ImageDataset(DataLoader, DataAdapter):
 
     # Weights
 
-    def _class_counts(self, what: str) -> np.ndarray:
+    def class_counts(self) -> np.ndarray:
+        """Images of each class, int64 (classes,); where images have several, each class counts one."""
+        if self.task == "regression" or self.labels is None:
+            raise DataError(f"Expected labels that name classes. Received: task={self.task!r}")
+        if self.task == "single_label":
+            return np.bincount(self.labels, minlength=len(self.class_names))
+        return self.labels.sum(axis=0).astype(np.int64)
+
+    def _one_class_counts(self, what: str) -> np.ndarray:
         if self.task != "single_label" or self.labels is None:
             raise DataError(f"{what} needs one class an image. Received: task={self.task!r}")
-        return np.bincount(self.labels, minlength=len(self.class_names))
+        return self.class_counts()
 
     def _weight_of_each_class(self, class_weight: Mapping[str, float] | str | None) -> np.ndarray | None:
         if class_weight is None:
             return None
-        counts = self._class_counts("class_weight")
+        counts = self._one_class_counts("class_weight")
         if isinstance(class_weight, str):
             one_of("class_weight", class_weight, ("balanced",))
             weights = self.num_images / (len(counts) * np.maximum(counts, 1))
@@ -395,7 +408,7 @@ class ImageDataset(DataLoader, DataAdapter):
             return None
         if isinstance(weights, str):
             one_of("sampling_weights", weights, ("balanced",))
-            weights = 1 / np.maximum(self._class_counts("sampling_weights"), 1)[self.labels]
+            weights = 1 / np.maximum(self._one_class_counts("sampling_weights"), 1)[self.labels]
         chances = np.asarray(weights, dtype=np.float64)
         if chances.shape != (self.num_images,) or not (chances >= 0).all() or not chances.sum() > 0:
             raise DataError(
@@ -433,8 +446,8 @@ class _Pass:
         self._requested = self._first_read
         self._pending: deque[_Pending] = deque()
         self._first: Batch | None = None
-        self._sending: Batch | None = None
-        self._stream = torch.cuda.Stream(dataset.device) if dataset.device.type == "cuda" else None
+        self._device = dataset.device
+        self._sending: tuple[Batch, torch.cuda.Event] | None = None
         self._pool = ThreadPoolExecutor(dataset.num_threads, thread_name_prefix="kclf-data")
 
     @property
@@ -483,7 +496,7 @@ class _Pass:
         dataset = self._dataset
         indices = self._indices(number)
         shape = (len(indices), dataset.presize, dataset.presize, 3)
-        if dataset.device.type == "cuda":
+        if self._device.type == "cuda":
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:  # numpy asks for huge pages: a sixth of the time that torch's memory takes on first use
             images = torch.from_numpy(np.empty(shape, dtype=np.uint8))
@@ -502,14 +515,14 @@ class _Pass:
         return dataset.collate(torch.zeros((), dtype=torch.uint8).expand(shape), indices)
 
     def _take(self) -> Batch:
-        stream = self._stream
-        if stream is None:
+        if self._device.type != "cuda":
             return self._decoded()
-        batch, self._sending = self._sending or _sent(self._decoded(), stream), None
+        batch, arrived = self._sending or _sent(self._decoded(), self._device)
+        self._sending = None
         if self._pending and all(job.done() for job in self._pending[0].jobs):
-            self._sending = _sent(self._decoded(), stream)  # while the device works on this batch
-        here = torch.cuda.current_stream(stream.device)
-        here.wait_stream(stream)
+            self._sending = _sent(self._decoded(), self._device)  # while the device works on this batch
+        here = torch.cuda.current_stream(self._device)
+        here.wait_event(arrived)  # for this batch, and not for the next one
         for part in batch:
             part.record_stream(here)
         return batch
@@ -525,10 +538,11 @@ class _Pass:
         return self._dataset.collate(pending.images, indices)
 
 
-def _sent(batch: Batch, stream: torch.cuda.Stream) -> Batch:
-    """The batch on its way to the device; the images are pinned already."""
+def _sent(batch: Batch, device: torch.device) -> tuple[Batch, torch.cuda.Event]:
+    """The batch on its way to the device, and what happens when it is there."""
+    stream = copy_stream(device)
     with torch.cuda.stream(stream):
-        return tuple(part.pin_memory().to(stream.device, non_blocking=True) for part in batch)
+        return tuple(send(part, device) for part in batch), stream.record_event()
 
 
 def as_images(images: Images | Sequence[str | os.PathLike[str]] | np.ndarray) -> Images:

@@ -6,19 +6,20 @@ import errno
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import DataError, ImageError
+from .decoding import decoding, mark_deep, open_image, to_rgb, upright, upright_size
 
 ResizeMethod = Literal["crop", "pad", "squish"]
 RESIZE_METHODS: tuple[str, ...] = get_args(ResizeMethod)
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # Pillow's own limit: a quarter gigabyte of RGB
 CENTRE = (0.5, 0.5)
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 lie on their side
 
 Box = tuple[int, int, int, int]
 
@@ -28,8 +29,9 @@ def read_image(
 ) -> np.ndarray:
     """Decode a photo to upright 8-bit RGB.
 
-    EXIF orientation is applied; palette, grey, CMYK and 16-bit images become RGB; transparency is laid on
-    white; of an animation the first frame is taken.
+    EXIF orientation is applied; palette, grey, CMYK and deep images become RGB (`kclf.data.decoding` has the
+    rule); a colour profile other than sRGB is converted; transparency is laid on white; of an animation the
+    first frame is taken.
 
     Args:
         path: the file.
@@ -52,18 +54,26 @@ def read_image(
         ((30, 40, 3), [128, 128, 128])
     """
     try:
-        if content is None:
-            _require_file(path)
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
-            _require_size(path, image.size)
+        with _opened(path, content) as image:
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
-            return np.asarray(_to_rgb(_upright(image)))
+            _require_size(path, image.size)
+            mark_deep(image)
+            return np.asarray(to_rgb(upright(image)))
     except ImageError:
         raise
     except Exception as error:  # damaged files make Pillow's parsers raise almost anything
         _require_handles(error)
         raise ImageError(path, _reason(path, error, content)) from error
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[Image.Image]:
+    """An image open for its header and pixels, of a file or of what was in it."""
+    if content is None:
+        require_file(path)
+    with open(path, "rb") if content is None else io.BytesIO(content) as file, open_image(file) as image:
+        yield image
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -73,26 +83,15 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: the header cannot be read.
     """
     try:
-        _require_file(path)
-        with Image.open(path) as image:
-            _require_size(path, image.size)
-            as_stored = image.format != "TIFF"  # Pillow gives a TIFF's size upright
-            sideways = as_stored and image.getexif().get(ORIENTATION, 1) >= 5
-            return image.size[::-1] if sideways else image.size
+        with _opened(path) as image:
+            if min(image.size) < 1:
+                _require_size(path, image.size)
+            return upright_size(image)
     except ImageError:
         raise
     except Exception as error:
         _require_handles(error)
         raise ImageError(path, _reason(path, error)) from error
-
-
-def verify_image(path: str | os.PathLike[str]) -> str | None:
-    """Decode a photo to its last pixel; the reason why it cannot be read, or None where it can."""
-    try:
-        read_image(path)
-    except ImageError as error:
-        return error.reason
-    return None
 
 
 def _require_handles(error: Exception) -> None:
@@ -101,36 +100,7 @@ def _require_handles(error: Exception) -> None:
         raise error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # Parsing costs a tenth of the decoding, and most JPEGs have nothing to parse.
-    nothing = image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys()
-    if nothing or image.getexif().get(ORIENTATION, 1) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_8_bit(grey: np.ndarray) -> np.ndarray:
-    """Deep grey (16-bit, or float in [0, 1] or [0, 255]) as uint8."""
-    values: np.ndarray = np.nan_to_num(grey.astype(np.float32))
-    if np.issubdtype(grey.dtype, np.floating):
-        values = values * (255 if values.max(initial=0) <= 1 else 1)
-    elif grey.dtype.itemsize == 2 or values.max(initial=0) > 255:
-        values = values / 257  # 65535 / 255
-    return values.clip(0, 255).round().astype(np.uint8)
-
-
-def _require_file(path: str | os.PathLike[str]) -> None:
+def require_file(path: str | os.PathLike[str]) -> None:
     """Refuse folders, and pipes, of which a read may wait for ever."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -140,8 +110,10 @@ def _require_file(path: str | os.PathLike[str]) -> None:
 def _require_size(path: str | os.PathLike[str], size: tuple[int, int]) -> None:
     if min(size) < 1:
         raise ImageError(path, f"has no pixels ({size[0]} x {size[1]})")
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ImageError(path, f"{size[0]:,} x {size[1]:,} pixels, over the limit of {MAX_PIXELS:,}")
+    limit = decoding().limit
+    if limit is not None and size[0] * size[1] > limit:
+        pixels = f"{size[0]:,} x {size[1]:,} pixels"
+        raise ImageError(path, f"{pixels}, over the limit of {limit:,} (set_decoding, --max-pixels)")
 
 
 def _reason(path: str | os.PathLike[str], error: Exception, content: bytes | None = None) -> str:
@@ -285,7 +257,7 @@ def as_pixels(photo: Any) -> np.ndarray:
         (2, 3, 3)
     """
     if isinstance(photo, Image.Image):
-        return np.asarray(_to_rgb(_upright(photo)))
+        return np.asarray(to_rgb(upright(photo)))
     pixels = np.asarray(photo)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)

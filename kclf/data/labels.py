@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -129,25 +130,69 @@ def folder_labels(paths: Sequence[str], root: str | os.PathLike[str]) -> list[st
     Raises:
         DataError: files lie in `root` itself, so that they have no class folder.
     """
-    start = os.path.join(os.fspath(root), "")
-    parts = [path[len(start) :].split(os.sep, 1) for path in paths]
-    loose = [path for path, part in zip(paths, parts, strict=True) if len(part) == 1]
+    labels = class_folders(paths, root)
+    loose = [path for path, label in zip(paths, labels, strict=True) if not label]
     if loose:
-        raise DataError(
-            f"{len(loose):,} of {len(paths):,} images lie in {root} itself, outside any class folder: "
-            f"{listed(loose, 3)}. Move them into a folder named after their class, or take the label from "
-            'the name: ImageData.from_folder(folder, label_regex=r"(.+)_\\d+"), or '
-            "ImageData.from_files(paths, label)"
+        raise DataError(loose_images(loose, len(paths), root))
+    return labels
+
+
+def class_folders(paths: Sequence[str], root: str | os.PathLike[str]) -> list[str]:
+    """The name of the folder directly below `root` that each path lies in; "" for those in `root` itself."""
+    start = len(os.path.join(os.fspath(root), ""))
+    known: dict[str, str] = {}
+    labels = []
+    for path in paths:
+        folder, is_below, _ = path[start:].partition(os.sep)
+        name = folder if is_below else ""
+        if name not in known:
+            known[name] = normal_label(name)
+        labels.append(known[name])
+    return labels
+
+
+def loose_images(loose: Sequence[str], count: int, root: str | os.PathLike[str]) -> str:
+    """What to say of images that lie outside the class folders."""
+    return (
+        f"{len(loose):,} of {count:,} images lie in {os.fspath(root)} itself, outside any class folder: "
+        f"{listed(loose, 3)}. Move them into a folder named after their class, or take the label from "
+        'the name: ImageData.from_folder(folder, label_regex=r"(.+)_\\d+") (--label-regex), or '
+        "ImageData.from_files(paths, label)"
+    )
+
+
+def normal_label(text: str) -> str:
+    """A label in one spelling: composed (NFC), without blanks around it, which no one sees.
+
+    Example:
+        >>> normal_label("cafe\u0301 ") == "caf\u00e9"
+        True
+    """
+    return text if text.isascii() and text == text.strip() else unicodedata.normalize("NFC", text).strip()
+
+
+def require_no_twins(class_names: Sequence[str], report: Callable[[str], None]) -> None:
+    """Report classes whose names differ in the case of letters alone; single letters may."""
+    folded: dict[str, list[str]] = {}
+    for name in class_names:
+        if len(name) > 1:
+            folded.setdefault(name.casefold(), []).append(name)
+    twins = [same for same in folded.values() if len(same) > 1]
+    if twins:
+        pairs = "; ".join(", ".join(map(repr, same)) for same in twins[:3])
+        report(
+            f"{len(twins)} classes have names that differ in the case of letters alone: {pairs}. "
+            "Give the photos of one class one name"
         )
-    return [part[0] for part in parts]
 
 
-def regex_label(pattern: str) -> Callable[[str | os.PathLike[str]], str]:
+def regex_label(pattern: str, *, missing: str | None = None) -> Callable[[str | os.PathLike[str]], str]:
     r"""Make a function that finds the label in a file's name.
 
     Args:
         pattern: a regular expression, searched in the file's name without its folder. The label is its
             first group, or the whole match where it has no group.
+        missing: the label where the pattern does not match; None to refuse that.
 
     Returns:
         A function path -> label, which raises `DataError` where the pattern does not match.
@@ -166,6 +211,8 @@ def regex_label(pattern: str) -> Callable[[str | os.PathLike[str]], str]:
         name = os.path.basename(os.fspath(path))
         match = compiled.search(name)
         if match is None or match.group(min(1, compiled.groups)) is None:
+            if missing is not None:
+                return missing
             raise DataError(f"{path}: the name {name!r} does not match the pattern {pattern!r}")
         return str(match.group(min(1, compiled.groups)))
 

@@ -1,18 +1,17 @@
-"""Which photos a folder holds for training, validation and test, and how they are divided."""
+"""Files, labels and arrays in the shape that a split takes, and how they are divided."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from .files import Split, list_folders, list_images, split_folders
-from .labels import encode, encode_array, folder_labels, one_column, regex_label
-from .sources import ArrayImages, FileImages, Images
+from .files import Split, list_images
+from .labels import encode_array, one_column
+from .sources import ArrayImages, Images
 from .splits import random_split, require_two_of_each, stratified_split
 from .tasks import Task
 
@@ -49,57 +48,6 @@ def require_some_file(files: Sequence[str]) -> None:
             f"None of the {len(files):,} files exists. The first: {files[0]}. "
             "Look at `folder`, and at `suffix` (such as '.jpg') where the names come without one"
         )
-
-
-# Folders
-
-
-@dataclass(frozen=True)
-class SplitFolders:
-    """Where the splits lie; None for those that have no folder."""
-
-    train: str
-    valid: str | None = None
-    test: str | None = None
-
-
-def find_splits(folder: Path) -> SplitFolders:
-    """The folders of the splits, where there is one for training; else all is for training."""
-    found = split_folders(folder)
-    if found and "train" not in found:
-        names = ", ".join(os.path.basename(path) for path in found.values())
-        raise DataError(
-            f"{os.fspath(folder)} has folders of other splits ({names}) and none for training. Expected the "
-            "class folders in a folder `train`, or no such folders beside them"
-        )
-    return SplitFolders(**found) if found else SplitFolders(os.fspath(folder))
-
-
-def read_folder(root: Path, label_regex: str | None) -> tuple[list[str], list[str]]:
-    """The images below a folder, and the label of each: its class folder, or what the pattern finds."""
-    paths = list_images(root)
-    if label_regex is not None:
-        label = regex_label(label_regex)
-        return paths, [label(path) for path in paths]
-    labels = folder_labels(paths, root)
-    empty = sorted(set(list_folders(root)) - set(labels))
-    if empty:
-        raise DataError(
-            f"{len(empty)} folders in {root} hold no image, so they are no class: {', '.join(empty[:8])}. "
-            "Remove them, or fill them"
-        )
-    return paths, labels
-
-
-def read_test_folder(folder: Path, class_names: Sequence[str], label_regex: str | None) -> Part:
-    """The test images, with their class numbers where the folder is divided in the classes."""
-    paths = list_images(folder)
-    if label_regex is not None or not set(list_folders(folder)) & set(class_names):
-        return FileImages(paths), None
-    return FileImages(paths), encode(folder_labels(paths, folder), class_names, paths)
-
-
-# Labels
 
 
 def divide(images: Images, labels: np.ndarray, split: Split) -> tuple[Part, Part]:

@@ -19,12 +19,13 @@ from .._core.atomic import replacing, sweep
 from .._core.h5_store import read_arrays, write_arrays
 from .._core.locks import FolderLock
 from ..errors import DataError, FileFormatError, ImageError
+from .decoding import decoding
 from .images import CENTRE, ResizeMethod, crop_or_pad, image_size, read_image, resize, to_square
 from .sources import Images, Position
 
 log = logging.getLogger("kclf.data")
 
-FORMAT = 3  # part of the key: a change of what is stored makes old caches unread
+FORMAT = 4  # part of the key: a change of what is stored makes old caches unread
 TODO, DONE = 0, 1  # what could not be read is tried again when the cache is next asked for
 AT_ONCE = 256  # images marked as done together, after their pixels are on disk
 LONGEST = 4  # photos longer than 4 to 1 are kept as they are: scaled by their short side they could be huge
@@ -121,7 +122,7 @@ def cached(paths: np.ndarray, size: int, folder: str | os.PathLike[str], num_thr
 
 def _key(paths: np.ndarray, size: int) -> str:
     """Sixteen hexadecimal digits that change with any of the files."""
-    digest = hashlib.sha256(f"{FORMAT} {size}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {size} {decoding().depth}".encode())
     for path in paths:
         try:
             status = os.stat(path)

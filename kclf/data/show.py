@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .image_dataset import ImageDataset
-from .summary import class_counts, photo_sizes
+from .summary import photo_sizes
+from .tasks import label_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from .image_data import ImageData
 
 Augment = Callable[..., Any]
 TILE = 2.2  # inches
@@ -24,7 +23,8 @@ def show_batch(split: ImageDataset, count: int = 9) -> Figure:
     """The first images of the next batch with their labels."""
     images, *labels = split.peek()
     shown = images[:count].numpy(force=True)
-    titles = [label_text(split, label) for label in labels[0][:count].numpy(force=True)] if labels else None
+    known = labels[0][:count].numpy(force=True) if labels else ()
+    titles = [label_text(label, split.class_names, split.task) for label in known] or None
     return tiles(shown, titles)
 
 
@@ -55,15 +55,6 @@ def tiles(images: np.ndarray, titles: Sequence[str] | None = None) -> Figure:
     return figure
 
 
-def label_text(split: ImageDataset, label: Any) -> str:
-    """A label in words."""
-    if split.task == "regression":
-        return f"{label:g}"
-    if split.task == "single_label":
-        return split.class_names[int(label)]
-    return "; ".join(name for name, on in zip(split.class_names, label, strict=True) if on)
-
-
 def show_sizes(split: ImageDataset, limit: int | None) -> Figure:
     """Histograms of the widths and heights of the photos."""
     figure = _figure(7, 3)
@@ -76,15 +67,15 @@ def show_sizes(split: ImageDataset, limit: int | None) -> Figure:
     return figure
 
 
-def show_classes(data: ImageData) -> Figure:
+def show_classes(splits: Mapping[str, ImageDataset]) -> Figure:
     """Images of each class, as bars, split by split."""
-    names = data.class_names
+    names = splits["train"].class_names
     figure = _figure(7, max(2.0, 0.22 * len(names)))
     ax = figure.subplots()
     before = np.zeros(len(names), dtype=np.int64)
-    for name, split in data.splits.items():
+    for name, split in splits.items():
         if split.labels is not None:
-            counts = class_counts(split)
+            counts = split.class_counts()
             ax.barh(range(len(names)), counts, left=before, label=name)
             before += counts
     ax.set_yticks(range(len(names)), names, parse_math=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -58,7 +58,10 @@ def index_split(n: int, valid_indices: Sequence[int] | np.ndarray) -> Split:
 
 
 def stratified_split(
-    labels: Sequence[Hashable] | np.ndarray, valid_fraction: float = 0.2, seed: int = 0
+    labels: Sequence[Hashable] | np.ndarray,
+    valid_fraction: float = 0.2,
+    seed: int = 0,
+    report: Callable[[str], None] | None = None,
 ) -> Split:
     """Split so that every class has its share in validation.
 
@@ -69,6 +72,7 @@ def stratified_split(
         labels: one label an image.
         valid_fraction: fraction for validation, in (0, 1).
         seed: the same seed gives the same split.
+        report: takes the message about classes with a single image, which then trains; None to refuse them.
 
     Returns:
         Indices of the training and of the validation images, int64, ascending.
@@ -85,7 +89,7 @@ def stratified_split(
     _require_fraction(valid_fraction)
     rng = np.random.default_rng(seed)
     names, members = _members(labels)
-    require_two_of_each(names, [len(indices) for indices in members])
+    require_two_of_each(names, [len(indices) for indices in members], report)
     shares = [min(len(m) - 1, max(1, round(valid_fraction * len(m)))) for m in members]
     chosen = [rng.permutation(m)[:share] for m, share in zip(members, shares, strict=True)]
     return index_split(len(labels), np.concatenate(chosen))
@@ -180,18 +184,34 @@ def _require_fraction(valid_fraction: float) -> None:
         raise DataError(f"Expected 0 < valid_fraction < 1. Received: valid_fraction={valid_fraction!r}")
 
 
-def require_two_of_each(names: Sequence[Hashable], counts: Sequence[int] | np.ndarray) -> None:
-    """Raise `DataError` where a class has one image alone."""
+def require_two_of_each(
+    names: Sequence[Hashable],
+    counts: Sequence[int] | np.ndarray,
+    report: Callable[[str], None] | None = None,
+) -> None:
+    """Raise `DataError`, or report, where a class has one image alone."""
     lonely = [name for name, count in zip(names, counts, strict=True) if count == 1]
     if lonely:
-        raise DataError(
+        (report or _refuse)(
             f"{len(lonely)} of {len(names)} classes have a single image, which cannot be in training and in "
             f"validation: {listed(lonely)}. Add images, or merge or remove the class"
         )
 
 
-def require_classes(labels: Sequence[str], valid_labels: Sequence[str], where: str) -> None:
-    """Raise `DataError` unless there are two classes at least, each with an image in validation."""
+def require_classes(
+    labels: Sequence[str],
+    valid_labels: Sequence[str],
+    where: str,
+    report: Callable[[str], None] | None = None,
+) -> None:
+    """Raise `DataError` unless there are two classes at least, each with an image in validation.
+
+    Args:
+        labels: of the training images.
+        valid_labels: of the validation images.
+        where: they were found.
+        report: takes the message about classes without a validation image; None to refuse them.
+    """
     counts = Counter(labels)
     if len(counts) < 2:
         raise DataError(
@@ -200,7 +220,11 @@ def require_classes(labels: Sequence[str], valid_labels: Sequence[str], where: s
         )
     missing = sorted(set(counts) - set(valid_labels))
     if missing:
-        raise DataError(
+        (report or _refuse)(
             f"{len(missing)} of {len(counts)} classes have no validation image in {where}: "
             f"{listed(missing)}. Add some, or remove that folder: training images are then set aside"
         )
+
+
+def _refuse(message: str) -> None:
+    raise DataError(message)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -12,9 +11,7 @@ from ..errors import ImageError, KclfError
 from .image_dataset import ImageDataset
 from .images import image_size
 from .sources import FileImages
-
-if TYPE_CHECKING:
-    from .image_data import ImageData
+from .tasks import label_text
 
 CLASSES_SHOWN = 20
 SIZES_SAMPLED = 200  # headers read to tell the sizes of the photos: about 30 ms
@@ -29,17 +26,19 @@ class Text(str):
         return str(self)
 
 
-def summary(data: ImageData, index: int = 0) -> Text:
+def summary(splits: Mapping[str, ImageDataset], size: int, notes: Iterable[str], index: int = 0) -> Text:
     """The whole summary as text; see `ImageData.summary`."""
-    parts = (_splits(data), _classes(data), _sizes(data.train), _steps(data, index))
+    train = splits["train"]
+    parts = (_splits(splits, size), notes, _classes(splits), _sizes(train), _steps(train, index))
     return Text("\n".join(line for part in parts for line in part))
 
 
-def _splits(data: ImageData) -> Iterator[str]:
-    square = f"{data.presize} px squares, the model sees {data.size} px"
-    classes = f"{len(data.class_names)} classes, " if data.class_names else ""
-    yield f"{data.task.replace('_', ' ').capitalize()} images, {classes}{square}"
-    for name, split in data.splits.items():
+def _splits(splits: Mapping[str, ImageDataset], size: int) -> Iterator[str]:
+    train = splits["train"]
+    square = f"{train.presize} px squares, the model sees {size} px"
+    classes = f"{len(train.class_names)} classes, " if train.class_names else ""
+    yield f"{train.task.replace('_', ' ').capitalize()} images, {classes}{square}"
+    for name, split in splits.items():
         notes = [
             "shuffled" * split.shuffle,
             "random windows" * split.random_crop,
@@ -55,12 +54,12 @@ def _left_out(split: ImageDataset) -> int:
     return max(0, split.num_images - len(split) * split.batch_size)
 
 
-def _classes(data: ImageData) -> Iterator[str]:
-    names = data.class_names
+def _classes(splits: Mapping[str, ImageDataset]) -> Iterator[str]:
+    names = splits["train"].class_names
     if not names:
         return
-    labelled = {name: split for name, split in data.splits.items() if split.labels is not None}
-    counts = {name: class_counts(split) for name, split in labelled.items()}
+    labelled = {name: split for name, split in splits.items() if split.labels is not None}
+    counts = {name: split.class_counts() for name, split in labelled.items()}
     width = max(5, *(len(name) for name in names[:CLASSES_SHOWN]))
     yield f"Classes{' ' * (width - 3)}" + "".join(f"{name:>9}" for name in counts)
     for i, name in enumerate(names[:CLASSES_SHOWN]):
@@ -68,13 +67,6 @@ def _classes(data: ImageData) -> Iterator[str]:
     if len(names) > CLASSES_SHOWN:
         ranges = "; ".join(f"{name} {count.min():,} to {count.max():,}" for name, count in counts.items())
         yield f"  and {len(names) - CLASSES_SHOWN} more. Images a class: {ranges}"
-
-
-def class_counts(split: ImageDataset) -> np.ndarray:
-    """Images of each class: int64 (classes,)."""
-    if split.task == "single_label":
-        return np.bincount(np.asarray(split.labels), minlength=len(split.class_names))
-    return np.asarray(split.labels).sum(axis=0).astype(np.int64)
 
 
 def _sizes(split: ImageDataset) -> Iterator[str]:
@@ -102,8 +94,7 @@ def photo_sizes(split: ImageDataset, limit: int | None = None) -> np.ndarray:
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
-def _steps(data: ImageData, index: int) -> Iterator[str]:
-    split = data.train
+def _steps(split: ImageDataset, index: int) -> Iterator[str]:
     path = str(split.paths[index])
     yield f"The way of training image {index}, {path}"
     steps: list[tuple[str, Callable[[], str]]] = [
@@ -140,11 +131,8 @@ def _label(split: ImageDataset, index: int) -> str:
     if split.labels is None:
         return "none"
     label = split.labels[index]
-    if split.task == "regression":
-        return f"{label:g}"
-    if split.task == "single_label":
-        return f"{split.class_names[label]!r}, class {label} of {len(split.class_names)}"
-    return ", ".join(repr(name) for name, on in zip(split.class_names, label, strict=True) if on) or "none"
+    text = label_text(label, split.class_names, split.task) or "none"
+    return f"{text}, class {label} of {len(split.class_names)}" if split.task == "single_label" else text
 
 
 def _batch(split: ImageDataset) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
 Task = Literal["single_label", "multi_label", "regression"]
@@ -24,3 +26,22 @@ def probabilities_of(logits: torch.Tensor, task: str) -> torch.Tensor:
     if task == "single_label":
         return torch.softmax(logits, dim=-1)
     return torch.sigmoid(logits) if task == "multi_label" else logits
+
+
+def label_text(label: Any, class_names: Sequence[str], task: str) -> str:
+    """A label or a prediction of one image in words: its classes by name, or its numbers.
+
+    Args:
+        label: an index, n-hot values (classes,), or one or more numbers.
+        class_names: names of the classes.
+        task: what the label is for.
+
+    Example:
+        >>> label_text([1, 1, 0], ["cat", "dog", "pig"], "multi_label")
+        'cat;dog'
+    """
+    if task == "single_label":
+        return class_names[int(label)]
+    if task == "multi_label":
+        return ";".join(name for name, on in zip(class_names, label, strict=True) if on)
+    return " ".join(f"{value:.6g}" for value in np.atleast_1d(label))

@@ -85,6 +85,8 @@ def take_device() -> None:
         keras.config.disable_interactive_logging()
     if torch.cuda.is_available():
         local, gpus = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
+        if gpus == 1 and "SLURM_LOCALID" in os.environ:  # --gpus-per-task=1 shows each rank its own GPU alone
+            local = 0
         if local >= gpus:
             raise TrainingError(
                 f"This machine has {gpus} GPUs, one for each process: start it with --nproc-per-node {gpus}. "

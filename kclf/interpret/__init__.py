@@ -5,7 +5,8 @@ from .confusion import Confusion, ConfusionMatrix
 from .gallery import Example, Gallery
 from .gradcam import GradCam, grad_cam
 from .interpretation import ClassScore, Interpretation, ScoreTable, compare
-from .statistics import Comparison, Interval, binomial_tail, wilson_interval
+from .similar import Neighbour, SimilarPhotos
+from .statistics import Comparison, Interval, wilson_interval
 
 __all__ = [
     "Abstention",
@@ -19,8 +20,9 @@ __all__ = [
     "GradCam",
     "Interpretation",
     "Interval",
+    "Neighbour",
     "ScoreTable",
-    "binomial_tail",
+    "SimilarPhotos",
     "compare",
     "grad_cam",
     "wilson_interval",

@@ -11,6 +11,7 @@ import numpy as np
 
 from .._core.arguments import in_open
 from .._core.plotting import new_axes
+from ..metrics import safe_log
 from .statistics import Interval, wilson_ends, wilson_interval
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROWS_AT_A_TIME = 8192  # bounds the float64 copies to a few MB for a thousand classes
-SMALLEST_CURVATURE = 1e-300  # spares the division by 0 where every answer is right and sure
 TEMPERATURES = (0.05, 20.0)  # beyond, the probabilities are one-hot or uniform whatever the model said
 
 
@@ -96,55 +96,49 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     result = np.empty(probabilities.shape, np.float32)
     for start in range(0, len(probabilities), ROWS_AT_A_TIME):
         rows = slice(start, start + ROWS_AT_A_TIME)
-        result[rows] = _softmax(_log(probabilities[rows]) / temperature)
+        result[rows] = _softmax(_logits(probabilities[rows]) / temperature)
     return result
 
 
-def fit_temperature(probabilities: np.ndarray, labels: np.ndarray, *, steps: int = 50) -> float:
-    """The temperature with the lowest log loss on these photos (Guo et al. 2017).
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature with the lowest log loss on these photos (Guo et al. 2017), within `TEMPERATURES`.
 
-    The loss is convex in 1/temperature, so Newton's method finds the one minimum; it is kept within
-    `TEMPERATURES`. Fit it on photos that the model was not trained on.
+    Fit it on photos that the model was not trained on.
 
     Args:
         probabilities: float (n, classes), not one-hot.
         labels: int (n,).
-        steps: at most so many Newton steps.
 
     Example:
         >>> too_sure = np.array([[0.99, 0.01]] * 4)
         >>> fit_temperature(too_sure, np.array([0, 0, 0, 1])) > 1
         True
     """
-    coldest, hottest = TEMPERATURES
-    inverse = 1.0
-    for _ in range(steps):
-        slope, curvature = _loss_derivatives(probabilities, labels, inverse)
-        step = slope / max(curvature, SMALLEST_CURVATURE)
-        # At most a factor of 2 a step: far from the minimum the curvature promises too much.
-        moved = min(max(inverse - step, inverse / 2), inverse * 2)
-        moved = min(max(moved, 1 / hottest), 1 / coldest)
-        if abs(moved - inverse) <= 1e-6 * inverse:
-            break
-        inverse = moved
-    return 1 / inverse
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda exponent: _summed_loss(probabilities, labels, math.exp(exponent)),
+        bounds=np.log(TEMPERATURES),
+        method="bounded",
+        options={"xatol": 1e-7},
+    )
+    return math.exp(found.x)
 
 
-def _loss_derivatives(probabilities: np.ndarray, labels: np.ndarray, inverse: float) -> tuple[float, float]:
-    """First and second derivative of the summed log loss by 1/temperature."""
-    slope = curvature = 0.0
+def _summed_loss(probabilities: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    loss = 0.0
     for start in range(0, len(probabilities), ROWS_AT_A_TIME):
-        logits = _log(probabilities[start : start + ROWS_AT_A_TIME])
-        truth = labels[start : start + ROWS_AT_A_TIME]
-        softened = _softmax(logits * inverse)
-        mean = (softened * logits).sum(axis=1)
-        slope += float((mean - logits[np.arange(len(truth)), truth]).sum())
-        curvature += float(((softened * logits**2).sum(axis=1) - mean**2).sum())
-    return slope, curvature
+        rows = slice(start, start + ROWS_AT_A_TIME)
+        logits = _logits(probabilities[rows]) / temperature
+        top = logits.max(axis=1, keepdims=True)
+        right = np.take_along_axis(logits, labels[rows, None], axis=1)
+        loss += float((np.log(np.exp(logits - top).sum(axis=1, keepdims=True)) + top - right).sum())
+    return loss
 
 
-def _log(probabilities: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(probabilities.astype(np.float64), float(np.finfo(np.float32).tiny)))
+def _logits(probabilities: np.ndarray) -> np.ndarray:
+    """Logits of a softmax: down to the least number of float32, since no loss is meant here."""
+    return safe_log(probabilities, smallest=float(np.finfo(np.float32).tiny))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

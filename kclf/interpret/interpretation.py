@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .._core.arguments import one_of
-from ..metrics import SMALLEST_PROBABILITY
+from ..prediction.predictions import Predictions
 from . import calibration
 from .calibration import Abstention, Calibration
 from .confusion import Confusion, ConfusionMatrix, Order
@@ -19,8 +19,6 @@ from .statistics import Comparison, Interval, compare_answers, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..prediction.predictions import Predictions
 
 
 class ClassScore(NamedTuple):
@@ -53,68 +51,38 @@ class ScoreTable(list[ClassScore]):
 
 @dataclass(frozen=True, eq=False)
 class Interpretation:
-    """Probabilities beside the truth, for one label a photo.
+    """Predictions beside the truth, for one label an image.
 
     Args:
-        probabilities: float32 (n, classes).
-        labels: int (n,), places in `class_names`.
-        class_names: names of the classes.
-        paths: the photos' files, (n,), or None.
+        predictions: that carry their labels, of the task "single_label".
 
     Example:
         >>> import numpy as np
+        >>> from kclf import Predictions
         >>> sure = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], np.float32)
-        >>> interpretation = Interpretation(sure, np.array([0, 1, 1]), ["cat", "dog"])
+        >>> predictions = Predictions(sure, np.array([0, 1, 1]), class_names=["cat", "dog"])
+        >>> interpretation = Interpretation(predictions)
         >>> interpretation.most_confused()
         [Confusion(actual='dog', predicted='cat', photos=1)]
         >>> print(interpretation.accuracy)
         .6667 (.2077-.9385)
     """
 
-    probabilities: np.ndarray = field(repr=False)
-    labels: np.ndarray = field(repr=False)
-    class_names: Sequence[str]
-    paths: np.ndarray | None = field(default=None, repr=False)
+    predictions: Predictions
 
     def __post_init__(self) -> None:
-        probabilities, labels = np.asarray(self.probabilities), np.asarray(self.labels)
-        photos = len(labels)
-        if probabilities.shape != (photos, len(self.class_names)) or labels.ndim != 1:
+        task, labels = self.predictions.task, self.predictions.labels
+        if labels is None or task != "single_label":
+            given = None if labels is None else f"{len(labels)} of them"
             raise ValueError(
-                f"Expected probabilities (photos, {len(self.class_names)}) for {len(self.class_names)} class "
-                f"names, and labels (photos,). Received: probabilities.shape={probabilities.shape}, "
-                f"labels.shape={labels.shape}"
+                f"Expected predictions that carry one label an image. Received: labels={given}, {task=}"
             )
-        unknown = int(np.isnan(probabilities).any(axis=1).sum())
+        unknown = int(np.isnan(self.probabilities).any(axis=1).sum())
         if unknown:
             raise ValueError(
-                f"Expected probabilities. Received: NaN for {unknown} of {photos} photos: numbers of the "
+                f"Expected probabilities. Received: NaN for {unknown} of {len(self)} images: numbers of the "
                 "model that overflow, as they may in float16. Predict in float32"
             )
-        if self.paths is not None and len(self.paths) != photos:
-            raise ValueError(f"Expected one path a photo. Received: {len(self.paths)} for {photos} photos")
-        if photos and not (labels.min() >= 0 and labels.max() < len(self.class_names)):
-            raise ValueError(
-                f"Expected labels from 0 to {len(self.class_names) - 1}, places in the class names. "
-                f"Received: labels from {labels.min()} to {labels.max()}"
-            )
-        object.__setattr__(self, "probabilities", probabilities)
-        object.__setattr__(self, "labels", labels.astype(np.intp))
-
-    @classmethod
-    def from_predictions(cls, predictions: Predictions) -> Interpretation:
-        """Interpret predictions that carry their labels.
-
-        Args:
-            predictions: with `probabilities` (n, classes), `labels` (n,), `class_names`, and `paths` or None.
-        """
-        if predictions.labels is None:
-            raise ValueError("Expected predictions that carry labels. Received: labels=None")
-        if predictions.task != "single_label":
-            raise ValueError(
-                f"Expected predictions of one label a photo. Received: task={predictions.task!r}"
-            )
-        return cls(predictions.probabilities, predictions.labels, predictions.class_names, predictions.paths)
 
     @classmethod
     def from_learner(cls, learner: Any) -> Interpretation:
@@ -125,20 +93,40 @@ class Interpretation:
         """
         from ..prediction.inference import predict
 
-        return cls.from_predictions(predict(learner.model, learner.data.valid))
+        return cls(predict(learner.model, learner.data.valid))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.predictions)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Those of the predictions, float (n, classes)."""
+        return self.predictions.probabilities
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Indices of the actual classes, int (n,)."""
+        return np.asarray(self.predictions.labels)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes."""
+        return self.predictions.class_names
+
+    @property
+    def paths(self) -> np.ndarray | None:
+        """The images' files, (n,), or None."""
+        return self.predictions.paths
 
     @cached_property
     def predicted(self) -> np.ndarray:
         """The class with the largest probability, int (n,)."""
-        return self.probabilities.argmax(axis=1)
+        return self.predictions.predicted
 
     @cached_property
     def confidence(self) -> np.ndarray:
         """The largest probability of each photo, (n,)."""
-        return self.probabilities.max(axis=1)
+        return self.predictions.confidence
 
     @cached_property
     def right(self) -> np.ndarray:
@@ -153,7 +141,7 @@ class Interpretation:
     @cached_property
     def losses(self) -> np.ndarray:
         """Minus log of the actual class's probability, float64 (n,); at most 15.9, as in `log_loss`."""
-        return -np.log(np.maximum(self.actual_probability, SMALLEST_PROBABILITY))
+        return self.predictions.losses()
 
     @property
     def accuracy(self) -> Interval:
@@ -237,7 +225,7 @@ class Interpretation:
     def with_temperature(self, temperature: float) -> Interpretation:
         """The same with probabilities softened (above 1) or sharpened (below 1); no answer changes."""
         softened = calibration.apply_temperature(self.probabilities, temperature)
-        return Interpretation(softened, self.labels, self.class_names, self.paths)
+        return Interpretation(replace(self.predictions, probabilities=softened))
 
     def abstain(self, precision: float = 0.99, *, assurance: float = 0.95) -> Abstention:
         """From which probability on to answer so that answers hold a precision; see `calibration.abstain`."""

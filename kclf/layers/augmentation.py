@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from .._core.arguments import in_closed, one_of
+from .._core.devices import send
 from ..distributed import shard_random
 from . import geometry
 from .base import float32_options, output_size
 from .lighting import adjust_hue, each, in_logit_space
-from .resampling import FILL_MODES, INTERPOLATIONS, resample, to_device
+from .resampling import FILL_MODES, INTERPOLATIONS, resample
 
 _TRIES = 10  # crops drawn for each image, of which the first that fits is taken, as in Inception's crop
 _ASPECT = 4 / 3  # aspects of a crop lie between 3/4 and 4/3
@@ -351,7 +352,7 @@ def _relight(transformation: Transformation, device: torch.device) -> Callable[[
     )
     changed = (drawn != torch.tensor([1.0, 0.5, 1.0, 0.0])).tolist()
     drawn[:, 1] = transformation.contrast * torch.logit(transformation.brightness)
-    contrast, shift, saturation, turn = to_device(drawn.to(torch.float32), device).unbind(1)
+    contrast, shift, saturation, turn = send(drawn.to(torch.float32), device).unbind(1)
     contrast, shift, saturation = map(each, (contrast, shift, saturation))
 
     def relight(images: Tensor, rows: slice) -> Tensor:

@@ -19,31 +19,6 @@ def each(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def adjust_lighting(
-    images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor | None = None
-) -> Tensor:
-    """Change brightness, then contrast, then saturation, on one way to logit space and back.
-
-    Args:
-        images: (n, 3, height, width) in [0, 1]; any number of channels without saturation.
-        brightness: (n,) what middle grey becomes, in (0, 1); 0.5 changes nothing.
-        contrast: (n,) factor above 0; 1 changes nothing.
-        saturation: (n,) factor from 0 (grey) up; 1 changes nothing.
-
-    Returns:
-        (n, 3, height, width) in [0, 1].
-
-    Example:
-        >>> half = torch.full((1, 3, 1, 1), 0.4)
-        >>> adjust_lighting(half, torch.tensor([0.6]), torch.tensor([1.0]))[0, :, 0, 0].tolist()
-        [0.5, 0.5, 0.5]
-    """
-    shift = contrast * torch.logit(brightness)
-    return in_logit_space(
-        images, each(contrast), each(shift), None if saturation is None else each(saturation)
-    )
-
-
 def in_logit_space(images: Tensor, factor: Tensor, shift: Tensor, saturation: Tensor | None) -> Tensor:
     """`factor` times the logits plus `shift`, then the saturation, all (n, 1, 1, 1); back in [0, 1]."""
     logits = torch.logit(images, eps=EPSILON).mul_(factor).add_(shift)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.arguments import in_closed
+from .._core.devices import send
 from .base import float32_options
-from .resampling import to_device
 
 _MEAN, _STD = 118.0, 58.0  # grey levels of ImageNet's photos, all channels together
 
@@ -107,7 +107,7 @@ class RandomErasing(_Drawing):
         sides = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], 1).clamp(max=1)
         sides = torch.where((chosen < self.p).unsqueeze(1), sides, 0.0)  # (n, 2): height, width
         numbers = torch.cat([_box(sides, torch.stack([y, x], 1)), colour.clamp(0, 255)], 1)
-        numbers = to_device(numbers, images.device)
+        numbers = send(numbers, images.device)
         return torch.where(_inside(numbers[:, :4], images), numbers[:, None, None, 4:], images)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -194,7 +194,7 @@ class MixUp(_Mixing):
         share = self._beta(self.alpha, len(images))
         share = torch.maximum(share, 1 - share)  # an image stays mostly itself, so that no pair comes twice
         order = torch.randperm(len(images), generator=self._generator)
-        share, order = to_device(share, images.device), to_device(order, images.device)
+        share, order = send(share, images.device), send(order, images.device)
         mixed = torch.lerp(images[order], images, share.view(-1, 1, 1, 1))
         return mixed, torch.lerp(targets[order], targets, share.unsqueeze(1))
 
@@ -223,8 +223,8 @@ class CutMix(_Mixing):
     @torch.compiler.disable
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         side = (1 - self._beta(self.alpha, len(images))).sqrt().unsqueeze(1).expand(-1, 2)
-        box = to_device(_box(side, self._uniform(len(images), 2)), images.device)
-        order = to_device(torch.randperm(len(images), generator=self._generator), images.device)
+        box = send(_box(side, self._uniform(len(images), 2)), images.device)
+        order = send(torch.randperm(len(images), generator=self._generator), images.device)
         other = _inside(box, images)  # (n, height, width, 1)
         share = 1 - other.to(torch.float32).mean((1, 2))  # of whole pixels, so that labels are exact
         return torch.where(other, images[order], images), torch.lerp(targets[order], targets, share)

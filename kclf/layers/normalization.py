@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._core.arguments import one_of
+from .._core.devices import send
 from .base import float32_options
 
 # Mean and standard deviation in grey levels, red first.
@@ -65,15 +66,24 @@ class InputNormalization(keras.layers.Layer):
             raise ValueError(f"`std` must be above 0. Received: std={std!r}")
         statistics = _STATISTICS[self.mode] if self.mode else (self.mean, self.std)
         self._mean, self._std = (torch.tensor(levels) for levels in statistics)
+        self._sent = (torch.device("cpu"), self._mean, self._std)
 
     def call(self, images: Tensor) -> Tensor:
         """Normalised images."""
         images = images.to(torch.float32)
         if self.mode == "none":
             return images
-        mean, std = (levels.to(images.device, non_blocking=True) for levels in (self._mean, self._std))
+        mean, std = self._levels_on(images.device)
         normalized = (images - mean) / std
         return normalized.flip(-1) if self.mode == "caffe" else normalized
+
+    def _levels_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation on a device, sent there once."""
+        if device.type != "cuda":
+            return self._mean.to(device), self._std.to(device)
+        if self._sent[0] != device:
+            self._sent = (device, send(self._mean, device), send(self._std, device))
+        return self._sent[1:]
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """That of the input."""

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.cpu import keep_freed_memory, one_core_each
+from .._core.devices import send
 from .geometry import reaches_outside, sampling_grids, shrinkage, symmetry_of
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
@@ -138,8 +139,8 @@ class _Plan:
             length = len(self.ways)
         rows = list(self._rows(length))
         lengths = [part.stop - part.start for part in rows]
-        grids = sampling_grids(to_device(self.maps, device), size, lengths)
-        steps = to_device(self.steps, device).repeat(1, 1, size[1]).split(lengths)
+        grids = sampling_grids(send(self.maps, device), size, lengths)
+        steps = send(self.steps, device).repeat(1, 1, size[1]).split(lengths)
         ways = [self.ways[part.start] for part in rows]
         return list(map(_Piece, rows, ways, grids, (part.split(1, 1) for part in steps)))
 
@@ -214,13 +215,6 @@ def _plan(
     ]
     steps = (2 * radius / sizes).flip(1).unsqueeze(1) * _circle(_READS.get(interpolation, 1))
     return _Plan(ways, maps.to(torch.float32), steps.to(torch.float32))
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Send from the CPU without waiting for the device."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
 
 
 def _circle(count: int) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from ..acceleration import accelerate, is_accelerated
 from ..data import ImageData
 from ..errors import DataError, WeightsError
+from ..metrics import safe_log
 from ..models import ImageClassifier, load
 from ..models.clone import clone_with, copy_weights
 from ..models.heads import set_target_units, target_units
@@ -106,13 +107,13 @@ def one_dropout(ps: float | Sequence[float]) -> float:
 
 
 def log_probabilities(found: Predictions) -> np.ndarray:
-    """Log-probabilities, float32; a probability of 0 counts as the smallest normal number.
+    """Log-probabilities, float32, with the floor of every log loss (`metrics.SMALLEST_PROBABILITY`).
 
     Numbers, the predictions of a regression, stay what they are.
     """
     if found.task == "regression":
         return found.probabilities
-    return np.log(np.maximum(found.probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
+    return safe_log(found.probabilities).astype(np.float32)
 
 
 def decode_prediction(found: Predictions) -> tuple[Any, Any, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from ..callbacks import (
     EpochTable,
     FlatCosine,
     OneCycle,
+    ProgressBar,
     Recorder,
     Schedule,
     SnapshotSaver,
@@ -30,7 +31,7 @@ from ..callbacks.lr_schedules import TriangularCycles
 from ..callbacks.snapshots import BestModel, CycleSnapshots
 from ..data import ImageData, ImageDataset
 from ..data.mixed_dataset import mixed
-from ..distributed import distribute
+from ..distributed import distribute, print_on_main
 from ..errors import DataError
 from ..interpret import Interpretation
 from ..interpret.gallery import show_results
@@ -41,7 +42,7 @@ from ..prediction.ensembles import SnapshotEnsemble
 from ..prediction.inference import predict
 from ..prediction.predictions import Predictions, write_submission
 from ..prediction.tta import predict_tta
-from ..recipe import LinearProbe, fit_linear_probe
+from ..recipe import BestFit, LinearProbe, Plan, fit_best, fit_linear_probe, plan_best
 from ..report import write_report
 from .adapt import (
     adapt_to_data,
@@ -53,7 +54,7 @@ from .adapt import (
     take_weights,
 )
 from .plots import Sched, SuggestedRates, report_inputs
-from .resume import with_checkpoint
+from .resume import describe
 from .training import Training
 
 if TYPE_CHECKING:
@@ -325,6 +326,51 @@ class Learner:
             rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
             self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, **both)
 
+    def fit_best(
+        self,
+        minutes: float | None = None,
+        *,
+        effort: str = "standard",
+        plan: Plan | None = None,
+        solved: Callable[[], None] | None = None,
+        say: Callable[[str], None] | None = None,
+        callbacks: Callbacks = (),
+        resume: bool = False,
+    ) -> BestFit:
+        """Train the best classifier that these photos and this time allow; see `kclf.fit_best`.
+
+        Args:
+            minutes: how long it may take; None leaves it to the effort.
+            effort: "quick" solves the last layer alone; "standard" and "best" tune everything from there.
+            plan: what to do, in place of both.
+            solved: called when the last layer is solved.
+            say: takes the lines that are printed; None prints them where the learner is verbose.
+            callbacks: more callbacks for the tuning.
+            resume: as for `fit`.
+        """
+        data, self._precompute = self._require_data(), False
+        if plan is None:
+            file = self.path / "checkpoints" / "plan.json" if resume else None
+            plan = plan_best(self.model, data, effort=effort, minutes=minutes, file=file)
+
+        def fit(photos: ImageData, passes: int, schedule: Schedule) -> None:
+            self.data = photos
+            self._fit(passes, schedule, callbacks, resume=resume, validate=False)
+
+        try:
+            return fit_best(
+                self.model,
+                data,
+                plan=plan,
+                folder=self.path / "activations",
+                fit=fit,
+                say=say or (print_on_main if self.verbose else lambda line: None),
+                solved=solved,
+                progress=self.verbose,
+            )
+        finally:
+            self.data = data
+
     def linear_probe(self, *, views: int = 0) -> LinearProbe:
         """Solve the last layer on the training photos by logistic or ridge regression: `fit_linear_probe`.
 
@@ -378,6 +424,7 @@ class Learner:
         self._compile(model)
         test = find_learning_rate(model, train, start=start_lr, end=end_lr, num_steps=num_it, **options)
         self.sched.finder = SuggestedRates(test.runs, rules=tuple(suggest))
+        self.sched.tested_last = True
         return self.sched.finder
 
     # ---- data and number formats ------------------------------------------------------------
@@ -472,7 +519,7 @@ class Learner:
 
     def interpret(self) -> Interpretation:
         """Where the model errs on the validation photos."""
-        return Interpretation.from_predictions(self.predictions("valid"))
+        return Interpretation(self.predictions("valid"))
 
     def report(self, path: AnyPath = "report.html") -> Path:
         """Write one self-contained HTML page: curves, confusion, top losses, calibration; gives its path."""
@@ -513,20 +560,38 @@ class Learner:
         weight_decay: Any = None,
         resume: bool = False,
         auto: str = "adamw",
+        validate: bool = True,
     ) -> keras.callbacks.History:
         self._auto = auto
-        table = [EpochTable()] if self.verbose else []
+        self.sched.first, self.sched.tested_last = len(self.recorder.learning_rates), False
+        bar = ProgressBar(None if self.data is None else self.data.batch_size)
+        table = [bar, EpochTable()] if self.verbose else []
         listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
         model, train, valid = self._trained()
         self._compile(model, weight_decay)
         return model.fit(
             train,
-            validation_data=valid,
+            validation_data=valid if validate else None,
             epochs=epochs,
-            callbacks=[DeliveredModel(train), *with_checkpoint(self, listening, train, resume)],
+            callbacks=[DeliveredModel(train), *self._with_checkpoint(listening, train, resume)],
             shuffle=False,
             verbose=0,
         )
+
+    def _with_checkpoint(self, callbacks: list[Any], train: Any, resume: bool) -> list[Any]:
+        """The callbacks of a fit, its schedule first, with the checkpoint last where there is to be one."""
+        if resume and self.checkpoint is None:
+            self.checkpoint = Checkpoint(self.path / "checkpoints", resume=resume)
+        if self.checkpoint is None:
+            return callbacks
+        self.checkpoint.folders = [self.path / "models"]
+        self.checkpoint.data = train
+        self.checkpoint.whole = self.model
+        self.checkpoint.others = [part for part in callbacks if hasattr(part, "state_dict")]
+        self.checkpoint.settings = describe(
+            self.model, self._require_data(), self.training, self.precompute, callbacks[0]
+        )
+        return [*callbacks, self.checkpoint]
 
     def _trained(self) -> tuple[keras.Model, Any, Any]:
         """What trains now, its training and its validation data: the head alone where that is precomputed."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..callbacks import EpochTable, Recorder
 from ..callbacks.lr_finder import RULES, RangeTest
+from ..callbacks.recording import line_plot
 from ..report import ReportInputs
 
 if TYPE_CHECKING:
@@ -37,9 +38,21 @@ class SuggestedRates(RangeTest):
 
     def __iter__(self) -> Iterator[float]:
         """The rate of each of the rules."""
-        for rule in self.rules:
-            rate = self.suggestions[rule].learning_rate
-            yield float("nan") if rate is None else rate
+        return map(self._rate, self.rules)
+
+    @property
+    def lr_min(self) -> float:
+        """A tenth of the rate with the lowest loss; NaN where there is none."""
+        return self._rate("minimum")
+
+    @property
+    def lr_steep(self) -> float:
+        """The rate at which the loss falls fastest; NaN where there is none."""
+        return self._rate("steep")
+
+    def _rate(self, rule: str) -> float:
+        rate = self.suggestions[rule].learning_rate
+        return float("nan") if rate is None else rate
 
 
 @dataclass
@@ -53,10 +66,14 @@ class Sched:
 
     recorder: Recorder
     finder: SuggestedRates | None = None
+    first: int = 0  # batch of the recorder at which the last fit began
+    tested_last: bool = False
 
     def plot_lr(self, *, ax: Axes | None = None) -> Axes:
-        """Learning rate over batches."""
-        return self.recorder.plot_lr(ax=ax)
+        """Learning rate over the batches of what came last: the range test, or the fit."""
+        if self.tested_last and self.finder is not None:
+            return line_plot(self.finder.learning_rates, "learning rate", ax)
+        return line_plot(self.recorder.learning_rates[self.first :], "learning rate", ax)
 
     def plot_loss(self, *, ax: Axes | None = None) -> Axes:
         """Loss over batches."""

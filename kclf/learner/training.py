@@ -12,6 +12,7 @@ from .. import metrics as figures
 from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..models import accuracy_metric, auto_loss
 from ..optimizers import LayerGroupOptimizer
+from ..optimizers.loss_scale import loss_scaled
 
 LayerGroups = Sequence[Sequence[keras.layers.Layer]]
 
@@ -94,7 +95,7 @@ class Training:
             auto: what the optimizer "auto" is here.
         """
         decay = self.weight_decay if weight_decay is None else weight_decay
-        optimizer = self.build_optimizer(groups, decay, auto)
+        optimizer = loss_scaled(model, self.build_optimizer(groups, decay, auto))
         model.compile(optimizer=optimizer, loss=self.build_loss(task), metrics=self.build_metrics(task))
 
     def build_optimizer(

@@ -14,16 +14,18 @@ import numpy as np
 import torch
 
 from .._core.arguments import one_of
+from .._core.devices import send
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, built_name, split_backbone
 from ..callbacks.delivered import delivered_first
-from ..data.images import CENTRE, ResizeMethod, as_pixels, read_square, to_square
+from ..data.images import CENTRE, ResizeMethod, as_pixels, read_image, read_square, to_square
 from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
 from ..errors import WeightsError
 from ..layers import InputNormalization, as_augmentation
-from ..optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
+from ..optimizers import LayerGroupOptimizer
+from ..optimizers.loss_scale import loss_scaled
 from ..weights import layers_with_variables
 from .compile_arguments import loss_on_logits, metrics_on_logits
 from .heads import build_head
@@ -139,7 +141,7 @@ class ImageClassifier(keras.Model):
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
         self.built = True
-        vars(self).update(_range_checked=False, _size_before=0)  # out of sight of Keras' tracking
+        self.__dict__.update(_range_checked=False, _size_before=0)  # out of sight of Keras' tracking
         self.freeze()
         if accelerate:
             accelerate_model(self)
@@ -149,7 +151,7 @@ class ImageClassifier(keras.Model):
         check_shape(images)
         if not self._range_checked and isinstance(images, torch.Tensor):
             warn_of_range(images)
-            vars(self)["_range_checked"] = True
+            self.__dict__["_range_checked"] = True
         features = self.features(images, training=training)
         return self.head(features, training=training and not self._is_remainder(images.shape[0]))
 
@@ -159,7 +161,7 @@ class ImageClassifier(keras.Model):
         BatchNormalization by a handful of images would undo what the epoch has learnt: the head then takes
         its moving statistics.
         """
-        before, attributes = self._size_before, vars(self)
+        before, attributes = self._size_before, self.__dict__
         if size != before:
             attributes["_size_before"] = size
         return SMALL_BATCH * size < before
@@ -172,6 +174,7 @@ class ImageClassifier(keras.Model):
             training: run the backbone as in training.
             augment: see the images augmented; None does in training alone.
         """
+        images = send(images) if isinstance(images, torch.Tensor) and not images.is_meta else images
         seen = self.augmentation(images, training=training if augment is None else augment)
         return self.backbone(self.normalization(seen), training=training)
 
@@ -179,12 +182,16 @@ class ImageClassifier(keras.Model):
         """A photo as the classifier takes it, uint8 (side, side, 3).
 
         Args:
-            photo: a path, a PIL image, or pixels uint8 (height, width, 3) or (height, width).
+            photo: a path, the bytes of a file, a PIL image, or pixels uint8 (height, width, 3) or
+                (height, width).
 
         Raises:
             ImageError: the file cannot be read.
         """
         side, method = self.presize or self.size, cast(ResizeMethod, self.resize_method)
+        if isinstance(photo, bytes):
+            pixels = read_image("photo", at_least=side, content=photo)
+            return np.array(to_square(pixels, side, method, CENTRE))
         if isinstance(photo, str | PathLike):
             return np.array(read_square(photo, side, method))
         return np.array(to_square(as_pixels(photo), side, method, CENTRE))
@@ -206,7 +213,7 @@ class ImageClassifier(keras.Model):
         found = vars(self).get("_kclf_symbols")
         if found is None:
             images = keras.Input(self.input_shape[1:], name="images")
-            found = vars(self)["_kclf_symbols"] = ([images], [self(images)])
+            found = self.__dict__["_kclf_symbols"] = ([images], [self(images)])
         return found
 
     @property
@@ -319,13 +326,8 @@ class ImageClassifier(keras.Model):
         if optimizer.use_ema and type(optimizer).__module__.startswith("keras."):
             # which at the end of a fit averages what trains alone, or raises where layers are frozen
             optimizer = LayerGroupOptimizer(optimizer, self, 1.0)
-        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        if (
-            self.dtype_policy.name == "mixed_float16"
-            and arguments.get("auto_scale_loss", True)
-            and not scaled
-        ):
-            optimizer = FusedLossScaleOptimizer(optimizer)  # Keras' own waits for the device twice a step
+        if arguments.get("auto_scale_loss", True):
+            optimizer = loss_scaled(self, optimizer)
         super().compile(
             optimizer=optimizer,
             loss=loss_on_logits(loss, self.task, len(self.class_names)),
@@ -349,22 +351,22 @@ class ImageClassifier(keras.Model):
         given.pop("self")
         check_labels(given.get("y"), self.task, len(self.class_names))
         given["callbacks"] = delivered_first(given.get("callbacks"), self, given)
-        vars(self)["_size_before"] = 0
+        self.__dict__["_size_before"] = 0
         return super().fit(**given)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Keras' step of `fit`; the first batch is looked at."""
-        vars(self)["_range_checked"] = False
+        self.__dict__["_range_checked"] = False
         return super().make_train_function(force=force)
 
     def make_test_function(self, force: bool = False) -> Any:
         """Keras' step of `evaluate`; the first batch is looked at."""
-        vars(self)["_range_checked"] = False
+        self.__dict__["_range_checked"] = False
         return super().make_test_function(force=force)
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Keras' step of `predict`; the first batch is looked at."""
-        vars(self)["_range_checked"] = False
+        self.__dict__["_range_checked"] = False
         return super().make_predict_function(force=force)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:

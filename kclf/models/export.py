@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.atomic import replacing
+from .._core.devices import full_float32
 from .._core.h5_store import whole_file
 from ..acceleration import unpacked
 from ..data.tasks import probabilities_of
@@ -107,7 +108,9 @@ def to_torch_export(
     wrapped, photos = _wrapped(model, side)
     program = _exported(wrapped, photos)
     with torch.no_grad():
-        _check(program.module()(photos).cpu().numpy(), _expected(model, photos), path)
+        with full_float32():
+            found = program.module()(photos).cpu().numpy()
+        _check(found, _expected(model, photos), path)
     with whole_file(path) as file, warnings.catch_warnings():
         # To torch kernels in channels_last memory are not "complete"; it saves and loads them all the same.
         warnings.filterwarnings("ignore", message="No complete tensor found")
@@ -131,8 +134,8 @@ def to_onnx(model: keras.Model, path: str | os.PathLike[str], *, side: int | Non
         WeightsError: the file does not give the model's probabilities.
     """
     try:
-        import onnx  # type: ignore[import-not-found]
-        import onnxscript  # type: ignore[import-not-found]  # noqa: F401
+        import onnx
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error}. ONNX needs an extra: pip install 'kclf[onnx]'") from error
     model = _in_float32(model)
@@ -197,13 +200,14 @@ def _exported(module: PhotosToProbabilities, photos: Tensor) -> torch.export.Exp
 @torch.no_grad()
 def _expected(model: keras.Model, photos: Tensor) -> np.ndarray:
     """The model's own probabilities."""
-    logits = torch.as_tensor(model(photos, training=False))
+    with full_float32():
+        logits = torch.as_tensor(model(photos, training=False))
     return probabilities_of(logits, model.task).cpu().numpy()
 
 
 def _run_onnx(path: os.PathLike[str], photos: np.ndarray) -> np.ndarray | None:
     try:
-        import onnxruntime  # type: ignore[import-not-found]
+        import onnxruntime
     except ImportError:
         logging.getLogger(__name__).warning("onnxruntime is not installed: the ONNX file was not checked.")
         return None

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
 import torch
 
+from .._core.devices import full_float32
 from .._core.h5_store import write_arrays
 from ..errors import FileFormatError
 from ..weights import array_of, layer_keys, named_variables
-
-if TYPE_CHECKING:
-    from .classifier import ImageClassifier
 
 FILE_FORMAT = "kclf-classifier"
 FILE_VERSION = 2
 
 
-def write_single_file(model: ImageClassifier, path: Path) -> None:
+def write_single_file(model: keras.Model, path: Path) -> None:
     """Write a classifier whose backbone has a name, whole or not at all."""
     images = probe_images()
     config = model.get_config()
@@ -47,12 +45,12 @@ def write_single_file(model: ImageClassifier, path: Path) -> None:
     )
 
 
-def stored_arrays(model: ImageClassifier) -> dict[str, np.ndarray]:
+def stored_arrays(model: keras.Model) -> dict[str, np.ndarray]:
     """All weights of a classifier as numpy arrays, by the keys of the single file."""
     return {key: array_of(variable) for key, variable in _keyed_weights(model).items()}
 
 
-def assign_arrays(model: ImageClassifier, arrays: Mapping[str, np.ndarray], path: Any) -> None:
+def assign_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray], path: Any) -> None:
     """Set all weights of a classifier from arrays by key.
 
     Raises:
@@ -63,7 +61,7 @@ def assign_arrays(model: ImageClassifier, arrays: Mapping[str, np.ndarray], path
         variable.assign(arrays[key])
 
 
-def check_fit(model: ImageClassifier, arrays: Mapping[str, np.ndarray], path: Any) -> None:
+def check_fit(model: keras.Model, arrays: Mapping[str, np.ndarray], path: Any) -> None:
     """Raise a FileFormatError that lists what differs between arrays and the weights of a classifier."""
     weights = _keyed_weights(model)
     problems = [f"missing: {key}" for key in weights.keys() - arrays.keys()]
@@ -80,7 +78,7 @@ def check_fit(model: ImageClassifier, arrays: Mapping[str, np.ndarray], path: An
         )
 
 
-def _keyed_weights(model: ImageClassifier) -> dict[str, keras.Variable]:
+def _keyed_weights(model: keras.Model) -> dict[str, keras.Variable]:
     return {
         f"{part}/{key}/{name}": variable
         for part in ("backbone", "head")
@@ -89,9 +87,9 @@ def _keyed_weights(model: ImageClassifier) -> dict[str, keras.Variable]:
     }
 
 
-def logits_of(model: ImageClassifier, images: np.ndarray) -> np.ndarray:
+def logits_of(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """Logits of images (n, height, width, 3), as an array (n, outputs)."""
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         return model(images, training=False).cpu().numpy()
 
 

@@ -108,6 +108,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self._rate = _HostMirror(optimizer._learning_rate)
         self._roster = VariableRegistry([])
         self._plan: _Plan | None = None
+        self._veto: updates.Veto | None = None
 
     # ---- what the inner optimizer has alone ----------------------------------------------------------
 
@@ -280,28 +281,54 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             plan = self._plan_for(variables)
             if plan.overwrites:
                 plan.overwrite(self.inner_optimizer, gradients)
-            self._step(plan, gradients)
-        self._steps.add_one()
+            veto, self._veto = self._veto, None
+            self._step(plan, gradients, veto)
+            if veto is None:
+                self._steps.add_one()
+            else:
+                self._steps.variable._value.add_(veto.counts.to(self._steps.variable._value.dtype))
 
-    def _step(self, plan: _Plan, gradients: Tensors) -> None:
+    @property
+    def takes_veto(self) -> bool:
+        """Whether `veto_next` works: for SGD and Adam with rates that do not depend on the count of steps."""
+        inner = self.inner_optimizer
+        return (
+            updates.kernel_name(inner) in updates.VETOED
+            and isinstance(inner._learning_rate, keras.Variable)
+            and not inner.gradient_accumulation_steps
+            and not (inner.use_ema and inner.ema_overwrite_frequency)
+        )
+
+    def veto_next(self, found: torch.Tensor) -> None:
+        """Let the device leave out the next step, with all that it counts, where a flag says so.
+
+        Args:
+            found: float32 scalar on the device; above 0 where the step is not to be made.
+        """
+        if self.takes_veto:
+            before = self._veto
+            self._veto = updates.Veto(found if before is None else torch.maximum(before.found, found))
+
+    def _step(self, plan: _Plan, gradients: Tensors, veto: updates.Veto | None) -> None:
         ready = self._accumulated(plan, gradients)
         if ready is not None:
             rate = self._rate_now()
             ready = updates.clip(self.inner_optimizer, ready)
             for bucket in plan.buckets:
-                self._update(bucket, [ready[position] for position in bucket.positions], rate)
-            plan.count(self._update_counts.value)
+                self._update(bucket, [ready[position] for position in bucket.positions], rate, veto)
+            plan.count(self._update_counts.value, veto)
             for variable in plan.constrained:
                 variable.assign(variable.constraint(variable))
         if self.inner_optimizer.use_ema:
-            self._average()
+            self._average(veto)
 
-    def _update(self, bucket: Bucket, gradients: Tensors, rate: float) -> None:
+    def _update(self, bucket: Bucket, gradients: Tensors, rate: float, veto: updates.Veto | None) -> None:
         inner = self.inner_optimizer
         rate *= bucket.multiplier
         kernel = updates.kernel_for(inner)
         if kernel is not None:
-            kernel(inner, bucket, updates.match_layout(gradients, bucket.values), rate)
+            vetoes = () if veto is None else (veto,)
+            kernel(inner, bucket, updates.match_layout(gradients, bucket.values), rate, *vetoes)
             return
         bucket.decay(rate)
         rate_tensor = torch.full((), rate, device=bucket.values[0].device)
@@ -340,21 +367,34 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         torch._foreach_zero_(sums)
         return gradients
 
-    def _average(self) -> None:
+    def _average(self, veto: updates.Veto | None) -> None:
         """The moving average of the weights over all variables at hand, as Keras has it unless warmed up."""
         inner = self.inner_optimizer
-        done = self._steps.read() // (inner.gradient_accumulation_steps or 1)
         pairs = [
             (inner._model_variables_moving_average[place].value, self._roster.variables[place].value)
             for place in self._roster.seen()
             if inner._model_variables_moving_average[place] is not None
         ]
         averages, values = map(list, zip(*pairs, strict=True))
-        decay = _warm(inner.ema_momentum, done) if self.warm_up_average else inner.ema_momentum
-        torch._foreach_lerp_(averages, values, 1.0 - decay if done else 1.0)
+        if veto is not None:
+            done = self._steps.variable._value
+            share = torch.where(done > 0, self._share_of_average(done), 1.0) * veto.counts
+            steps = torch._foreach_mul(torch._foreach_sub(values, averages), share)
+            torch._foreach_add_(averages, steps)
+            return
+        done = self._steps.read() // (inner.gradient_accumulation_steps or 1)
+        torch._foreach_lerp_(averages, values, self._share_of_average(done) if done else 1.0)
         every = inner.ema_overwrite_frequency
         if every and (done + 1) % every == 0:
             torch._foreach_copy_(values, averages)
+
+    def _share_of_average(self, done: Any) -> Any:
+        """What a step's weights count in their average: more at first where it is warmed up."""
+        share = 1.0 - self.inner_optimizer.ema_momentum
+        if not self.warm_up_average:
+            return share
+        warm = 9.0 / (10 + done)
+        return warm.clamp_min(share) if isinstance(warm, torch.Tensor) else max(share, warm)
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """At the end of `fit`: under EMA, the averages become the weights."""
@@ -375,7 +415,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             (self.weight_decay_multipliers, self.decay_biases_and_norms),
             self._update_counts._value._version,
         )
-        if self._plan is None or self._plan.key != key:
+        stale = self._plan is not None and self._plan.counted_by_device and self._veto is None
+        if self._plan is None or stale or self._plan.key != key:
             self._plan = self._make_plan(variables)
             self._plan.key = key
         return self._plan
@@ -431,6 +472,7 @@ class _Plan:
     constrained: list[keras.Variable] = field(default_factory=list)
     overwrites: list[int] = field(default_factory=list)
     advance: torch.Tensor | int = 1  # what a step adds to the counts
+    counted_by_device: bool = False  # the host's counts of the buckets are too high by the steps left out
 
     def finish(self, buckets: list[Bucket], counts: torch.Tensor) -> None:
         self.buckets = buckets
@@ -442,9 +484,14 @@ class _Plan:
             advance[places] = 1
             self.advance = advance.to(counts.device)
 
-    def count(self, counts: torch.Tensor) -> None:
+    def count(self, counts: torch.Tensor, veto: updates.Veto | None) -> None:
         """One more update for every variable that moved, on the device and on the host."""
-        counts.add_(self.advance)
+        if veto is not None:
+            counts.add_(veto.counts.to(counts.dtype) * self.advance)
+            torch._foreach_add_([bucket.done for bucket in self.buckets], [veto.counts] * len(self.buckets))
+            self.counted_by_device = True
+        else:
+            counts.add_(self.advance)
         self.key = (*self.key[:-1], counts._version)
         for bucket in self.buckets:
             bucket.count += 1
@@ -483,11 +530,6 @@ class _HostMirror:
         with torch.no_grad():
             self.variable._value.add_(1)
         self._value, self._version = value + 1, self.variable._value._version
-
-
-def _warm(decay: float, done: int) -> float:
-    """The decay of an average after so many steps: low at first, so that a short run is not its start."""
-    return min(decay, (1 + done) / (10 + done))
 
 
 def _rounded(value: float) -> float:

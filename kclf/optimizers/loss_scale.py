@@ -12,11 +12,12 @@ import torch
 
 @keras.saving.register_keras_serializable(package="kclf")
 class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
-    """`keras.optimizers.LossScaleOptimizer` with one pass over the gradients and one wait for the device.
+    """`keras.optimizers.LossScaleOptimizer` with one pass over the gradients, and none that waits.
 
-    Keras checks, divides and counts in three passes with two waits. The arithmetic is the same: an infinite
-    or NaN gradient skips the step and halves the scale; `dynamic_growth_steps` finite steps double it. The
-    gradients are unscaled in place. It belongs outermost, around a `LayerGroupOptimizer` too.
+    Keras checks, divides and counts in three passes and waits for the device twice. The arithmetic is the
+    same: an infinite or NaN gradient skips the step and halves the scale; `dynamic_growth_steps` finite steps
+    double it. The gradients are unscaled in place. It belongs outermost. Around a `LayerGroupOptimizer` of
+    SGD, Adam or AdamW, without accumulation, the device itself skips the step; else the host waits once.
 
     Args:
         inner_optimizer: the optimizer that makes the step.
@@ -40,8 +41,12 @@ class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         with torch.no_grad():
             for gradients in self._by_dtype(grads, trainable_variables):
                 torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, scale.reciprocal())
-            if not found.item():  # the one wait of the step
-                self.inner_optimizer.apply(grads, trainable_variables=trainable_variables)
+            inner = self.inner_optimizer
+            if getattr(inner, "takes_veto", False):
+                inner.veto_next(found)
+                inner.apply(grads, trainable_variables=trainable_variables)
+            elif not found.item():  # here the host waits
+                inner.apply(grads, trainable_variables=trainable_variables)
             torch._amp_update_scale_(
                 scale, self.step_counter.value, found, 2.0, 0.5, self.dynamic_growth_steps
             )
@@ -69,6 +74,13 @@ class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         load_in_order(self, self._variables, store)
 
 
+def loss_scaled(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """An optimizer as a model needs it: with loss scaling under the policy mixed_float16."""
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    needed = model.dtype_policy.name == "mixed_float16" and not scaled
+    return FusedLossScaleOptimizer(optimizer) if needed else optimizer
+
+
 def load_in_order(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], store: Any
 ) -> None:
@@ -82,7 +94,7 @@ def load_in_order(
     if len(store.keys()) != len(variables):
         warnings.warn(
             f"The optimizer {optimizer.name} begins anew: the saved one has {len(store.keys())} arrays and "
-            f"this one {len(variables)}. To go on with its state, build the optimizer on the same model first: "
+            f"this one {len(variables)}. To keep its state, build the optimizer on the same model first: "
             "optimizer.build(model.trainable_variables). A model that Keras saved with loss scaling is read "
             "by kclf.weights.load_model",
             stacklevel=2,

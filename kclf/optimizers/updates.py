@@ -7,6 +7,7 @@ as the rate changes. Epsilons stand where Keras has them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -24,6 +25,26 @@ STATE_NAMES = {
 }
 
 
+class Veto:
+    """A step that is made or not, which the device alone knows: no host waits to hear it.
+
+    Args:
+        found: float32 scalar on the device; above 0 where the step is not to be made.
+    """
+
+    def __init__(self, found: torch.Tensor) -> None:
+        self.found = found
+        self.counts = (found == 0).to(torch.float32)  # what the step adds to counts: 1 or 0
+
+    def corrected(self, rate: float, done: torch.Tensor, beta_1: float, beta_2: float) -> torch.Tensor:
+        """Adam's rate with both bias corrections in it, float32 scalar on the device.
+
+        rate * sqrt(1 - beta_2^t) / (1 - beta_1^t), where t is `done` + 1.
+        """
+        first, second = (-torch.expm1((done + 1) * math.log(beta)) for beta in (beta_1, beta_2))
+        return rate * second.sqrt_().div_(first)
+
+
 @dataclass
 class Bucket:
     """Variables that share multiplier, weight decay, count of updates, dtype and device."""
@@ -36,21 +57,24 @@ class Bucket:
     values: Tensors = field(default_factory=list)
     state: dict[str, Tensors] = field(default_factory=dict)
     step: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # float32 scalar, on the device
+    done: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # `count`, as the device knows it
 
     def collect(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Look up the tensors of the optimizer's state, laid out in memory like the values."""
         self.values = [variable.value for variable in self.variables]
         self.step = torch.zeros((), dtype=torch.float32, device=self.values[0].device)
+        self.done = torch.full_like(self.step, self.count)
         for name in STATE_NAMES.get(kernel_name(optimizer), ()):
             slots = getattr(optimizer, name, None)
             if slots:
                 owners = [slots[optimizer._get_variable_index(variable)] for variable in self.variables]
                 self.state[name] = [_laid_like(o.value, v) for o, v in zip(owners, self.values, strict=True)]
 
-    def decay(self, rate: float) -> None:
+    def decay(self, rate: float, veto: Veto | None = None) -> None:
         """Decoupled weight decay (Loshchilov & Hutter 2017): p <- p * (1 - rate * weight_decay)."""
         if self.weight_decay:
-            torch._foreach_mul_(self.values, 1.0 - rate * self.weight_decay)
+            share = rate * self.weight_decay
+            torch._foreach_mul_(self.values, 1.0 - (share if veto is None else share * veto.counts))
 
 
 def _laid_like(state: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -68,14 +92,20 @@ def kernel_name(optimizer: keras.optimizers.Optimizer) -> str:
 
 def kernel_for(
     optimizer: keras.optimizers.Optimizer,
-) -> Callable[[keras.optimizers.Optimizer, Bucket, Tensors, float], None] | None:
+) -> Callable[..., None] | None:
     """The update of this optimizer, or None where Keras' own must be used."""
     return KERNELS.get(kernel_name(optimizer))
 
 
-def sgd(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: float) -> None:
+def sgd(
+    optimizer: keras.optimizers.Optimizer,
+    bucket: Bucket,
+    gradients: Tensors,
+    rate: float,
+    veto: Veto | None = None,
+) -> None:
     """Stochastic gradient descent with momentum, Nesterov's or not."""
-    bucket.decay(rate)
+    bucket.decay(rate, veto)
     torch._fused_sgd_(
         bucket.values,
         gradients,
@@ -87,11 +117,21 @@ def sgd(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensor
         nesterov=bool(optimizer.nesterov),
         maximize=False,
         is_first_step=False,
+        found_inf=None if veto is None else veto.found,
     )
 
 
-def adam(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: float) -> None:
+def adam(
+    optimizer: keras.optimizers.Optimizer,
+    bucket: Bucket,
+    gradients: Tensors,
+    rate: float,
+    veto: Veto | None = None,
+) -> None:
     """Adam and AdamW. Keras adds epsilon before the bias correction and torch after: hence its division."""
+    if veto is not None:
+        _adam_unless(optimizer, bucket, gradients, rate, veto)
+        return
     count = bucket.count + 1
     torch._fused_adamw_(
         bucket.values,
@@ -107,6 +147,32 @@ def adam(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tenso
         eps=optimizer.epsilon / (1.0 - optimizer.beta_2**count) ** 0.5,
         amsgrad=bool(optimizer.amsgrad),
         maximize=False,
+    )
+
+
+ENDLESS = 1e9  # steps, after which Adam's moments are no longer biased
+
+
+def _adam_unless(
+    optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: float, veto: Veto
+) -> None:
+    """Adam by a count that the device alone knows: the corrections stand in the rate, torch makes none."""
+    bucket.decay(rate, veto)
+    torch._fused_adamw_(
+        bucket.values,
+        gradients,
+        bucket.state["_momentums"],
+        bucket.state["_velocities"],
+        bucket.state.get("_velocity_hats", []),
+        [bucket.step.fill_(ENDLESS)] * len(gradients),
+        lr=veto.corrected(rate, bucket.done, optimizer.beta_1, optimizer.beta_2),
+        beta1=optimizer.beta_1,
+        beta2=optimizer.beta_2,
+        weight_decay=0.0,
+        eps=optimizer.epsilon,
+        amsgrad=bool(optimizer.amsgrad),
+        maximize=False,
+        found_inf=veto.found,
     )
 
 
@@ -132,6 +198,7 @@ def rmsprop(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Te
 
 
 KERNELS = {"SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop}
+VETOED = ("SGD", "Adam", "AdamW")  # whose kernels leave a step out by a flag on the device
 
 
 def clip(optimizer: keras.optimizers.Optimizer, gradients: Tensors) -> Tensors:

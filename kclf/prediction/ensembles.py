@@ -23,11 +23,10 @@ import keras
 import numpy as np
 import torch
 
-from .._core.arguments import one_of
 from ..callbacks import load_snapshot
 from ..callbacks.run_state import passing_draws
 from .inference import predict as predict_plain
-from .predictions import Predictions
+from .predictions import Predictions, mean_gain
 
 Predict = Callable[[Any, Any], Predictions]
 AnyPath = str | os.PathLike[str]
@@ -145,18 +144,14 @@ class SnapshotEnsemble:
             predict: how one set of weights predicts.
 
         Returns:
-            A row for each member, their mean, their weighted mean (of one label a photo), the soup, and each
-            EMA.
+            A row for each member, their mean, the soup, and each EMA. The soup's gain is an upper bound: its
+            members were chosen by the same images.
         """
         members = self.predict_members(valid, predict=predict)
-        every = list(members.values())
-        rows = dict(members)
-        rows["mean"] = average_predictions(every, self.weights)
-        if every[0].task == "single_label":
-            rows["weighted"] = _cross_fitted(every)
+        rows = {**members, "mean": average_predictions(list(members.values()), self.weights)}
         with original_weights(self.model), passing_draws(self.model, train):
             soup = self.soup(valid, train, predict=predict)
-            rows[f"soup of {len(soup)}"] = predict(self.model, valid)
+            rows[f"soup of {len(soup)}, chosen here"] = predict(self.model, valid)
             for name, file in _named(ema).items():
                 self.load(self.model, file)
                 rows[name] = predict(self.model, valid)
@@ -219,9 +214,9 @@ class EnsembleTable:
             EnsembleRow(
                 name,
                 float(right[name].mean()),
-                *_gain(right[name], right[base]),
+                *mean_gain(right[name], right[base]),
                 float(losses[name].mean()),
-                *_gain(losses[name], losses[base]),
+                *mean_gain(losses[name], losses[base]),
             )
             for name in predictions
         ]
@@ -270,41 +265,6 @@ def average_predictions(
         share * p.probabilities.astype(np.float64) for share, p in zip(shares, predictions, strict=True)
     )
     return replace(first, probabilities=np.asarray(mean, dtype=first.probabilities.dtype))
-
-
-def member_weights(predictions: Sequence[Predictions], *, steps: int = 200) -> np.ndarray:
-    """The shares of the members that make the log loss of their mean smallest: float64 (members,), sum 1.
-
-    Expectation-maximisation for the weights of a mixture; each step can only lower the loss.
-
-    Args:
-        predictions: of the same labelled photos, one class each, which the members have not learnt from.
-        steps: of the search.
-    """
-    for member in predictions:
-        one_of("task", member.task, ("single_label",))
-    right = np.exp(-np.stack([p.losses() for p in predictions]))  # (members, n)
-    shares = np.full(len(right), 1 / len(right))
-    for _ in range(steps):
-        responsible = shares[:, None] * right
-        shares = (responsible / responsible.sum(axis=0)).mean(axis=1)
-    return shares
-
-
-def _cross_fitted(predictions: Sequence[Predictions]) -> Predictions:
-    """The weighted mean; each half of the photos has shares found on the other half, so gains are true."""
-    stacked = np.stack([p.probabilities for p in predictions]).astype(np.float64)
-    mean = np.empty_like(stacked[0])
-    for half in (0, 1):
-        others = [p.take(slice(1 - half, None, 2)) for p in predictions]
-        mean[half::2] = np.tensordot(member_weights(others), stacked[:, half::2], axes=1)
-    return replace(predictions[0], probabilities=mean.astype(predictions[0].probabilities.dtype))
-
-
-def _gain(ours: np.ndarray, base: np.ndarray) -> tuple[float, float]:
-    """Mean difference and its standard error, from pairs."""
-    difference = ours - base
-    return float(difference.mean()), float(difference.std(ddof=min(1, len(ours) - 1)) / np.sqrt(len(ours)))
 
 
 def _same_photos(first: Predictions, other: Predictions) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import torch
 
+from .._core.devices import Moment, moment, seconds_between, send
 from ..data import ImageDataset
 from ..data.files import image_files
 from ..data.tasks import probabilities_of
@@ -78,30 +79,34 @@ def _predict_views(
     model: keras.Model, dataset: Any, from_logits: bool | None, views: Views
 ) -> tuple[list[Predictions], list[float]]:
     """Predictions for each view and the seconds it took, every photo read once."""
-    outputs: list[list[np.ndarray]] = []
-    seconds: list[float] = []
+    outputs: dict[int, list[Any]] = defaultdict(list)
+    spans: dict[int, list[tuple[Moment, Moment]]] = defaultdict(list)
     labels = []
     class_names = _class_names(model, dataset)
     dataset = _in_order(dataset)
+    model.make_predict_function()
     for batch in _batches(dataset):
         images, *rest = batch if isinstance(batch, tuple | list) else (batch,)
-        labels += [_on_host(rest[0])] if rest and rest[0] is not None else []
-        start = time.perf_counter()
-        for place, view in enumerate(views(torch.as_tensor(images))):
-            if place == len(outputs):
-                outputs.append([])
-                seconds.append(0.0)
-            outputs[place].append(np.asarray(model.predict_on_batch(view), dtype=np.float32))
-            start, began = time.perf_counter(), start
-            seconds[place] += start - began
+        labels += [rest[0]] if rest and rest[0] is not None else []
+        start = moment()
+        for place, view in enumerate(views(send(torch.as_tensor(images)))):
+            outputs[place].append(model.predict_function([(view,)]))
+            start, began = moment(), start
+            spans[place].append((began, start))
     if not outputs:
         raise ValueError("Expected a dataset with at least one batch. Received: an empty dataset")
-    return _beside_labels(model, dataset, outputs, labels, class_names, from_logits), seconds
+    arrays = [_on_host(parts).astype(np.float32) for parts in outputs.values()]  # here the host waits
+    known = getattr(dataset, "labels", None)
+    known = _on_host(labels) if known is None and labels else known
+    seconds = [sum(seconds_between(*span) for span in spans[place]) for place in outputs]
+    return _beside_labels(model, dataset, arrays, known, class_names, from_logits), seconds
 
 
-def _on_host(labels: Any) -> np.ndarray:
-    """Labels as an array, from the device too."""
-    return labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+def _on_host(parts: list[Any]) -> np.ndarray:
+    """Outputs or labels of all batches as one array, read from the device at once."""
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts).cpu().numpy()
+    return np.concatenate([np.asarray(part) for part in parts])
 
 
 def _in_order(dataset: Any) -> Any:
@@ -125,15 +130,13 @@ def _batches(dataset: Any, batch_size: int = 64) -> Iterable[Any]:
 def _beside_labels(
     model: keras.Model,
     dataset: Any,
-    outputs: list[list[np.ndarray]],
-    labels: list[np.ndarray],
+    outputs: list[np.ndarray],
+    labels: np.ndarray | None,
     class_names: Sequence[str],
     from_logits: bool | None,
 ) -> list[Predictions]:
     """Predictions of each view, less the rows in which another photo stands in for an unreadable one."""
     task = getattr(dataset, "task", None) or getattr(model, "task", None) or "single_label"
-    known = getattr(dataset, "labels", None)
-    known = np.concatenate(labels) if known is None and labels else known
     paths = getattr(dataset, "files", getattr(dataset, "paths", None))
     readable = getattr(dataset, "readable", None)
     rows = slice(None) if readable is None else readable
@@ -141,13 +144,13 @@ def _beside_labels(
         from_logits = gives_logits(model, np.concatenate(outputs[0]), task)
     return [
         Predictions(
-            _probabilities(np.concatenate(parts), task, from_logits)[rows],
-            None if known is None else known[rows],
+            _probabilities(values, task, from_logits)[rows],
+            None if labels is None else labels[rows],
             None if paths is None else np.asarray(paths)[rows],
             class_names,
             task,
         )
-        for parts in outputs
+        for values in outputs
     ]
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from .._core.arguments import one_of
 from .._core.csv_files import write_csv
-from ..data.tasks import TASKS
-from ..metrics import SMALLEST_PROBABILITY
+from ..data.tasks import TASKS, label_text
+from ..metrics import safe_log
 
 
 def write_submission(
@@ -190,8 +190,8 @@ class Predictions:
         """Log loss of each photo, float64 (n,)."""
         labels, probabilities = self._known(), self.probabilities.astype(np.float64)
         if self.task == "single_label":
-            return -_log(probabilities[np.arange(len(self)), labels])
-        return -(labels * _log(probabilities) + (1 - labels) * _log(1 - probabilities)).mean(axis=1)
+            return -safe_log(probabilities[np.arange(len(self)), labels])
+        return -(labels * safe_log(probabilities) + (1 - labels) * safe_log(1 - probabilities)).mean(axis=1)
 
     def top(self, k: int = 1) -> list[list[tuple[str, float]]]:
         """The k likeliest classes of each photo with their probabilities, likeliest first.
@@ -249,11 +249,7 @@ class Predictions:
             >>> rows.label_text(rows.predicted[0])
             'a;b'
         """
-        if self.task == "single_label":
-            return self.class_names[int(answer)]
-        if self.task == "multi_label":
-            return ";".join(name for name, has in zip(self.class_names, answer, strict=True) if has)
-        return " ".join(f"{value:.6g}" for value in np.atleast_1d(answer))
+        return label_text(answer, self.class_names, self.task)
 
     def _known(self) -> np.ndarray:
         if self.labels is None or not len(self) or self.task == "regression":
@@ -264,5 +260,18 @@ class Predictions:
         return self.labels
 
 
-def _log(probabilities: np.ndarray) -> np.ndarray:
-    return np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1))
+def mean_gain(scores: np.ndarray, base: np.ndarray) -> tuple[float, float]:
+    """Mean of the paired differences of two scores, and its standard error, which one image leaves unknown.
+
+    Args:
+        scores: one for each image, float (n,).
+        base: what they are compared with, float (n,).
+
+    Example:
+        >>> mean_gain(np.array([1.0, 1.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0, 0.0]))
+        (0.5, 0.28867513459481287)
+    """
+    difference = scores - base
+    if len(difference) < 2:
+        return float(difference.mean()), float("nan")
+    return float(difference.mean()), float(difference.std(ddof=1) / len(difference) ** 0.5)

@@ -13,8 +13,9 @@ import torch
 
 from .._core.arguments import at_least, in_closed, one_of
 from ..layers import Augmentation, geometry
+from ..metrics import safe_log
 from .inference import Views, _predict_views
-from .predictions import Predictions, TTAReport, _log
+from .predictions import Predictions, TTAReport, mean_gain
 
 VIEWS = ("random", "flip", "five_crops", "dihedral")
 AVERAGES = ("arithmetic", "geometric", "max")
@@ -106,10 +107,10 @@ def average_views(
     independent = task == "multi_label"
     if average == "max":
         return (views.max(axis=0) if independent else _to_sum_one(views.max(axis=0))).astype(np.float32)
-    logs = np.tensordot(shares, _log(views), axes=1)
+    logs = np.tensordot(shares, safe_log(views), axes=1)
     if not independent:
         return _to_sum_one(np.exp(logs)).astype(np.float32)
-    other_logs = np.tensordot(shares, _log(1 - views), axes=1)
+    other_logs = np.tensordot(shares, safe_log(1 - views), axes=1)
     return (1 / (1 + np.exp(other_logs - logs))).astype(np.float32)
 
 
@@ -171,17 +172,14 @@ def _plain_share(weight: float | None, views: str, count: int) -> float:
 
 def _gain(plain: Predictions, averaged: Predictions, views: TTAReport) -> TTAReport:
     """The gain over the plain view, with the standard error of a mean of differences."""
-    if plain.labels is None or plain.task == "regression" or len(plain) < 2:
+    if plain.labels is None or plain.task == "regression" or not len(plain):
         return views
-    hits, losses = averaged.hits() - plain.hits(), averaged.losses() - plain.losses()
+    accuracy, accuracy_error = mean_gain(averaged.hits(), plain.hits())
+    log_loss, log_loss_error = mean_gain(averaged.losses(), plain.losses())
     return replace(
         views,
-        accuracy=float(hits.mean()),
-        accuracy_error=_standard_error(hits),
-        log_loss=float(losses.mean()),
-        log_loss_error=_standard_error(losses),
+        accuracy=accuracy,
+        accuracy_error=accuracy_error,
+        log_loss=log_loss,
+        log_loss_error=log_loss_error,
     )
-
-
-def _standard_error(differences: np.ndarray) -> float:
-    return float(differences.std(ddof=1) / len(differences) ** 0.5)

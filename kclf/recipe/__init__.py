@@ -1,5 +1,21 @@
 """The recipe: the last layer solved, then everything tuned gently from there, and the better of both kept."""
 
+from .best import BestFit, fit_best
+from .budget import EFFORTS, Plan, plan_best
 from .linear_probe import LinearProbe, fit_linear_probe, solve_linear_probe, write_linear_probe
+from .tuning import Comparison, describe_estimate, photo_losses
 
-__all__ = ["LinearProbe", "fit_linear_probe", "solve_linear_probe", "write_linear_probe"]
+__all__ = [
+    "EFFORTS",
+    "BestFit",
+    "Comparison",
+    "LinearProbe",
+    "Plan",
+    "describe_estimate",
+    "fit_best",
+    "fit_linear_probe",
+    "photo_losses",
+    "plan_best",
+    "solve_linear_probe",
+    "write_linear_probe",
+]

@@ -16,6 +16,7 @@ from ..checks import Findings, read_ledger
 from ..errors import DataError, FileFormatError
 from ..interpret import Interpretation
 from ..models import load
+from ..prediction.predictions import Predictions
 
 Columns = Mapping[str, Sequence[float] | np.ndarray]
 CLASSIFIER, HISTORY, BATCHES, SETTINGS = "classifier.h5", "history.csv", "batches.csv", "settings.json"
@@ -100,7 +101,7 @@ def read_predictions(path: Path) -> Interpretation:
         probabilities = np.array([row[len(BEFORE_CLASSES) :] for row in rows], np.float32)
         labels = np.array([places[row[1]] for row in rows], np.intp)
         paths = np.array([row[0] for row in rows])
-        return Interpretation(probabilities.reshape(len(rows), -1), labels, class_names, paths)
+        return Interpretation(Predictions(probabilities.reshape(len(rows), -1), labels, paths, class_names))
     except (KeyError, IndexError, ValueError) as error:
         raise FileFormatError(f"{path}: a label or a probability cannot be read ({error})") from error
 

@@ -67,10 +67,11 @@ def _heats(squares: list[np.ndarray], model: Any) -> Any:
         return
     for start in range(0, len(squares), BATCH_SIZE):
         for heat in grad_cam(model, np.stack(squares[start : start + BATCH_SIZE])).maps:
-            yield _heat(heat)
+            yield heat_address(heat)
 
 
-def _heat(heat: np.ndarray) -> str:
+def heat_address(heat: np.ndarray) -> str:
+    """A map of Grad-CAM, (rows, columns) in [0, 1], as a `data:` address; the browser scales it up."""
     rgba = np.empty((*heat.shape, 4), np.uint8)
     rgba[..., :3] = HEAT
     rgba[..., 3] = (heat * 160).round()

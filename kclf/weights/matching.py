@@ -95,6 +95,7 @@ def assign_saved(
     *,
     skip: Collection[str] = (),
     report: bool = False,
+    dry_run: bool = False,
     source: str = "the weights",
     part: bool = False,
 ) -> LoadReport:
@@ -105,6 +106,7 @@ def assign_saved(
         saved: arrays of each saved layer, by the key `layer_keys` gives, in the order of the file.
         skip: layer names or patterns to leave out on both sides.
         report: print the report.
+        dry_run: only look whether they fit.
         source: what to call the weights in a message.
         part: the model may be a part of what was saved, such as the backbone of a classifier: layers that
             it does not have are left out where all its own are there and fit.
@@ -135,6 +137,8 @@ def assign_saved(
     )
     if report:
         print(result)
+    if dry_run:
+        return result
     if not (result.complete or (part and not result.missing and not result.mismatched)):
         raise WeightsError(f"{source} does not fit {model.name!r}, which stays as it was.\n{result}")
     for pair in (pair for pair in pairs if pair.paired):

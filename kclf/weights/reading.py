@@ -25,6 +25,7 @@ def load_weights(
     skip: Collection[str] = (),
     report: bool = False,
     part: bool = False,
+    dry_run: bool = False,
 ) -> LoadReport:
     """Load a weights file into a model by layer names, after checking every variable.
 
@@ -40,6 +41,7 @@ def load_weights(
         report: print what matched and what did not.
         part: the model may be a part of the saved one, such as the backbone of a saved classifier or of a
             Keras model with a head of its own: other layers of the file are left out.
+        dry_run: only look whether it fits: nothing is assigned, and a misfit is no error.
 
     Returns:
         What was matched and skipped.
@@ -58,13 +60,15 @@ def load_weights(
         raise FileNotFoundError(f"No such weights file: {os.fspath(path)!r}.")
     source = os.fspath(path)
     if is_torch_file(path):
-        return from_torch(model, read_state_dict(path), skip=skip, report=report, source=source)
+        return from_torch(
+            model, read_state_dict(path), skip=skip, report=report, dry_run=dry_run, source=source
+        )
+    options: dict[str, Any] = {"skip": skip, "report": report, "dry_run": dry_run, "part": part}
     if is_sealed(path):
-        saved = _layers_of_classifier(path, part)
-        return assign_saved(model, saved, skip=skip, report=report, source=source, part=part)
+        return assign_saved(model, _layers_of_classifier(path, part), source=source, **options)
     words = {class_word(layer) for layer in layers_with_variables(model)}
     with open_saved(path, words, model) as saved:
-        return assign_saved(model, saved, skip=skip, report=report, source=source, part=part)
+        return assign_saved(model, saved, source=source, **options)
 
 
 def _layers_of_classifier(path: str | os.PathLike[str], part: bool) -> dict[str, dict[str, np.ndarray]]:

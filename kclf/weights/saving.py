@@ -14,7 +14,10 @@ import torch
 from .._core.h5_store import whole_file
 from ..errors import WeightsError
 from .layer_keys import array_of
+from .safetensors_files import safetensors_bytes
 from .torch_exchange import to_torch
+
+TORCH_ENDINGS = (".pth", ".pt", ".safetensors")
 
 
 def save_weights(model: keras.Model, path: str | os.PathLike[str], *, library: str = "torchvision") -> None:
@@ -24,7 +27,7 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str], *, library: s
         model: a built model.
         path: where to; the ending names the format: `.weights.h5` as Keras 3 writes it, `.keras` with the
             architecture, any other `.h5` as Keras 2 and Keras Applications lay it out, `.pth` or `.pt` a
-            torch state dict.
+            torch state dict, `.safetensors` the same without pickle.
         library: whose names a state dict gets, see `to_torch`.
 
     Raises:
@@ -40,16 +43,19 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str], *, library: s
         ['bias:0', 'kernel:0']
     """
     name = Path(path).name
-    if not name.endswith((".h5", ".keras", ".pth", ".pt")):
+    if not name.endswith((".h5", ".keras", *TORCH_ENDINGS)):
         raise WeightsError(
-            f"Expected a path ending in .weights.h5, .h5, .keras or .pth. Received: path={name!r}."
+            "Expected a path ending in .weights.h5, .h5, .keras, .pth or .safetensors. "
+            f"Received: path={name!r}."
         )
-    state = to_torch(model, library) if name.endswith((".pth", ".pt")) else {}
+    state = to_torch(model, library) if name.endswith(TORCH_ENDINGS) else {}
     with whole_file(path) as file:
         if name.endswith(".weights.h5"):
             model.save_weights(file)
         elif name.endswith(".keras"):
             keras.Model.save(model, file)
+        elif name.endswith(".safetensors"):
+            file.write(safetensors_bytes(state))
         elif state:
             torch.save(state, file)
         else:

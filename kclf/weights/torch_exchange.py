@@ -65,7 +65,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler of damaged bytes raises almost anything
-        raise FileFormatError(f"{os.fspath(path)}: not a torch state dict, or damaged ({error}).") from error
+        raise FileFormatError(
+            f"{os.fspath(path)}: not a torch state dict, or damaged ({_first_line(error)})."
+        ) from error
     for wrapper in ("state_dict", "model", "state_dict_ema"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -75,6 +77,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
+def _first_line(error: Exception) -> str:
+    """What an error says, without torch's page of advice."""
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
 def from_torch(
     model: keras.Model,
     state_dict: Mapping[str, torch.Tensor],
@@ -82,6 +90,7 @@ def from_torch(
     conventions: Conventions | None = None,
     skip: Collection[str] = (),
     report: bool = False,
+    dry_run: bool = False,
     source: str = "the state dict",
 ) -> LoadReport:
     """Load a torch state dict into a Keras model that computes the same.
@@ -99,6 +108,7 @@ def from_torch(
             names do not tell: timm's MobileNetV2 and EfficientNets, whose `tf_` versions follow TENSORFLOW.
         skip: names or patterns of Keras layers to leave out on both sides.
         report: print what matched and what did not.
+        dry_run: only look whether it fits: nothing is assigned, and a misfit is no error.
         source: what to call the state dict in a message.
 
     Returns:
@@ -127,7 +137,8 @@ def from_torch(
             key = keras_names.get(module, module)
             variable, array = _to_keras(parameter, numpy_of(tensor), layers.get(key))
             saved.setdefault(key, {})[variable] = array
-    return assign_saved(model, saved, skip=[*skip, *_constants(layers)], report=report, source=source)
+    skip = [*skip, *_constants(layers)]
+    return assign_saved(model, saved, skip=skip, report=report, dry_run=dry_run, source=source)
 
 
 def to_torch(model: keras.Model, library: str = "torchvision") -> dict[str, torch.Tensor]:

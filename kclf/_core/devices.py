@@ -1,0 +1,90 @@
+"""Between the host and a CUDA device: which device it is, and copies that nobody waits for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+
+from .keras_private import get_device
+
+
+def keras_device() -> torch.device:
+    """The device on which Keras computes now: that of `keras.device`, else CUDA where there is one."""
+    return torch.device(get_device())
+
+
+def send(values: torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:
+    """A tensor on a device.
+
+    To CUDA it goes from pinned memory, without waiting for the device. What comes from there is waited for:
+    torch would hand out memory that is not filled yet.
+
+    Args:
+        values: any tensor.
+        device: where to; None for Keras' device.
+    """
+    target = keras_device() if device is None else torch.device(device)
+    if target.type != "cuda" or values.device.type != "cpu":
+        return values.to(target)
+    return values.pin_memory().to(target, non_blocking=True)
+
+
+@cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream on which batches travel to a device.
+
+    torch keeps freed memory for the stream that it was used on, so that a new stream each epoch would strand
+    a few batches each time.
+    """
+    return torch.cuda.Stream(device)
+
+
+Moment = Any  # a float, or an event of the device
+
+
+def moment() -> Moment:
+    """Now, or on CUDA when the device has done all that it was given so far; nothing waits for it."""
+    if keras_device().type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(start: Moment, end: Moment) -> float:
+    """Seconds from one moment to another; the device must have come to both."""
+    return end - start if isinstance(end, float) else start.elapsed_time(end) / 1000
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Multiply in whole float32 for a while, where CUDA would take TF32, which has 10 bits in place of 23.
+
+    For checks that compare numbers made on different devices.
+    """
+    switches = [_switch(torch.backends.cudnn, "conv"), _switch(torch.backends.cuda.matmul)]
+    undo = [switch() for switch in switches]
+    try:
+        yield
+    finally:
+        for one in undo:
+            one()
+
+
+def _switch(backend: object, part: str = "") -> Callable[[], Callable[[], None]]:
+    """What turns TF32 off in a part of torch, and returns what turns it back to what it was."""
+    owner = getattr(backend, part, backend) if part else backend
+    name, exact = ("fp32_precision", "ieee") if hasattr(owner, "fp32_precision") else ("allow_tf32", False)
+    owner = owner if name == "fp32_precision" else backend
+
+    def off() -> Callable[[], None]:
+        before = getattr(owner, name)
+        setattr(owner, name, exact)
+        return lambda: setattr(owner, name, before)
+
+    return off

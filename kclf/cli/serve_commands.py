@@ -1,0 +1,111 @@
+"""`kclf serve` and `kclf similar`: a trained classifier in use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import KclfError
+
+if TYPE_CHECKING:
+    from ..interpret.similar import SimilarPhotos
+
+Run = Annotated[
+    Path, typer.Argument(help="The folder of a run, or the file of a classifier.", show_default=False)
+]
+
+
+def serve(
+    run: Run,
+    port: Annotated[int, typer.Option(help="The port.", min=1, max=65535)] = 8000,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    token: Annotated[
+        str | None,
+        typer.Option(help="What requests have to bring.", show_default=False, envvar="KCLF_TOKEN"),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="A name under which other machines reach it.", show_default=False),
+    ] = None,
+    with_similar: Annotated[
+        bool, typer.Option("--similar/--no-similar", help="Show the nearest training photos.")
+    ] = True,
+) -> None:
+    """Try a classifier on a local web page, and use it over HTTP."""
+    try:
+        from ..serve import serve as start
+    except ImportError as error:
+        raise KclfError(f"{error}. Serving needs an extra: pip install 'kclf[serve]'") from error
+    from ..models import load
+    from ..report.inputs import CLASSIFIER
+
+    folder = run if run.is_dir() else run.parent
+    model = load(run / CLASSIFIER if run.is_dir() else run)
+    photos = training_photos(model, folder) if with_similar and run.is_dir() else None
+    typer.echo(f"http://{host}:{port}  ({len(model.class_names)} classes; Ctrl-C ends it)")
+    start(
+        model,
+        title=folder.resolve().name,
+        host=host,
+        port=port,
+        token=token,
+        hosts=name or (),
+        similar=None if photos is None else _neighbours(photos),
+    )
+
+
+def similar(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
+    photos: Annotated[list[Path], typer.Argument(help="Photos.", show_default=False)],
+    count: Annotated[int, typer.Option(help="How many to print a photo.", min=1)] = 6,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the training photos that the classifier sees as most alike."""
+    from ..models import load
+    from ..report.inputs import CLASSIFIER
+
+    found = training_photos(load(run / CLASSIFIER), run)
+    if found is None:
+        raise KclfError(f"{run}: the training photos are no longer where the run found them")
+    rows = {str(photo): found.nearest(photo, count) for photo in photos}
+    if as_json:
+        listed = [{"path": path, "similar": [one._asdict() for one in near]} for path, near in rows.items()]
+        typer.echo(json.dumps(listed, indent=2))
+        return
+    for path, near in rows.items():
+        typer.echo("\n".join([path, *(f"  {one.similarity:.3f}  {one.label}  {one.path}" for one in near)]))
+
+
+def training_photos(model: Any, run: Path) -> SimilarPhotos | None:
+    """The training photos of a run by their features; None where they are not there any more."""
+    from ..errors import DataError
+    from ..interpret.similar import SimilarPhotos
+    from .train import SETTINGS, find_data, read_settings
+
+    try:
+        data = find_data(read_settings(run / SETTINGS))
+    except DataError as error:
+        typer.echo(f"No similar photos: {error}", err=True)
+        return None
+    return SimilarPhotos.of(model, data.train, run / "activations")
+
+
+def _neighbours(photos: SimilarPhotos) -> Callable[[Any, int], list[dict[str, Any]]]:
+    from ..report.thumbnails import thumbnails
+
+    def neighbours(photo: Any, count: int) -> list[dict[str, Any]]:
+        found = photos.nearest(photo, count)
+        pictures = thumbnails([one.path for one in found])
+        return [
+            {"label": one.label, "similarity": round(one.similarity, 4), "thumbnail": picture.photo}
+            for one, picture in zip(found, pictures, strict=True)
+            if not picture.error
+        ]
+
+    return neighbours

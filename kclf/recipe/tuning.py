@@ -1,0 +1,149 @@
+"""Fine-tuning that begins at the solved last layer and never ends below it.
+
+Linear probing, then fine-tuning (LP-FT): Kumar et al. 2022, https://arxiv.org/abs/2202.10054. A last layer
+that is right from the first step sends the backbone small gradients, which keep what its features are worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from ..callbacks import OneCycle, Schedule
+from ..data import ImageData
+from ..interpret.statistics import wilson_interval
+from ..models import ImageClassifier
+from ..optimizers import LayerGroupOptimizer
+from ..prediction.predictions import Predictions
+from .budget import Plan
+
+Fit = Callable[[ImageData, int, Schedule], Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The solved and the tuned classifier on the same photos, which neither was trained on.
+
+    Args:
+        probe: predictions of the solved classifier.
+        tuned: predictions of the tuned one.
+    """
+
+    probe: Predictions
+    tuned: Predictions
+
+    @property
+    def differences(self) -> np.ndarray:
+        """Loss of the tuned minus that of the solved classifier, photo by photo, float64 (n,)."""
+        return photo_losses(self.tuned) - photo_losses(self.probe)
+
+    @property
+    def tuned_is_better(self) -> bool:
+        """Whether the tuned classifier has the lower loss."""
+        return bool(self.differences.mean() < 0)
+
+    @property
+    def kept(self) -> Predictions:
+        """Predictions of the better one."""
+        return self.tuned if self.tuned_is_better else self.probe
+
+    @property
+    def cross_fitted(self) -> Predictions:
+        """Each half of the photos as the classifier predicts it that is better on the other half.
+
+        What is chosen on photos looks better on them than it is; this does not.
+        """
+        first = np.random.default_rng(0).permutation(len(self.probe)) < len(self.probe) / 2
+        differences, values = self.differences, self.probe.probabilities.copy()
+        for half in (first, ~first):
+            if half.any() and not half.all() and differences[~half].mean() < 0:
+                values[half] = self.tuned.probabilities[half]
+        return Predictions(
+            values, self.probe.labels, self.probe.paths, self.probe.class_names, self.probe.task
+        )
+
+    def __str__(self) -> str:
+        before, after = (photo_losses(part).mean() for part in (self.probe, self.tuned))
+        differences = self.differences
+        error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.nan
+        kept = "tuned" if self.tuned_is_better else "linear probe"
+        return (
+            f"{loss_name(self.probe.task)} {before:.4f} -> {after:.4f} by tuning "
+            f"({differences.mean():+.4f} ± {error:.4f}) on {len(differences):,} photos; kept: {kept}"
+        )
+
+
+def loss_name(task: str) -> str:
+    """What `photo_losses` are called."""
+    return "mean absolute error" if task == "regression" else "log loss"
+
+
+def photo_losses(predictions: Predictions) -> np.ndarray:
+    """Loss of each photo, float64 (n,): log loss, or the absolute error of numbers."""
+    if predictions.task != "regression":
+        return predictions.losses()
+    labels = np.asarray(predictions.labels, np.float64).reshape(len(predictions), -1)
+    return np.abs(predictions.probabilities - labels).mean(axis=1)
+
+
+def describe_estimate(predictions: Predictions) -> str:
+    """What to expect on new photos, with the interval that 95 of 100 such figures hold the truth in."""
+    losses = photo_losses(predictions)
+    error = 1.96 * losses.std(ddof=1) / np.sqrt(len(losses)) if len(losses) > 1 else np.nan
+    loss = f"{loss_name(predictions.task)} {losses.mean():.4f} ± {error:.4f}"
+    if predictions.task == "regression":
+        return f"{loss} ({len(losses):,} photos)"
+    accuracy = wilson_interval(predictions.hits().sum(), len(predictions))
+    return f"accuracy {accuracy}, {loss} ({len(losses):,} photos)"
+
+
+def tune(model: ImageClassifier, data: ImageData, plan: Plan, *, fit: Fit | None = None) -> None:
+    """Train everything gently from the solved last layer, for the passes of a plan.
+
+    The features are normalised as when the last layer was solved, in training too, so that the first step
+    finds the classifier as it is.
+
+    Args:
+        model: an `ImageClassifier` whose last layer `fit_linear_probe` has solved.
+        data: its photos.
+        plan: passes, rates and batch size.
+        fit: trains the model on data for so many epochs under a schedule; None is `model.fit`.
+    """
+    model.unfreeze()
+    with _stored_statistics(model):
+        train = data.replace(batch_size=plan.batch_size)
+        (fit or _plain_fit(model))(train, plan.passes, one_cycle(plan, len(model.layer_groups)))
+
+
+def one_cycle(plan: Plan, num_groups: int) -> OneCycle:
+    """The schedule of a plan: discriminative rates, from those of the first layer group to the head's."""
+    shares = np.linspace(1.0, 0.0, num_groups - 1) if num_groups > 2 else np.zeros(num_groups - 1)
+    rates = [*(plan.body_rate * plan.first_group**shares).tolist(), plan.head_rate]
+    return OneCycle(rates, pct_start=plan.warmup, div=25.0, div_final=1e4, momentum=None)
+
+
+def _plain_fit(model: ImageClassifier, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Fit:
+    def fit(data: ImageData, passes: int, schedule: Schedule) -> None:
+        optimizer = keras.optimizers.AdamW(beta_2=0.99, epsilon=1e-5, weight_decay=0.01)
+        model.compile(LayerGroupOptimizer(optimizer, model))
+        model.fit(data.train, epochs=passes, callbacks=[schedule, *callbacks], verbose=0)
+
+    return fit
+
+
+@contextmanager
+def _stored_statistics(model: ImageClassifier) -> Iterator[None]:
+    """Let the head's norm use its stored mean and variance in training; scale and shift learn."""
+    norm = model.head.get_layer("norm")
+    norm.trainable = False
+    for variable in (norm.gamma, norm.beta):
+        variable.trainable = True
+    try:
+        yield
+    finally:
+        norm.trainable = True

@@ -1,0 +1,263 @@
+"""The HTTP API of a classifier, and the page that uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.formparsers import MultiPartException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from ..data.decoding import open_image
+from ..errors import ImageError
+from ..interpret import grad_cam
+from ..prediction import Predictions
+from ..report.thumbnails import heat_address, jpeg
+from .engine import Busy, Engine
+from .limits import Guard, Limits
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+TOP = 5
+Similar = Callable[[np.ndarray, int], list[dict[str, Any]]]
+
+PHOTOS_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"photos": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+            }
+        },
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {"photos": {"type": "array", "items": {"type": "string", "format": "byte"}}},
+            }
+        },
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+
+
+class Service:
+    """A classifier with the threads that decode and predict, and what is counted.
+
+    Args:
+        model: an `ImageClassifier`.
+        title: name of the page.
+        limits: of a request.
+        similar: gives the nearest training photos of a photo uint8 (side, side, 3), or None.
+    """
+
+    def __init__(self, model: Any, *, title: str, limits: Limits, similar: Similar | None = None) -> None:
+        self.model, self.title, self.limits, self.similar = model, title, limits, similar
+        self.engine = Engine(model)
+        self.decoders = ThreadPoolExecutor(os.cpu_count() or 1, "kclf-decode")
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "kclf_requests", "Requests by path and status", ["path", "status"], registry=self.registry
+        )
+        self.photos = Counter("kclf_photos", "Photos predicted", registry=self.registry)
+        self.seconds = Histogram("kclf_request_seconds", "Seconds a request", registry=self.registry)
+
+    def close(self) -> None:
+        """End the threads."""
+        self.decoders.shutdown()
+        self.engine.close()
+
+    def read(self, content: bytes) -> np.ndarray:
+        """A photo's bytes as the model takes them.
+
+        Raises:
+            ImageError: they are no photo, or have more pixels than may come.
+        """
+        side = self.model.presize or self.model.size
+        try:
+            with open_image(io.BytesIO(content)) as image:
+                image.draft("RGB", (side, side))
+                width, height = image.size
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ImageError("photo", f"not an image that can be read ({error})") from error
+        if width * height > self.limits.pixels:
+            raise ImageError("photo", f"{width} x {height} pixels, more than {self.limits.pixels:,}")
+        return self.model.read(content)
+
+    async def squares(self, contents: Sequence[bytes]) -> list[np.ndarray | str]:
+        """Photos as the model takes them, or the reason why one cannot be read."""
+        loop = asyncio.get_running_loop()
+        waiting = [loop.run_in_executor(self.decoders, self._read_or_reason, one) for one in contents]
+        return list(await asyncio.gather(*waiting))
+
+    def _read_or_reason(self, content: bytes) -> np.ndarray | str:
+        try:
+            return self.read(content)
+        except ImageError as error:
+            return error.reason
+
+    async def predict(self, square: np.ndarray) -> Predictions:
+        """The prediction of one photo."""
+        found = await asyncio.wrap_future(self.engine.submit(square))
+        self.photos.inc()
+        return found
+
+
+def create_app(
+    model: Any,
+    *,
+    title: str = "kclf",
+    limits: Limits | None = None,
+    token: str | None = None,
+    hosts: Sequence[str] = LOCAL_HOSTS,
+    similar: Similar | None = None,
+) -> Any:
+    """The ASGI application of a classifier: a page at `/`, and an HTTP API.
+
+    `POST /predict` takes photos as `multipart/form-data`, as JSON (`{"photos": [base64, ...]}`) or one as the
+    body itself (`Content-Type: image/...`), and gives their classes with probabilities. `POST /explain` takes
+    one and gives Grad-CAM and the nearest training photos. `GET /health`, `GET /metrics` (Prometheus), and
+    `GET /openapi.json`. No path of the server's disk is ever taken from a request.
+
+    Args:
+        model: an `ImageClassifier`.
+        title: of the page.
+        limits: what a request may cost; None takes the defaults of `Limits`.
+        token: what requests have to bring; None asks for nothing.
+        hosts: names under which the server answers, "*" for any; others are refused against DNS rebinding.
+        similar: gives the nearest training photos of a photo.
+    """
+    limits = limits or Limits()
+    service = Service(model, title=title, limits=limits, similar=similar)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(title=title, version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    _add_routes(app, service)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(Guard, limits=limits, token=token)
+
+    @app.middleware("http")
+    async def count(request: Request, call_next: Any) -> Any:
+        start = time.perf_counter()
+        response = await call_next(request)
+        route = request.scope.get("route")
+        service.requests.labels(getattr(route, "path", "other"), response.status_code).inc()
+        service.seconds.observe(time.perf_counter() - start)
+        return response
+
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page() -> str:
+        template = files("kclf.serve").joinpath("page.html").read_text(encoding="utf-8")
+        facts = {"title": service.title, "classes": service.model.class_names}
+        return template.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        """Whether the server answers, and with what."""
+        return {"status": "ok", "task": service.model.task, "classes": service.model.class_names}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> bytes:
+        """Counts for Prometheus."""
+        return generate_latest(service.registry)
+
+    @app.post("/predict", openapi_extra={"requestBody": PHOTOS_BODY})
+    async def predict(request: Request, top: int = Query(TOP, ge=1, le=1000)) -> dict[str, Any]:
+        """Classes and probabilities of each photo, in their order."""
+        names, contents = await _photos_of(request, service.limits)
+        squares = await service.squares(contents)
+        readable = [square for square in squares if not isinstance(square, str)]
+        if not readable:
+            raise HTTPException(422, f"Expected photos. Received: {squares[0] if squares else 'none'}")
+        found = iter(await asyncio.gather(*[service.predict(square) for square in readable]))
+        rows = [{"error": one} if isinstance(one, str) else _row(next(found), top) for one in squares]
+        return {"predictions": [{"name": name} | row for name, row in zip(names, rows, strict=True)]}
+
+    @app.post("/explain", openapi_extra={"requestBody": PHOTOS_BODY})
+    async def explain(request: Request) -> dict[str, Any]:
+        """Where the model looks on one photo (Grad-CAM), and which training photos are nearest."""
+        _, contents = await _photos_of(request, service.limits)
+        if len(contents) != 1:
+            raise HTTPException(422, f"Expected one photo. Received: {len(contents)}")
+        square = (await service.squares(contents))[0]
+        if isinstance(square, str):
+            raise HTTPException(422, f"Expected a photo. Received: {square}")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(service.decoders, _explained, service, square)
+
+    @app.exception_handler(Busy)
+    def busy(request: Request, error: Busy) -> JSONResponse:
+        return JSONResponse({"detail": "Too many photos are waiting: try again"}, 503, {"Retry-After": "1"})
+
+
+def _row(found: Predictions, top: int) -> dict[str, Any]:
+    classes = [{"class": name, "probability": round(float(p), 6)} for name, p in found.top(top)[0]]
+    return {"prediction": found.label_text(found.predicted[0]), "classes": classes}
+
+
+def _explained(service: Service, square: np.ndarray) -> dict[str, Any]:
+    cam = service.engine.with_model(lambda model: grad_cam(model, square[None]))
+    nearest = [] if service.similar is None else service.similar(square, 6)
+    return {"photo": jpeg(cam.images[0]), "heat": heat_address(cam.maps[0]), "similar": nearest}
+
+
+async def _photos_of(request: Request, limits: Limits) -> tuple[list[str], list[bytes]]:
+    """Names and bytes of the photos of a request."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        named = await _form_photos(request, limits)
+    elif kind == "application/json":
+        named = _json_photos(await request.body())
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        named = [("photo", await request.body())]
+    else:
+        raise HTTPException(
+            415, f"Expected multipart/form-data, application/json or image/*. Received: {kind or 'nothing'}"
+        )
+    if not 1 <= len(named) <= limits.photos:
+        raise HTTPException(422, f"Expected 1 to {limits.photos} photos. Received: {len(named)}")
+    return [name for name, _ in named], [content for _, content in named]
+
+
+async def _form_photos(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
+    try:
+        async with request.form(max_files=limits.photos + 1, max_fields=16) as form:
+            parts = [part for _, part in form.multi_items() if not isinstance(part, str)]
+            return [(part.filename or "photo", await part.read()) for part in parts]
+    except MultiPartException as error:
+        raise HTTPException(400, f"The form is damaged: {error.message}") from error
+
+
+def _json_photos(body: bytes) -> list[tuple[str, bytes]]:
+    try:
+        photos = json.loads(body)["photos"]
+        if not isinstance(photos, list):
+            raise TypeError(f"photos is a {type(photos).__name__}")
+        texts = [text.partition(",")[2] if text.startswith("data:") else text for text in photos]
+        return [(f"photo {n}", base64.b64decode(text, validate=True)) for n, text in enumerate(texts)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+        raise HTTPException(
+            422, f'Expected {{"photos": [base64, ...]}}. Received: {error or type(error).__name__}'
+        ) from error

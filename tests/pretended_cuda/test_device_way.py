@@ -1,0 +1,178 @@
+"""What a GPU would do to the loader, the guards, the optimizer and files, on a pretended one."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import torch
+
+import kclf
+from kclf._core.devices import copy_stream, full_float32, send
+from kclf.callbacks import FiniteGuard
+from kclf.callbacks.microbatches import is_out_of_memory
+from kclf.callbacks.run_state import changed_by_a_step, random_states, set_random_states
+from kclf.data import ImageDataset
+from kclf.distributed import group
+from kclf.errors import NotFiniteError
+
+from . import kernels, pretended_cuda
+from .test_waits import classifier, data
+
+
+def test_batches_follow_keras_device():
+    with pretended_cuda():
+        dataset = data(16)
+        assert {part.device.type for batch in dataset for part in batch} == {"cuda"}
+        with keras.device("cpu"):
+            assert {part.device.type for batch in dataset for part in batch} == {"cpu"}
+            assert kclf.predict(classifier(), data(16)).accuracy() >= 0
+
+
+def test_epochs_share_one_copy_stream():
+    copy_stream.cache_clear()
+    with pretended_cuda() as device:
+        dataset = data(64)
+        for _ in range(3):
+            list(dataset)
+        assert device.streams == 2  # the default one and that of the copies
+    copy_stream.cache_clear()
+
+
+def test_a_step_waits_for_its_own_batch_alone():
+    copy_stream.cache_clear()
+    with pretended_cuda() as device:
+        list(data(64))
+        assert ("wait", 0, "event") in device.timeline
+        assert ("wait", 0, "stream") not in device.timeline
+    copy_stream.cache_clear()
+
+
+def test_arrays_are_resampled_on_the_device():
+    photos = np.zeros((4, 20, 20, 3), np.uint8)
+    with pretended_cuda() as device:
+        model = classifier()
+        device.clear()
+        kclf.predict(model, photos)
+        assert not device.pageable
+        assert device.kernels["aten::grid_sampler_2d"] + device.kernels["aten::_upsample_bilinear2d_aa"] > 0
+
+
+def photos_with_one_bad(count, bad):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 8)).astype(np.float32)
+    x[bad] = np.inf
+    return x, rng.integers(0, 2, count)
+
+
+@pytest.mark.parametrize("lag", [0, 3, 8])
+def test_the_bad_step_is_named_however_far_the_device_lags(lag):
+    x, y = photos_with_one_bad(64, bad=13)
+    with pretended_cuda(lag):
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(kclf.LayerGroupOptimizer(keras.optimizers.SGD(0.1), model), loss)
+        kclf.accelerate(model)
+        with pytest.raises(NotFiniteError, match=r"epoch 0, batch 3\b.*number 1 of the batch") as found:
+            model.fit(x, y, batch_size=4, epochs=1, shuffle=False, verbose=0, callbacks=[FiniteGuard()])
+        assert found.value.inputs == ["number 1 of the batch"]
+        assert all(np.isfinite(weights).all() for weights in model.get_weights())
+
+
+def steps(optimizer, gradients):
+    """Weights and iterations after steps by the gradients of a loss that is scaled by 2."""
+    variable = keras.Variable(np.array([1.0, -2.0, 3.0], np.float32), name="kernel")
+    layer = keras.layers.Layer()
+    layer.kernel, layer.built = variable, True
+    inner = kclf.LayerGroupOptimizer(optimizer, [[layer]])
+    scaled = kclf.FusedLossScaleOptimizer(inner, initial_scale=2.0, dynamic_growth_steps=1000)
+    scaled.build([variable])
+    for gradient in gradients:
+        scale = float(scaled.dynamic_scale.value)
+        scaled.apply([torch.tensor(gradient, device=variable.value.device) * scale], [variable])
+    return variable.value.detach().cpu().numpy(), int(inner.iterations.value)
+
+
+OPTIMIZERS = {
+    "SGD": lambda: keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1),
+    "Adam": lambda: keras.optimizers.Adam(0.1, epsilon=1e-3),
+    "AdamW": lambda: keras.optimizers.AdamW(0.1, weight_decay=0.1),
+    "EMA": lambda: keras.optimizers.AdamW(0.1, use_ema=True, ema_momentum=0.5),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_left_out_on_the_device_leaves_no_trace(name):
+    good = [[0.1, 0.2, -0.3], [0.3, -0.1, 0.2], [-0.2, 0.4, 0.1]]
+    infinite = [float("inf"), 0.0, 0.0]
+    with pretended_cuda() as device:
+        wanted = steps(OPTIMIZERS[name](), good)
+        device.clear()
+        found = steps(OPTIMIZERS[name](), [infinite, good[0], infinite, *good[1:]])
+        assert not [place for place in device.waits if "loss_scale.py" in str(place)]
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
+    assert found[1] == wanted[1] == 3
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "Unable to find a valid cuDNN algorithm to run convolution", "GET was unable to find an engine",
+    ],
+)  # fmt: skip
+def test_every_form_of_a_full_device_is_recognised(said):
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_checks_compute_in_whole_float32_and_leave_the_switches_as_they_were():
+    def now():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = now()
+    with full_float32():
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert now() == before
+
+
+def test_the_state_of_more_gpus_than_there_are_is_taken_as_far_as_it_goes():
+    with pretended_cuda():
+        states = random_states()
+        states["cuda"] = {str(number): states["cuda"]["0"] for number in range(4)}
+        set_random_states(states)
+
+
+def test_a_rank_that_slurm_shows_one_gpu_takes_it(monkeypatch):
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3", "SLURM_LOCALID": "3"}.items():
+        monkeypatch.setenv(name, value)
+    with pretended_cuda():
+        group.take_device()
+        monkeypatch.delenv("SLURM_LOCALID")
+        with pytest.raises(kclf.errors.TrainingError, match="has 1 GPUs"):
+            group.take_device()
+
+
+def test_tensors_are_sent_without_waiting():
+    with pretended_cuda() as device:
+        assert send(torch.ones(3)).is_cuda
+        assert not device.waits
+        assert send(torch.ones(3, device="cuda"), "cpu").device.type == "cpu"
+        assert sum(device.waits.values()) == 1
+        assert kernels(device) == 1
+
+
+def test_the_memory_guard_copies_only_what_a_step_changes():
+    model = classifier(unfrozen=False)
+    model.compile()
+    weights = {id(variable) for variable in model.backbone.weights}
+    assert [v.name for v in changed_by_a_step(model) if id(v) in weights] == []
+    model.batchnorm = "train"
+    moving = [v.name for v in changed_by_a_step(model) if id(v) in weights]
+    assert sorted(set(moving)) == ["moving_mean", "moving_variance"]
+
+
+def test_datasets_keep_their_device_within_a_pass():
+    dataset = ImageDataset(np.zeros((4, 8, 8, 3), np.uint8), presize=8, batch_size=2)
+    assert dataset.device.type == "cpu"

@@ -1,0 +1,203 @@
+"""The whole recipe: what it plans, that it never ends below the solved layer, and how it is stopped."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import torch
+from test_recipe_linear_probe import SIZE, classifier, photos
+
+import kclf
+from kclf.data import ImageData
+from kclf.errors import NotFiniteError, RunStopped
+from kclf.prediction.predictions import Predictions
+from kclf.recipe import Comparison, Plan, fit_best, photo_losses, plan_best
+from kclf.recipe.budget import Speed, batch_for, make_plan, measure_speed
+
+SILENT = {"say": lambda line: None}
+
+
+def data(task="single_label", num_photos=48):
+    """Training photos, and as many others to try a classifier on."""
+    return ImageData(photos(task, num_photos, shuffle=True), photos(task, num_photos), size=SIZE)
+
+
+def plan(passes=2, **changes):
+    return Plan("standard", passes, 8, **changes)
+
+
+def weights(model):
+    return [variable.value.detach().clone() for variable in model.variables]
+
+
+def equal(ours, theirs):
+    return all(bool((a == b).all()) for a, b in zip(ours, theirs, strict=True))
+
+
+# ---- the plan ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_photos", "batch"), [(3, 4), (20, 4), (74, 8), (100, 8), (259, 32), (3000, 32)])
+def test_batches_are_an_eighth_of_few_photos(num_photos, batch):
+    assert batch_for(num_photos) == batch
+
+
+def test_effort_and_minutes_decide_how_long():
+    speed, photos_at_hand = Speed(read=0.01, step=0.05), data()
+
+    quick, standard, best = (
+        make_plan(photos_at_hand, speed, effort=e) for e in ("quick", "standard", "best")
+    )
+    minute = make_plan(photos_at_hand, speed, minutes=1)
+
+    assert quick.passes == 0
+    assert standard.passes * (48 // standard.batch_size) >= 100
+    assert best.passes >= standard.passes
+    assert 0.8 * 60 < minute.seconds <= 60
+    assert make_plan(photos_at_hand, speed, minutes=0.05).passes == 0
+    assert quick.seconds == pytest.approx(2 * 48 * 0.01, rel=0.1)
+    with pytest.raises(ValueError, match="Received: minutes=0"):
+        make_plan(photos_at_hand, speed, minutes=0)
+
+
+def test_a_plan_says_what_is_done_and_how_long():
+    said = plan(6, probe_seconds=9, tuning_seconds=231).describe(160)
+
+    assert said.startswith(
+        "Plan: linear probe 9 s, then 6 passes at 160 px in batches of 8, 4 min 0 s in all"
+    )
+    assert "passes" not in plan(0, probe_seconds=9).describe(160)
+
+
+def test_measuring_leaves_everything_as_it_was():
+    model, photos_at_hand = classifier(), data()
+    before, draws, place = weights(model), torch.get_rng_state(), photos_at_hand.train.state_dict()
+
+    speed = measure_speed(model, photos_at_hand)
+
+    assert speed.read > 0
+    assert speed.step > 0
+    assert equal(weights(model), before)
+    assert (torch.get_rng_state() == draws).all()
+    assert photos_at_hand.train.state_dict() == place
+    assert model.first_trainable_group == len(model.layer_groups) - 1
+
+
+def test_a_kept_plan_is_taken_again(tmp_path):
+    file = tmp_path / "plan.json"
+    first = plan_best(classifier(), data(), minutes=1, file=file)
+
+    assert plan_best(classifier(), data(), effort="quick", file=file) == first
+
+
+# ---- what is kept ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_the_model_is_the_better_one(task):
+    model, photos_at_hand = classifier(task, augmentation=kclf.aug_transforms(size=SIZE)), data(task)
+
+    found = fit_best(model, photos_at_hand, plan=plan(), **SILENT)
+
+    losses = [photo_losses(part).mean() for part in (found.comparison.probe, found.comparison.tuned)]
+    now = photo_losses(kclf.predict(model, photos_at_hand.valid)).mean()
+    assert now == pytest.approx(min(losses), rel=1e-5)
+    assert found.kept == ("tuned" if losses[1] < losses[0] else "probe")
+    assert "by tuning" in str(found)
+    assert "On new photos" in str(found)
+
+
+def test_a_tuning_that_does_harm_is_undone():
+    model, photos_at_hand = classifier(), data()
+    solved = []
+
+    found = fit_best(
+        model,
+        photos_at_hand,
+        plan=plan(body_rate=1.0, head_rate=1.0),
+        solved=lambda: solved.extend(weights(model)),
+        **SILENT,
+    )
+
+    assert found.kept == "probe"
+    assert equal(weights(model), solved)
+
+
+@pytest.mark.parametrize("stopped", [RunStopped("Stopped.", 2), KeyboardInterrupt(), NotFiniteError("NaN")])
+def test_what_ends_the_tuning_early_leaves_the_better_one(stopped):
+    model, photos_at_hand = classifier(), data()
+    solved = []
+
+    def fit(train, passes, schedule):
+        for variable in model.head.variables:
+            variable.assign(variable.value * 0 + 3)
+        raise stopped
+
+    with pytest.raises(type(stopped)):
+        fit_best(
+            model,
+            photos_at_hand,
+            plan=plan(),
+            fit=fit,
+            solved=lambda: solved.extend(weights(model)),
+            **SILENT,
+        )
+
+    assert equal(weights(model), solved)
+
+
+def test_tuning_begins_at_the_solved_classifier():
+    """The head's norm keeps the statistics that the last layer was solved with, in training too."""
+    model, photos_at_hand = classifier(dropout=0.0), data()
+
+    found = fit_best(model, photos_at_hand, plan=plan(body_rate=1e-12, head_rate=1e-12), **SILENT)
+
+    before, after = found.comparison.probe.probabilities, found.comparison.tuned.probabilities
+    assert after == pytest.approx(before, abs=1e-5)
+    assert model.head.get_layer("norm").trainable
+
+
+def test_photos_are_held_apart_where_none_are():
+    train = photos(num_photos=60, shuffle=True)
+
+    found = fit_best(classifier(), ImageData(train, size=SIZE), plan=plan(), **SILENT)
+
+    assert len(found.comparison.probe) == 12
+    assert found.predictions is None
+    assert len(found.estimate) == 48
+
+
+# ---- the estimate ------------------------------------------------------------
+
+
+def test_the_estimate_is_cross_fitted():
+    """Between two coin tossers, choosing on all photos looks better than it is; cross-fitting does not."""
+    rng, gains = np.random.default_rng(0), []
+    for _ in range(200):
+        labels = rng.integers(0, 2, 40)
+        first, second = (
+            Predictions(np.stack([p, 1 - p], axis=1), labels) for p in rng.uniform(0.2, 0.8, (2, 40))
+        )
+        comparison = Comparison(first, second)
+        truth = (photo_losses(first).mean() + photo_losses(second).mean()) / 2
+        gains.append((comparison.cross_fitted.log_loss() - truth, comparison.kept.log_loss() - truth))
+    cross_fitted, naive = np.mean(gains, axis=0)
+    assert abs(cross_fitted) < 0.01
+    assert naive < -0.02
+
+
+def test_a_learner_and_a_script_train_alike(tmp_path):
+    both = []
+    for _ in range(2):
+        keras.utils.set_random_seed(3)
+        both.append((classifier(dropout=0.0), data()))
+    learner = kclf.Learner(both[0][1], both[0][0], path=tmp_path, verbose=False)
+
+    ours = learner.fit_best(plan=plan())
+    theirs = fit_best(both[1][0], both[1][1], plan=plan(), **SILENT)
+
+    assert ours.comparison.tuned.probabilities == pytest.approx(
+        theirs.comparison.tuned.probabilities, abs=1e-4
+    )
+    assert learner.data is both[0][1]
