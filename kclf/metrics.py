@@ -233,7 +233,7 @@ class OnProbabilities(keras.metrics.Metric):
     @staticmethod
     def is_for(metric: Any, task: str) -> bool:
         """Whether a metric reads probabilities, so that logits would mislead it."""
-        if getattr(metric, "from_logits", False) or getattr(metric, "_from_logits", False):
+        if isinstance(metric, keras.metrics.Metric) and metric.get_config().get("from_logits"):
             return False
         if isinstance(metric, keras.metrics.BinaryAccuracy) and metric.threshold == 0:
             return False  # a logit of 0 is a probability of .5

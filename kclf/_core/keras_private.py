@@ -31,19 +31,31 @@ __all__ = [
     "DataAdapter",
     "EpochIterator",
     "Functional",
-    "LossFunctionWrapper",
     "Trainer",
     "beside_adapter",
+    "function_of_loss",
     "get_device",
     "get_global_attribute",
     "get_keras_mask",
     "global_seed_generator",
     "in_stateless_scope",
     "numpy_operations",
+    "producer_of",
     "saving_lib",
     "set_global_attribute",
     "to_torch_dtype",
 ]
+
+
+def producer_of(tensor: Any) -> Any:
+    """The layer or operation that a symbolic tensor comes from; None for a tensor that is not symbolic."""
+    history = getattr(tensor, "_keras_history", None)
+    return None if history is None else history.operation
+
+
+def function_of_loss(loss: Any) -> Any:
+    """The function of a loss that `compile` was given by name; None for a loss object, or with settings."""
+    return loss.fn if type(loss) is LossFunctionWrapper and not loss._fn_kwargs else None
 
 
 def beside_adapter(names: tuple[str, ...]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from keras import losses, metrics
 
 from .._core.devices import send
-from .._core.keras_private import LossFunctionWrapper, Trainer
+from .._core.keras_private import Trainer, function_of_loss
 from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..metrics import ErrorRate, LabelAccuracy
 
@@ -35,8 +35,8 @@ def batch_loss(compiled: Any) -> BatchLoss | None:
         return None
     if loss.reduction not in ("sum_over_batch_size", "mean"):
         return None
-    made_by_name = type(loss) is LossFunctionWrapper and not loss._fn_kwargs
-    make = FUNCTIONS.get(loss.fn) if made_by_name else LOSSES.get(type(loss))
+    function = function_of_loss(loss)
+    make = LOSSES.get(type(loss)) if function is None else FUNCTIONS.get(function)
     return None if make is None else make(loss)
 
 

@@ -51,7 +51,8 @@ class Schedule(keras.callbacks.Callback):
         num_steps, self._steps_per_epoch = steps_of_run(self.params)
         self._hyperparameters = Hyperparameters(self.model.optimizer)
         self._functions = self.functions(self._hyperparameters, num_steps, self._steps_per_epoch)
-        wrap_step(self.model, "train_function", self._interruptible)
+        if self.model.train_function is not None:  # else no fit of Keras' drives it
+            wrap_step(self.model, "train_function", self._interruptible)
 
     def _interruptible(self, step: Step, data: list[Any]) -> Any:
         """A step; where it is interrupted, Keras calls no callback, and the next fit must find its rates."""

@@ -29,7 +29,7 @@ from ..optimizers.loss_scale import loss_scaled
 from ..weights import layers_with_variables
 from .compile_arguments import loss_on_logits, metrics_on_logits
 from .heads import build_head
-from .inputs import check_backbone, check_labels, check_shape, warn_of_range
+from .input_checks import check_backbone, check_labels, check_shape, warn_of_range
 from .saved_file import write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .._core.devices import Moment, moment, seconds_between, send
+from .._core.keras_private import producer_of
 from ..data import ImageDataset
 from ..data.files import image_files
 from ..data.tasks import probabilities_of
@@ -141,7 +142,7 @@ def _beside_labels(
     readable = getattr(dataset, "readable", None)
     rows = slice(None) if readable is None else readable
     if from_logits is None:
-        from_logits = gives_logits(model, np.concatenate(outputs[0]), task)
+        from_logits = gives_logits(model, outputs[0], task)
     return [
         Predictions(
             _probabilities(values, task, from_logits)[rows],
@@ -184,8 +185,8 @@ def gives_logits(model: keras.Model, outputs: np.ndarray, task: str) -> bool:
 def last_activation(model: Any) -> str | None:
     """The name of the activation that a functional model ends in, however deep it lies; None if unknown."""
     while isinstance(model, keras.Model):
-        history = getattr((getattr(model, "outputs", None) or [None])[0], "_keras_history", None)
-        model = None if history is None else history.operation
+        outputs = getattr(model, "outputs", None)
+        model = producer_of(outputs[0]) if outputs else None
     if isinstance(model, keras.layers.Softmax):
         return "softmax"
     return getattr(getattr(model, "activation", None), "__name__", None)
