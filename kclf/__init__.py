@@ -5,6 +5,14 @@ import sys as _sys
 
 if "keras" not in _sys.modules:
     _os.environ.setdefault("KERAS_BACKEND", "torch")
+    _backend = _os.environ["KERAS_BACKEND"]
+else:
+    _backend = _sys.modules["keras"].backend.backend()
+if _backend != "torch":
+    raise ImportError(
+        "kclf needs Keras' torch backend: leave KERAS_BACKEND out or set it to torch, and import kclf before "
+        f"keras. Received: {_backend!r}"
+    )
 
 # The command imports what it needs when it needs it: `kclf --help` waits for no torch.
 _WORDS = [_os.path.basename(word).removesuffix(".exe") for word in _sys.orig_argv]
@@ -59,7 +67,7 @@ if not _IS_COMMAND:
     from .learner import Learner, load_learner
     from .models import ImageClassifier, load
     from .models.export import to_onnx
-    from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
+    from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer, layer_decay
     from .precision import set_precision
     from .prediction.ensembles import SnapshotEnsemble
     from .prediction.inference import predict, predict_files
@@ -127,6 +135,7 @@ __all__ = [
     "fit_linear_probe",
     "from_torch",
     "grad_cam",
+    "layer_decay",
     "load",
     "load_learner",
     "load_weights",

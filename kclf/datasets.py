@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tarfile
 import tempfile
@@ -14,6 +15,8 @@ import keras
 import numpy as np
 from PIL import Image
 
+from ._core.atomic import PREFIX, sweep
+from ._core.locks import FolderLock
 from .errors import DataError
 
 
@@ -30,6 +33,11 @@ class Source:
     url: str
     checksum: str
     folder: str
+
+    @property
+    def file(self) -> str:
+        """Name of the archive."""
+        return os.path.basename(self.url)
 
 
 _MICROSOFT = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F"
@@ -82,7 +90,7 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     r"""The folder of a data set, downloaded at the first call.
 
     The archive is checked against its checksum and unpacked beside its place, which it takes only when it is
-    complete; members that would land outside are refused.
+    complete; members that would land outside are refused. A second process that asks for it waits.
 
     Args:
         name: one of `dataset_names()`.
@@ -100,32 +108,44 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     source = SOURCES[name]
     home = cache_dir or os.environ.get("KERAS_HOME") or "~/.keras"  # as keras.utils.get_file has it
     root = Path(home).expanduser() / "datasets"
-    target = root / f"kclf-{name}"
-    if not target.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        archive = _download(name, source, root)
-        _unpack(archive, target)
-        archive.unlink()
+    target, place = root / f"kclf-{name}", root / ".kclf-fetching" / name
+    if not target.exists() or (place / source.file).exists():
+        lock = FolderLock(place)
+        lock.acquire(wait=True)  # another process may be at it: then it is found done
+        with lock:
+            sweep(place)
+            if not target.exists():
+                _unpack(_archive(name, source, root, place), target, place)
+            (place / source.file).unlink(missing_ok=True)
     return target / source.folder
 
 
-def _download(name: str, source: Source, root: Path) -> Path:
-    file = root / os.path.basename(source.url)
+def _archive(name: str, source: Source, root: Path, place: Path) -> Path:
+    """The archive: where somebody brought it, or downloaded to a place of its own."""
+    brought = root / source.file
+    if brought.is_file() and _has_checksum(brought, source.checksum):
+        return brought
     try:
         keras.utils.get_file(
-            file.name, source.url, file_hash=source.checksum, cache_dir=root.parent, cache_subdir=root.name
+            source.file, source.url, file_hash=source.checksum, cache_dir=place.parent, cache_subdir=name
         )
     except Exception as error:  # Keras raises a bare Exception for what urllib says
         raise DataError(
-            f"Could not fetch {name!r}: {error}. Where there is no network, bring {source.url} to {file} "
+            f"Could not fetch {name!r}: {error}. Where there is no network, bring {source.url} to {brought} "
             "by other means and call this again"
         ) from error
-    return file
+    return place / source.file
 
 
-def _unpack(archive: Path, target: Path) -> None:
-    """Unpack to a folder beside the target, which takes its place when all of it is there."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as folder:
+def _has_checksum(file: Path, checksum: str) -> bool:
+    with open(file, "rb") as content:
+        found = hashlib.file_digest(content, "md5" if len(checksum) == 32 else "sha256")
+    return found.hexdigest() == checksum
+
+
+def _unpack(archive: Path, target: Path, place: Path) -> None:
+    """Unpack to a folder in `place`, which becomes the target when all of it is there."""
+    with tempfile.TemporaryDirectory(dir=place, prefix=PREFIX, suffix=".partial") as folder:
         inside = Path(folder) / target.name
         inside.mkdir()
         try:
@@ -136,7 +156,11 @@ def _unpack(archive: Path, target: Path) -> None:
                     tar.extractall(inside, filter="data")
         except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
             raise DataError(f"{archive} cannot be unpacked: {error}. Remove it and fetch again") from error
-        os.replace(inside, target)
+        try:
+            os.replace(inside, target)
+        except OSError:
+            if not target.is_dir():  # another thread may have been first
+                raise
 
 
 def _unzip(archive: Path, folder: Path) -> None:

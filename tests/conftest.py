@@ -19,8 +19,6 @@ import pytest
 import torch
 from pretended_cuda import pretended_cuda
 
-from kclf.models import heads
-
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 
@@ -33,11 +31,11 @@ def _same_start():
     keras.config.set_dtype_policy(policy)
 
 
-@pytest.fixture(autouse=True)
-def _heads_that_differ(request, monkeypatch):
-    """New heads give zeros, and comparing zeros cannot fail: tests get random ones, but for `new_heads`."""
-    if "new_heads" not in request.keywords:
-        monkeypatch.setattr(heads, "LOGITS_START", "he_normal")
+def with_random_logits(model):
+    """The classifier with random weights in its last layer: a new one gives zeros for every image."""
+    kernel = model.head.get_layer("logits").kernel
+    kernel.assign(keras.random.normal(kernel.shape, stddev=(2 / kernel.shape[0]) ** 0.5))
+    return model
 
 
 def pytest_addoption(parser):

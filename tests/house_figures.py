@@ -62,9 +62,7 @@ def imported(file: Path, nodes: Iterable[ast.AST]) -> set[Path]:
 
 def cycles(package: Path) -> list[str]:
     """Files from which a way of imports, those for the type checker included, leads back to themselves."""
-    direct = {
-        file: imported(file, at_import(ast.parse(file.read_text()))) for file in package.rglob("*.py")
-    }
+    direct = {file: imported(file, at_import(ast.parse(file.read_text()))) for file in package.rglob("*.py")}
 
     def reached(start: Path) -> set[Path]:
         seen: set[Path] = set()

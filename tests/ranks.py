@@ -212,9 +212,29 @@ def failing(folder: Path) -> dict[str, Any]:
     return fitted(small_model(), photo_data(), 1, callbacks=[Fail()])
 
 
+def other_data() -> dict[str, Any]:
+    """Whether a rank with other labels, or with fewer photos, is named on all ranks at the first step."""
+    images, labels = pictures()
+    odd = distributed.rank() == 1
+    data = {
+        "labels": (images, np.roll(labels, 1) if odd else labels),
+        "photos": (images[:-5], labels[:-5]) if odd else (images, labels),
+    }
+    named = {}
+    for kind, arrays in data.items():
+        try:
+            small_model().fit(
+                kclf.ImageDataset(*arrays, class_names=CLASSES, presize=20, batch_size=8), verbose=0
+            )
+        except kclf.TrainingError as error:
+            named[kind] = np.array(f"Rank 1 trains on other {kind} than rank 0" in str(error))
+    return named
+
+
 def everything(folder: Path) -> dict[str, Any]:
     """The scenarios of `make test`, in one start of the processes."""
     found = {"plain": plain(), "augmented": augmented(), "with_norm": with_norm(), "infinite": infinite()}
+    found["other_data"] = other_data()
     found["course"] = course(folder)
     return {f"{name}/{key}": value for name, part in found.items() for key, value in part.items()}
 

@@ -22,6 +22,7 @@ from kclf.prediction.activation_cache import (
     pooled_activations,
     precompute,
 )
+from tests.conftest import with_random_logits
 
 SIZE = 16
 PHOTOS = 26
@@ -38,7 +39,7 @@ def tiny_backbone(channels: int = 6) -> keras.Model:
 def tiny_classifier(**changes) -> ImageClassifier:
     keras.utils.set_random_seed(3)
     settings = {"size": SIZE, "normalization": "tf", "hidden": (8,), "backbone": tiny_backbone()}
-    return ImageClassifier(class_names=["cat", "dog"], **(settings | changes))
+    return with_random_logits(ImageClassifier(class_names=["cat", "dog"], **(settings | changes)))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from kclf.backbones.transformers import TRANSFORMERS, TransformerPlan, transform
 from kclf.errors import BackboneError
 from kclf.layers.tokens import GlobalResponseNormalization, resampling_matrix
 from kclf.weights import from_torch, layer_keys, to_torch
+from tests.conftest import with_random_logits
 
 TINY = {
     "token": TransformerPlan(32, 2, 4, patch=4, grid=6),
@@ -284,8 +285,8 @@ def test_every_tensor_of_timm_has_its_place_and_gives_the_same(name):
 @pytest.fixture
 def tiny_classifier(monkeypatch):
     monkeypatch.setitem(TRANSFORMERS, "ViTS16", TransformerPlan(24, 12, 2, patch=8, grid=4))
-    return lambda **options: kclf.ImageClassifier(
-        "ViTS16", ["cat", "dog"], size=32, weights=None, hidden=(), **options
+    return lambda **options: with_random_logits(
+        kclf.ImageClassifier("ViTS16", ["cat", "dog"], size=32, weights=None, hidden=(), **options)
     )
 
 
@@ -329,3 +330,30 @@ def test_precomputed_features_are_the_vector_itself(tiny_classifier):
     assert model.head.input_shape == (None, 24)
     assert model.head.get_layer("pooling").output.shape == (None, 24)
     assert transformers.EPSILON == 1e-6
+
+
+def test_rates_decay_by_the_block(tiny_classifier):
+    model = tiny_classifier()
+    model.unfreeze()
+    groups = model.block_groups
+    assert len(groups) == 14  # the stem, twelve blocks, the head
+    assert groups[-2][-1].name == "norm"
+    optimizer = kclf.LayerGroupOptimizer("sgd", groups, kclf.layer_decay(0.75, len(groups)))
+    model.compile(optimizer)
+    model.fit(np.zeros((2, 32, 32, 3), "uint8"), np.array([0, 1]), verbose=0)
+    assert optimizer.learning_rates[0] == pytest.approx(0.01 * 0.75**13, rel=1e-4)
+    assert {id(v) for group in groups for layer in group for v in layer.variables} == {
+        id(v) for group in model.layer_groups for layer in group for v in layer.variables
+    }
+
+
+def test_blocks_of_a_convnext_and_of_others():
+    convnexts = kclf.backbones.split_blocks(convnext("convnextv2", (32, 32, 3)), "ConvNeXtV2Atto")
+    assert [len(group) for group in convnexts][:2] == [2, 5]
+
+
+@pytest.mark.filterwarnings("default")  # of torch's exporter about itself
+def test_a_transformer_goes_to_onnx(tiny_classifier, tmp_path):
+    pytest.importorskip("onnxscript", reason="onnx is not installed")
+    kclf.to_onnx(tiny_classifier(), tmp_path / "vit.onnx")
+    assert (tmp_path / "vit.onnx").stat().st_size > 10_000

@@ -16,8 +16,6 @@ import kclf.fastai
 from kclf.fastai import *
 from kclf.fastai import course_learner
 
-pytestmark = pytest.mark.new_heads
-
 sz = 32
 arch = "MobileNetV2"
 

@@ -10,6 +10,7 @@ from PIL import Image
 import kclf
 from kclf.layers import AugmentationStack, RandomErasing
 from kclf.prediction.activation_cache import activation_key, precompute
+from tests.conftest import with_random_logits
 
 RNG = np.random.default_rng(0)
 
@@ -28,7 +29,7 @@ def tiny_backbone(momentum=0.99):
 
 def classifier(class_names=("cat", "dog"), **options):
     options = {"size": 16, "normalization": "tf", "hidden": (), **options}
-    return kclf.ImageClassifier(tiny_backbone(), list(class_names), **options)
+    return with_random_logits(kclf.ImageClassifier(tiny_backbone(), list(class_names), **options))
 
 
 @pytest.fixture(scope="module")

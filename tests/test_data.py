@@ -824,7 +824,7 @@ def test_when_nothing_can_be_read_it_says_so(tmp_path):
 
 
 def caches(folder):
-    return sorted(p.name for p in folder.iterdir())
+    return sorted(p.name for p in folder.glob("[!.]*"))
 
 
 def test_the_cache_gives_the_same_pictures(pets_folder, tmp_path):

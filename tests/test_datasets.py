@@ -82,7 +82,39 @@ def test_an_archive_is_fetched_unpacked_and_kept(offer, tmp_path, name, make):
 
     assert folder == again == tmp_path / "cache" / "datasets" / "kclf-pets" / "images"
     assert ImageData.from_folder(folder, label_regex=r"(.+)_\d+", size=8).class_names == ["cat", "dog"]
-    assert [p.name for p in (tmp_path / "cache" / "datasets").iterdir()] == ["kclf-pets"]
+    assert [p.name for p in (tmp_path / "cache" / "datasets").glob("[!.]*")] == ["kclf-pets"]
+
+
+def test_a_second_process_waits_for_the_first_and_takes_what_it_fetched(offer, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    archive = offer("a.zip", zip_of, MEMBERS)
+    root = tmp_path / "cache" / "datasets"
+    place = root / ".kclf-fetching" / "pets"
+    place.mkdir(parents=True)
+    found: list[object] = []
+    with open(place / ".lock", "w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        second = threading.Thread(target=lambda: found.append(datasets.fetch("pets", tmp_path / "cache")))
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        (root / "kclf-pets" / "images").mkdir(parents=True)
+        archive.unlink()
+    second.join(30)
+
+    assert found == [root / "kclf-pets" / "images"]
+
+
+def test_what_a_killed_fetch_left_is_swept_and_a_foreign_archive_of_the_same_name_stays(offer, tmp_path):
+    offer("a.zip", zip_of, MEMBERS)
+    root = tmp_path / "cache" / "datasets"
+    (root / ".kclf-fetching" / "pets" / ".kclf-x.partial" / "kclf-pets").mkdir(parents=True)
+    (root / "a.zip").write_text("of somebody else")
+
+    datasets.fetch("pets", tmp_path / "cache")
+
+    assert (root / "a.zip").read_text() == "of somebody else"
+    assert [path.name for path in (root / ".kclf-fetching" / "pets").iterdir()] == [".lock"]
 
 
 def test_keras_own_folder_is_the_default(offer, tmp_path, monkeypatch):

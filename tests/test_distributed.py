@@ -155,6 +155,8 @@ def assert_together(found: list[dict[str, np.ndarray]]) -> None:
                 found[0][f"{scenario.__name__}/{name}"], value, atol=1e-5, err_msg=scenario.__name__
             )
     assert found[0]["infinite/scale"] == 512.0
+    assert found[0]["other_data/labels"]
+    assert found[0]["other_data/photos"]
 
 
 def test_two_processes_train_as_one(tmp_path):
@@ -212,6 +214,6 @@ def test_the_command_trains_on_all_processes_and_speaks_once(tmp_path):
     assert started.returncode == 0, said[-3000:]
     assert said.count("2 processes with one CPU each") == 1
     assert said.count("Saved in") == 1
-    assert sorted(file.name for file in Path(out).iterdir()) == sorted(
+    assert sorted(file.name for file in Path(out).glob("[!.]*")) == sorted(
         [*RESULTS, "batches.csv", "predictions.csv"]
     )

@@ -17,7 +17,7 @@ from kclf.errors import WeightsError
 from kclf.layers import InputNormalization, none
 from kclf.models import ImageClassifier
 from kclf.models.export import ResizeOfWholeNumbers, to_onnx, to_torch_export
-from tests.conftest import fetched_weights
+from tests.conftest import fetched_weights, with_random_logits
 
 SIDE = 40
 
@@ -94,9 +94,9 @@ def inverted_residual(dtype="float32") -> ImageClassifier:
     for variable in backbone.weights:
         variable.assign(keras.random.uniform(variable.shape, -0.5, 1.0) ** 2 + 0.1)
     classes = ["cat", "dog", "newt"]
-    return ImageClassifier(
+    return with_random_logits(ImageClassifier(
         backbone, classes, size=32, presize=SIDE, hidden=[8], normalization="tf", dtype=dtype
-    )
+    ))
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def test_an_accelerated_classifier_is_exported_folded_in_float32_and_goes_on_as_
 def test_real_classifiers_give_keras_probabilities_of_200_photos(tmp_path, dogscats, backbone, weights, kind):
     export, run = exports_or_skip(kind)
     weights = weights if weights == "imagenet" else fetched_weights(weights)
-    model = ImageClassifier(backbone, ["cat", "dog"], weights=weights, presize=256)
+    model = with_random_logits(ImageClassifier(backbone, ["cat", "dog"], weights=weights, presize=256))
     files = sorted(dogscats.glob("*.jpg"))[::10][:200]
     photos = torch.from_numpy(np.stack([to_square(read_image(file), 256) for file in files]))
     export(model, tmp_path / f"model.{kind}")

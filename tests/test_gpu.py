@@ -15,6 +15,7 @@ import kclf
 from kclf.cli.main import main
 from kclf.layers import aug_transforms
 from kclf.models import ImageClassifier, load
+from tests.conftest import with_random_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -61,7 +62,7 @@ def test_photos_are_prepared_alike_on_every_device(device):
 
 
 def test_a_steady_step_does_not_wait(device):
-    model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None)
+    model = with_random_logits(ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None))
     model.compile(kclf.LayerGroupOptimizer(keras.optimizers.SGD(1e-3, momentum=0.9), model))
     photos = torch.zeros(4, 32, 32, 3, dtype=torch.uint8, device=device)
     labels = torch.tensor([0, 1, 0, 1], device=device)
@@ -105,6 +106,7 @@ ON_CUDA = [
 )
 def test_saved_and_reloaded(device, tmp_path, policy):
     model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None, dtype=policy)
+    with_random_logits(model)
     model.compile(kclf.LayerGroupOptimizer(keras.optimizers.SGD(1e-3, momentum=0.9), model))
     data = make_data(16)
     model.fit(data.train, epochs=1, verbose=0)

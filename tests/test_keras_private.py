@@ -57,3 +57,10 @@ def test_fit_takes_a_data_adapter_as_it_is():
 @pytest.mark.parametrize("kind", [keras.optimizers.SGD, keras.optimizers.AdamW, keras.optimizers.RMSprop])
 def test_torch_s_optimizers_stand_in_one_package(kind):
     assert type(kind()).__module__.startswith(private.OPTIMIZERS_OF_TORCH), version()
+
+
+def test_a_convnext_of_keras_scales_its_channels_by_one_variable():
+    model = keras.applications.ConvNeXtTiny(weights=None, include_top=False, input_shape=(32, 32, 3))
+    scales = [layer for layer in model.layers if isinstance(layer, private.LayerScale)]
+    assert len(scales) == 18
+    assert scales[0].gamma.shape == (96,)

@@ -3,49 +3,88 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
 
-from kclf._core.locks import LOCK_FILE, FolderLock
+from kclf._core import locks
+from kclf._core.locks import HOLDER_FILE, LOCK_FILE, FolderLock
 from kclf.errors import FolderLockedError
 
+fcntl = pytest.importorskip("fcntl")
+
 HOLD = """
-import fcntl, os, sys, time
+import fcntl, sys, time
 file = open(sys.argv[1], "a+")
 fcntl.flock(file, fcntl.LOCK_EX)
-print(f"process {os.getpid()} on some machine", file=file, flush=True)
 print("ready", flush=True)
 time.sleep(600)
 """
 
 
 @pytest.fixture
-def holder(tmp_path):
-    """Another process that holds the lock of the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / LOCK_FILE], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"ready\n"
-    yield process
-    process.kill()
-    process.communicate()
+def foreign(tmp_path):
+    """An open file of its own that holds the lock, as another process would have it."""
+    with open(tmp_path / LOCK_FILE, "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
 
 
-def test_two_processes_do_not_share_a_folder(holder, tmp_path):
-    with pytest.raises(FolderLockedError, match=f"process {holder.pid} "):
-        FolderLock(tmp_path).acquire()
+def test_a_dead_holder_does_not_count(tmp_path):
+    command = [sys.executable, "-c", HOLD, tmp_path / LOCK_FILE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"ready\n"
+        with pytest.raises(FolderLockedError, match="Another run works in"):
+            FolderLock(tmp_path).acquire()
+        holder.kill()
+        holder.wait()
 
-    holder.kill()
-    holder.wait()
-    assert (tmp_path / LOCK_FILE).exists()
     with FolderLock(tmp_path) as lock:
         assert lock.held
-        assert f"process {os.getpid()} " in lock.path.read_text()
-    assert list(tmp_path.iterdir()) == []
+        assert f"process {os.getpid()} " in (tmp_path / HOLDER_FILE).read_text()
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+
+
+def test_a_program_that_gives_no_name_is_refused_at_once(foreign, tmp_path):
+    with pytest.raises(FolderLockedError, match="a program that does not give its name"):
+        FolderLock(tmp_path).acquire()
+
+
+def test_a_container_with_the_same_host_name_and_process_id_is_another_writer(foreign, tmp_path):
+    me = f"process {os.getpid()} on {platform.node()}"
+    foreign.write(me)
+    foreign.flush()
+    (tmp_path / HOLDER_FILE).write_text(me)
+
+    with pytest.raises(FolderLockedError, match=me):
+        FolderLock(tmp_path).acquire()
 
 
 def test_a_process_may_take_its_own_lock_again(tmp_path):
-    with FolderLock(tmp_path) as lock:
-        with FolderLock(tmp_path) as again:
-            assert not again.held
-        assert lock.path.exists()
+    with FolderLock(tmp_path):
+        with FolderLock(tmp_path):
+            pass
+        with open(tmp_path / LOCK_FILE) as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(tmp_path / LOCK_FILE) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_folder_that_nobody_here_can_write_to_needs_no_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only mount
+
+    FolderLock(tmp_path).acquire(wait=True)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+    def none(self, **_):
+        raise OSError(locks.errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.FileLock, "acquire", none)
+
+    with pytest.warns(UserWarning, match="only one run works in it"):
+        FolderLock(tmp_path).acquire()

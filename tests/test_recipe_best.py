@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ import kclf
 from kclf.data import ImageData
 from kclf.errors import NotFiniteError, RunStopped
 from kclf.prediction.predictions import Predictions
-from kclf.recipe import Comparison, Plan, fit_best, photo_losses, plan_best
+from kclf.recipe import Comparison, LinearProbe, Plan, fit_best, plan_best
 from kclf.recipe.budget import Speed, batch_for, make_plan, measure_speed
+from kclf.recipe.reading_size import Reading, choose_reading
 
 SILENT = {"say": lambda line: None}
 
@@ -49,13 +52,16 @@ def test_effort_and_minutes_decide_how_long():
     quick, standard, best = (
         make_plan(photos_at_hand, speed, effort=e) for e in ("quick", "standard", "best")
     )
-    minute = make_plan(photos_at_hand, speed, minutes=1)
+    minute = make_plan(photos_at_hand, speed, effort="best", minutes=1, sizes=(32, 64))
+    hurried = make_plan(photos_at_hand, speed, effort="best", minutes=0.04, sizes=(32, 64))
 
-    assert quick.passes == 0
-    assert standard.passes * (48 // standard.batch_size) >= 100
-    assert best.passes >= standard.passes
+    assert quick.passes == standard.passes == 0
+    assert make_plan(data(num_photos=600), speed).passes >= 4
+    assert best.passes * (48 // best.batch_size) >= 100
     assert 0.8 * 60 < minute.seconds <= 60
-    assert make_plan(photos_at_hand, speed, minutes=0.05).passes == 0
+    assert minute.sizes == (32, 64)
+    assert hurried.passes == 0
+    assert hurried.sizes == (32,)
     assert quick.seconds == pytest.approx(2 * 48 * 0.01, rel=0.1)
     with pytest.raises(ValueError, match="Received: minutes=0"):
         make_plan(photos_at_hand, speed, minutes=0)
@@ -65,7 +71,7 @@ def test_a_plan_says_what_is_done_and_how_long():
     said = plan(6, probe_seconds=9, tuning_seconds=231).describe(160)
 
     assert said.startswith(
-        "Plan: linear probe 9 s, then 6 passes at 160 px in batches of 8, 4 min 0 s in all"
+        "Plan: linear probe at 160 px 9 s, then 6 passes at 160 px in batches of 8, 4 min 0 s in all"
     )
     assert "passes" not in plan(0, probe_seconds=9).describe(160)
 
@@ -100,10 +106,12 @@ def test_the_model_is_the_better_one(task):
 
     found = fit_best(model, photos_at_hand, plan=plan(), **SILENT)
 
-    losses = [photo_losses(part).mean() for part in (found.comparison.probe, found.comparison.tuned)]
-    now = photo_losses(kclf.predict(model, photos_at_hand.valid)).mean()
-    assert now == pytest.approx(min(losses), rel=1e-5)
-    assert found.kept == ("tuned" if losses[1] < losses[0] else "probe")
+    now = kclf.predict(model, photos_at_hand.valid)
+    np.testing.assert_allclose(now.probabilities, found.predictions.probabilities, rtol=1e-4, atol=1e-6)
+    model.decision = None
+    plain = kclf.predict(model, photos_at_hand.valid).probabilities
+    assert plain == pytest.approx(found.comparison.kept.probabilities, rel=1e-4, abs=1e-6)
+    assert found.kept == ("tuned" if found.comparison.choice else "probe")
     assert "by tuning" in str(found)
     assert "On new photos" in str(found)
 
@@ -116,12 +124,12 @@ def test_a_tuning_that_does_harm_is_undone():
         model,
         photos_at_hand,
         plan=plan(body_rate=1.0, head_rate=1.0),
-        solved=lambda: solved.extend(weights(model)),
+        keep=lambda model: solved.append(weights(model)),
         **SILENT,
     )
 
     assert found.kept == "probe"
-    assert equal(weights(model), solved)
+    assert equal(weights(model), solved[0])
 
 
 @pytest.mark.parametrize("stopped", [RunStopped("Stopped.", 2), KeyboardInterrupt(), NotFiniteError("NaN")])
@@ -140,11 +148,11 @@ def test_what_ends_the_tuning_early_leaves_the_better_one(stopped):
             photos_at_hand,
             plan=plan(),
             fit=fit,
-            solved=lambda: solved.extend(weights(model)),
+            keep=lambda model: solved.append(weights(model)),
             **SILENT,
         )
 
-    assert equal(weights(model), solved)
+    assert equal(weights(model), solved[0])
 
 
 def test_tuning_begins_at_the_solved_classifier():
@@ -153,7 +161,7 @@ def test_tuning_begins_at_the_solved_classifier():
 
     found = fit_best(model, photos_at_hand, plan=plan(body_rate=1e-12, head_rate=1e-12), **SILENT)
 
-    before, after = found.comparison.probe.probabilities, found.comparison.tuned.probabilities
+    before, after = found.comparison.probe.probabilities, found.comparison.readings[SIZE].probabilities
     assert after == pytest.approx(before, abs=1e-5)
     assert model.head.get_layer("norm").trainable
 
@@ -168,23 +176,56 @@ def test_photos_are_held_apart_where_none_are():
     assert len(found.estimate) == 48
 
 
+# ---- the size that photos are read at ------------------------------------------------------------
+
+
+def reading(losses):
+    """A reading whose held-out photos, of class 0, have these log losses."""
+    likely = np.exp(-np.asarray(losses))
+    held_out = Predictions(np.stack([likely, 1 - likely], axis=1), np.zeros(len(losses), int))
+    return Reading(None, None, dataclasses.replace(PROBE, held_out=held_out))
+
+
+PROBE = LinearProbe(*[np.zeros(1)] * 7)
+
+
+def test_the_largest_size_is_taken_that_folds_do_not_speak_against():
+    rng = np.random.default_rng(0)
+    small = rng.uniform(0.5, 1, 50)
+    first, a_little_worse = reading(small), reading(small + rng.normal(0.005, 0.1, 50))
+    worse, better = reading(small + 0.2), reading(small - 0.2)
+
+    assert choose_reading([first, better]) is better
+    assert choose_reading([first, a_little_worse]) is a_little_worse
+    assert choose_reading([first, worse]) is first
+    assert choose_reading([first, Reading(None, None, PROBE)]) is first
+
+
+def test_a_classifier_that_reads_larger_is_another_model():
+    model, photos_at_hand = classifier(augmentation=kclf.aug_transforms(size=SIZE)), data()
+
+    found = fit_best(model, photos_at_hand, plan=plan(sizes=(SIZE, 2 * SIZE)), **SILENT)
+
+    assert model.size == SIZE
+    assert found.model.size in (SIZE, 2 * SIZE)
+    assert set(found.comparison.readings) <= {SIZE, 2 * SIZE}
+
+
 # ---- the estimate ------------------------------------------------------------
 
 
 def test_the_estimate_is_cross_fitted():
-    """Between two coin tossers, choosing on all photos looks better than it is; cross-fitting does not."""
+    """Between two coin tossers, choosing on all photos looks better than it is; cross-fitting less so."""
     rng, gains = np.random.default_rng(0), []
     for _ in range(200):
         labels = rng.integers(0, 2, 40)
         first, second = (
             Predictions(np.stack([p, 1 - p], axis=1), labels) for p in rng.uniform(0.2, 0.8, (2, 40))
         )
-        comparison = Comparison(first, second)
-        truth = (photo_losses(first).mean() + photo_losses(second).mean()) / 2
-        gains.append((comparison.cross_fitted.log_loss() - truth, comparison.kept.log_loss() - truth))
+        comparison = Comparison(first, {32: second})
+        gains.append((comparison.cross_fitted.log_loss(), comparison.kept.log_loss()))
     cross_fitted, naive = np.mean(gains, axis=0)
-    assert abs(cross_fitted) < 0.01
-    assert naive < -0.02
+    assert naive < cross_fitted - 0.01
 
 
 def test_a_learner_and_a_script_train_alike(tmp_path):
@@ -197,7 +238,7 @@ def test_a_learner_and_a_script_train_alike(tmp_path):
     ours = learner.fit_best(plan=plan())
     theirs = fit_best(both[1][0], both[1][1], plan=plan(), **SILENT)
 
-    assert ours.comparison.tuned.probabilities == pytest.approx(
-        theirs.comparison.tuned.probabilities, abs=1e-4
+    assert ours.comparison.readings[SIZE].probabilities == pytest.approx(
+        theirs.comparison.readings[SIZE].probabilities, abs=1e-4
     )
     assert learner.data is both[0][1]

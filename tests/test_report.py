@@ -18,6 +18,7 @@ from kclf.models import ImageClassifier
 from kclf.prediction.predictions import Predictions
 from kclf.report import ReportInputs, read_run, write_ledger_page, write_report
 from kclf.report.charts import Curve, line_chart
+from tests.conftest import with_random_logits
 
 
 def write_csv(path: Path, *rows: list) -> None:
@@ -88,7 +89,8 @@ def test_the_page_shows_the_run(run, tmp_path):
 
 
 def test_heat_maps_come_from_the_classifier_of_the_run(run, tmp_path):
-    ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None).save(run / "classifier.h5")
+    model = with_random_logits(ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None))
+    model.save(run / "classifier.h5")
     assert page(run, tmp_path).count('class="heat"') == 3
     without = write_report(run, tmp_path / "plain.html", heat=False).read_text(encoding="utf-8")
     assert 'class="heat"' not in without

@@ -20,13 +20,14 @@ from kclf.interpret import SimilarPhotos
 from kclf.serve import Engine, create_app
 from kclf.serve import engine as engine_module
 from kclf.serve.limits import Limits
+from tests.conftest import with_random_logits
 
 CLASSES = ["cat", "dog", "eel"]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return kclf.ImageClassifier("MobileNetV2", CLASSES, size=32, weights=None)
+    return with_random_logits(kclf.ImageClassifier("MobileNetV2", CLASSES, size=32, weights=None))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_explain_gives_heat_and_neighbours(model):
 
 def test_the_page_holds_the_classes_and_no_script_of_theirs():
     names = ["</script><script>alert(1)", "dog"]
-    model = kclf.ImageClassifier("MobileNetV2", names, size=32, weights=None)
+    model = with_random_logits(kclf.ImageClassifier("MobileNetV2", names, size=32, weights=None))
     with TestClient(create_app(model), base_url="http://localhost") as client:
         answer = client.get("/")
     assert answer.status_code == 200

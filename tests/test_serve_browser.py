@@ -15,6 +15,7 @@ import uvicorn
 
 import kclf
 from kclf.serve import create_app
+from tests.conftest import with_random_logits
 from tests.test_report_browser import PHONE, browser  # noqa: F401 - a fixture
 
 SCREENS = {"desktop": PHONE | {"width": 1200, "deviceScaleFactor": 1, "mobile": False}, "phone": PHONE}
@@ -29,7 +30,7 @@ def address():
     def similar(square, count):
         return [{"label": name, "similarity": 0.9, "thumbnail": picture} for name in MANY[:count]]
 
-    model = kclf.ImageClassifier("MobileNetV2", MANY, size=64, weights=None)
+    model = with_random_logits(kclf.ImageClassifier("MobileNetV2", MANY, size=64, weights=None))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

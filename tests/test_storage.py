@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from kclf._core.h5_store import USER_BLOCK, open_h5, read_arrays, read_attributes, seal, write_arrays
+from kclf._core.h5_store import USER_BLOCK, read_arrays, read_attributes, write_arrays, write_sealed
 from kclf.errors import FileFormatError
+from kclf.weights.h5_reading import open_h5
 
 ARRAYS = {
     "head/kernel": np.arange(12, dtype="float32").reshape(3, 4),
@@ -108,10 +109,11 @@ def test_a_foreign_file_is_named_as_such(tmp_path):
         read_arrays(tmp_path / "photo.png")
 
 
-def test_a_newer_file_asks_for_an_upgrade(path):
+@pytest.mark.parametrize(("version", "word"), [(b"3", "newer kclf"), (b"1", "older kclf")])
+def test_a_file_of_another_version_is_named_as_such(path, version, word):
     content = path.read_bytes()
-    path.write_bytes(content.replace(b"kclf-storage 1 ", b"kclf-storage 2 ", 1))
-    with pytest.raises(FileFormatError, match="newer kclf"):
+    path.write_bytes(content.replace(b"kclf-storage 2 ", b"kclf-storage " + version + b" ", 1))
+    with pytest.raises(FileFormatError, match=word):
         read_arrays(path)
 
 
@@ -138,90 +140,58 @@ def test_damage_anywhere_is_found(path, kind):
             read_arrays(path)
 
 
-def external_link(file):
-    file["arrays/x"] = h5py.ExternalLink("other.h5", "/secret")
+def rewritten(path, change):
+    """Change the index of a file, under a checksum that agrees."""
+    content = path.read_bytes()
+    end = USER_BLOCK + int(content.split()[5])
+    index = json.loads(content[end:])
+    changed = change(index)
+    text = changed if isinstance(changed, bytes) else json.dumps(index).encode()
+    write_sealed(path, content[USER_BLOCK:end], text)
 
 
-def soft_link(file):
-    file["arrays/x"] = h5py.SoftLink("/arrays/steps")
+def entry(**changes):
+    """A change of one array's entry in the index."""
+
+    def change(index):
+        for place, value in changes.items():
+            index["arrays"]["head/kernel"][("dtype", "shape", "offset").index(place)] = value
+
+    return change
 
 
-def second_name(file):
-    file["arrays/x"] = file["arrays/steps"]
+ATTACKS = {
+    "behind the end": entry(offset=1 << 40),
+    "over the end": entry(shape=[1 << 40]),
+    "huge": entry(shape=[1 << 200, 1 << 200]),
+    "negative": entry(shape=[-1, -12]),
+    "negative offset": entry(offset=-600),
+    "a true side": entry(shape=[True]),
+    "many dimensions": entry(shape=[1] * 100),
+    "objects": entry(dtype="|O8"),
+    "text": entry(dtype="|S8"),
+    "complex": entry(dtype="<c8"),
+    "no such type": entry(dtype="<f3"),
+    "a type of code": entry(dtype="os.system"),
+    "one place for many": lambda index: index["arrays"].update(
+        {f"{i}": ["|u1", [4000], USER_BLOCK] for i in range(100)}
+    ),
+    "short entry": lambda index: index["arrays"].update(x=["<f4"]),
+    "no entry": lambda index: index["arrays"].update(x=None),
+    "no arrays": lambda index: index.pop("arrays"),
+    "no attributes": lambda index: index.pop("attributes"),
+    "attributes elsewhere": lambda index: index.update(attributes=[0, 1 << 60]),
+    "attributes are an array": lambda index: index.update(attributes=[index["arrays"]["head/kernel"][2], 8]),
+    "a list": lambda index: b"[]",
+    "deep": lambda index: b"[" * 100_000,
+    "digits": lambda index: b'{"arrays": ' + b"9" * 100_000 + b"}",
+    "nothing": lambda index: b"",
+}
 
 
-def loop(file):
-    file["arrays/head/again"] = file["arrays"]
-
-
-def external_storage(file):
-    file["arrays"].create_dataset("x", (8,), "float32", external=[("/etc/hostname", 0, 32)])
-
-
-def virtual(file):
-    layout = h5py.VirtualLayout((4,), "float32")
-    layout[:] = h5py.VirtualSource("other.h5", "x", (4,))
-    file["arrays"].create_virtual_dataset("x", layout)
-
-
-def absurd_shape(file):
-    file["arrays"].create_dataset("x", (1 << 40,), "float32")
-
-
-def zip_bomb(file):
-    file["arrays"].create_dataset("x", data=np.zeros(1 << 22, "float32"), compression="gzip")
-
-
-def text(file):
-    file["arrays/x"] = "not a number"
-
-
-def compound(file):
-    file["arrays/x"] = np.zeros(2, [("a", "f4"), ("b", "f4")])
-
-
-def attributes_are_numbers(file):
-    del file["attributes"]
-    file["attributes"] = np.zeros(2)
-
-
-def attributes_are_a_list(file):
-    del file["attributes"]
-    file["attributes"] = np.bytes_(b"[]")
-
-
-def attributes_are_deep(file):
-    del file["attributes"]
-    file["attributes"] = np.bytes_(b"[" * 100_000)
-
-
-def no_arrays(file):
-    del file["arrays"]
-
-
-ATTACKS = [
-    external_link,
-    soft_link,
-    second_name,
-    loop,
-    external_storage,
-    virtual,
-    absurd_shape,
-    zip_bomb,
-    text,
-    compound,
-    attributes_are_numbers,
-    attributes_are_a_list,
-    attributes_are_deep,
-    no_arrays,
-]
-
-
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_a_hostile_file_with_a_valid_checksum_is_refused(path, attack):
-    with h5py.File(path, "r+") as file:
-        attack(file)
-    seal(path)
+    rewritten(path, ATTACKS[attack])
     tracemalloc.start()
     with pytest.raises(FileFormatError, match=os.fspath(path)):
         read_arrays(path)
@@ -230,11 +200,22 @@ def test_a_hostile_file_with_a_valid_checksum_is_refused(path, attack):
     assert peak < 4_000_000
 
 
-def test_the_checksum_is_checked_before_hdf5_is_parsed(path, monkeypatch):
+@pytest.mark.parametrize("mark", [b"GCOL\1\0\0\0", b"HEAP\0\0\0\0"])
+def test_numbers_that_look_like_the_inside_of_hdf5_come_back(tmp_path, mark):
+    array = np.frombuffer(mark * 100, np.float32)
+
+    write_arrays(tmp_path / "a.h5", {"a": array})
+
+    np.testing.assert_array_equal(read_arrays(tmp_path / "a.h5")[0]["a"], array)
+
+
+def test_what_is_read_can_be_changed(path):
+    read_arrays(path)[0]["head/kernel"][:] = 1
+
+
+def test_the_hdf5_library_never_sees_what_is_read(path, monkeypatch):
     monkeypatch.setattr(h5py, "File", lambda *_: pytest.fail("the HDF5 part was opened"))
-    path.write_bytes(path.read_bytes()[:USER_BLOCK] + b"no HDF5 at all")
-    with pytest.raises(FileFormatError, match="checksum"):
-        read_arrays(path)
+    assert_same(read_arrays(path)[0], ARRAYS)
 
 
 def test_errors_of_the_reader_s_own_code_keep_their_type(path):

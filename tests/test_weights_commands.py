@@ -12,6 +12,7 @@ from kclf.cli.weights_commands import app
 from kclf.errors import FileFormatError, WeightsError
 from kclf.models import ImageClassifier
 from kclf.weights import overview, save_weights
+from tests.conftest import with_random_logits
 
 
 def run(*words):
@@ -34,7 +35,7 @@ def test_convert_and_check_a_backbone(tmp_path):
 
 
 def test_check_a_classifier(tmp_path):
-    model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None)
+    model = with_random_logits(ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None))
     model.save(tmp_path / "classifier.h5")
     assert "answers its probe batch" in run("check", tmp_path / "classifier.h5")
     assert overview(tmp_path / "classifier.h5").attributes["config"]["class_names"] == ["cat", "dog"]

@@ -15,7 +15,7 @@ import torch
 import kclf.weights.keras_files
 from kclf.errors import FileFormatError, WeightsError
 from kclf.weights import layer_keys, load_weights, save_weights
-from tests.conftest import fetched_weights
+from tests.conftest import fetched_weights, with_random_logits
 
 layers = keras.layers
 FORMATS = ["model.weights.h5", "model.h5", "model.keras"]
@@ -237,6 +237,7 @@ def test_layers_in_layers_get_their_own_weights(tmp_path, make, file):
 
 def test_bfloat16_weights_are_saved_and_come_back(tmp_path):
     model = kclf.ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None, dtype="bfloat16")
+    with_random_logits(model)
     model.save(tmp_path / "classifier.h5")
     photos = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     assert torch.equal(model(photos), kclf.load(tmp_path / "classifier.h5")(photos))

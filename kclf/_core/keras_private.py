@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from keras.src.applications.convnext import LayerScale
 from keras.src.backend.common.global_state import get_global_attribute, set_global_attribute
 from keras.src.backend.common.masking import get_keras_mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -31,6 +32,7 @@ __all__ = [
     "DataAdapter",
     "EpochIterator",
     "Functional",
+    "LayerScale",
     "Trainer",
     "beside_adapter",
     "function_of_loss",

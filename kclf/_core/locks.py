@@ -1,32 +1,31 @@
-"""One writer to a folder: a lock that the system drops when its process dies, however it dies."""
+"""One writer to a folder: a lock that the kernel drops when its process dies, however it dies."""
 
 from __future__ import annotations
 
 import errno
 import os
-import socket
+import platform
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from ..errors import FolderLockedError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 LOCK_FILE = ".lock"
-_BUSY = (errno.EACCES, errno.EAGAIN)
+HOLDER_FILE = ".lock.holder"  # who holds it, for people to read; it decides nothing
+LOCK_FILES = (LOCK_FILE, HOLDER_FILE)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 class FolderLock:
     """Keeps two runs out of one folder.
 
-    The lock belongs to the open file `.lock`, not to its being there: after a `kill -9` the file is left, and
-    the next run takes it over. The process that holds the lock may take it again. Where the system has no
-    such locks (Windows, some network file systems) a warning says so, and nothing is locked.
+    The kernel knows who holds the lock of the file `.lock`, in whichever container. That the file exists
+    means nothing, so it stays. The process that holds the lock may take it again. On a file system without
+    locks a warning says so, and nothing is locked; a folder that this process cannot write to needs none.
 
     Args:
         folder: the folder; made where it is missing.
@@ -39,13 +38,13 @@ class FolderLock:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.path = Path(folder) / LOCK_FILE
-        self._descriptor: int | None = None
+        self.folder = Path(folder)
+        self._lock: BaseFileLock | None = None
 
     @property
     def held(self) -> bool:
         """Whether this object holds the lock."""
-        return self._descriptor is not None
+        return self._lock is not None
 
     def acquire(self, *, wait: bool = False) -> None:
         """Take the lock.
@@ -56,37 +55,46 @@ class FolderLock:
         Raises:
             FolderLockedError: another process holds it.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while self._descriptor is None:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            if _lock(descriptor, self.path, wait=wait) and _still_there(descriptor, self.path):
-                self._descriptor = descriptor
-                break
-            holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
-            os.close(descriptor)
-            if holder == _me():
-                return
-            if holder and not wait and self.path.exists():
-                raise FolderLockedError(
-                    f"Another run works in {self.path.parent} ({holder}). Wait for it, stop it, or choose "
-                    "another folder."
-                )
-        os.truncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, _me().encode(), 0)
+        if self.held:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.folder, os.W_OK):
+            return
+        # One object for all of this process, so that it may take its own lock again.
+        lock = FileLock(self.folder.resolve() / LOCK_FILE, is_singleton=True, thread_local=False)
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            raise FolderLockedError(
+                f"Another run works in {self.folder} ({self._holder()}). Wait for it, stop it, or choose "
+                "another folder."
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                f"{self.folder} cannot be locked ({error}): make sure that only one run works in it.",
+                stacklevel=2,
+            )
+            return
+        self._lock = lock
+        with suppress(OSError):  # as on a full disk: it is for people only
+            (self.folder / HOLDER_FILE).write_text(f"process {os.getpid()} on {platform.node()}")
 
     def release(self) -> None:
-        """Let others in, and remove the file."""
-        if self._descriptor is not None:
-            self.path.unlink(missing_ok=True)
-            self._close()
+        """Let others in."""
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
+        if lock.lock_counter == 1:
+            with suppress(OSError):
+                (self.folder / HOLDER_FILE).unlink(missing_ok=True)
+        lock.release()
 
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        self._close()
+    def _holder(self) -> str:
+        with suppress(OSError):
+            return (self.folder / HOLDER_FILE).read_text(errors="replace")[:200].strip() or "unknown"
+        return "a program that does not give its name"
 
     def __enter__(self) -> FolderLock:
         self.acquire()
@@ -97,34 +105,5 @@ class FolderLock:
     ) -> None:
         self.release()
 
-
-def _me() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"
-
-
-def _lock(descriptor: int, path: Path, *, wait: bool) -> bool:
-    """Lock an open file; False where another one has it locked."""
-    try:
-        if fcntl is None:
-            raise OSError(errno.ENOSYS, "no file locks on this system")
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:
-        if error.errno in _BUSY:
-            return False
-        if error.errno not in _NO_LOCKS:
-            os.close(descriptor)
-            raise
-        warnings.warn(
-            f"{path} cannot be locked here ({error.strerror}): see to it that only one run works in its "
-            "folder.",
-            stacklevel=4,
-        )
-    return True
-
-
-def _still_there(descriptor: int, path: Path) -> bool:
-    """Whether the path still names the open file: its holder may have removed it in the meantime."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+    def __del__(self) -> None:
+        self.release()

@@ -1,18 +1,21 @@
-"""SIGTERM and Ctrl-C as a wish that a run grants between two batches."""
+"""SIGTERM, a closed terminal and Ctrl-C as a wish that a run grants between two batches."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = (signal.SIGINT, *ENDS)  # SIGHUP: the terminal was closed
 
 
 class StopRequest:
-    """Within its `with` block the first SIGTERM or Ctrl-C is only noted; a second one ends at once.
+    """Within its `with` block the first SIGTERM, SIGHUP or Ctrl-C is only noted; a second one ends at once.
 
     Called, it gives the number of the signal that came, or None: what `Checkpoint(stop=...)` takes. Signals
     reach the main thread alone; in another one, nothing is changed.
@@ -33,7 +36,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in _heeded(SIGNALS)}
         return self
 
     def __exit__(
@@ -46,7 +49,19 @@ class StopRequest:
         if self.signal is not None:
             raise_for(number)
         self.signal = number
-        print("\nStopping after this batch; once more to stop at once.", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal may be gone
+            print("\nStopping after this batch; once more to stop at once.", file=sys.stderr, flush=True)
+
+
+def _heeded(signals: Sequence[int]) -> list[int]:
+    """The signals that are not ignored, as SIGHUP is under `nohup`."""
+    return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process by an exception, so that half-written files are removed."""
+    for number in _heeded(ENDS):
+        signal.signal(number, raise_for)
 
 
 def raise_for(number: int, frame: FrameType | None = None) -> None:

@@ -305,9 +305,9 @@ def compile_dense(site: LayerContext) -> Function | None:
 
     def dense(run: Run, x: torch.Tensor) -> torch.Tensor:
         x = to_nhwc(x) if image else x
-        weight = in_dtype(kernel, x.dtype).T
-        y = F.linear(x, weight, None if bias is None else in_dtype(bias, x.dtype))
-        y = y if activation is None else activation(y)
+        rows, weight = x.flatten(0, -2), in_dtype(kernel, x.dtype)  # so that its gradient lies as it does
+        y = rows @ weight if bias is None else torch.addmm(in_dtype(bias, x.dtype), rows, weight)
+        y = (y if activation is None else activation(y)).unflatten(0, x.shape[:-1])
         return to_nchw(y) if image else y
 
     return dense

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +136,23 @@ class Step:
     targets: tuple[int, ...]
     fresh: bool = False
     dead: tuple[int, ...] = ()
+
+
+def run_steps(steps: Iterable[Step], run: Run, values: list[Any]) -> None:
+    """Do steps in order on the values of a graph, each freed after the last step that reads it."""
+    for step in steps:
+        sources = step.sources
+        if len(sources) == 1:
+            result = step.function(run, values[sources[0]])
+        else:
+            result = step.function(run, *[values[number] for number in sources])
+        for number in step.dead:
+            values[number] = None
+        if len(step.targets) == 1:
+            values[step.targets[0]] = result
+        else:
+            for number, tensor in zip(step.targets, result, strict=True):
+                values[number] = tensor
 
 
 def mark_last_use(steps: list[Step], outputs: tuple[int, ...]) -> None:

@@ -14,14 +14,28 @@ from keras import layers, tree
 
 from .._core.devices import send
 from .._core.keras_private import (
+    LayerScale,
     get_keras_mask,
     in_stateless_scope,
     numpy_operations,
     to_torch_dtype,
 )
 from . import convolutions, pointwise
+from .checkpointing import segments
 from .convolutions import BatchNorm, Convolution, FoldedConvolution, follow
-from .graph import Function, Graph, LayerContext, Node, Run, Step, flatten, mark_last_use, to_nchw, to_nhwc
+from .graph import (
+    Function,
+    Graph,
+    LayerContext,
+    Node,
+    Run,
+    Step,
+    flatten,
+    mark_last_use,
+    run_steps,
+    to_nchw,
+    to_nhwc,
+)
 from .packing import can_pack, packed_steps
 from .pointwise import Padding
 
@@ -34,12 +48,14 @@ class Plan:
 
     Args:
         model: a functional `keras.Model`, or the `_functional` of a Sequential.
+        checkpointing: keep the activations of whole residual blocks out of memory in training, and compute
+            them again on the way back.
 
     Attributes:
         fallback: the layers that run as Keras runs them.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, checkpointing: bool = False) -> None:
         self.graph = flatten(model)
         self.views = _has_channels_last(self.graph)
         self.fallback: list[Any] = []
@@ -52,6 +68,7 @@ class Plan:
             self._add(node)
         mark_last_use(self.steps, self.graph.outputs)
         self.packed_steps = packed_steps(self.steps, self.graph)
+        self.segments = segments(self.steps, self.graph) if checkpointing else []
         self._hooks = [
             hooks
             for layer in _layers_of(self.graph)
@@ -64,20 +81,15 @@ class Plan:
         values: list[Any] = [None] * len(self.graph.values)
         for number, tensor in zip(self.graph.inputs, inputs, strict=True):
             values[number] = self._inward(tensor)
-        packs = self.packed_steps and not (training or run.gradients) and can_pack(inputs)
-        for step in self.packed_steps if packs else self.steps:
-            sources = step.sources
-            if len(sources) == 1:
-                result = step.function(run, values[sources[0]])
-            else:
-                result = step.function(run, *[values[number] for number in sources])
-            for number in step.dead:
-                values[number] = None
-            if len(step.targets) == 1:
-                values[step.targets[0]] = result
-            else:
-                for number, tensor in zip(step.targets, result, strict=True):
-                    values[number] = tensor
+        steps = self.steps
+        if self.segments and training and run.gradients:
+            for segment in self.segments:
+                values[segment.target] = segment(run, values[segment.source])
+                values[segment.source] = None
+            steps = self.steps[self.segments[-1].end :]
+        elif self.packed_steps and not (training or run.gradients) and can_pack(inputs):
+            steps = self.packed_steps
+        run_steps(steps, run, values)
         if run.statistics:
             follow(run.statistics)
         return [self._outward(values[number]) for number in self.graph.outputs]
@@ -246,6 +258,7 @@ TABLE: dict[type, Callable[[LayerContext], Function | None]] = {
     layers.SeparableConv2D: convolutions.compile_separable,
     layers.Softmax: pointwise.compile_softmax,
     layers.ZeroPadding2D: pointwise.compile_padding,
+    LayerScale: pointwise.compile_layer_scale,
     numpy_operations.Add: pointwise.arithmetic(operator.add),
     numpy_operations.Multiply: pointwise.arithmetic(operator.mul),
     numpy_operations.Subtract: pointwise.arithmetic(operator.sub),

@@ -363,3 +363,14 @@ def compile_layernorm(site: LayerContext) -> Function | None:
         return to_nchw(y) if image else y
 
     return layernorm
+
+
+def compile_layer_scale(site: LayerContext) -> Function:
+    """The learnt factor for each channel in Keras' own ConvNeXts."""
+    gamma, image = site.layer.gamma, site.image
+
+    def scale(run: Run, x: torch.Tensor) -> torch.Tensor:
+        factors = gamma._value.to(x.dtype)
+        return x * (factors[:, None, None] if image else factors)
+
+    return scale

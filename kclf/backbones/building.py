@@ -72,6 +72,7 @@ def build_backbone(
         >>> build_backbone("MobileNetV2", weights=None).output_shape
         (None, None, None, 1280)
     """
+    require_channels_last()
     spec = backbone_spec(name)
     if input_shape[-1] not in (None, COLOURS):
         return _named(_with_channels(spec, weights, input_shape), name)
@@ -140,6 +141,19 @@ def _with_channels(
     return model
 
 
+def require_channels_last() -> None:
+    """Refuse Keras' other order of dimensions, which no model here is made for.
+
+    Raises:
+        BackboneError: it is set.
+    """
+    if (order := keras.config.image_data_format()) != "channels_last":
+        raise BackboneError(
+            f"Expected Keras' image_data_format to be channels_last. Received: {order!r}. Call "
+            "keras.config.set_image_data_format('channels_last'), or set it so in ~/.keras/keras.json"
+        )
+
+
 def _num_scalings(model: keras.Model) -> int:
     kinds = (keras.layers.Normalization, keras.layers.Rescaling)
     return sum(isinstance(layer, kinds) for layer in model._flatten_layers())
@@ -205,6 +219,33 @@ def split_backbone(model: keras.Model, name: str) -> list[list[keras.layers.Laye
     cut = _second_group_starts(spec, [layer.name for layer in model.layers])
     groups = model.layers[:cut], model.layers[cut:]
     return [[leaf for layer in group for leaf in layers_with_variables(layer)] for group in groups]
+
+
+BLOCK = r"block\d+_|.*_stage_\d_block_\d+_|.*_downsampling_\w+_\d"  # starts of names, of one block each
+
+
+def split_blocks(model: keras.Model, name: str) -> list[list[keras.layers.Layer]]:
+    """Cut a backbone into its stem and its blocks, input side first, for rates that decay by the block.
+
+    Transformers and ConvNeXts have a group for each block, what follows the last block in its group; others
+    have the groups of `split_backbone`.
+
+    Args:
+        model: what `build_backbone(name)` returned.
+        name: its name.
+
+    Example:
+        >>> len(split_blocks(build_backbone("ViTS16", weights=None), "ViTS16"))
+        13
+    """
+    groups: dict[str, list[keras.layers.Layer]] = {"": []}
+    key = ""
+    for layer in model.layers:
+        match = re.match(BLOCK, layer.name)
+        key = match[0] if match else key
+        groups.setdefault(key, []).extend(layers_with_variables(layer))
+    found = [group for group in groups.values() if group]
+    return found if len(found) > 1 else split_backbone(model, name)
 
 
 def _second_group_starts(spec: BackboneSpec, names: list[str]) -> int:

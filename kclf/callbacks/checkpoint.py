@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +27,7 @@ from .run_state import (
     from_arrays,
     random_layers,
     random_states,
+    remember_tensors,
     set_random_states,
     to_arrays,
     training_variables,
@@ -33,6 +36,7 @@ from .run_state import (
 STOPS_EVERY = 8  # batches after which processes ask one another whether to stop
 LONGEST_WAIT = 600.0  # seconds between two checkpoints where `every` is None
 DONE = "done"
+DAMAGED = ".damaged"  # ending of a file that was set aside
 PARTS = {"position", "stages", "histories", "weights", "training", "layers", "random", "others"}
 PARTS |= {"epoch_random", "epoch_data"}
 Position = tuple[int, int, int | str]  # stage, epoch, and batch or "done"
@@ -123,7 +127,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._stage += 1
         self._stages.append(asked)
         if self._stage == 0 and self._found is None:
-            self._look()
+            self.look()
         self._passing = False
         self._saved_at = time.monotonic()
         if self._found is None:
@@ -221,7 +225,7 @@ class Checkpoint(keras.callbacks.Callback):
         Returns:
             False where no file's are; the model then has those that it had.
         """
-        before = [tensor.detach().clone() for tensor in self._weights()]
+        undo = remember_tensors(self._weights(), device=None)
         for file in reversed(self.files()):
             try:
                 found = read_checkpoint(file)
@@ -232,7 +236,7 @@ class Checkpoint(keras.callbacks.Callback):
             if are_good():
                 self.position = tuple(found["position"])
                 return True
-        assign(self._weights(), before)
+        undo()
         return False
 
     def rewind(self) -> None:
@@ -242,8 +246,9 @@ class Checkpoint(keras.callbacks.Callback):
         self._find()
 
     def files(self) -> list[Path]:
-        """The files that stand, oldest first."""
-        return sorted(self.folder.glob("stage*.h5"))
+        """The files that exist, oldest first."""
+        places = {file: place for file in self.folder.glob("stage*.h5") if (place := _place(file.name))}
+        return sorted(places, key=lambda file: places[file])
 
     def _write(self, path: Path, arrays: dict[str, Any], attributes: dict[str, JSON]) -> None:
         try:
@@ -312,10 +317,15 @@ class Checkpoint(keras.callbacks.Callback):
 
     # ---- going on ------------------------------------------------------------
 
-    def _look(self) -> None:
-        """Clear up after a kill, and find what was saved."""
+    def look(self) -> Path | None:
+        """Clear up after a kill, and read what was saved; `fit` does so itself where nobody has.
+
+        Returns:
+            The file that the next `fit` goes on from, or None.
+        """
         run_on_main(self._clear_up)
         self._find()
+        return None if self._found is None else self.folder / _name(*self._found_position())
 
     def _clear_up(self) -> None:
         for folder in (self.folder, *self.folders):
@@ -337,7 +347,7 @@ class Checkpoint(keras.callbacks.Callback):
                 found = read_checkpoint(files[-1])
             except FileFormatError as error:
                 damage.append(str(error))
-                files[-1].rename(f"{files[-1]}.damaged")
+                files[-1].rename(f"{files[-1]}{DAMAGED}")
         if damage:
             warnings.warn(
                 f"{' '.join(damage)} Set aside with the ending .damaged; going on from "
@@ -364,7 +374,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._place_data(found)
         done = found["position"][2]
         if done:
-            if hasattr(self.data, "skip"):
+            if hasattr(self.data, "blank_batches"):
                 self.data.blank_batches(done)
             _skip_batches(self.model, done)
 
@@ -413,9 +423,20 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def _name(stage: int, epoch: int, batch: int | str) -> str:
-    """A file's name; names sort as the run goes."""
-    place = batch if batch == DONE else f"batch{batch:06d}"
-    return f"stage{stage:02d}-epoch{epoch:04d}-{place}.h5"
+    """A file's name; names sort as the run goes, and beyond their digits `_place` sorts them."""
+    place = batch if batch == DONE else f"batch{batch:08d}"
+    return f"stage{stage:04d}-epoch{epoch:06d}-{place}.h5"
+
+
+def _place(name: str) -> tuple[int, int, float] | None:
+    """The stage, epoch and batch that a file's name tells; None of a file of others."""
+    found = re.fullmatch(r"stage(\d+)-epoch(\d+)-(?:batch(\d+)|done)\.h5", name)
+    return found and (int(found[1]), int(found[2]), int(found[3]) if found[3] else math.inf)
+
+
+def is_checkpoint_file(name: str) -> bool:
+    """Whether a file bears a name that `Checkpoint` gives."""
+    return _place(name.removesuffix(DAMAGED)) is not None
 
 
 def _remove(files: Sequence[Path]) -> None:

@@ -80,7 +80,8 @@ def remember_model(model: keras.Model) -> Undo:
     """
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    return _all([*_variables(model), *_layers(model), *_flags(model)])
+    tensors = (variable._value for variable in training_variables(model))
+    return _all([remember_tensors(tensors), *_layers(model), *_flags(model)])
 
 
 def remember_randomness(data: Any = None) -> Undo:
@@ -158,16 +159,21 @@ def random_layers(model: keras.Model) -> list[keras.Layer]:
     return [layer for layer in model._flatten_layers() if hasattr(layer, "get_random_state")]
 
 
-def _variables(model: keras.Model) -> Iterator[Undo]:
-    tensors = (variable._value for variable in training_variables(model))
-    copies = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors]
+def remember_tensors(tensors: Iterable[torch.Tensor], device: str | None = "cpu") -> Undo:
+    """Remember tensors, and return the function that puts their values back in place, bit for bit.
+
+    Args:
+        tensors: those that will change.
+        device: where the copies wait; None for each tensor's own.
+    """
+    copies = [(tensor, tensor.detach().to(device or tensor.device, copy=True)) for tensor in tensors]
 
     def undo() -> None:
         with torch.no_grad():
             for tensor, copy in copies:
                 tensor.copy_(copy)
 
-    yield undo
+    return undo
 
 
 def _layers(model: keras.Model) -> Iterator[Undo]:

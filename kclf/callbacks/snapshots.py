@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,45 @@ def load_snapshot(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """
     with without_optimizer(model):
         model.load_weights(path)
+
+
+def save_snapshot(
+    model: keras.Model, path: str | os.PathLike[str], trained: keras.Model | None = None
+) -> None:
+    """Save a model's weights without the optimizer's state; rank 0 writes while other processes wait.
+
+    Under an average of weights these are the averaged ones, which the last validation saw.
+
+    Args:
+        model: what to save.
+        path: a file that ends in `.weights.h5`; folders are made.
+        trained: the model in training, where it is a part of `model`.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if is_main():
+        with as_delivered(trained or model), without_optimizer(model):
+            save_weights(model, path)
+    barrier()
+
+
+class SaveAfterEpochs(keras.callbacks.Callback):
+    """Saves after the epochs that a rule names: the one saver, of which others are kinds.
+
+    Args:
+        save: called with the epoch, counted from 0.
+        when: called with the epoch and its logs; by default every epoch is saved.
+    """
+
+    def __init__(
+        self, save: Callable[[int], Any], when: Callable[[int, Mapping[str, Any]], bool] = lambda *_: True
+    ) -> None:
+        super().__init__()
+        self.save, self.when = save, when
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save where the rule says so."""
+        if self.when(epoch, logs or {}):
+            self.save(epoch)
 
 
 class SnapshotSaver:
@@ -75,11 +114,7 @@ class SnapshotSaver:
         With several processes rank 0 writes it while the others wait.
         """
         target = self.path(cycle)
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        if is_main():
-            with as_delivered(model), without_optimizer(model):
-                save_weights(model, target)
-        barrier()
+        save_snapshot(model, target)
         if target not in self.paths:
             self.paths.append(target)
         return target
@@ -109,7 +144,7 @@ def better_direction(monitor: str, model: keras.Model | None = None) -> str:
     return "min" if any(word in name for word in SMALLER_IS_BETTER) else "max"
 
 
-class BestModel(keras.callbacks.Callback):
+class BestModel(SaveAfterEpochs):
     """Saves the weights whenever a figure is the best of the run, and loads the best when the run ends.
 
     Args:
@@ -133,7 +168,7 @@ class BestModel(keras.callbacks.Callback):
         patience: int | None = None,
         restore: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(self._save, self._is_best)
         self.path = Path(path)
         self.classifier = classifier
         self.monitor = monitor
@@ -146,24 +181,24 @@ class BestModel(keras.callbacks.Callback):
         self.best_epoch = -1
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save the weights if this is the best epoch; stop if none came for long."""
-        logs = logs or {}
+    def _save(self, epoch: int) -> None:
+        save_snapshot(self.classifier or self.model, self.path, self.model)
+
+    def _is_best(self, epoch: int, logs: Mapping[str, Any]) -> bool:
+        """Whether this is the best epoch; stops the run if none came for long."""
         if self.monitor not in logs:
             raise TrainingError(f"fit logs no {self.monitor!r}, only: {', '.join(logs)}")
-        value, sign = float(logs[self.monitor]), 1 if self._direction == "max" else -1
+        value = float(logs[self.monitor])
+        sign = 1 if better_direction(self.monitor, self.model) == "max" else -1
         if value == value and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_epoch = value, epoch
-            model = self.classifier or self.model
-            if is_main():
-                with as_delivered(self.model), without_optimizer(model):
-                    save_weights(model, self.path)
-        elif self.patience is not None and epoch - self.best_epoch >= self.patience:
+            return True
+        if self.patience is not None and epoch - self.best_epoch >= self.patience:
             self.model.stop_training = True
+        return False
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Load the best weights."""
-        barrier()  # rank 0 has written it
         if self.restore and self.best is not None:
             load_snapshot(self.classifier or self.model, self.path)
 
@@ -175,12 +210,8 @@ class BestModel(keras.callbacks.Callback):
         """Take back what `state_dict` gave."""
         self.best, self.best_epoch = state["best"], state["best_epoch"]
 
-    @property
-    def _direction(self) -> str:
-        return better_direction(self.monitor, self.model)
 
-
-class CycleSnapshots(keras.callbacks.Callback):
+class CycleSnapshots(SaveAfterEpochs):
     """Saves the whole classifier after the last batch of each cycle, also while only its head is trained.
 
     Args:
@@ -190,10 +221,13 @@ class CycleSnapshots(keras.callbacks.Callback):
     """
 
     def __init__(self, classifier: keras.Model, name: Path, ends: Sequence[int]) -> None:
-        super().__init__()
         self.classifier = classifier
         self.saver = SnapshotSaver(name)
-        self.ends = list(ends)
+        last_epochs = [end - 1 for end in ends]
+        super().__init__(
+            lambda epoch: self.saver.save(classifier, last_epochs.index(epoch)),
+            lambda epoch, logs: epoch in last_epochs,
+        )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Fail now rather than after hours."""
@@ -205,8 +239,3 @@ class CycleSnapshots(keras.callbacks.Callback):
             return
         for old in self.saver.name.parent.glob(f"{glob.escape(self.saver.name.name)}_cyc_*.weights.h5"):
             old.unlink()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save where a cycle ends."""
-        if epoch + 1 in self.ends:
-            self.saver.save(self.classifier, self.ends.index(epoch + 1))

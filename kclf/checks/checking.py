@@ -42,6 +42,12 @@ class _Surveyed:
             self.name(place), problem, score, detail, photo.label, folder=self.folder, **checked, **more
         )
 
+    def is_link_to(self, place: int, other: int) -> bool:
+        """Whether one photo is the file of another, reached by a link."""
+        real, theirs = (os.path.realpath(self.photos[number].path) for number in (place, other))
+        own = os.path.join(os.path.realpath(self.folder), self.name(place))
+        return real == theirs and real != own
+
     def name(self, place: int) -> str:
         return os.path.relpath(os.path.abspath(self.photos[place].path), self.folder)
 
@@ -164,6 +170,8 @@ def _repeat(survey: _Surveyed, pair: Pair) -> tuple[int, Finding]:
     apart = bool(one.set_name and two.set_name and one.set_name != two.set_name)
     place, kept = pair.second, pair.first
     if (apart and one.set_name == "train") or (not apart and _pixels(survey, kept) < _pixels(survey, place)):
+        place, kept = kept, place
+    if survey.is_link_to(kept, place):  # whose photo would be gone from both
         place, kept = kept, place
     detail, advice = pair.how, "delete"
     if one.label != two.label:

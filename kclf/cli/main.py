@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from .._core.csv_files import CsvWriter
-from .._core.signals import raise_for
+from .._core.signals import end_on_signals
+from .._core.terminal import guard_streams, one_line, output_error
 from ..errors import KclfError, OutputError, OutputExistsError, RunStopped, TrainingError
 from .serve_commands import serve, similar
+from .use_commands import choose, evaluate
 from .weights_commands import app as weights_app
 
 if TYPE_CHECKING:
@@ -329,19 +330,38 @@ def predict(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 64,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Print as many classes as hold the right one in this share of photos.",
+            min=0.01,
+            max=0.999,
+            show_default=False,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Say 'none of these' where no class is as probable.", min=0, max=1, show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Print class and probability of each photo."""
     from ..prediction.inference import predict_files
+    from .use_commands import with_coverage, with_threshold
 
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
     predictions, unreadable = predict_files(_load(classifier), photos, batch_size=batch_size)
     for path, reason in unreadable:
-        typer.echo(f"skipped {path}: {reason}", err=True)
+        typer.echo(f"skipped {one_line(path)}: {one_line(reason)}", err=True)
+    ranked = predictions.top(top) if coverage is None else with_coverage(predictions, coverage)
     rows = [
-        {"path": path, "classes": [{"class": name, "probability": p} for name, p in ranked]}
-        for path, ranked in zip(predictions.files, predictions.top(top), strict=True)
+        {"path": path, "classes": [{"class": name, "probability": p} for name, p in classes]}
+        for path, classes in zip(predictions.files, ranked, strict=True)
     ]
+    if threshold is not None:
+        rows = with_threshold(rows, predictions, threshold)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     elif as_csv:
@@ -469,6 +489,8 @@ def doctor(
         raise typer.Exit(CANNOT_TRAIN)
 
 
+app.command()(evaluate)
+app.command()(choose)
 app.command()(serve)
 app.command()(similar)
 app.add_typer(weights_app, name="weights")
@@ -483,11 +505,12 @@ def main(words: Sequence[str] | None = None) -> None:
     Args:
         words: the command's words; None takes those of the process.
     """
+    guard_streams()
     logging.getLogger("kclf").addHandler(logging.NullHandler())  # what it warns of, the commands print
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, raise_for)
+        end_on_signals()
     try:
-        app(words)
+        run_app(words)
     except RunStopped as stopped:
         _fail(str(stopped), 128 + stopped.signal)
     except TrainingError as error:
@@ -498,6 +521,15 @@ def main(words: Sequence[str] | None = None) -> None:
         _fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         _fail("stopped", INTERRUPTED)
+
+
+def run_app(words: Sequence[str] | None) -> None:
+    """Run the command; where its output could not be written, it ends with that."""
+    try:
+        app(words)
+    finally:
+        if (error := output_error()) is not None:
+            raise OutputError(f"standard output cannot be written: {error.strerror}") from None
 
 
 def _load(classifier: Path) -> ImageClassifier:
@@ -580,7 +612,8 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_lines(rows: list[dict[str, Any]]) -> None:
-    width = max(len(row["path"]) for row in rows)
-    for row in rows:
-        classes = "   ".join(f"{c['class']} {c['probability']:.4f}" for c in row["classes"])
-        typer.echo(f"{row['path']:<{width}}  {classes}")
+    paths = [one_line(row["path"]) for row in rows]
+    width = max(map(len, paths))
+    for path, row in zip(paths, rows, strict=True):
+        classes = "   ".join(f"{one_line(c['class'])} {c['probability']:.4f}" for c in row["classes"])
+        typer.echo(f"{path:<{width}}  {classes}")

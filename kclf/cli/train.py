@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import shutil
 import typing
@@ -22,10 +21,12 @@ import torch
 from .. import layers
 from .._core.atomic import replacing, sweep
 from .._core.csv_files import write_csv
-from .._core.locks import LOCK_FILE, FolderLock
+from .._core.locks import FolderLock
 from .._core.signals import StopRequest
+from .._core.terminal import one_line
 from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
 from ..callbacks.microbatches import LARGEST, largest_batch
+from ..callbacks.snapshots import SaveAfterEpochs
 from ..data import ImageData
 from ..distributed import (
     barrier,
@@ -45,7 +46,6 @@ from ..errors import (
     KclfError,
     NotFiniteError,
     OutputError,
-    OutputExistsError,
     RunStopped,
 )
 from ..learner import Learner
@@ -55,6 +55,19 @@ from ..prediction.predictions import Predictions
 from ..recipe import BestFit, photo_losses, plan_best
 from ..report import write_report
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
+from .run_folder import (
+    CHECKPOINTS,
+    CURVES,
+    PLAN,
+    REPORT,
+    RESULTS,
+    WRITTEN,
+    abandon,
+    check_out,
+    finish,
+    is_unfinished,
+)
+from .setting_values import check_values
 
 AUGMENTATIONS = {
     "standard": layers.aug_transforms,
@@ -66,14 +79,6 @@ AUGMENTATIONS = {
 BATCH_SIZE = 64
 RECIPES = ("lp-ft", "course")
 LAST_LAYER_DROPOUT = 0.2  # of "lp-ft": the last layer is learnt by a regression that has its own penalty
-CHECKPOINTS, REPORT, CURVES, PLAN, ACTIVATIONS = (
-    "checkpoints",
-    "report.html",
-    "curves.png",
-    "plan.json",
-    "activations",
-)
-RESULTS = (CLASSIFIER, REPORT, CURVES, HISTORY, SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -205,20 +210,22 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
     found = None
     try:
         if settings.recipe == "course":
-            learner.callbacks.append(SaveEachEpoch(learner.model, out / CLASSIFIER))
+            learner.callbacks.append(SaveAfterEpochs(lambda _: save_so_far(learner.model, out)))
             fine_tune(learner, settings)
         else:
             found = solve_and_tune(learner, settings)
         if stop() is not None:
             raise RunStopped("Stopped when training was over.", stop() or 0)
     except RunStopped as stopped:
-        save_so_far(learner.model, out)
+        if settings.recipe == "course":
+            save_so_far(learner.model, out)
         raise RunStopped(
             f"{stopped} The classifier so far: {out / CLASSIFIER}. Go on with: kclf train --resume {out}",
             stopped.signal,
         ) from None
     except NotFiniteError as error:
-        save_so_far(learner.model, out)
+        if settings.recipe == "course":
+            save_so_far(learner.model, out)
         raise NotFiniteError(f"{error}. The classifier so far: {out / CLASSIFIER}") from None
     except KclfError:
         if is_main() and learner.checkpoint is not None and learner.checkpoint.position is None:
@@ -239,7 +246,7 @@ def solve_and_tune(learner: Learner, settings: RunSettings) -> BestFit:
     )
     return learner.fit_best(
         plan=plan,
-        solved=lambda: save_so_far(learner.model, settings.out),
+        keep=lambda model: save_so_far(model, settings.out),
         say=lambda line: print_on_main(f"{line}\n"),
     )
 
@@ -253,27 +260,6 @@ def fine_tune(learner: Learner, settings: RunSettings) -> None:
         learner.unfreeze()
         rate = settings.unfrozen_learning_rate or settings.learning_rate / 10
         learner.fit_one_cycle(settings.epochs, slice(rate / 100, rate), pct_start=0.3, div=5.0)
-
-
-def check_out(out: Path, *, force: bool) -> None:
-    """Refuse, before any work, a folder that holds something or that cannot be written.
-
-    Raises:
-        OutputExistsError: it exists and `force` is False.
-        DataError: it cannot be made or written.
-    """
-    if out.exists() and not out.is_dir():
-        raise OutputExistsError(f"{out} is a file. Choose another --out.")
-    if (out / CHECKPOINTS).is_dir() and not force:
-        raise OutputExistsError(
-            f"{out} holds a run that is not finished. Go on with: kclf train --resume {out}, or pass --force "
-            "to begin anew."
-        )
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise OutputExistsError(f"{out} exists. Choose another --out, or pass --force to write into it.")
-    parent = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-    if not os.access(parent, os.W_OK):
-        raise DataError(f"{out} cannot be written: no permission in {parent}")
 
 
 def find_data(settings: RunSettings) -> ImageData:
@@ -350,7 +336,7 @@ def describe_skipped(skipped: dict[str, str]) -> str:
     if not skipped:
         return ""
     photos = "1 photo" if len(skipped) == 1 else f"{len(skipped)} photos"
-    named = "".join(f"  {path}: {reason}\n" for path, reason in skipped.items())
+    named = "".join(f"  {one_line(path)}: {one_line(reason)}\n" for path, reason in skipped.items())
     return f"\nSkipped {photos} that cannot be read:\n{named}"
 
 
@@ -364,14 +350,14 @@ def begin(settings: RunSettings, data: ImageData, stop: StopRequest, *, resume: 
         sweep(out)
     if is_main() and not resume:
         finish(out)
-        for name in (*RESULTS, BATCHES, PREDICTIONS):  # of an earlier run, which would pass for this one's
+        for name in WRITTEN:  # of an earlier run, which would pass for this one's
             (out / name).unlink(missing_ok=True)
-        (out / CHECKPOINTS).mkdir()
-        for folder in (out, out / CHECKPOINTS):
+        (out / CHECKPOINTS).mkdir(exist_ok=True)
+        for folder in (out / CHECKPOINTS, out):
             write_settings(folder, describe_settings(settings, data))
     checkpoint = Checkpoint(out / CHECKPOINTS, stop=stop)
-    if files := checkpoint.files():
-        print_on_main(f"Going on from {files[-1].name}\n")
+    if resume and (found := checkpoint.look()):
+        print_on_main(f"Going on from {found.name}\n")
     return checkpoint
 
 
@@ -381,25 +367,9 @@ def write_settings(folder: Path, described: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(described, indent=2) + "\n")
 
 
-def finish(out: Path) -> None:
-    """Remove the checkpoints, at one stroke and then file by file, and what was computed on the way."""
-    shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
-    if (out / CHECKPOINTS).exists():
-        (out / CHECKPOINTS).rename(out / ".checkpoints.partial")
-    sweep(out)
-
-
-def abandon(out: Path) -> None:
-    """Leave nothing of a run that failed before its first batch, such as for a photo that cannot be read."""
-    (out / SETTINGS).unlink()
-    finish(out)
-    if not [path for path in out.iterdir() if path.name != LOCK_FILE]:
-        shutil.rmtree(out)
-
-
 def restarted_run(out: Path) -> RunSettings | None:
     """The settings of the run in a folder where it was cut off and `torchrun` began it again."""
-    return unfinished_run(out) if restarts() and (out / CHECKPOINTS).is_dir() else None
+    return unfinished_run(out) if restarts() and is_unfinished(out) else None
 
 
 def unfinished_run(out: Path) -> RunSettings | None:
@@ -409,12 +379,12 @@ def unfinished_run(out: Path) -> RunSettings | None:
         DataError: there is no run.
         FileFormatError: its `settings.json` is damaged.
     """
-    if not (out / CHECKPOINTS).is_dir():
+    if not is_unfinished(out):
         read_settings(out / SETTINGS)
         return None
     try:
         settings = read_settings(out / SETTINGS)
-    except FileFormatError:
+    except (DataError, FileFormatError):  # missing, or damaged
         settings = read_settings(out / CHECKPOINTS / SETTINGS)
         with replacing(out / SETTINGS) as temporary:
             shutil.copyfile(out / CHECKPOINTS / SETTINGS, temporary)
@@ -437,7 +407,9 @@ def read_settings(path: Path) -> RunSettings:
             raise FileFormatError(
                 f"{path}: other settings than this kclf has: {sorted(set(found) ^ set(kinds))}"
             )
-        return RunSettings(**{name: _of_kind(name, found[name], kind) for name, kind in kinds.items()})
+        values = {name: _of_kind(name, found[name], kind) for name, kind in kinds.items()}
+        check_values(values, AUGMENTATIONS)
+        return RunSettings(**values)
     except FileFormatError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -452,24 +424,6 @@ def _of_kind(name: str, value: Any, kind: Any) -> Any:
         if type(value) is allowed or (allowed is float and type(value) is int):
             return value
     raise TypeError(f"Expected {name} to be {kind}. Received: {name}={value!r}")
-
-
-class SaveEachEpoch(keras.callbacks.Callback):
-    """Saves the classifier after each epoch.
-
-    Args:
-        classifier: what to save.
-        path: the file.
-    """
-
-    def __init__(self, classifier: ImageClassifier, path: Path) -> None:
-        super().__init__()
-        self.classifier, self.path = classifier, path
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save it."""
-        if is_main():
-            self.classifier.save(self.path)
 
 
 def save_so_far(classifier: ImageClassifier, out: Path) -> None:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from .._core.arguments import at_least, one_of
 from .._core.devices import copy_stream, keras_device, send
 from .._core.keras_private import DataAdapter, beside_adapter
-from ..distributed import local_world_size, rank, share, take_device, world_size
+from ..distributed import describe_data, local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
 from .images import CENTRE, RESIZE_METHODS, ResizeMethod
 from .labels import class_numbers
@@ -149,6 +149,7 @@ class ImageDataset(DataLoader, DataAdapter):
 
     def __iter__(self) -> Iterator[Batch]:
         """Hand out the batches of the epoch; nothing is read before the first one is wanted."""
+        describe_data(self.paths, self.labels)
         current = self._begin()
         try:
             while current.handed_out < len(self):
@@ -158,6 +159,9 @@ class ImageDataset(DataLoader, DataAdapter):
                 yield batch
         finally:
             self._leave(current)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), {**self._arguments, "images": self.dataset}, self.state_dict())
 
     def __repr__(self) -> str:
         what = {"regression": "numbers", "multi_label": "labels"}.get(self.task, "classes")
@@ -559,6 +563,13 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _unpickled(kind: type[ImageDataset], arguments: dict[str, Any], state: Mapping[str, int]) -> ImageDataset:
+    """A dataset in another process: as this one was made, and where it stands."""
+    dataset = kind(**arguments)
+    dataset.load_state_dict({**state, "batch": 0})
+    return dataset
 
 
 def _checked_presize(presize: int, source: Images) -> int:

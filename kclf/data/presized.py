@@ -1,4 +1,4 @@
-"""Photos decoded and scaled once, kept in one file that the loader reads at the speed of memory."""
+"""Photos decoded and scaled once, kept in one file, each with a checksum."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from .sources import Images, Position
 
 log = logging.getLogger("kclf.data")
 
-FORMAT = 4  # part of the key: a change of what is stored makes old caches unread
-TODO, DONE = 0, 1  # what could not be read is tried again when the cache is next asked for
+FORMAT = 5  # part of the key: a change of what is stored makes old caches unread
+TODO, DONE = 0, 1 << 32  # of the sums: what could not be read is tried again when the cache is next asked for
 AT_ONCE = 256  # images marked as done together, after their pixels are on disk
 LONGEST = 4  # photos longer than 4 to 1 are kept as they are: scaled by their short side they could be huge
 
@@ -39,13 +40,45 @@ class Layout:
     offsets: np.ndarray  # int64 (n + 1,), bytes
 
 
+class _Pixels:
+    """The file of pixels. It is read, not mapped: a map of a file that is cut off ends the process.
+
+    Args:
+        file: its path.
+        layout: where each image lies.
+        sums: uint64 (n,), `_sum` of each image.
+    """
+
+    def __init__(self, file: Path, layout: Layout, sums: np.ndarray) -> None:
+        self._file, self.layout, self._sums = file, layout, sums
+        self._verified = np.zeros(len(sums), bool)
+
+    def read(self, row: int) -> np.ndarray | None:
+        """An image; None where its bytes are not those that were written."""
+        start, end = self.layout.offsets[row : row + 2]
+        pixels = np.empty(end - start, np.uint8)
+        with open(self._file, "rb", buffering=0) as file:
+            file.seek(start)
+            if file.readinto(pixels.data) != len(pixels):
+                return None
+        if not self._verified[row]:
+            if _sum(pixels) != self._sums[row]:
+                return None
+            self._verified[row] = True
+        return pixels.reshape(*self.layout.shapes[row], 3)
+
+
+def _sum(pixels: np.ndarray) -> int:
+    """What stands for an image that is done: its checksum, and a bit that tells it from none."""
+    return DONE | zlib.crc32(pixels.data)
+
+
 class CachedImages(Images):
-    """Photos scaled so that their short side is `size`, in a memory-mapped file.
+    """Photos scaled so that their short side is `size`, in one file. One that is damaged there is read anew.
 
     Args:
         paths: the n files the images come from.
-        layout: where each image of the cache lies.
-        pixels: uint8 memory of all images of the cache.
+        pixels: the images of the cache.
         reasons: why an image of the cache is not there.
         largest: short side in pixels that the images of the cache have.
         rows: int64 (n,), which image of the cache each path is; None for all of them in order.
@@ -54,15 +87,13 @@ class CachedImages(Images):
     def __init__(
         self,
         paths: np.ndarray,
-        layout: Layout,
-        pixels: np.ndarray,
+        pixels: _Pixels,
         reasons: dict[int, str],
-        largest: int | None,
+        largest: int,
         rows: np.ndarray | None = None,
     ) -> None:
         self.paths = paths
-        self.largest = largest
-        self._layout = layout
+        self.largest: int = largest
         self._pixels = pixels
         self._reasons = reasons
         self._rows = np.arange(len(paths)) if rows is None else rows
@@ -71,13 +102,18 @@ class CachedImages(Images):
         row = int(self._rows[index])
         if row in self._reasons:
             raise ImageError(str(self.paths[index]), self._reasons[row])
-        start, end = self._layout.offsets[row : row + 2]
-        return self._pixels[start:end].reshape(*self._layout.shapes[row], 3)
+        image = self._pixels.read(row)
+        if image is None:
+            path = str(self.paths[index])
+            log.warning("Damaged in its cache, so that it is presized again each time: %s", path)
+            height, width = self._pixels.layout.shapes[row]
+            return resize(read_image(path, at_least=self.largest), int(width), int(height))
+        return image
 
     def take(self, indices: np.ndarray) -> CachedImages:
         """Some of the images, of the same cache."""
         paths, rows = self.paths[indices], self._rows[indices]
-        return CachedImages(paths, self._layout, self._pixels, self._reasons, self.largest, rows)
+        return CachedImages(paths, self._pixels, self._reasons, self.largest, rows)
 
     def square(
         self,
@@ -115,9 +151,8 @@ def cached(paths: np.ndarray, size: int, folder: str | os.PathLike[str], num_thr
     with lock, ThreadPoolExecutor(num_threads, thread_name_prefix="kclf-cache") as pool:
         sweep(cache)
         layout = _layout(paths, size, cache, pool)
-        reasons = _fill(paths, size, cache, layout, pool)
-    pixels = np.memmap(cache / "pixels", dtype=np.uint8, mode="r")
-    return CachedImages(paths, layout, pixels, reasons, size)
+        sums, reasons = _fill(paths, size, cache, layout, pool)
+    return CachedImages(paths, _Pixels(cache / "pixels", layout, sums), reasons, size)
 
 
 def _key(paths: np.ndarray, size: int) -> str:
@@ -162,7 +197,7 @@ def _read_shapes(file: Path, count: int) -> np.ndarray | None:
 
 def _start_over(folder: Path) -> None:
     """Forget what was done: one part of the cache is damaged, or gone."""
-    (folder / "states").unlink(missing_ok=True)
+    (folder / "sums").unlink(missing_ok=True)
     (folder / "unreadable.json").unlink(missing_ok=True)
 
 
@@ -180,18 +215,19 @@ def _stored_shape(path: str, size: int) -> tuple[int, int]:
 
 def _fill(
     paths: np.ndarray, size: int, folder: Path, layout: Layout, pool: ThreadPoolExecutor
-) -> dict[int, str]:
-    """Decode what is still to do; the reasons of those that cannot be."""
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode what is still to do; the sums of all, and the reasons of those that cannot be."""
     reasons = _read_reasons(folder)
     if _reserve(folder / "pixels", int(layout.offsets[-1])) or reasons is None:
         _start_over(folder)
         reasons = {}
-    _reserve(folder / "states", len(paths))
-    states = np.memmap(folder / "states", dtype=np.uint8, mode="r+")
-    todo = np.flatnonzero(states == TODO)
+    _reserve(folder / "sums", 8 * len(paths))
+    sums = np.fromfile(folder / "sums", np.uint64)[: len(paths)]
+    todo = np.flatnonzero(sums == TODO)
     if not len(todo):
-        return reasons
-    pixels = np.memmap(folder / "pixels", dtype=np.uint8, mode="r+")
+        return sums, reasons
+    stored = np.memmap(folder / "sums", dtype=np.uint64, mode="r+")
+    pixels, offsets = np.memmap(folder / "pixels", dtype=np.uint8, mode="r+"), layout.offsets
 
     def store(index: int) -> str | None:
         height, width = layout.shapes[index]
@@ -215,10 +251,12 @@ def _fill(
                     reasons[index] = reason
             pixels.flush()
             _write_reasons(folder, reasons)
-            states[some] = [DONE if reason is None else TODO for reason in found]
-            states.flush()
+            for index, reason in zip(some, found, strict=True):
+                start, end = offsets[index : index + 2]
+                stored[index] = TODO if reason else _sum(pixels[start:end])
+            stored.flush()
             bar.update(len(some))
-    return reasons
+    return np.array(stored[: len(paths)]), reasons
 
 
 def _batches(indices: np.ndarray) -> Iterator[np.ndarray]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
+from .._core.terminal import one_line
 from ..errors import ImageError, KclfError
 from .image_dataset import ImageDataset
 from .images import image_size
@@ -60,10 +61,10 @@ def _classes(splits: Mapping[str, ImageDataset]) -> Iterator[str]:
         return
     labelled = {name: split for name, split in splits.items() if split.labels is not None}
     counts = {name: split.class_counts() for name, split in labelled.items()}
-    width = max(5, *(len(name) for name in names[:CLASSES_SHOWN]))
+    width = max(5, *(len(one_line(name)) for name in names[:CLASSES_SHOWN]))
     yield f"Classes{' ' * (width - 3)}" + "".join(f"{name:>9}" for name in counts)
     for i, name in enumerate(names[:CLASSES_SHOWN]):
-        yield f"  {name:{width}}  " + "".join(f"{count[i]:9,}" for count in counts.values())
+        yield f"  {one_line(name):{width}}  " + "".join(f"{count[i]:9,}" for count in counts.values())
     if len(names) > CLASSES_SHOWN:
         ranges = "; ".join(f"{name} {count.min():,} to {count.max():,}" for name, count in counts.items())
         yield f"  and {len(names) - CLASSES_SHOWN} more. Images a class: {ranges}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -187,6 +188,47 @@ def gather(value: Given) -> list[Given]:
     with _together():
         dist.all_gather_object(values, value, group=_patient)
     return values
+
+
+_data: tuple[int, str, str] | None = None  # what this process last went through
+
+
+def describe_data(paths: Iterable[str], labels: Any) -> None:
+    """Note what this process trains on, for `require_same_data`; called where an epoch begins.
+
+    Args:
+        paths: names of the photos, in order.
+        labels: an array of them, or None.
+    """
+    global _data
+    if world_size() > 1:
+        names = [str(path).replace("\\", "/").rpartition("/")[2] for path in paths]
+        _data = (len(names), _digest("\0".join(names).encode("utf-8", "replace")), _digest(_bytes(labels)))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _bytes(labels: Any) -> bytes:
+    return b"" if labels is None else labels.tobytes()
+
+
+def require_same_data() -> None:
+    """Raise on all ranks where one of them is about to train on other photos or labels than rank 0.
+
+    Raises:
+        TrainingError: one is.
+    """
+    first, *others = gather(_data)
+    for number, other in enumerate(others, 1):
+        if other != first:
+            what = "labels" if first and other and first[:2] == other[:2] else "photos"
+            counts = f" ({other[0]} and {first[0]})" if first and other and first[0] != other[0] else ""
+            raise TrainingError(
+                f"Rank {number} trains on other {what} than rank 0{counts}. Give all ranks the same data in "
+                "the same order: each takes its own share of them"
+            )
 
 
 def broadcast(tensors: Tensors) -> None:

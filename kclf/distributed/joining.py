@@ -10,7 +10,17 @@ import torch
 
 from .._core.fit_hooks import forward_loss, intercept_loss, override
 from ..errors import TrainingError
-from .group import average, broadcast, gather, per_rank_rng, rank, run_on_main, total, world_size
+from .group import (
+    average,
+    broadcast,
+    gather,
+    per_rank_rng,
+    rank,
+    require_same_data,
+    run_on_main,
+    total,
+    world_size,
+)
 
 _NAME = "_kclf_joined"
 
@@ -72,7 +82,7 @@ class _Joined:
         ]
         self._photos = 0  # that the gradients at hand are of
         self._loss: torch.Tensor | None = None
-        self._agreed = False
+        self._agreed = self._begun = False
         before = vars(model).get(_NAME)
         step = model.train_step
         self._step = before._step if getattr(step, "__self__", None) is before is not None else step
@@ -98,6 +108,9 @@ class _Joined:
     def train_step(self, data: Any) -> Any:
         if world_size() == 1:
             return self._step(data)
+        if not self._begun:
+            require_same_data()
+            self._begun = True
         self.broadcast_state()
         photos = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None).shape[0]
         try:

@@ -35,7 +35,7 @@ from ..distributed import distribute, print_on_main
 from ..errors import DataError
 from ..interpret import Interpretation
 from ..interpret.gallery import show_results
-from ..models import load
+from ..models import ImageClassifier, load
 from ..models.clone import clone_with
 from ..prediction.activation_cache import activations, precompute
 from ..prediction.ensembles import SnapshotEnsemble
@@ -43,6 +43,7 @@ from ..prediction.inference import predict
 from ..prediction.predictions import Predictions, write_submission
 from ..prediction.tta import predict_tta
 from ..recipe import BestFit, LinearProbe, Plan, fit_best, fit_linear_probe, plan_best
+from ..recipe.reading_size import at_size
 from ..report import write_report
 from .adapt import (
     adapt_to_data,
@@ -332,7 +333,7 @@ class Learner:
         *,
         effort: str = "standard",
         plan: Plan | None = None,
-        solved: Callable[[], None] | None = None,
+        keep: Callable[[ImageClassifier], None] | None = None,
         say: Callable[[str], None] | None = None,
         callbacks: Callbacks = (),
         resume: bool = False,
@@ -343,7 +344,7 @@ class Learner:
             minutes: how long it may take; None leaves it to the effort.
             effort: "quick" solves the last layer alone; "standard" and "best" tune everything from there.
             plan: what to do, in place of both.
-            solved: called when the last layer is solved.
+            keep: called with the best classifier so far, each time that there is a better one.
             say: takes the lines that are printed; None prints them where the learner is verbose.
             callbacks: more callbacks for the tuning.
             resume: as for `fit`.
@@ -358,18 +359,20 @@ class Learner:
             self._fit(passes, schedule, callbacks, resume=resume, validate=False)
 
         try:
-            return fit_best(
+            found = fit_best(
                 self.model,
                 data,
                 plan=plan,
                 folder=self.path / "activations",
                 fit=fit,
                 say=say or (print_on_main if self.verbose else lambda line: None),
-                solved=solved,
+                keep=keep,
                 progress=self.verbose,
             )
         finally:
             self.data = data
+        self.model, self.data = found.model, at_size(self.model, data, found.model.size)[1]
+        return found
 
     def linear_probe(self, *, views: int = 0) -> LinearProbe:
         """Solve the last layer on the training photos by logistic or ridge regression: `fit_linear_probe`.
@@ -563,6 +566,7 @@ class Learner:
         validate: bool = True,
     ) -> keras.callbacks.History:
         self._auto = auto
+        self.model.decision = None  # that of other weights
         self.sched.first, self.sched.tested_last = len(self.recorder.learning_rates), False
         bar = ProgressBar(None if self.data is None else self.data.batch_size)
         table = [bar, EpochTable()] if self.verbose else []

@@ -17,9 +17,18 @@ from .._core.arguments import one_of
 from .._core.devices import send
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
-from ..backbones import backbone_spec, build_backbone, built_name, split_backbone
+from ..backbones import backbone_spec, build_backbone, built_name, split_backbone, split_blocks
 from ..callbacks.delivered import delivered_first
-from ..data.images import CENTRE, ResizeMethod, as_pixels, read_image, read_square, to_square
+from ..data.decision import Decision
+from ..data.images import (
+    CENTRE,
+    RESIZE_METHODS,
+    ResizeMethod,
+    as_pixels,
+    read_image,
+    read_square,
+    to_square,
+)
 from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
 from ..errors import WeightsError
@@ -71,6 +80,8 @@ class ImageClassifier(keras.Model):
             prediction; None reads them at `size`.
         resize_method: "crop", "pad" or "squish": how they are brought to it.
         accelerate: run on plain torch calls (`kclf.accelerate`); False leaves Keras as it is.
+        checkpointing: train with less memory and a third more time: blocks of the backbone are computed again
+            on the way back. Needs `accelerate`.
         dtype: a dtype policy, such as "mixed_float16"; None takes Keras' global one.
 
     Raises:
@@ -102,10 +113,12 @@ class ImageClassifier(keras.Model):
         presize: int | None = None,
         resize_method: str = "crop",
         accelerate: bool = True,
+        checkpointing: bool = False,
         name: str | None = None,
         dtype: Any = None,
     ) -> None:
         one_of("task", task, TASKS)
+        one_of("resize_method", resize_method, RESIZE_METHODS)
         _check_class_names(class_names, task)
         take_device()
         super().__init__(name=name, dtype=dtype, autocast=False)
@@ -118,6 +131,7 @@ class ImageClassifier(keras.Model):
         self.hidden = tuple(int(width) for width in hidden)
         self.dropout = float(dropout)
         self.bias = not self.hidden or task == "regression" if bias is None else bool(bias)
+        self.checkpointing = bool(checkpointing)
         self.backbone_name = backbone if isinstance(backbone, str) else built_name(backbone)
         if not isinstance(backbone, str):
             check_backbone(backbone, self.size)
@@ -140,11 +154,12 @@ class ImageClassifier(keras.Model):
             )
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
+        self.decision: Decision | None = None
         self.built = True
         self.__dict__.update(_range_checked=False, _size_before=0)  # out of sight of Keras' tracking
         self.freeze()
         if accelerate:
-            accelerate_model(self)
+            accelerate_model(self, checkpointing=checkpointing)
 
     def call(self, images: Any, training: bool = False) -> Any:
         """Logits, float32, shape (batch, number of classes), of images (batch, height, width, 3)."""
@@ -241,6 +256,17 @@ class ImageClassifier(keras.Model):
             else [list(layers_with_variables(self.backbone))]
         )
         return [*body, list(layers_with_variables(self.head))]
+
+    @property
+    def block_groups(self) -> list[list[keras.layers.Layer]]:
+        """The layers that hold weights by the block, input side first; the last group is the head.
+
+        For rates that decay by the block:
+        `LayerGroupOptimizer(optimizer, model.block_groups, layer_decay(0.75, len(model.block_groups)))`.
+        """
+        if self.backbone_name is None:
+            return self.layer_groups
+        return [*split_blocks(self.backbone, self.backbone_name), list(layers_with_variables(self.head))]
 
     def freeze_to(self, n: int) -> None:
         """Freeze the layer groups before group `n` and unfreeze the rest; negative `n` counts from the head.
@@ -345,8 +371,9 @@ class ImageClassifier(keras.Model):
 
         The moving statistics of batch norms are taken anew from some training images before each validation
         and in the end, and under `use_ema` validation runs on the averaged weights: see
-        `kclf.callbacks.DeliveredModel`.
+        `kclf.callbacks.DeliveredModel`. A temperature that was found before belongs to the weights of before.
         """
+        self.decision = None
         given = inspect.signature(keras.Model.fit).bind(self, *arguments, **named).arguments
         given.pop("self")
         check_labels(given.get("y"), self.task, len(self.class_names))
@@ -393,7 +420,9 @@ class ImageClassifier(keras.Model):
             "resize_method": self.resize_method,
             "name": self.name,
             "dtype": self.dtype_policy.name,
+            **({"checkpointing": True} if self.checkpointing else {}),
             "trainable_from_group": self.first_trainable_group,
+            "decision": None if self.decision is None else self.decision.get_config(),
         }
 
     @classmethod
@@ -401,12 +430,14 @@ class ImageClassifier(keras.Model):
         """Build the architecture of a config, with random weights and the same groups frozen."""
         config = WITHOUT_BIAS | dict(config)
         first_trainable_group = config.pop("trainable_from_group", -1)
+        decision = Decision.from_config(config.pop("decision", None))
         config["augmentation"] = keras.saving.deserialize_keras_object(config["augmentation"])
         config["normalization"] = InputNormalization.from_config(config["normalization"])
         if isinstance(config["backbone"], dict):
             config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
         model = cls(**config, weights=None)
         model.freeze_to(first_trainable_group)
+        model.decision = decision
         return model
 
     def save(self, filepath: str | PathLike[str], overwrite: bool = True, **arguments: Any) -> None:

@@ -17,21 +17,27 @@ def clone_with(model: ImageClassifier, **changes: Any) -> ImageClassifier:
     """
     config = model.get_config() | {"accelerate": is_accelerated(model)} | changes
     if "dtype" in changes:  # a backbone that was given as a model carries the policies of its layers
-        config["backbone"] = _in_policy(config["backbone"], model.dtype_policy.name, changes["dtype"])
+        config["backbone"] = in_policy(config["backbone"], changes["dtype"], model.dtype_policy.name)
     other = ImageClassifier.from_config(config)
     copy_weights(model, other)
     return other
 
 
-def _in_policy(config: Any, old: str, new: str) -> Any:
-    """A serialized model whose layers of one dtype policy have another; layers of a third one keep it."""
+def in_policy(config: Any, new: str, old: str | None = None) -> Any:
+    """A serialized model whose layers of one dtype policy have another.
+
+    Args:
+        config: what `get_config` returned, or a part of it.
+        new: name of the policy to have.
+        old: the policy to replace; None replaces every one.
+    """
     if isinstance(config, list | tuple):
-        return [_in_policy(part, old, new) for part in config]
+        return [in_policy(part, new, old) for part in config]
     if not isinstance(config, dict):
         return config
-    if config.get("class_name") == "DTypePolicy" and config["config"]["name"] == old:
+    if config.get("class_name") == "DTypePolicy" and old in (None, config["config"]["name"]):
         return config | {"config": {"name": new}}
-    return {name: _in_policy(part, old, new) for name, part in config.items()}
+    return {name: in_policy(part, new, old) for name, part in config.items()}
 
 
 def copy_weights(source: ImageClassifier, target: ImageClassifier) -> None:

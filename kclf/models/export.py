@@ -20,6 +20,7 @@ from .._core.h5_store import whole_file
 from ..acceleration import unpacked
 from ..data.tasks import probabilities_of
 from ..errors import WeightsError
+from .clone import in_policy
 
 OPSET = 18  # of ONNX; what torch's exporter writes without converting
 TOLERANCE = 1e-4  # largest difference of a probability between the export and the model
@@ -39,6 +40,7 @@ class PhotosToProbabilities(torch.nn.Module):
         # kernels with their batch norms folded in, and not every variable of the model beside them.
         self.parts = (model.normalization, model.backbone, model.head)
         self.task = model.task
+        self.temperature = _temperature(model)
         mode = getattr(model.augmentation, "interpolation", "bilinear")
         self.resize = ResizeOfWholeNumbers(side, model.size, mode) if side != model.size else None
 
@@ -47,7 +49,8 @@ class PhotosToProbabilities(torch.nn.Module):
         normalization, backbone, head = self.parts
         images = self.resize(photos) if self.resize is not None else photos.to(torch.float32)
         features = backbone(normalization(images), training=False)
-        return probabilities_of(head(features, training=False), self.task)
+        logits = head(features, training=False)
+        return probabilities_of(logits / self.temperature if self.temperature != 1 else logits, self.task)
 
 
 class ResizeOfWholeNumbers(torch.nn.Module):
@@ -164,21 +167,10 @@ def _in_float32(model: keras.Model) -> keras.Model:
     """The model, or its twin in float32: other runtimes lack half precision for much of what it takes."""
     if model.dtype_policy.compute_dtype == "float32":
         return model
-    twin = type(model).from_config(_with_float32_policies(model.get_config()) | {"dtype": "float32"})
+    twin = type(model).from_config(in_policy(model.get_config(), "float32") | {"dtype": "float32"})
     for ours, theirs in zip(twin.weights, model.weights, strict=True):
         ours.assign(theirs)
     return twin
-
-
-def _with_float32_policies(config: Any) -> Any:
-    """A config in which every dtype policy, at any depth, is float32."""
-    if isinstance(config, list):
-        return [_with_float32_policies(item) for item in config]
-    if not isinstance(config, dict):
-        return config
-    if config.get("class_name") == "DTypePolicy":
-        return config | {"config": {"name": "float32"}}
-    return {key: _with_float32_policies(value) for key, value in config.items()}
 
 
 def _wrapped(model: keras.Model, side: int | None) -> tuple[PhotosToProbabilities, Tensor]:
@@ -202,7 +194,12 @@ def _expected(model: keras.Model, photos: Tensor) -> np.ndarray:
     """The model's own probabilities."""
     with full_float32():
         logits = torch.as_tensor(model(photos, training=False))
-    return probabilities_of(logits, model.task).cpu().numpy()
+    return probabilities_of(logits / _temperature(model), model.task).cpu().numpy()
+
+
+def _temperature(model: keras.Model) -> float:
+    decision = getattr(model, "decision", None)
+    return 1.0 if decision is None else decision.temperature
 
 
 def _run_onnx(path: os.PathLike[str], photos: np.ndarray) -> np.ndarray | None:

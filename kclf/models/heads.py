@@ -13,8 +13,6 @@ from ..layers import ConcatPooling, TargetUnits
 from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..metrics import LabelAccuracy
 
-LOGITS_START = "zeros"  # of the last layer's weights
-
 
 def build_head(
     num_features: int,
@@ -56,7 +54,7 @@ def build_head(
     x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name="norm")(x)
     x = layers.Dropout(dropout, name="dropout")(x)
     outputs = layers.Dense(
-        num_outputs, use_bias=bias, kernel_initializer=LOGITS_START, name="logits", dtype="float32"
+        num_outputs, use_bias=bias, kernel_initializer="zeros", name="logits", dtype="float32"
     )(x)
     if units:
         outputs = TargetUnits(name="units", dtype="float32")(outputs)

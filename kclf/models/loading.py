@@ -11,12 +11,17 @@ import keras
 import numpy as np
 
 from .._core.h5_store import read_arrays
+from ..backbones.building import require_channels_last
+from ..data.decision import Decision
 from ..errors import FileFormatError
 from ..layers import Augmentation, InputNormalization
 from .classifier import WITHOUT_BIAS, ImageClassifier
 from .saved_file import FILE_FORMAT, FILE_VERSION, assign_arrays, check_fit, logits_of
 
-LARGEST_SIDE = 8192  # pixels; a file that claims more is refused
+LARGEST_SIDE = 8192  # pixels; a file that claims more is refused, as are more hidden layers
+MOST_HIDDEN = 16
+LARGEST_CHECKED = 1024  # pixels; the photos of a larger model's probe would take gigabytes
+MOST_PROBES = 16
 
 
 def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
@@ -40,6 +45,7 @@ def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
         >>> load(path, check=True).class_names
         ['cat', 'dog']
     """
+    require_channels_last()
     if zipfile.is_zipfile(path):
         return _load_archive(path)
     arrays, attributes = read_arrays(path)
@@ -90,15 +96,20 @@ def _build(path: Any, config: Any, arrays: Mapping[str, np.ndarray]) -> ImageCla
         raise FileFormatError(f"{path}: the settings do not name a backbone")
     try:
         settings: dict[str, Any] = {**WITHOUT_BIAS, **config}
+        decision = Decision.from_config(settings.pop("decision", None))
         settings["augmentation"] = Augmentation.from_config(settings["augmentation"]["config"])
         settings["normalization"] = InputNormalization.from_config(settings["normalization"])
         sides = [side for side in (settings["size"], settings["presize"]) if side is not None]
         if not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sides):
             raise ValueError(f"sides of {sides} pixels")
+        if len(settings["hidden"]) > MOST_HIDDEN:
+            raise ValueError(f"expected at most {MOST_HIDDEN} hidden layers, found {len(settings['hidden'])}")
         with keras.device("meta"):
             skeleton = ImageClassifier(**settings, weights=None, accelerate=False)
         check_fit(skeleton, arrays, path)
-        return ImageClassifier(**settings, weights=None)
+        model = ImageClassifier(**settings, weights=None)
+        model.decision = decision
+        return model
     except (
         ArithmeticError,
         AttributeError,
@@ -123,11 +134,19 @@ def _first_group(attributes: Mapping[str, Any], path: Any) -> int:
 def _check_probe(model: ImageClassifier, images: Any, logits: Any, path: Any) -> None:
     if images is None or logits is None:
         raise FileFormatError(f"{path}: has no probe batch to check against")
-    expected = (len(images), len(model.class_names)) if images.ndim == 4 else None
-    if images.dtype != "uint8" or images.shape[3:] != (3,) or logits.shape != expected:
+    if images.dtype != "uint8" or images.ndim != 4 or images.shape[3] != 3 or logits.dtype != "float32":
+        raise FileFormatError(f"{path}: its probe batch is damaged")
+    sides = (*images.shape[1:3], model.size)
+    if not 0 < len(images) <= MOST_PROBES or not 0 < min(sides) <= max(sides) <= LARGEST_CHECKED:
+        raise FileFormatError(
+            f"{path}: a probe batch of {images.shape}, read at {model.size} px, is too large to check "
+            f"(1 to {MOST_PROBES} photos of at most {LARGEST_CHECKED} px). Load it with check=False"
+        )
+    if logits.shape != (len(images), len(model.class_names)):
         raise FileFormatError(f"{path}: its probe batch is damaged")
     tolerance = 1e-3 if model.dtype_policy.compute_dtype == "float32" else 5e-2
-    difference = float(np.abs(logits_of(model, images) - logits).max())
+    found = np.concatenate([logits_of(model, images[i : i + 1]) for i in range(len(images))])
+    difference = float(np.abs(found - logits).max())
     if not difference <= tolerance * float(np.abs(logits).max()):
         raise FileFormatError(
             f"{path}: the logits of the probe batch differ by {difference:.2g} from those stored in the file"

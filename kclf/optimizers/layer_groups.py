@@ -279,8 +279,6 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             gradients, variables = self._filter_empty_gradients(gradients, variables)
         with torch.no_grad():
             plan = self._plan_for(variables)
-            if plan.overwrites:
-                plan.overwrite(self.inner_optimizer, gradients)
             veto, self._veto = self._veto, None
             self._step(plan, gradients, veto)
             if veto is None:
@@ -426,12 +424,14 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             self._adopt(place)
         places = [self._roster.place(variable) for variable in variables]
         counts = self._update_counts.value.tolist()
-        plan = _Plan(variables, places)
+        plan = _Plan(places)
         buckets: dict[tuple[Any, ...], Bucket] = {}
         for position, (variable, place) in enumerate(zip(variables, places, strict=True)):
             if self._overwrite_variable_with_gradient(variable):
-                plan.overwrites.append(position)
-                continue
+                raise TypeError(
+                    "Expected weights that gradients update. Received: a scale of float8, which Keras trains "
+                    f"in another way ({variable.path}). Use mixed_bfloat16 or mixed_float16"
+                )
             multiplier = self.learning_rate_multipliers[self._roster.members[place].group]
             if multiplier == 0:
                 continue
@@ -465,12 +465,10 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
 class _Plan:
     """What one step over one list of variables does, worked out once."""
 
-    variables: list[keras.Variable]
     places: list[int]
     key: tuple[Any, ...] = ()
     buckets: list[Bucket] = field(default_factory=list)
     constrained: list[keras.Variable] = field(default_factory=list)
-    overwrites: list[int] = field(default_factory=list)
     advance: torch.Tensor | int = 1  # what a step adds to the counts
     counted_by_device: bool = False  # the host's counts of the buckets are too high by the steps left out
 
@@ -495,10 +493,6 @@ class _Plan:
         self.key = (*self.key[:-1], counts._version)
         for bucket in self.buckets:
             bucket.count += 1
-
-    def overwrite(self, optimizer: keras.optimizers.Optimizer, gradients: Tensors) -> None:
-        """Float8 scales arrive in the place of gradients and are assigned as they are."""
-        optimizer._overwrite_variables_directly_with_gradients(gradients, self.variables)
 
 
 class _HostMirror:

@@ -33,7 +33,16 @@ from .._core.h5_store import read_arrays, write_arrays
 from .._core.locks import FolderLock
 from ..data import ImageData, ImageDataset
 from ..data.sources import ArrayImages
-from ..distributed import barrier, broadcast, is_main, locked_by_main, rank, run_on_main, world_size
+from ..distributed import (
+    barrier,
+    broadcast,
+    describe_data,
+    is_main,
+    locked_by_main,
+    rank,
+    run_on_main,
+    world_size,
+)
 from ..errors import FileFormatError, TrainingError
 from ..layers.base import generator_state
 
@@ -84,6 +93,7 @@ class ActivationDataset(DataLoader):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """Hand out the batches of the epoch, which is over with the last of them."""
+        describe_data(self.paths, self.labels)
         epoch = self.images.state_dict()["epoch"]
         order = self.images.order(epoch)
         views = np.random.default_rng([self.images.seed, epoch, 2]).integers(

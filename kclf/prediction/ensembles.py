@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ..callbacks import load_snapshot
-from ..callbacks.run_state import passing_draws
+from ..callbacks.run_state import passing_draws, remember_tensors
 from .inference import predict as predict_plain
 from .predictions import Predictions, mean_gain
 
@@ -285,12 +285,11 @@ def _member_shares(weights: Sequence[float] | None, members: int) -> np.ndarray:
 @contextmanager
 def original_weights(model: keras.Model) -> Iterator[None]:
     """Give the model its weights back when the block ends, however it ends."""
-    before = [variable.value.detach().cpu().clone() for variable in model.variables]
+    undo = remember_tensors(variable.value for variable in model.variables)
     try:
         yield
     finally:
-        for variable, value in zip(model.variables, before, strict=True):
-            variable.assign(value)
+        undo()
 
 
 def average_weights(

@@ -14,6 +14,7 @@ import torch
 from .._core.devices import Moment, moment, seconds_between, send
 from .._core.keras_private import producer_of
 from ..data import ImageDataset
+from ..data.decision import Decision
 from ..data.files import image_files
 from ..data.tasks import probabilities_of
 from ..errors import DataError
@@ -138,6 +139,8 @@ def _beside_labels(
 ) -> list[Predictions]:
     """Predictions of each view, less the rows in which another photo stands in for an unreadable one."""
     task = getattr(dataset, "task", None) or getattr(model, "task", None) or "single_label"
+    decision: Decision | None = getattr(model, "decision", None)
+    temperature = 1.0 if decision is None else decision.temperature
     paths = getattr(dataset, "files", getattr(dataset, "paths", None))
     readable = getattr(dataset, "readable", None)
     rows = slice(None) if readable is None else readable
@@ -145,11 +148,12 @@ def _beside_labels(
         from_logits = gives_logits(model, outputs[0], task)
     return [
         Predictions(
-            _probabilities(values, task, from_logits)[rows],
+            _probabilities(values / temperature, task, from_logits)[rows],
             None if labels is None else labels[rows],
             None if paths is None else np.asarray(paths)[rows],
             class_names,
             task,
+            decision=decision,
         )
         for values in outputs
     ]

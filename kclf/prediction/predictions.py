@@ -12,6 +12,7 @@ import numpy as np
 
 from .._core.arguments import one_of
 from .._core.csv_files import write_csv
+from ..data.decision import Decision
 from ..data.tasks import TASKS, label_text
 from ..metrics import safe_log
 
@@ -88,6 +89,7 @@ class Predictions:
         class_names: one for each column; () names them by number.
         task: "single_label", "multi_label" or "regression".
         tta: what test-time augmentation brought, where it was used.
+        decision: the classifier's temperature, thresholds and scores, where it keeps some.
 
     Example:
         >>> predictions = Predictions(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0]))
@@ -101,6 +103,7 @@ class Predictions:
     class_names: Sequence[str] = ()
     task: str = "single_label"
     tta: TTAReport | None = None
+    decision: Decision | None = None
 
     def __post_init__(self) -> None:
         probabilities = np.asarray(self.probabilities)
@@ -149,10 +152,21 @@ class Predictions:
 
     @property
     def predicted(self) -> np.ndarray:
-        """Class numbers (n,), n-hot bool (n, classes) by the threshold 0.5, or the numbers themselves."""
+        """Class numbers (n,), n-hot bool (n, classes) by the thresholds, or the numbers themselves."""
         if self.task == "single_label":
             return self.probabilities.argmax(axis=1)
-        return self.probabilities > 0.5 if self.task == "multi_label" else self.probabilities
+        if self.task == "regression":
+            return self.probabilities
+        thresholds = self.decision.thresholds if self.decision is not None else ()
+        return self.probabilities > (np.array(thresholds) if thresholds else 0.5)
+
+    def sets(self, coverage: float) -> np.ndarray:
+        """Classes of each photo that hold the right one in a share of `coverage`, bool (n, classes).
+
+        Raises:
+            ValueError: the classifier keeps no scores of photos set aside.
+        """
+        return (self.decision or Decision()).sets(self.probabilities, coverage)
 
     @property
     def confidence(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from .best import BestFit, fit_best
 from .budget import EFFORTS, Plan, plan_best
+from .deciding import fit_decision, fit_temperature
 from .linear_probe import LinearProbe, fit_linear_probe, solve_linear_probe, write_linear_probe
 from .tuning import Comparison, describe_estimate, photo_losses
 
@@ -13,7 +14,9 @@ __all__ = [
     "Plan",
     "describe_estimate",
     "fit_best",
+    "fit_decision",
     "fit_linear_probe",
+    "fit_temperature",
     "photo_losses",
     "plan_best",
     "solve_linear_probe",

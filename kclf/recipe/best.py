@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..callbacks.run_state import assign
 from ..data import ImageData, ImageDataset
@@ -17,9 +16,13 @@ from ..models import ImageClassifier
 from ..prediction.inference import predict
 from ..prediction.predictions import Predictions
 from .budget import Plan, plan_best
+from .deciding import at_temperature, cross_fitted, fit_decision
 from .linear_probe import LinearProbe, fit_linear_probe
+from .reading_size import Reading, at_size, choose_reading
 from .solving import make_folds
 from .tuning import Comparison, Fit, describe_estimate, tune
+
+Keep = Callable[[ImageClassifier], None]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class BestFit:
         predictions: of the validation photos by the classifier that was kept; None where there are none.
         estimate: what to expect on new photos: of validation photos, cross-fitted where they made a choice,
             or cross-validated training photos; None where there are too few.
+        model: the classifier to go on with: the one that was given, or a copy that reads photos larger.
     """
 
     plan: Plan
@@ -40,10 +44,11 @@ class BestFit:
     comparison: Comparison | None
     predictions: Predictions | None
     estimate: Predictions | None
+    model: ImageClassifier
 
     @property
     def kept(self) -> str:
-        """Which classifier the model is now: "probe" or "tuned"."""
+        """Which classifier `model` is: "probe" or "tuned"."""
         return "tuned" if self.comparison is not None and self.comparison.tuned_is_better else "probe"
 
     def __str__(self) -> str:
@@ -63,25 +68,27 @@ def fit_best(
     folder: str | PathLike[str] | None = None,
     fit: Fit | None = None,
     say: Callable[[str], None] = print,
-    solved: Callable[[], None] | None = None,
+    keep: Keep | None = None,
     progress: bool = False,
 ) -> BestFit:
     """Train the best classifier that these photos and this time allow.
 
-    The last layer is solved (`fit_linear_probe`), everything is tuned from there, and of the two classifiers
-    the one with the lower loss on the validation photos is kept. Whatever ends the tuning early, the model
-    is left as the better one.
+    The last layer is solved (`fit_linear_probe`), at the size of the model and at larger ones, of which folds
+    of the training photos choose. Everything is tuned from the solution at the given size, and of the solved
+    and the tuned classifier the one with the lower loss on the validation photos is kept, also when something
+    ends the tuning early.
 
     Args:
         model: an `ImageClassifier`, best with `hidden=()`.
         data: its photos; without validation photos a fifth of the training photos takes their place.
-        effort: "quick" solves the last layer alone; "standard" and "best" tune.
+        effort: "quick" solves the last layer alone, at the given size; "standard" tries a larger one, and
+            tunes where there are 500 photos; "best" tries two, and tunes three times as long.
         minutes: how long it may take; None leaves it to the effort.
         plan: what to do, in place of effort and minutes; from `plan_best`.
         folder: keep the activations there; None computes them each time.
         fit: trains the model on data for some epochs under a schedule; None is `model.fit`.
         say: takes the lines that are printed.
-        solved: called when the model is the solved classifier.
+        keep: called with the best classifier so far, each time that there is a better one.
         progress: show a progress bar while the backbone looks at the photos.
 
     Returns:
@@ -95,47 +102,103 @@ def fit_best(
         >>> fit_best(model, data, effort="quick", say=lambda line: None).kept
         'probe'
     """
-    held_apart = data.valid is None and effort != "quick" and (plan is None or plan.passes > 0)
-    data = _with_validation(data) if held_apart else data
     plan = plan or plan_best(model, data, effort=effort, minutes=minutes)
+    whole, held_apart = data, data.valid is None and plan.passes > 0
+    data = _with_validation(data) if held_apart else data
     say(plan.describe(model.size))
-    probe = fit_linear_probe(model, data, views=plan.views, folder=folder, progress=progress)
-    before = None if data.valid is None else predict(model, data.valid)
-    say(str(probe) if before is None else f"{probe}; validation: {before}")
-    if solved is not None:
-        solved()
+    model.decision = None  # that of other weights
+    keep = keep or (lambda model: None)
+    reading, before = _solved(model, data, plan, folder, progress, say, keep)
     if not plan.passes or before is None:
-        return BestFit(plan, probe, None, before, before or probe.held_out)
-    comparison = _tuned(model, data, plan, before, fit)
-    if held_apart:
-        return BestFit(plan, probe, comparison, None, probe.held_out)
-    return BestFit(plan, probe, comparison, comparison.kept, comparison.cross_fitted)
+        estimate = before or reading.probe.held_out
+        return _decided(BestFit(plan, reading.probe, None, before, estimate, reading.model), before)
+    best, comparison = _tuned(model, data, plan, reading, before, fit, keep)
+    if held_apart and not comparison.tuned_is_better:
+        fit_linear_probe(best, at_size(model, whole, best.size)[1])
+    predictions = None if held_apart else comparison.kept
+    estimate = reading.probe.held_out if held_apart else comparison.cross_fitted
+    found = BestFit(plan, reading.probe, comparison, predictions, estimate, best)
+    return _decided(found, comparison.kept)
+
+
+def _solved(
+    model: ImageClassifier,
+    data: ImageData,
+    plan: Plan,
+    folder: str | PathLike[str] | None,
+    progress: bool,
+    say: Callable[[str], None],
+    keep: Keep,
+) -> tuple[Reading, Predictions | None]:
+    """The last layer solved at the sizes of a plan: the one chosen, and its validation predictions."""
+    readings: list[Reading] = []
+    for size in plan.sizes or (model.size,):
+        sized, photos = at_size(model, data, size)
+        probe = fit_linear_probe(sized, photos, views=plan.views, folder=folder, progress=progress)
+        readings.append(Reading(sized, photos, probe))
+        say(f"At {size} px: {probe}")
+        if choose_reading(readings) is readings[-1]:
+            keep(sized)
+    chosen = choose_reading(readings)
+    before = None if chosen.data.valid is None else predict(chosen.model, chosen.data.valid)
+    where = f" at {chosen.model.size} px" if len(readings) > 1 else ""
+    if before is not None and before.task != "regression":
+        say(f"Validation photos{where}: {before}")
+    return chosen, before
+
+
+def _decided(found: BestFit, held_out: Predictions | None) -> BestFit:
+    """Give the model its temperature, thresholds and scores, and the estimate what they do to it."""
+    decision = found.model.decision = fit_decision(held_out or found.estimate)
+    if decision is None or found.estimate is None:
+        return found
+    kept = found.predictions
+    if kept is not None:
+        kept = replace(at_temperature(kept, decision.temperature), decision=decision)
+    return replace(found, predictions=kept, estimate=cross_fitted(found.estimate))
 
 
 def _tuned(
-    model: ImageClassifier, data: ImageData, plan: Plan, before: Predictions, fit: Fit | None
-) -> Comparison:
-    """Tune, and leave the model as the better of what it was and what it became, even when stopped."""
-    solved = [variable.value.detach().clone() for variable in model.variables]
+    model: ImageClassifier,
+    data: ImageData,
+    plan: Plan,
+    reading: Reading,
+    before: Predictions,
+    fit: Fit | None,
+    keep: Keep,
+) -> tuple[ImageClassifier, Comparison]:
+    """Tune the model, and find the better of what was solved and what it became, even when stopped."""
+    solved = [variable.value.detach().clone() for variable in reading.model.variables]
+
+    def put_back() -> ImageClassifier:
+        assign([variable.value for variable in reading.model.variables], solved)
+        return reading.model
+
+    def better() -> tuple[ImageClassifier, Comparison]:
+        tuned, comparison = _compare(model, data, reading, before)
+        best = tuned if comparison.tuned_is_better else put_back()
+        keep(best)
+        return best, comparison
+
     try:
         tune(model, data, plan, fit=fit)
     except NotFiniteError:
-        assign([variable.value for variable in model.variables], solved)
+        keep(put_back())
         raise
     except (RunStopped, KeyboardInterrupt):
-        _keep_better(model, data, before, solved)
+        better()
         raise
-    return _keep_better(model, data, before, solved)
+    return better()
 
 
-def _keep_better(
-    model: ImageClassifier, data: ImageData, before: Predictions, solved: list[torch.Tensor]
-) -> Comparison:
-    """Compare the model with what it was, and give it the weights of then where that was better."""
-    comparison = Comparison(before, predict(model, data.valid))
-    if not comparison.tuned_is_better:
-        assign([variable.value for variable in model.variables], solved)
-    return comparison
+def _compare(
+    model: ImageClassifier, data: ImageData, reading: Reading, before: Predictions
+) -> tuple[ImageClassifier, Comparison]:
+    """The tuned model at the size that suits it, and how it compares with the solved one."""
+    at_hand = {size: at_size(model, data, size) for size in {model.size, reading.model.size}}
+    found = {size: predict(sized, photos.valid) for size, (sized, photos) in at_hand.items()}
+    comparison = Comparison(before, found)
+    return at_hand[comparison.choice or model.size][0], comparison
 
 
 def _with_validation(data: ImageData) -> ImageData:

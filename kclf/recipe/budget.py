@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from .._core.arguments import one_of
 from .._core.atomic import replacing
+from ..backbones import backbone_spec
 from ..callbacks.run_state import remember_model, remember_randomness
 from ..data import ImageData
 from ..distributed import is_main, run_on_main, world_size
@@ -27,8 +29,11 @@ FEWEST_STEPS = 100  # of a fine-tuning that is worth its while
 LEAST_STEPS = 50  # below, the head of a run is next to where it began
 PASSES = {"standard": 4, "best": 12}
 MOST_PASSES = 120
-FEW_PHOTOS = 300  # below, larger rates make the classifier sure of itself and no better
+MANY_PHOTOS = 500  # from which "standard" tunes: with fewer, it made classifiers surer and no better
+FEW_PHOTOS = 300  # below, "best" tunes at lower rates
 GENTLE_RATES, RATES = (3e-5, 3e-5), (1e-4, 3e-4)  # highest of the body and of the head, by AdamW
+LARGER = {"quick": (), "standard": (1.4,), "best": (1.4, 1.8)}  # sizes to read at, as shares of the given one
+SIZE_STEP = 32  # pixels: the stride of most backbones
 MEASURED_BATCH, MEASURED_BATCHES = 16, 3
 SOLVING = 3e-9  # seconds a photo, feature and output to choose and solve the last layer, on one core
 
@@ -59,6 +64,8 @@ class Plan:
         first_group: rate of the first layer group, as a share of `body_rate`.
         warmup: share of the steps in which the rates rise.
         views: augmented views of each photo from which the last layer is solved, besides the plain one.
+        sizes: sides, in pixels, at which the last layer is solved, the first of them that of the tuning; ()
+            for that of the model.
         probe_seconds: expected time until the last layer is solved, and tried on the validation photos.
         tuning_seconds: expected time of the passes.
     """
@@ -71,6 +78,7 @@ class Plan:
     first_group: float = 0.1
     warmup: float = 0.3
     views: int = 0
+    sizes: tuple[int, ...] = ()
     probe_seconds: float = 0.0
     tuning_seconds: float = 0.0
 
@@ -88,9 +96,10 @@ class Plan:
         cores = torch.get_num_threads()
         where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cores} cores"
         where = "1 core" if where == "1 cores" else where
-        probe = f"linear probe {duration(self.probe_seconds)}"
+        sizes = " and ".join(map(str, self.sizes or (size,)))
+        probe = f"linear probe at {sizes} px {duration(self.probe_seconds)}"
         if not self.passes:
-            return f"Plan: {probe}, at {size} px on {where}"
+            return f"Plan: {probe} on {where}"
         return (
             f"Plan: {probe}, then {self.passes} passes at {size} px in batches of {self.batch_size}, "
             f"{duration(self.seconds)} in all on {where}"
@@ -134,7 +143,9 @@ def plan_best(
     if plan is not None:
         return plan
     features = model.head.get_layer("pooling").output.shape[-1]
+    sizes = (model.size, *larger_sizes(model, effort))
     options = {"effort": effort, "minutes": minutes, "batch_size": batch_size, "num_features": features}
+    options["sizes"] = sizes
     speed = measure_speed(model, data)
     plan = run_on_main(lambda: make_plan(data, speed, **options))
     if file is not None and is_main():
@@ -150,18 +161,21 @@ def make_plan(
     minutes: float | None = None,
     batch_size: int | None = None,
     num_features: int = 2560,
+    sizes: tuple[int, ...] = (),
 ) -> Plan:
     """What to do with these photos in this time.
 
     Args:
         data: the photos.
         speed: of this machine, from `measure_speed`.
-        effort: "quick" solves the last layer alone; "standard" and "best" tune everything after it, "best"
-            for three times as long.
+        effort: "quick" solves the last layer alone; "standard" tunes everything after it where there are 500
+            photos, and "best" always, for three times as long.
         minutes: how long the run may take, in place of what the effort would; where that is too short for
             50 steps, the last layer alone is solved.
         batch_size: photos a step; None for what suits their number.
         num_features: of the head's pooling.
+        sizes: at which the last layer may be solved, the given one first; those are left out that there is
+            no time for.
     """
     one_of("effort", effort, EFFORTS)
     if minutes is not None and minutes <= 0:
@@ -170,15 +184,42 @@ def make_plan(
     valid = 0 if data.valid is None else data.valid.num_images
     batch = batch_size or max(batch_for(train), world_size())
     steps = max(1, train // batch)
-    probe = (train + valid) * speed.read + SOLVING * train * min(train, num_features) * outputs_of(data)
+    solving = SOLVING * train * min(train, num_features) * outputs_of(data)
+    shares = [(side / sizes[0]) ** 2 for side in sizes] or [1.0]
+    limit = float("inf") if minutes is None else 30 * minutes  # half of the time
+    while len(shares) > 1 and _probe_seconds(data, speed, shares, solving) > limit:
+        shares, sizes = shares[:-1], sizes[:-1]
+    probe = _probe_seconds(data, speed, shares, solving)
     one_pass = steps * batch * speed.step
-    passes = 0 if effort == "quick" else max(PASSES[effort], -(-FEWEST_STEPS // steps))
+    tunes = effort == "best" or (effort == "standard" and train >= MANY_PHOTOS)
+    passes = max(PASSES[effort], -(-FEWEST_STEPS // steps)) if tunes else 0
+    compared = valid * speed.read * (1 + shares[-1] * (len(shares) > 1))
     if minutes is not None and passes:
-        passes = min(MOST_PASSES, int((60 * minutes - probe - valid * speed.read) / one_pass))
+        passes = min(MOST_PASSES, int((60 * minutes - probe - compared) / one_pass))
         passes = passes if passes * steps >= LEAST_STEPS else 0
-    tuning = passes * one_pass + valid * speed.read if passes else 0.0
+    tuning = passes * one_pass + compared if passes else 0.0
     rates = GENTLE_RATES if train < FEW_PHOTOS else RATES
-    return Plan(effort, passes, batch, *rates, probe_seconds=probe, tuning_seconds=tuning)
+    plan = Plan(effort, passes, batch, *rates, sizes=sizes)
+    return dataclasses.replace(plan, probe_seconds=probe, tuning_seconds=tuning)
+
+
+def _probe_seconds(data: ImageData, speed: Speed, shares: Sequence[float], solving: float) -> float:
+    """Time to solve the last layer at some sizes, as shares of the first one's pixels."""
+    photos = sum(split.num_images for name, split in data.splits.items() if name != "test")
+    return photos * speed.read * sum(shares) + solving * len(shares)
+
+
+def larger_sizes(model: ImageClassifier, effort: str) -> list[int]:
+    """Sizes at which a classifier may read photos better than at its own, multiples of 32 pixels.
+
+    Touvron et al. 2019, https://arxiv.org/abs/1906.06423. Backbones whose weights belong to one size, as the
+    positions of a transformer, have none.
+    """
+    one_of("effort", effort, EFFORTS)
+    name = model.backbone_name
+    free = model.backbone.input_shape[1] is None if name is None else backbone_spec(name).patch == 1
+    sides = {int(model.size * share) // SIZE_STEP * SIZE_STEP for share in LARGER[effort]}
+    return sorted(side for side in sides if free and side > model.size)
 
 
 def batch_for(num_photos: int) -> int:
@@ -250,4 +291,7 @@ def keep_plan(path: str | PathLike[str], plan: Plan) -> None:
 
 def kept_plan(path: str | PathLike[str]) -> Plan | None:
     """The plan in a file; None where there is none."""
-    return Plan(**json.loads(Path(path).read_text())) if Path(path).is_file() else None
+    if not Path(path).is_file():
+        return None
+    kept = json.loads(Path(path).read_text())
+    return Plan(**kept | {"sizes": tuple(kept["sizes"])})

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ..errors import DataError
 
-LOWEST, HIGHEST = -6.0, 2.0  # of log10 C
+LOWEST, HIGHEST = -6.0, 0.5  # of log10 C: where folds of few photos make no error, they ask for more and more
 FIRST = (-3.5, -2.5, -1.5)  # log10 C tried first: where standardised features of a backbone mostly end
 STEP, FINE_STEP = 1.0, 0.5
 DEFAULT_STRENGTH = 1e-2  # where there are too few photos to compare strengths
@@ -170,8 +170,8 @@ def choose_strength(
     while (beyond := _beyond_edge(held_out.table)) is not None:
         held_out.at(beyond)
     for exponent in sorted(held_out.best().unique().tolist()):
-        held_out.at(exponent - FINE_STEP)
-        held_out.at(exponent + FINE_STEP)
+        held_out.at(max(exponent - FINE_STEP, LOWEST))
+        held_out.at(min(exponent + FINE_STEP, HIGHEST))
     return Choice(10 ** held_out.best(), held_out.cross_fitted(), held_out.table)
 
 

@@ -6,9 +6,9 @@ that is right from the first step sends the backbone small gradients, which keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -21,61 +21,89 @@ from ..models import ImageClassifier
 from ..optimizers import LayerGroupOptimizer
 from ..prediction.predictions import Predictions
 from .budget import Plan
+from .deciding import at_temperature, cross_fitted, fit_temperature
 
 Fit = Callable[[ImageData, int, Schedule], Any]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The solved and the tuned classifier on the same photos, which neither was trained on.
+    """The solved classifier and the tuned one on the same photos, which neither was trained on.
 
     Args:
         probe: predictions of the solved classifier.
-        tuned: predictions of the tuned one.
+        readings: predictions of the tuned one by the size that it reads photos at, pixels.
     """
 
     probe: Predictions
-    tuned: Predictions
+    readings: Mapping[int, Predictions]
+
+    def choose(self, rows: np.ndarray) -> int | None:
+        """What has the lowest loss on some of the photos, each at the temperature that they ask for.
+
+        Args:
+            rows: int (m,), places of the photos.
+
+        Returns:
+            The size at which the tuned classifier has it; None where the solved one has.
+        """
+        candidates: dict[int | None, Predictions] = {None: self.probe} | dict(self.readings)
+        figures = {size: _tempered_loss(found.take(rows)) for size, found in candidates.items()}
+        return min(figures, key=lambda size: figures[size])
 
     @property
-    def differences(self) -> np.ndarray:
-        """Loss of the tuned minus that of the solved classifier, photo by photo, float64 (n,)."""
-        return photo_losses(self.tuned) - photo_losses(self.probe)
+    def choice(self) -> int | None:
+        """What is best on all photos."""
+        return self.choose(np.arange(len(self.probe)))
 
     @property
     def tuned_is_better(self) -> bool:
         """Whether the tuned classifier has the lower loss."""
-        return bool(self.differences.mean() < 0)
+        return self.choice is not None
 
     @property
     def kept(self) -> Predictions:
-        """Predictions of the better one."""
-        return self.tuned if self.tuned_is_better else self.probe
+        """Predictions of the better one, as they come."""
+        choice = self.choice
+        return self.probe if choice is None else self.readings[choice]
 
     @property
     def cross_fitted(self) -> Predictions:
-        """Each half of the photos as the classifier predicts it that is better on the other half.
+        """Each half of the photos as it is predicted by what is best on the other half.
 
         What is chosen on photos looks better on them than it is; this does not.
         """
         first = np.random.default_rng(0).permutation(len(self.probe)) < len(self.probe) / 2
-        differences, values = self.differences, self.probe.probabilities.copy()
+        values = self.probe.probabilities.copy()
         for half in (first, ~first):
-            if half.any() and not half.all() and differences[~half].mean() < 0:
-                values[half] = self.tuned.probabilities[half]
-        return Predictions(
-            values, self.probe.labels, self.probe.paths, self.probe.class_names, self.probe.task
-        )
+            if not half.any() or half.all():
+                continue
+            choice = self.choose(np.flatnonzero(~half))
+            if choice is not None:
+                values[half] = self.readings[choice].probabilities[half]
+        return replace(self.probe, probabilities=values)
 
     def __str__(self) -> str:
-        before, after = (photo_losses(part).mean() for part in (self.probe, self.tuned))
-        differences = self.differences
-        error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.nan
-        kept = "tuned" if self.tuned_is_better else "linear probe"
+        before, after = (photo_losses(_calibrated(part)) for part in (self.probe, self.cross_fitted))
+        gain = after - before
+        error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
+        choice = self.choice
+        kept = "linear probe" if choice is None else f"tuned, read at {choice} px"
         return (
-            f"{loss_name(self.probe.task)} {before:.4f} -> {after:.4f} by tuning "
-            f"({differences.mean():+.4f} ± {error:.4f}) on {len(differences):,} photos; kept: {kept}"
+            f"{loss_name(self.probe.task)} {before.mean():.4f} -> {after.mean():.4f} by tuning "
+            f"({gain.mean():+.4f} ± {error:.4f}) on {len(gain):,} photos; kept: {kept}"
         )
+
+
+def _tempered_loss(predictions: Predictions) -> float:
+    """Mean loss at the temperature with the lowest; numbers have none."""
+    if predictions.task != "regression":
+        predictions = at_temperature(predictions, fit_temperature(predictions))
+    return float(photo_losses(predictions).mean())
+
+
+def _calibrated(predictions: Predictions) -> Predictions:
+    return predictions if predictions.task == "regression" else cross_fitted(predictions)
 
 
 def loss_name(task: str) -> str:

@@ -21,6 +21,8 @@ from ..prediction.predictions import Predictions
 Columns = Mapping[str, Sequence[float] | np.ndarray]
 CLASSIFIER, HISTORY, BATCHES, SETTINGS = "classifier.h5", "history.csv", "batches.csv", "settings.json"
 PREDICTIONS, RANGE_TEST, LEDGER = "predictions.csv", "range_test.csv", "ledger.csv"
+LARGEST = 1e39  # of a number in a table: float32 ends before it
+DEEPEST = 20  # objects of settings inside one another
 BEFORE_CLASSES = ["path", "label", "predicted", "confidence"]  # columns of predictions.csv, then the classes
 
 
@@ -65,13 +67,16 @@ def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
     if not any((folder / name).is_file() for name in names):
         raise DataError(f"Expected the folder of a run, with one of {', '.join(names)}. Received: {run}")
     settings = _read_json(folder / SETTINGS)
-    single_label = settings.get("data", {}).get("task", "single_label") == "single_label"
+    data = settings.get("data", {})
+    if not isinstance(data, dict):
+        raise FileFormatError(f"{folder / SETTINGS}: expected an object as data. Received: {data!r:.60}")
+    single_label = data.get("task", "single_label") == "single_label"
     return ReportInputs(
         title=folder.resolve().name,
         settings=settings,
-        history=read_columns(folder / HISTORY),
-        batches=read_columns(folder / BATCHES),
-        range_test=read_columns(folder / RANGE_TEST),
+        history=_read_numbers(folder / HISTORY, but=("stage",)),
+        batches=_read_numbers(folder / BATCHES),
+        range_test=_read_numbers(folder / RANGE_TEST),
         interpretation=_if_there(read_predictions, folder / PREDICTIONS) if single_label else None,
         findings=_if_there(lambda path: Findings(read_ledger(path)), folder / LEDGER),
         model=load(folder / CLASSIFIER) if heat and (folder / CLASSIFIER).is_file() else None,
@@ -86,6 +91,18 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     if any(len(row) != len(names) for row in rows):
         raise FileFormatError(f"{path}: expected {len(names)} fields a row, as in its first line")
     return {name: _numbers_or_text([row[place] for row in rows]) for place, name in enumerate(names)}
+
+
+def _read_numbers(path: Path, but: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Columns of numbers that a run can have had; `but` are those of text."""
+    columns = read_columns(path)
+    for name, column in columns.items():
+        if name in but:
+            continue
+        finite = column[np.isfinite(column)] if column.dtype.kind == "f" else column
+        if column.dtype.kind != "f" or (np.abs(finite) > LARGEST).any():
+            raise FileFormatError(f"{path}: expected numbers of at most {LARGEST:g} in the column {name!r}")
+    return columns
 
 
 def read_predictions(path: Path) -> Interpretation:
@@ -115,9 +132,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{path}: no JSON ({error})") from error
+        if _depth(content) > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} objects inside one another")
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: no JSON of a run ({error})") from error
     return content if isinstance(content, dict) else {path.stem: content}
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
 
 
 def _numbers_or_text(values: list[str]) -> np.ndarray:

@@ -16,8 +16,8 @@ import h5py
 import keras
 import numpy as np
 
-from .._core.h5_store import datasets_of, open_h5
 from ..errors import FileFormatError
+from .h5_reading import datasets_of, group_of, open_h5
 from .layer_keys import saved_paths, stable_keys
 from .matching import SavedLayer
 
@@ -51,8 +51,10 @@ def load_model(path: str | os.PathLike[str], **arguments: Any) -> keras.Model:
         (None, 4)
     """
     policy = keras.config.dtype_policy()
-    if zipfile.is_zipfile(path) and _scaled_by_compile(path):
-        keras.config.set_dtype_policy("mixed_float16")
+    if zipfile.is_zipfile(path):
+        check_archive(path)
+        if _scaled_by_compile(path):
+            keras.config.set_dtype_policy("mixed_float16")
     try:
         return keras.saving.load_model(path, **arguments)
     finally:
@@ -63,21 +65,33 @@ def _scaled_by_compile(path: str | os.PathLike[str]) -> bool:
     """Whether the file has the state of one optimizer around those that its configuration tells of."""
     with weights_of_archive(path) as file, zipfile.ZipFile(path) as archive:
         try:
-            config = json.loads(archive.read("config.json"))
+            config = json.loads(_read_member(archive, "config.json", _limit(path)))
             described = (config.get("compile_config") or {}).get("optimizer")
-        except (KeyError, ValueError, AttributeError) as error:
+        except (KeyError, ValueError, AttributeError, RecursionError) as error:
             raise FileFormatError(f"{os.fspath(path)}: not a saved Keras model ({error!r}).") from error
-        stored = file.get("optimizer")
+        stored = group_of(file, "optimizer")
         while isinstance(described, dict):
             inside = described.get("config", {})
             described = inside.get("inner_optimizer", inside.get("optimizer"))  # of LayerGroupOptimizer
-            stored = stored and stored.get("inner_optimizer")
+            stored = stored and group_of(stored, "inner_optimizer")
         return stored is not None
 
 
 # What a Keras file holds besides the weights of layers.
 NOT_LAYERS = {"optimizer", "seed_generator", "metrics", "_metrics", "compile_metrics"}
-LARGEST_UNPACKING = 4  # times the size of the archive; Keras stores weights unpacked
+LARGEST_UNPACKING = 128 * 2**20  # bytes more than the archive has; weights hardly shrink
+PIECE = 2**20  # bytes unpacked at a time
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack a piece to any size
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,
+    OSError,
+    EOFError,
+)
 WEIGHTS_MEMBER = "model.weights.h5"  # inside a .keras archive
 
 
@@ -98,7 +112,7 @@ def open_saved(
         FileFormatError: the file is damaged, hostile or not a Keras file.
     """
     with open_h5(path) if h5py.is_hdf5(path) else weights_of_archive(path) as file:
-        root = file.get("model_weights", file)
+        root = group_of(file, "model_weights") or file
         is_legacy = "layer_names" in root.attrs
         layers = _legacy_layers(root, class_words) if is_legacy else _keras3_layers(file, model)
         if not layers:
@@ -109,30 +123,61 @@ def open_saved(
 @contextmanager
 def weights_of_archive(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """The HDF5 member of a `.keras` archive, in memory."""
+    with _archive(path) as archive:
+        content = _read_member(archive, WEIGHTS_MEMBER, _limit(path))
+    with open_h5(path, content) as file:
+        yield file
+
+
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """Refuse an archive that unpacks to far more than it is long, whatever it says of itself.
+
+    Raises:
+        FileFormatError: it does, or is damaged.
+    """
+    with _archive(path) as archive:
+        left = _limit(path)
+        for member in archive.infolist():
+            if member.compress_type == zipfile.ZIP_STORED:
+                left -= member.compress_size
+            else:
+                left -= sum(map(len, _pieces(archive, member.filename, left)))
+            if left < 0:
+                raise FileFormatError("refused: its parts are longer than it is.")
+
+
+@contextmanager
+def _archive(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
-            member = archive.getinfo(WEIGHTS_MEMBER)
-            if member.file_size > LARGEST_UNPACKING * Path(path).stat().st_size:
-                raise FileFormatError(
-                    f"{os.fspath(path)}: claims to unpack to {member.file_size} bytes. Weights hardly shrink."
-                )
-            content = archive.read(member)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        KeyError,
-        NotImplementedError,
-        RuntimeError,
-        UnicodeDecodeError,
-        OSError,
-        EOFError,
-    ) as error:
+            yield archive
+    except FileFormatError as error:
+        raise FileFormatError(f"{os.fspath(path)}: {error}") from error
+    except _ZIP_ERRORS as error:
         raise FileFormatError(
             f"{os.fspath(path)}: not a weights file of a kind known here (.weights.h5, .h5, .keras, .pth), "
             f"or damaged ({error})."
         ) from error
-    with open_h5(path, content) as file:
-        yield file
+
+
+def _limit(path: str | os.PathLike[str]) -> int:
+    return Path(path).stat().st_size + LARGEST_UNPACKING
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    return b"".join(_pieces(archive, name, limit))
+
+
+def _pieces(archive: zipfile.ZipFile, name: str, limit: int) -> Iterator[bytes]:
+    """A member of an archive, piece by piece, as long as they stay within a limit."""
+    if archive.getinfo(name).compress_type not in _PACKINGS:
+        raise FileFormatError(f"refused: {name!r} is packed by another way than stored or deflated.")
+    with archive.open(name) as member:
+        while piece := member.read(PIECE):
+            limit -= len(piece)
+            if limit < 0:
+                raise FileFormatError(f"refused: {name!r} unpacks to far more than the archive is long.")
+            yield piece
 
 
 def _keras3_layers(file: h5py.File, model: keras.Model | None) -> dict[str, SavedLayer]:

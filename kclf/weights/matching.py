@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import keras
-import numpy as np
 
 from ..errors import WeightsError
+from .h5_reading import array_in
 from .layer_keys import layer_keys, named_variables
 
 # Arrays of one saved layer by the variable's name, or by its place ("0", "1", ...) where a file has no names.
@@ -116,6 +116,7 @@ def assign_saved(
 
     Raises:
         WeightsError: anything does not fit; the model is as it was.
+        FileFormatError: an array does not hold real numbers; the model is as it was.
     """
     layers = {key: named_variables(layer) for key, layer in layer_keys(model).items()}
     skipped = [key for key in {**layers, **saved} if _is_one_of(key, skip)]
@@ -141,8 +142,10 @@ def assign_saved(
         return result
     if not (result.complete or (part and not result.missing and not result.mismatched)):
         raise WeightsError(f"{source} does not fit {model.name!r}, which stays as it was.\n{result}")
-    for pair in (pair for pair in pairs if pair.paired):
-        pair.variable.assign(np.asarray(pair.array[...]))  # type: ignore[union-attr]
+    fitting = [pair for pair in pairs if pair.paired]
+    arrays = [array_in(pair.array) for pair in fitting]  # all of them, before the first is assigned
+    for pair, array in zip(fitting, arrays, strict=True):
+        pair.variable.assign(array)  # type: ignore[union-attr]
     return result
 
 

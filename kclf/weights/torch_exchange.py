@@ -6,6 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from ..errors import FileFormatError, WeightsError
 from .conventions import Conventions, check_conventions
 from .foreign_names import timm_names
+from .keras_files import LARGEST_UNPACKING, check_archive
 from .layer_keys import array_of, layer_keys, named_variables, numpy_of
 from .matching import LoadReport, assign_saved
 from .safetensors_files import is_safetensors, read_safetensors
@@ -23,6 +25,10 @@ LEGACY_PICKLE = b"\x80\x02"  # how torch.save began before torch 1.6
 COUNTER = "num_batches_tracked"  # BatchNorm's step counter; Keras has none
 # Layers above the features, so that they can be skipped by Keras' names where the model has none.
 TOP_LAYERS = ("predictions", "fc1", "fc2", "convnext_head_dense")
+DTYPES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
 VGG_MAP = 7  # side of the feature map that VGG's first dense layer reads, at 224 pixels
 
 NORMALISING = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
@@ -60,27 +66,39 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     Raises:
         FileFormatError: the file is damaged, or holds anything but tensors by name.
     """
-    if is_safetensors(path):
-        return read_safetensors(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler of damaged bytes raises almost anything
-        raise FileFormatError(
-            f"{os.fspath(path)}: not a torch state dict, or damaged ({_first_line(error)})."
-        ) from error
+    content: Any = read_safetensors(path) if is_safetensors(path) else _read_pickled(path)
     for wrapper in ("state_dict", "model", "state_dict_ema"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     tensors = isinstance(content, Mapping) and all(isinstance(t, torch.Tensor) for t in content.values())
     if not tensors:
         raise FileFormatError(f"{os.fspath(path)}: expected tensors by name, found {type(content).__name__}.")
+    _check_tensors(content, path)
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
-def _first_line(error: Exception) -> str:
-    """What an error says, without torch's page of advice."""
-    text = str(error) or type(error).__name__
-    return text.splitlines()[0][:200]
+def _read_pickled(path: str | os.PathLike[str]) -> Any:
+    if zipfile.is_zipfile(path):
+        check_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's unpickler of damaged bytes raises almost anything
+        raise FileFormatError(
+            f"{os.fspath(path)}: damaged, or it holds more than tensors by name: a program in it, which is "
+            f"never run ({type(error).__name__}). Ask its author for a state dict."
+        ) from error
+
+
+def _check_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
+    """Refuse what is no plain array of real numbers, or claims more of them than the file has."""
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
+            kind = "meta" if tensor.is_meta else f"{tensor.layout}, {tensor.dtype}"
+            raise FileFormatError(f"{os.fspath(path)}: expected plain numbers in {name!r}, found {kind}.")
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    limit = os.stat(path).st_size + LARGEST_UNPACKING
+    if claimed > limit:
+        raise FileFormatError(f"{os.fspath(path)}: its tensors claim {claimed} bytes, more than it has.")
 
 
 def from_torch(

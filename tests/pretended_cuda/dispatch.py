@@ -65,7 +65,7 @@ class AtTheDispatcher(TorchDispatchMode):
         if wrong and name not in BOOKKEEPING:
             raise RuntimeError(MIXED.format(name=name))
         if name in NOT_IN_BYTES and there[0].dtype is torch.uint8:
-            raise NotImplementedError(f'"{name}" not implemented for \'Byte\' (pretended)')
+            raise NotImplementedError(f"\"{name}\" not implemented for 'Byte' (pretended)")
 
     def _indices(self, name: str, args: Any, wrong: list[Any]) -> list[Any]:
         """Indices may come from the host, which then waits, as it does for masks."""

@@ -32,7 +32,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 
-import h5py
 import keras
 import numpy as np
 import torch
@@ -168,19 +167,27 @@ def predictions(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
     return header + b"a.jpg,cat,cat,0.9,0.9,0.1\nb.jpg,dog,cat,0.6,0.6,0.4\n", read_predictions
 
 
+def parts_of(path: Path) -> tuple[int, bytes, dict]:
+    """Where the HDF5 part of a file of ours ends, the part itself, and the index behind it."""
+    content = path.read_bytes()
+    end = h5_store.USER_BLOCK + int(content.split()[5])
+    return end, content[h5_store.USER_BLOCK : end], json.loads(content[end:])
+
+
 def sealed(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
-    """Our own format with a checksum that is right, so that the HDF5 within is read."""
+    """Our own format with changes in its index, under a checksum that is right."""
     path = folder / "valid.h5"
     h5_store.write_arrays(
         path, {"a": np.ones((3, 4), np.float32), "b/c": np.arange(5)}, {"x": [1, {"y": "z"}]}
     )
 
+    _, hdf5, index = parts_of(path)
+
     def read(file: Path) -> None:
-        if file.stat().st_size > h5_store.USER_BLOCK:
-            h5_store.seal(file)
+        h5_store.write_sealed(file, hdf5, file.read_bytes())
         h5_store.read_arrays(file)
 
-    return path.read_bytes(), read
+    return json.dumps(index).encode(), read
 
 
 def checkpoints(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
@@ -192,13 +199,13 @@ def checkpoints(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
     }
     arrays, rest = to_arrays(parts)
     path = folder / "changed.h5"
+    h5_store.write_arrays(path, arrays)
+    end, hdf5, index = parts_of(path)
 
     def read(file: Path) -> None:
-        h5_store.write_arrays(path, arrays)
-        with h5py.File(path, "r+") as changed:
-            del changed["attributes"]
-            changed["attributes"] = np.bytes_(file.read_bytes())
-        h5_store.seal(path)
+        text = file.read_bytes()
+        index["attributes"] = [end, len(text)]
+        h5_store.write_sealed(path, hdf5 + text, json.dumps(index).encode())
         checkpoint.read_checkpoint(path)
 
     return json.dumps(rest).encode(), read
@@ -234,7 +241,7 @@ def cache(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
     turn = iter(range(10**9))
 
     def read(file: Path) -> None:
-        names = sorted(set(whole) - {"pixels"})
+        names = sorted(set(whole) - {".lock"})
         for name, content in whole.items():
             (place / name).write_bytes(content)
         name = names[next(turn) % len(names)]

@@ -18,6 +18,7 @@ import kclf
 from kclf._core.signals import StopRequest
 from kclf.callbacks import Checkpoint, CosineRestarts, EpochTable, OneCycle, Recorder
 from kclf.errors import NotFiniteError, OutputError, RunStopped, TrainingError
+from tests.conftest import with_random_logits
 
 SIZE = 16
 heavy = pytest.mark.heavy
@@ -64,7 +65,7 @@ def tiny():
 
 
 def classifier(dtype=None, optimizer=lambda: optimizers.AdamW(1e-3)):
-    model = kclf.ImageClassifier(
+    model = with_random_logits(kclf.ImageClassifier(
         tiny(),
         ["cat", "dog"],
         size=SIZE,
@@ -72,7 +73,7 @@ def classifier(dtype=None, optimizer=lambda: optimizers.AdamW(1e-3)):
         normalization="tf",
         augmentation=kclf.aug_transforms(),
         dtype=dtype,
-    )
+    ))
     model.compile(kclf.LayerGroupOptimizer(optimizer(), model), loss="auto", metrics=["accuracy"])
     return model
 
@@ -260,22 +261,22 @@ def test_files_torn_anywhere_cost_no_more_than_the_time_before_them(tmp_path, un
 
 
 def test_what_a_kill_left_half_written_goes(tmp_path):
-    (tmp_path / ".a1b2.partial.h5").write_bytes(b"half")
+    (tmp_path / ".kclf-a1b2.partial.h5").write_bytes(b"half")
     (tmp_path / ".lock").write_text("process 1 on nowhere")
 
     script(tmp_path)
 
-    assert {path.name.split("-")[0] for path in tmp_path.iterdir()} == {"stage01"}
+    assert {path.name.split("-")[0] for path in tmp_path.iterdir()} == {"stage0001", ".lock"}
 
 
 def test_only_the_last_files_are_kept(tmp_path):
     script(tmp_path, every=1)
 
-    kept = [path.name for path in sorted(tmp_path.iterdir())]
+    kept = [path.name for path in sorted(tmp_path.glob("*.h5"))]
     assert kept == [
-        "stage01-epoch0001-batch000002.h5",
-        "stage01-epoch0001-batch000003.h5",
-        "stage01-epoch0002-done.h5",
+        "stage0001-epoch000001-batch00000002.h5",
+        "stage0001-epoch000001-batch00000003.h5",
+        "stage0001-epoch000002-done.h5",
     ]
 
 

@@ -66,8 +66,8 @@ def test_a_signal_leaves_a_classifier_and_the_run_goes_on(photos, tmp_path, caps
     assert run("train", photos, *WORDS, "--out", out) == 2
     assert "not finished" in capsys.readouterr().err
     assert run("train", "--resume", out) == 0
-    assert "Going on from stage01" in capsys.readouterr().out
-    assert sorted(path.name for path in out.iterdir()) == [
+    assert "Going on from stage0001" in capsys.readouterr().out
+    assert sorted(path.name for path in out.glob("[!.]*")) == [
         "batches.csv",
         "classifier.h5",
         "curves.png",
@@ -89,7 +89,7 @@ def test_a_full_disk_has_a_status_of_its_own(photos, tmp_path, capsys, at_third_
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     assert "cannot be written" in capsys.readouterr().err
-    assert sorted(path.suffix for path in (out / "checkpoints").iterdir()) == [".h5", ".h5", ".json"]
+    assert sorted(path.suffix for path in (out / "checkpoints").glob("[!.]*")) == [".h5", ".h5", ".json"]
 
 
 def test_a_rate_that_is_far_too_high_ends_the_run(photos, tmp_path, capsys):

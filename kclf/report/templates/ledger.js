@@ -5,14 +5,19 @@
   const filter = document.getElementById("ledger-filter");
   const said = document.getElementById("ledger-said");
   const parts = (row) => [row.querySelector("select"), row.querySelector("input")];
-  const key = "kclf-ledger " + records.length + " " + records.map((r) => r.path + r.problem).join("|").slice(0, 400);
+  // Choices are kept by what was checked, not by the row: the page of another check has other rows.
+  const key = "kclf-ledger " + (records.length ? records[0].folder : "");
+  const identity = (row) => {
+    const record = records[Number(row.dataset.row)];
+    return JSON.stringify([record.path, record.problem, record.digest, record.num_bytes]);
+  };
   let kept = {};
   try { kept = JSON.parse(localStorage.getItem(key)) || {}; } catch { /* no storage for this page: nothing is kept */ }
 
   const mark = (row) => {
     const [action, target] = parts(row);
     row.classList.toggle("changed", action.value !== "keep");
-    kept[row.dataset.row] = [action.value, target.value];
+    kept[identity(row)] = [action.value, target.value];
   };
   const keep = () => {
     try { localStorage.setItem(key, JSON.stringify(kept)); } catch { /* as above */ }
@@ -21,7 +26,7 @@
   };
   for (const row of rows) {
     const [action, target] = parts(row);
-    const known = kept[row.dataset.row];
+    const known = kept[identity(row)];
     if (known) [action.value, target.value] = known;
     mark(row);
     for (const part of [action, target]) part.addEventListener("change", () => { mark(row); keep(); });

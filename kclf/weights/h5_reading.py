@@ -1,0 +1,217 @@
+"""HDF5 files of others, such as Keras', read so that none can lead out of itself, hang or fill the memory."""
+
+from __future__ import annotations
+
+import io
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import h5py
+import numpy as np
+
+from .._core.h5_store import NUMBER_KINDS, AnyPath, require_file
+from ..errors import FileFormatError, KclfError
+
+# zlib, the strongest of the filters every HDF5 library has, shrinks at most 1032 : 1.
+LARGEST_COMPRESSION = 1032
+LONGEST_TEXT = 2**27  # characters
+_SUPERBLOCK = b"\x89HDF\r\n\x1a\n"
+_STRING_HEAP = b"GCOL\1"  # three bytes that mean nothing follow, then the size
+_NAME_HEAP = b"HEAP\0"  # the same; then the place of the first free block, and the address of the blocks
+_LAST_BLOCK = 1  # in the place of the next free block
+
+
+@contextmanager
+def open_h5(path: AnyPath, content: bytes | None = None) -> Iterator[h5py.File]:
+    """Open any HDF5 file for reading; whatever fails inside the block is a `FileFormatError` with the path.
+
+    Args:
+        path: the file to read.
+        content: what to read instead, as from an archive; `path` then only names it.
+
+    Raises:
+        OSError: there is no such file, or it is a folder.
+        FileFormatError: the HDF5 library cannot read the file.
+    """
+    require_file(path)
+    try:
+        _check_heaps(path, content)
+        with h5py.File(path if content is None else io.BytesIO(content), "r") as file:
+            yield file
+    except FileFormatError as error:
+        raise FileFormatError(f"{os.fspath(path)}: {error}") from error
+    except KclfError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise FileFormatError(f"{os.fspath(path)}: damaged, or no HDF5 file ({error}).") from error
+
+
+def member_of(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    """The named member through a hard link only: soft and external links can lead out of the file."""
+    link = group.get(name, getlink=True)
+    _refuse_if(link is None, f"it has no {name!r}")
+    _refuse_if(not isinstance(link, h5py.HardLink), f"{name!r} is a link to somewhere else")
+    member = group[name]
+    _refuse_if(not isinstance(member, (h5py.Group, h5py.Dataset)), f"{name!r} is a {type(member)}")
+    return member
+
+
+def group_of(group: h5py.Group, path: str) -> h5py.Group | None:
+    """The group at a path below another, by hard links; None where there is none."""
+    for part in path.split("/"):
+        if part not in group:
+            return None
+        member = member_of(group, part)
+        _refuse_if(not isinstance(member, h5py.Group), f"{path!r} is no group")
+        group = member
+    return group
+
+
+def datasets_of(group: h5py.Group) -> dict[str, h5py.Dataset]:
+    """Every dataset below a group, by its path; links and absurd sizes are refused.
+
+    Args:
+        group: an open group or file.
+
+    Raises:
+        FileFormatError: a link leaves the tree, or a dataset claims more than the file can hold.
+    """
+    size = group.file.id.get_filesize()
+    datasets = dict(_walk(group))
+    for dataset in datasets.values():
+        _check_size(dataset, size)
+    return datasets
+
+
+def array_in(stored: h5py.Dataset | np.ndarray) -> np.ndarray:
+    """The numbers of a dataset, or of an array.
+
+    Raises:
+        FileFormatError: it holds anything but real numbers.
+    """
+    _refuse_if(stored.dtype.kind not in NUMBER_KINDS, f"an array holds {stored.dtype}, expected real numbers")
+    return np.asarray(stored[...])
+
+
+def _walk(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Path and dataset of everything below, each object once: a second hard link to one is refused."""
+    waiting = [("", group)]
+    seen = {h5py.h5o.get_info(group.id).addr}
+    while waiting:
+        prefix, current = waiting.pop()
+        for name in current:
+            path = f"{prefix}{name}"
+            member = member_of(current, name)
+            address = h5py.h5o.get_info(member.id).addr
+            _refuse_if(address in seen, f"{path!r} is in it twice")
+            seen.add(address)
+            if isinstance(member, h5py.Group):
+                waiting.append((f"{path}/", member))
+            else:
+                yield path, member
+
+
+def _check_size(dataset: h5py.Dataset, file_size: int) -> None:
+    """Make sure that the data lie in this file."""
+    name, stored = dataset.name, dataset.id.get_storage_size()
+    _refuse_if(dataset.is_virtual or dataset.external, f"the data of {name!r} lie in another file")
+    claimed = math.prod(dataset.shape or ()) * dataset.dtype.itemsize
+    _refuse_if(stored > file_size, f"{name!r} claims {stored} stored bytes, and the file has {file_size}")
+    most = stored * LARGEST_COMPRESSION if dataset.chunks else stored
+    _refuse_if(claimed > most, f"{name!r} claims {claimed} bytes, and {stored} are stored")
+
+
+def _refuse_if(wrong: object, reason: str) -> None:
+    if wrong:
+        raise FileFormatError(f"refused: {reason}.")
+
+
+# ---- heaps ------------------------------------------------------------
+
+
+def _check_heaps(path: AnyPath, content: bytes | None) -> None:
+    """Refuse heaps that the HDF5 library would walk over for ever, or out of its memory.
+
+    It goes from object to object by lengths that it believes, and stays where one is 0; from free block to
+    free block, without an end and into all memory where they go in a circle; and takes 4 GB for a string that
+    says so (all seen with HDF5 2.0). Bytes of a weight can look like a heap: one counts only where its
+    address is in the file as well.
+    """
+    if content is not None:
+        _check_heaps_in(content)
+        return
+    with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        _check_heaps_in(mapped)
+
+
+def _check_heaps_in(content: bytes | mmap.mmap) -> None:
+    base = _superblock_of(content)
+    if base is None:
+        return  # no HDF5 file, as the library will say
+    sizes = base + (13 if content[base + len(_SUPERBLOCK)] < 2 else 9)
+    _refuse_if(content[sizes : sizes + 2] != b"\x08\x08", "its addresses or lengths are not of 8 bytes")
+    for start in _places(content, _STRING_HEAP):
+        references = list(_places(content, struct.pack("<Q", start - base)))
+        if references:
+            _check_string_heap(content, start, references)
+    for start in _places(content, _NAME_HEAP):
+        if content.find(struct.pack("<Q", start - base)) >= 0:
+            _check_name_heap(content, start, base)
+
+
+def _superblock_of(content: bytes | mmap.mmap) -> int | None:
+    """Where the HDF5 part begins: after no user block, or after one of 512, 1,024, 2,048 ... bytes."""
+    base = 0
+    while base + len(_SUPERBLOCK) < len(content):
+        if content[base : base + len(_SUPERBLOCK)] == _SUPERBLOCK:
+            return base
+        base = 2 * base or 512
+    return None
+
+
+def _places(content: bytes | mmap.mmap, mark: bytes) -> Iterator[int]:
+    start = content.find(mark)
+    while start >= 0:
+        yield start
+        start = content.find(mark, start + len(mark))
+
+
+def _check_string_heap(content: bytes | mmap.mmap, start: int, references: list[int]) -> None:
+    place, size = start + 16, int.from_bytes(content[start + 8 : start + 16], "little")
+    end = start + size
+    _refuse_if(max(place, end) > len(content), "a heap is longer than the file")
+    _refuse_if(size % 8, "a heap has a size that cannot be")
+    while place + 16 <= end:
+        index, length = struct.unpack_from("<H6xQ", content, place)
+        step = 16 + -(-length // 8) * 8 if index else length  # object 0 is what is free, with its header
+        _refuse_if(step < 16 or place + step > end, "an object in a heap has a length that cannot be")
+        place += step
+    for reference in references:
+        _check_text(content, reference, size)
+
+
+def _check_text(content: bytes | mmap.mmap, reference: int, size: int) -> None:
+    """Refuse a text that is longer than its heap: 4 bytes of length, the heap's address, 4 bytes of index.
+
+    The same 8 bytes can be part of something else; a text is known by its place or by its index.
+    """
+    if not 4 <= reference <= len(content) - 12:
+        return
+    length, index = (struct.unpack_from("<I", content, reference + at)[0] for at in (-4, 8))
+    is_text = reference % 8 == 4 or 0 < index < 1 << 16 or length > LONGEST_TEXT
+    _refuse_if(length > size and is_text, f"a text claims {length} characters in a heap of {size} bytes")
+
+
+def _check_name_heap(content: bytes | mmap.mmap, start: int, base: int) -> None:
+    if start + 32 > len(content):
+        return
+    size, free, address = struct.unpack_from("<QQQ", content, start + 8)
+    seen: set[int] = set()
+    while free != _LAST_BLOCK and free < size and base + address + free + 8 <= len(content):
+        _refuse_if(free in seen, "the free blocks of a heap go in a circle")
+        seen.add(free)
+        (free,) = struct.unpack_from("<Q", content, base + address + free)
