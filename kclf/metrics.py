@@ -1,4 +1,4 @@
-"""Metrics on finished predictions (numpy arrays, torch tensors and lists alike), and two for `compile`.
+"""Metrics on finished predictions (numpy arrays, torch tensors and lists alike), and some for `compile`.
 
 The functions need no model: `accuracy(log_preds, y)` works on what `Learner.TTA` gives, on a tensor of logits
 on the GPU, and on nested lists.
@@ -158,12 +158,143 @@ class ErrorRate(keras.metrics.MeanMetricWrapper):
         return {"name": self.name, "dtype": self.dtype}
 
 
+# Keras' metrics that read predictions as probabilities in [0, 1], by a threshold or as they are.
+_OF_PROBABILITIES = (
+    keras.metrics.AUC,
+    keras.metrics.Precision,
+    keras.metrics.Recall,
+    keras.metrics.TruePositives,
+    keras.metrics.TrueNegatives,
+    keras.metrics.FalsePositives,
+    keras.metrics.FalseNegatives,
+    keras.metrics.SensitivityAtSpecificity,
+    keras.metrics.SpecificityAtSensitivity,
+    keras.metrics.PrecisionAtRecall,
+    keras.metrics.RecallAtPrecision,
+    keras.metrics.FBetaScore,
+    keras.metrics.BinaryAccuracy,
+    keras.metrics.BinaryCrossentropy,
+    keras.metrics.CategoricalCrossentropy,
+    keras.metrics.SparseCategoricalCrossentropy,
+    keras.metrics.KLDivergence,
+    keras.metrics.TopKCategoricalAccuracy,
+    keras.metrics.SparseTopKCategoricalAccuracy,
+    keras.metrics.CategoricalAccuracy,
+    keras.metrics.SparseCategoricalAccuracy,
+)
+_WHOLE_LABELS = (
+    keras.metrics.SparseCategoricalAccuracy,
+    keras.metrics.SparseTopKCategoricalAccuracy,
+    keras.metrics.SparseCategoricalCrossentropy,
+)
+_ALL_CLASSES = (
+    keras.metrics.FBetaScore,
+    keras.metrics.CategoricalCrossentropy,
+    keras.metrics.KLDivergence,
+    keras.metrics.TopKCategoricalAccuracy,
+    keras.metrics.CategoricalAccuracy,
+)
+_BY_FUNCTION = {  # names that Keras keeps as functions
+    "top_k_categorical_accuracy": keras.metrics.TopKCategoricalAccuracy,
+    "sparse_top_k_categorical_accuracy": keras.metrics.SparseTopKCategoricalAccuracy,
+    "binary_accuracy": keras.metrics.BinaryAccuracy,
+    "binary_crossentropy": keras.metrics.BinaryCrossentropy,
+    "categorical_crossentropy": keras.metrics.CategoricalCrossentropy,
+    "sparse_categorical_crossentropy": keras.metrics.SparseCategoricalCrossentropy,
+}
+
+
+@keras.saving.register_keras_serializable(package="kclf")
+class OnProbabilities(keras.metrics.Metric):
+    """A Keras metric of probabilities, fed from logits, with the labels in the form that it reads.
+
+    `ImageClassifier.compile` puts it around AUC, Precision, Recall, F-scores, top-k and others. Of two
+    classes the second is the positive one; of more, each class is a yes-or-no answer.
+
+    Args:
+        metric: the metric, or its config.
+        task: "single_label" or "multi_label".
+        name: of the metric; None takes that of `metric`.
+        dtype: as for every Keras metric.
+
+    Example:
+        >>> metric = OnProbabilities(keras.metrics.Precision(), "single_label")
+        >>> metric.update_state(np.array([1, 0]), np.array([[-1.0, 3.0], [-3.0, -5.0]]))
+        >>> float(metric.result())
+        1.0
+    """
+
+    def __init__(self, metric: Any, task: str, name: str | None = None, dtype: Any = None) -> None:
+        metric = keras.metrics.get(metric)
+        super().__init__(name=name or metric.name, dtype=dtype)
+        self.metric, self.task = metric, task
+        self._direction = getattr(metric, "_direction", None)
+
+    @staticmethod
+    def is_for(metric: Any, task: str) -> bool:
+        """Whether a metric reads probabilities, so that logits would mislead it."""
+        if isinstance(metric, keras.metrics.Metric) and metric.get_config().get("from_logits"):
+            return False
+        if isinstance(metric, keras.metrics.BinaryAccuracy) and metric.threshold == 0:
+            return False  # a logit of 0 is a probability of .5
+        return isinstance(metric, _OF_PROBABILITIES)
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Add a batch.
+
+        Args:
+            y_true: whole labels (batch,) or (batch, 1), or rows (batch, classes).
+            y_pred: logits (batch, classes).
+            sample_weight: weight of each photo.
+        """
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        if self.task == "multi_label":
+            self.metric.update_state(y_true, ops.sigmoid(y_pred), sample_weight)
+            return
+        labels, classes = _whole_labels(y_true, y_pred), y_pred.shape[-1]
+        probabilities = ops.softmax(y_pred, axis=-1)
+        if isinstance(self.metric, _WHOLE_LABELS):
+            self.metric.update_state(labels, probabilities, sample_weight)
+        elif classes == 2 and not isinstance(self.metric, _ALL_CLASSES):
+            self.metric.update_state(labels[:, None], probabilities[:, 1:], sample_weight)
+        else:
+            self.metric.update_state(ops.one_hot(labels, classes), probabilities, sample_weight)
+
+    def result(self) -> Any:
+        """The metric's figure."""
+        return self.metric.result()
+
+    def reset_state(self) -> None:
+        """Begin anew."""
+        self.metric.reset_state()
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` needs."""
+        return {
+            "metric": keras.saving.serialize_keras_object(self.metric),
+            "task": self.task,
+            "name": self.name,
+            "dtype": self.dtype,
+        }
+
+
+def metric_by_name(name: str) -> Any:
+    """Keras' metric of a name; a class where Keras itself keeps a function of probabilities."""
+    made = _BY_FUNCTION.get(name)
+    return keras.metrics.get(name) if made is None else made(name=name)
+
+
+def _whole_labels(y_true: Any, y_pred: Any) -> Any:
+    """Labels as int32 (batch,), from classes or from rows of shares, of which the largest counts."""
+    if len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1]:
+        y_true = ops.argmax(y_true, axis=-1)
+    return ops.reshape(ops.cast(y_true, "int32"), (-1,))
+
+
 def _hits(y_true: Any, y_pred: Any) -> Any:
     """1.0 where the largest score is that of the label, float32 (batch,)."""
     y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-    if len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1]:
-        y_true = ops.argmax(y_true, axis=-1)
-    labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
+    labels = _whole_labels(y_true, y_pred)
     return ops.cast(ops.equal(labels, ops.cast(ops.argmax(y_pred, axis=-1), "int32")), "float32")
 
 

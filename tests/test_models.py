@@ -148,7 +148,7 @@ def test_freezing_moves_nothing_but_the_head():
 
 def test_unfreezing_after_fit_needs_no_compile_and_keeps_the_optimizer():
     model = tiny()
-    model.compile("adam")
+    model.compile()
     model.fit(*photos(), verbose=0)
     before, optimizer = arrays_of(model.backbone), model.optimizer
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ class _Acceleration:
     model: keras.Model
     replaced: list[tuple[Any, str]] = field(default_factory=list)
     plans: list[_PlannedCall] = field(default_factory=list)
+    checkpointing: bool = False
     step: LeanStep | None = None
 
     def replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
@@ -38,10 +40,25 @@ class _Acceleration:
     def refresh(self) -> None:
         """Compile anew at the next call: layers and optimizer may have changed since the last `fit`."""
         store_for_torch(self.model)
+        if [plan.model for plan in self.plans] != _planned_graphs(self.model):
+            self._plan_anew()  # layers were added or taken away, or the model has been built since
         for plan in self.plans:
             plan.forget()
         if self.step is not None:
             self.step.refresh()
+
+    def _plan_anew(self) -> None:
+        kept = []
+        for owner, name in self.replaced:
+            if name == "call":
+                owner.__dict__.pop(name, None)
+            else:
+                kept.append((owner, name))
+        self.replaced, self.plans = kept, []
+        _plan_calls(self.model, self, self.checkpointing)
+        _lone_batchnorms(self.model, self)
+        if self.step is not None:
+            self.step.forward = _fast_call(self.model)
 
     def remove(self) -> None:
         for owner, name in self.replaced:
@@ -120,7 +137,7 @@ def accelerate(model: keras.Model, *, checkpointing: bool = False) -> keras.Mode
             f"Received: backend={keras.backend.backend()!r}"
         )
     deaccelerate(model)
-    state = _Acceleration(model)
+    state = _Acceleration(model, checkpointing=checkpointing)
     _plan_calls(model, state, checkpointing)
     _lone_batchnorms(model, state)
     store_for_torch(model)
@@ -154,17 +171,50 @@ def is_accelerated(model: keras.Model) -> bool:
     return _STATE in model.__dict__
 
 
+@contextmanager
+def run_by_keras(model: keras.Model) -> Iterator[None]:
+    """Let Keras call each layer of an accelerated model within the block, as where layers are looked into."""
+    state = model.__dict__.get(_STATE)
+    planned = [] if state is None else [plan.model for plan in state.plans]
+    taken = [(graph, graph.__dict__.pop("call")) for graph in planned if "call" in graph.__dict__]
+    try:
+        yield
+    finally:
+        for graph, call in taken:
+            override(graph, call=call)
+
+
 def _plan_calls(model: keras.Model, state: _Acceleration, checkpointing: bool) -> None:
     """Hang a plan on every functional model that is this model or lies in it."""
-    graphs = [functional_of(layer) for layer in model._flatten_layers()]
-    for graph in dict.fromkeys(graph for graph in graphs if graph is not None):
-        masking = [layer.name for layer in graph._flatten_layers() if isinstance(layer, MASKING)]
-        if masking:
+    for graph in _graphs(model):
+        if masking := _masking(graph):
             logger.info("%s is run by Keras: %s make masks", graph.name, ", ".join(masking))
             continue
         call = _PlannedCall(graph, checkpointing)
         state.plans.append(call)
         state.replace(graph, "call", call)
+
+
+def _graphs(model: keras.Model) -> list[Any]:
+    """Every functional graph that is this model or lies in it, each once."""
+    graphs = [functional_of(layer) for layer in model._flatten_layers()]
+    return list(dict.fromkeys(graph for graph in graphs if graph is not None))
+
+
+def _masking(graph: Any) -> list[str]:
+    return [layer.name for layer in graph._flatten_layers() if isinstance(layer, MASKING)]
+
+
+def _planned_graphs(model: keras.Model) -> list[Any]:
+    """The graphs that are run by plans."""
+    return [graph for graph in _graphs(model) if not _masking(graph)]
+
+
+def _fast_call(model: keras.Model) -> Any:
+    """The planned forward pass of a model that is one graph; None where its own call has to run."""
+    graph = functional_of(model)
+    call = None if graph is None else graph.__dict__.get("call")
+    return call.fast if isinstance(call, _PlannedCall) else None
 
 
 def _lone_batchnorms(model: keras.Model, state: _Acceleration) -> None:
@@ -186,9 +236,7 @@ def _lean_step(model: keras.Model, state: _Acceleration) -> None:
     if reason is not None:
         logger.info("%s keeps Keras' step: %s", model.name, reason)
         return
-    graph = functional_of(model)
-    call = None if graph is None else graph.__dict__.get("call")
-    state.step = LeanStep(model, call.fast if isinstance(call, _PlannedCall) else None)
+    state.step = LeanStep(model, _fast_call(model))
     state.replace(model, "train_step", state.step.train_step)
     state.replace(model, "test_step", state.step.test_step)
     if get_device() == "cpu":

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from keras import losses, metrics
 
 from .._core.devices import send
-from .._core.keras_private import Trainer
-from ..losses import CrossEntropy
+from .._core.keras_private import Trainer, function_of_loss
+from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..metrics import ErrorRate, LabelAccuracy
 
 BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -35,8 +35,33 @@ def batch_loss(compiled: Any) -> BatchLoss | None:
         return None
     if loss.reduction not in ("sum_over_batch_size", "mean"):
         return None
-    make = LOSSES.get(type(loss))
+    function = function_of_loss(loss)
+    make = LOSSES.get(type(loss)) if function is None else FUNCTIONS.get(function)
     return None if make is None else make(loss)
+
+
+def _binary_cross_entropy(loss: BinaryCrossEntropy) -> BatchLoss | None:
+    if loss.focal_gamma:
+        return None
+    binary = _smoothed_binary(loss.label_smoothing)
+    return lambda y, logits: binary(y, logits) if y.shape == logits.shape else loss(y, logits)
+
+
+def _log_of_probabilities(y_pred: torch.Tensor) -> torch.Tensor:
+    """Logarithms as Keras takes them: rows that sum to 1, clipped."""
+    shares = y_pred.float() / y_pred.float().sum(-1, keepdim=True)
+    return shares.clip(keras.config.epsilon(), 1.0 - keras.config.epsilon()).log()
+
+
+def _sparse_probabilities(loss: Any) -> BatchLoss:
+    return lambda y, y_pred: F.nll_loss(_log_of_probabilities(y_pred), y.reshape(-1).long())
+
+
+def _binary_probabilities(loss: Any) -> BatchLoss:
+    low, high = keras.config.epsilon(), 1.0 - keras.config.epsilon()
+    return lambda y, y_pred: F.binary_cross_entropy(
+        y_pred.float().clip(low, high), y.float().reshape(y_pred.shape)
+    )
 
 
 def _sparse_categorical(loss: losses.SparseCategoricalCrossentropy) -> BatchLoss | None:
@@ -53,10 +78,10 @@ def _categorical(loss: losses.CategoricalCrossentropy) -> BatchLoss | None:
 
 
 def _binary(loss: losses.BinaryCrossentropy) -> BatchLoss | None:
-    if not loss.from_logits:
-        return None
-    smoothing = loss.label_smoothing
+    return _smoothed_binary(loss.label_smoothing) if loss.from_logits else None
 
+
+def _smoothed_binary(smoothing: float) -> BatchLoss:
     def binary(y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         target = y.float().reshape(logits.shape)
         if smoothing:
@@ -97,12 +122,22 @@ def _cross_entropy(loss: CrossEntropy) -> BatchLoss:
 
 
 LOSSES: dict[type, Callable[[Any], BatchLoss | None]] = {
+    CrossEntropy: _cross_entropy,
+    BinaryCrossEntropy: _binary_cross_entropy,
     losses.SparseCategoricalCrossentropy: _sparse_categorical,
     losses.CategoricalCrossentropy: _categorical,
     losses.BinaryCrossentropy: _binary,
     losses.MeanSquaredError: _squared,
     losses.MeanAbsoluteError: _absolute,
-    CrossEntropy: _cross_entropy,
+}
+
+
+# Losses that `compile` was given by name, which Keras keeps as functions of probabilities.
+FUNCTIONS: dict[Any, Callable[[Any], BatchLoss]] = {
+    losses.mean_squared_error: _squared,
+    losses.mean_absolute_error: _absolute,
+    losses.sparse_categorical_crossentropy: _sparse_probabilities,
+    losses.binary_crossentropy: _binary_probabilities,
 }
 
 
@@ -139,7 +174,8 @@ def _categorical_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor
 
 
 def _label_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
-    labels = y.argmax(-1) if y.shape == y_pred.shape else y.reshape(-1)
+    several = y.shape == y_pred.shape and y_pred.shape[-1] > 1
+    labels = y.argmax(-1) if several else y.reshape(-1)
     return (y_pred.argmax(-1) == labels).sum()
 
 
@@ -193,7 +229,7 @@ def unsupported_reason(model: keras.Model) -> str | None:
 class LeanStep:
     """One training or test step of a compiled model: Keras' results, in fewer and quieter operations.
 
-    What it does not know (a custom loss or metric, sample weights, several outputs, activity losses) it
+    What it does not know (a custom loss, sample weights, several outputs, activity losses) it
     leaves to Keras, part by part.
 
     Args:
@@ -285,12 +321,17 @@ class LeanStep:
         totals = self._totals
         if totals is None or weight is not None or not labels_fit(y, y_pred):
             return model.compute_metrics(x, y, y_pred, sample_weight=weight)
-        if not all(metric_takes(metric, y, y_pred) for metric, _ in totals):
+        if not all(total is None or metric_takes(metric, y, y_pred) for metric, total in totals):
             return model.compute_metrics(x, y, y_pred, sample_weight=weight)
-        for metric, total in totals:
-            add_to_mean(metric, total(y, y_pred), float(size))
         logs = {model._loss_tracker.name: mean_value(model._loss_tracker)}
-        return logs | {metric.name: mean_value(metric) for metric, _ in totals}
+        for metric, total in totals:
+            if total is None:
+                metric.update_state(y, y_pred)
+                logs[metric.name] = metric.result()
+            else:
+                add_to_mean(metric, total(y, y_pred), float(size))
+                logs[metric.name] = mean_value(metric)
+        return logs
 
 
 def _is_known(layer: Any) -> bool:
@@ -300,7 +341,7 @@ def _is_known(layer: Any) -> bool:
 
 
 def _device_metrics(compiled: Any) -> list[tuple[Any, Any]] | None:
-    """Pairs of a metric and its device form; None where one has to be left to Keras."""
+    """Pairs of a metric and its device form, None where it updates itself; None where all is for Keras."""
     if compiled is None:
         return []
     if not compiled.built or any(compiled._flat_weighted_metrics) or len(compiled._flat_metrics) != 1:
@@ -308,7 +349,7 @@ def _device_metrics(compiled: Any) -> list[tuple[Any, Any]] | None:
     group = compiled._flat_metrics[0]
     found = [(metric, batch_total(metric)) for metric in (group.metrics if group else [])]
     names = {metric.name for metric, _ in found}
-    usable = all(total is not None for _, total in found) and len(names) == len(found)
+    usable = len(names) == len(found)
     return found if usable and not (group and group.output_name) else None
 
 

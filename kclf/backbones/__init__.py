@@ -1,6 +1,6 @@
 """Backbones by name: every model of `keras.applications` that torch can build, and those it lacks."""
 
-from .building import build_backbone, split_backbone, split_blocks
+from .building import build_backbone, built_name, split_backbone, split_blocks
 from .published import BackboneInfo, backbone_info, backbone_table, find_weights
 from .registry import BackboneSpec, backbone_names, backbone_spec
 
@@ -12,6 +12,7 @@ __all__ = [
     "backbone_spec",
     "backbone_table",
     "build_backbone",
+    "built_name",
     "find_weights",
     "split_backbone",
     "split_blocks",

@@ -51,7 +51,8 @@ def build_backbone(
         name: one of `backbone_names()`.
         weights: "imagenet" for the published ones (of any data), None for random values, or the path of a
             weights file: Keras `.weights.h5`, `.keras` or legacy `.h5`, safetensors or a torch state dict,
-            a file with top will do; or a folder of such files under their published names.
+            a classifier that kclf saved; a file with top or of a model that holds this backbone will do; or
+            a folder of such files under their published names.
         input_shape: (height, width, channels); None leaves a side open. For other than three channels the
             first convolution is adapted, see `adapted_kernel`.
 
@@ -74,18 +75,29 @@ def build_backbone(
     require_channels_last()
     spec = backbone_spec(name)
     if input_shape[-1] not in (None, COLOURS):
-        return _with_channels(spec, weights, input_shape)
+        return _named(_with_channels(spec, weights, input_shape), name)
     path = _weights_file(spec, weights)
     if path is None:
-        return _built(spec, None if weights is None else "imagenet", input_shape)
+        return _named(_built(spec, None if weights is None else "imagenet", input_shape), name)
     _refuse_other_pixels(spec, path)
     model = _built(spec, None, input_shape)
     try:
-        load_weights(model, path, skip=TOP_LAYERS)
+        load_weights(model, path, skip=TOP_LAYERS, part=True)
     except WeightsError as error:
         raise WeightsError(f"{error}{_whose_shapes(spec, path)}") from error
     correct_variance(model)
+    return _named(model, name)
+
+
+def _named(model: keras.Model, name: str) -> keras.Model:
+    """The model, which remembers by what name it was built, out of sight of Keras."""
+    vars(model)["_kclf_backbone"] = name
     return model
+
+
+def built_name(model: keras.Model) -> str | None:
+    """The name by which `build_backbone` built a model; None for any other model."""
+    return vars(model).get("_kclf_backbone")
 
 
 def _weights_file(spec: BackboneSpec, weights: str | os.PathLike[str] | None) -> Path | None:

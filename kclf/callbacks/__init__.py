@@ -1,6 +1,7 @@
 """Callbacks for `model.fit`: schedules of the rate, snapshots, and what a run did."""
 
 from .checkpoint import Checkpoint
+from .delivered import DeliveredModel
 from .guards import CollapseDetector, FiniteGuard
 from .lr_finder import LearningRateFinder, RangeTest, RangeTestRun, Suggestion, find_learning_rate
 from .lr_schedules import CosineRestarts, FlatCosine, OneCycle, Schedule
@@ -12,6 +13,7 @@ __all__ = [
     "Checkpoint",
     "CollapseDetector",
     "CosineRestarts",
+    "DeliveredModel",
     "EpochTable",
     "FiniteGuard",
     "FlatCosine",

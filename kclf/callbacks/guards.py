@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 import torch
 
-from .._core.fit_hooks import Step, unwrap_step, wrap_step
+from .._core.fit_hooks import Step, overridden, unwrap_step, wrap_step
+from ..acceleration import run_by_keras
 from ..distributed import world_size
 from ..errors import NotFiniteError
 from ..optimizers import layer_group_optimizer
 from .checkpoint import Checkpoint
+from .delivered import live_batchnorms
 from .steps import LossHook
 
 NEAR_CHANCE = 5.0  # training is this many times further above chance than validation
@@ -143,12 +146,6 @@ def accuracy_of(logs: dict[str, float], prefix: str = "") -> float | None:
     return None
 
 
-def live_batchnorms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """The BatchNorm layers that use, and follow, the statistics of each training batch."""
-    layers = model._flatten_layers()
-    return [one for one in layers if isinstance(one, keras.layers.BatchNormalization) and one.trainable]
-
-
 def probe_losses(model: keras.Model, data: Iterable[Any]) -> tuple[float, float]:
     """Mean loss of a few batches, normalised by the moving averages and by the batches themselves.
 
@@ -163,7 +160,7 @@ def probe_losses(model: keras.Model, data: Iterable[Any]) -> tuple[float, float]
     """
     batches = [batch for batch, _ in zip(data, range(PROBE_BATCHES), strict=False)]
     by_averages = _mean_loss(model, batches)
-    with _by_batch(live_batchnorms(model)):
+    with run_by_keras(model), _by_batch(live_batchnorms(model)):
         return by_averages, _mean_loss(model, batches)
 
 
@@ -177,19 +174,19 @@ def _mean_loss(model: keras.Model, batches: list[Any]) -> float:
 def _by_batch(norms: list[keras.layers.BatchNormalization]) -> Iterator[None]:
     """Let BatchNorm layers use the statistics of each batch, without learning from them."""
     kept = [(norm, norm.moving_mean.value.clone(), norm.moving_variance.value.clone()) for norm in norms]
-    for norm in norms:
-        object.__setattr__(norm, "call", _training_call(norm))
     try:
-        yield
+        with ExitStack() as stack:
+            for norm in norms:
+                stack.enter_context(overridden(norm, call=_training_call(norm)))
+            yield
     finally:
         for norm, mean, variance in kept:
-            object.__delattr__(norm, "call")
             norm.moving_mean.assign(mean)
             norm.moving_variance.assign(variance)
 
 
 def _training_call(norm: keras.layers.BatchNormalization) -> Any:
-    original = norm.call
+    original = functools.partial(type(norm).call, norm)
 
     def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         return original(inputs, training=True, mask=mask)

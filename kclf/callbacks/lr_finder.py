@@ -287,6 +287,8 @@ class LearningRateFinder(keras.callbacks.Callback):
         >>> finder = LearningRateFinder(num_steps=50)
     """
 
+    leaves_no_trace = True
+
     def __init__(
         self,
         start: float = 1e-7,

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from .. import schedules
+from .._core.fit_hooks import Step, unwrap_step, wrap_step
 from ..distributed import require_joined
 from ..optimizers.variables import GroupSpec
 from ..schedules import ScheduleFunction
@@ -50,6 +51,16 @@ class Schedule(keras.callbacks.Callback):
         num_steps, self._steps_per_epoch = steps_of_run(self.params)
         self._hyperparameters = Hyperparameters(self.model.optimizer)
         self._functions = self.functions(self._hyperparameters, num_steps, self._steps_per_epoch)
+        if self.model.train_function is not None:  # else no fit of Keras' drives it
+            wrap_step(self.model, "train_function", self._interruptible)
+
+    def _interruptible(self, step: Step, data: list[Any]) -> Any:
+        """A step; where it is interrupted, Keras calls no callback, and the next fit must find its rates."""
+        try:
+            return step(data)
+        except KeyboardInterrupt:
+            self._hyperparameters.restore()
+            raise
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Count from the start of the run, not of the epoch."""
@@ -64,6 +75,7 @@ class Schedule(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Give the optimizer its own values back."""
         self._hyperparameters.restore()
+        unwrap_step(self.model, "train_function", self._interruptible)
 
 
 class OneCycle(Schedule):

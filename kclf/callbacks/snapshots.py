@@ -14,6 +14,7 @@ import keras
 from ..distributed import barrier, is_main
 from ..errors import TrainingError
 from ..weights import save_weights
+from .delivered import as_delivered
 
 
 @contextmanager
@@ -37,16 +38,21 @@ def load_snapshot(model: keras.Model, path: str | os.PathLike[str]) -> None:
         model.load_weights(path)
 
 
-def save_snapshot(model: keras.Model, path: str | os.PathLike[str]) -> None:
+def save_snapshot(
+    model: keras.Model, path: str | os.PathLike[str], trained: keras.Model | None = None
+) -> None:
     """Save a model's weights without the optimizer's state; rank 0 writes while other processes wait.
+
+    Under an average of weights these are the averaged ones, which the last validation saw.
 
     Args:
         model: what to save.
         path: a file that ends in `.weights.h5`; folders are made.
+        trained: the model in training, where it is a part of `model`.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if is_main():
-        with without_optimizer(model):
+        with as_delivered(trained or model), without_optimizer(model):
             save_weights(model, path)
     barrier()
 
@@ -162,7 +168,7 @@ class BestModel(SaveAfterEpochs):
         patience: int | None = None,
         restore: bool = True,
     ) -> None:
-        super().__init__(lambda _: save_snapshot(self.classifier or self.model, self.path), self._is_best)
+        super().__init__(self._save, self._is_best)
         self.path = Path(path)
         self.classifier = classifier
         self.monitor = monitor
@@ -174,6 +180,9 @@ class BestModel(SaveAfterEpochs):
         self.best: float | None = None
         self.best_epoch = -1
         self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def _save(self, epoch: int) -> None:
+        save_snapshot(self.classifier or self.model, self.path, self.model)
 
     def _is_best(self, epoch: int, logs: Mapping[str, Any]) -> bool:
         """Whether this is the best epoch; stops the run if none came for long."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import torch
 
-from .._core.fit_hooks import add_listener, remove_listener
+from .._core.fit_hooks import add_listener, override, remove_listener
 from ..distributed import require_joined
 from ..errors import TrainingError
 from ..optimizers import layer_group_optimizer
 from ..optimizers.variables import GroupSpec
+
+_SAVING = ("get_config", "save_own_variables")  # by which Keras writes an optimizer
 
 
 def steps_of_run(params: dict[str, Any] | None) -> tuple[int, int]:
@@ -54,7 +56,7 @@ class Hyperparameters:
     """
 
     def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
-        _finish_interrupted(optimizer)
+        finish_interrupted(optimizer)
         self._optimizer = optimizer
         self._last_rate: float | None = None
         self._groups = layer_group_optimizer(optimizer)
@@ -67,8 +69,36 @@ class Hyperparameters:
             )
         self._momentum_name = momentum_name(optimizer)
         self.learning_rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-        self.momentum = getattr(self._inner, self._momentum_name) if self._momentum_name else None
+        self.momentum = self._momentum_now()
+        parts = [optimizer, self._inner] + ([] if self._groups is None else [self._groups])
+        self._parts = list({id(part): part for part in parts}.values())
         vars(optimizer)["_before_schedule"] = self
+        for part in self._parts:  # what is saved meanwhile has the values from before
+            override(part, **{name: self._as_before(part, name) for name in _SAVING})
+
+    def _as_before(self, part: keras.optimizers.Optimizer, name: str) -> Callable[..., Any]:
+        """A method of an optimizer that saves it, run with the values from before the schedule."""
+
+        def save(*arguments: Any) -> Any:
+            rate, momentum = self._last_rate, self._momentum_now()
+            multipliers = () if self._groups is None else self._groups.learning_rate_multipliers
+            self._put(self.learning_rate, self.momentum, self._multipliers)
+            try:
+                return getattr(type(part), name)(part, *arguments)
+            finally:
+                self._put(self.learning_rate if rate is None else rate, momentum, multipliers)
+
+        return save
+
+    def _momentum_now(self) -> float | None:
+        return getattr(self._inner, self._momentum_name) if self._momentum_name else None
+
+    def _put(self, rate: float, momentum: float | None, multipliers: Sequence[float]) -> None:
+        self._optimizer.learning_rate = rate
+        if self._momentum_name:
+            setattr(self._inner, self._momentum_name, momentum)
+        if self._groups is not None:
+            self._groups.set_multipliers(multipliers)
 
     def set_group_rates(self, learning_rate: GroupSpec | None) -> float:
         """Set the rates of all groups and return the last one's; None keeps what the optimizer has."""
@@ -92,10 +122,15 @@ class Hyperparameters:
 
     def restore(self) -> None:
         """Put back the rate, the ratios between groups and the momentum from before the schedule."""
-        self.set(self.learning_rate, self.momentum)
-        if self._groups is not None:
-            self._groups.set_multipliers(self._multipliers)
+        self._put(self.learning_rate, self.momentum, self._multipliers)
+        self.release()
         vars(self._optimizer).pop("_before_schedule", None)
+
+    def release(self) -> None:
+        """Let the optimizer be saved as it is again."""
+        for part in self._parts:
+            for name in _SAVING:
+                vars(part).pop(name, None)
 
     def is_unchanged(self) -> bool:
         """True while the optimizer still has the rate that was set here last."""
@@ -103,10 +138,13 @@ class Hyperparameters:
         return self._last_rate is not None and now == np.float32(self._last_rate)
 
 
-def _finish_interrupted(optimizer: keras.optimizers.Optimizer) -> None:
+def finish_interrupted(optimizer: keras.optimizers.Optimizer) -> None:
     """Put back what a schedule left behind when its fit was cut off, unless the rate was set anew since."""
     before = vars(optimizer).pop("_before_schedule", None)
-    if before is not None and before.is_unchanged():
+    if before is None:
+        return
+    before.release()
+    if before.is_unchanged():
         before.restore()
 
 

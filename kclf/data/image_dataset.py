@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from .._core.arguments import at_least, one_of
 from .._core.devices import copy_stream, keras_device, send
-from .._core.keras_private import DataAdapter
+from .._core.keras_private import DataAdapter, beside_adapter
 from ..distributed import describe_data, local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
 from .images import CENTRE, RESIZE_METHODS, ResizeMethod
@@ -36,6 +36,13 @@ log = logging.getLogger("kclf.data")
 OnError = Literal["skip", "raise"]
 BATCHES_AHEAD = 2  # one being decoded while one waits: more only costs memory
 Batch = tuple[torch.Tensor, ...]
+_INSTEAD_OF = {
+    "y": "Give the labels where the data are made: ImageData.from_arrays((x, y)), ImageDataset(x, y)",
+    "sample_weight": "Pass arrays to fit(x, y, sample_weight=...), or weigh classes: "
+    "data.replace(class_weight=...)",
+    "class_weight": "Weigh classes where the data are made: ImageData(..., class_weight=...), or "
+    "data.replace(class_weight=...)",
+}
 
 
 class ImageDataset(DataLoader, DataAdapter):
@@ -131,7 +138,8 @@ class ImageDataset(DataLoader, DataAdapter):
         self.on_error = on_error
         self.max_unreadable = max_unreadable
         self.class_weight = class_weight
-        self.sample_weights = self._weights_in_loss(class_weight)
+        self.class_weights = self._weight_of_each_class(class_weight)
+        self.sample_weights = None if self.class_weights is None else self.class_weights[self.labels]
         self.sampling_weights = self._chances(sampling_weights)
         self._unreadable: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -263,7 +271,12 @@ class ImageDataset(DataLoader, DataAdapter):
 
     @property
     def num_batches(self) -> int:
-        """Batches an epoch."""
+        """Batches an epoch; here `fit` is refused what the dataset brings itself."""
+        for name in beside_adapter(("y", "sample_weight", "class_weight")):
+            raise DataError(
+                f"Expected no {name} beside a dataset of kclf, which brings its labels and weights itself. "
+                f"Received: {name}. {_INSTEAD_OF[name]}"
+            )
         return len(self)
 
     @property
@@ -408,7 +421,7 @@ class ImageDataset(DataLoader, DataAdapter):
             raise DataError(f"{what} needs one class an image. Received: task={self.task!r}")
         return self.class_counts()
 
-    def _weights_in_loss(self, class_weight: Mapping[str, float] | str | None) -> np.ndarray | None:
+    def _weight_of_each_class(self, class_weight: Mapping[str, float] | str | None) -> np.ndarray | None:
         if class_weight is None:
             return None
         counts = self._one_class_counts("class_weight")
@@ -422,7 +435,7 @@ class ImageDataset(DataLoader, DataAdapter):
                     f"Received: class_weight for {sorted(class_weight)}"
                 )
             weights = np.array([class_weight[name] for name in self.class_names])
-        return weights.astype(np.float32)[self.labels]
+        return weights.astype(np.float32)
 
     def _chances(self, weights: Sequence[float] | np.ndarray | str | None) -> np.ndarray | None:
         if weights is None:

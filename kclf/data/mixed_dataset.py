@@ -41,8 +41,8 @@ class MixedDataset(DataLoader):
             mixer = self.mixers[number % len(self.mixers)]
             mixer.set_random_state(generator_state(state["seed"], state["epoch"], number, *here))
             with torch.no_grad():
-                mixed = mixer(photos, labels, training=True)
-            yield (*mixed, *weights)
+                mixed, shares = mixer(photos, labels, training=True)
+            yield (mixed, *weighted_shares(shares, self.images.class_weights if weights else None))
 
     def blank_batches(self, batches: int) -> None:
         """Hand out the first batches of the next epoch without their photos."""
@@ -55,6 +55,30 @@ class MixedDataset(DataLoader):
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go to where another run stood."""
         self.images.load_state_dict(state)
+
+
+def weighted_shares(shares: torch.Tensor, class_weights: Any = None) -> tuple[torch.Tensor, ...]:
+    """Mixed labels, and the weights that make each class count in the loss by its share times its weight.
+
+    sum_c w_c q_c (-log p_c) is W times the cross-entropy of the labels w_c q_c / W, with W = sum_c w_c q_c.
+
+    Args:
+        shares: (batch, classes) shares q that sum to 1.
+        class_weights: w, (classes,); None for none.
+
+    Returns:
+        (labels,), or (labels, weights (batch,)).
+
+    Example:
+        >>> labels, weights = weighted_shares(torch.tensor([[0.5, 0.5]]), [3.0, 1.0])
+        >>> labels.tolist(), weights.tolist()
+        ([[0.75, 0.25]], [2.0])
+    """
+    if class_weights is None:
+        return (shares,)
+    weighted = shares * torch.as_tensor(class_weights, dtype=shares.dtype, device=shares.device)
+    total = weighted.sum(-1)
+    return weighted / total.clamp_min(torch.finfo(shares.dtype).tiny)[:, None], total
 
 
 def mixed(images: Any, mixup: float | None, cutmix: float | None) -> Any:

@@ -16,6 +16,7 @@ from .. import schedules
 from ..callbacks import (
     Checkpoint,
     CosineRestarts,
+    DeliveredModel,
     EpochTable,
     FlatCosine,
     OneCycle,
@@ -576,7 +577,7 @@ class Learner:
             train,
             validation_data=valid if validate else None,
             epochs=epochs,
-            callbacks=self._with_checkpoint(listening, train, resume),
+            callbacks=[DeliveredModel(train), *self._with_checkpoint(listening, train, resume)],
             shuffle=False,
             verbose=0,
         )

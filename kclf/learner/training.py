@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from .. import metrics as figures
-from ..losses import CrossEntropy
+from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..models import accuracy_metric, auto_loss
 from ..optimizers import LayerGroupOptimizer
 from ..optimizers.loss_scale import loss_scaled
@@ -33,7 +33,6 @@ METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
     figures.error_rate: lambda task: figures.ErrorRate(),
     figures.accuracy_multi: lambda task: accuracy_metric("multi_label"),
 }
-ACCURACY = ("accuracy", figures.accuracy)
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,12 @@ class Training:
         if self.ema is not None:
             settings |= {"use_ema": True, "ema_momentum": self.ema}
         multipliers = [decay / largest for decay in decays] if largest else 1.0
-        return LayerGroupOptimizer(self._make(auto, settings), groups, weight_decay_multipliers=multipliers)
+        return LayerGroupOptimizer(
+            self._make(auto, settings),
+            groups,
+            weight_decay_multipliers=multipliers,
+            warm_up_average=True,
+        )
 
     def _clip(self, auto: str) -> float | None:
         if not isinstance(self.clip, str):
@@ -147,13 +151,9 @@ class Training:
             return self.loss
         if task == "regression":
             self._refuse_shaping("numbers for labels")
-        if task == "regression" or not (self.label_smoothing or self.focal_gamma or self.mixes):
             return auto_loss(task)
-        if task == "single_label":
-            return CrossEntropy(self.label_smoothing, self.focal_gamma)
-        return keras.losses.BinaryFocalCrossentropy(
-            gamma=self.focal_gamma, from_logits=True, label_smoothing=self.label_smoothing
-        )
+        made = CrossEntropy if task == "single_label" else BinaryCrossEntropy
+        return made(self.label_smoothing, self.focal_gamma)
 
     def _refuse_shaping(self, beside: str) -> None:
         if self.label_smoothing or self.focal_gamma:
@@ -174,8 +174,6 @@ class Training:
         if isinstance(wanted, str) and wanted == "auto":
             wanted = [] if task == "regression" else ["accuracy"]
         wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
-        if self.mixes and task == "single_label":
-            wanted = [figures.LabelAccuracy() if metric in ACCURACY else metric for metric in wanted]
         return [METRICS[metric](task) if _is_ours(metric) else metric for metric in wanted]
 
 

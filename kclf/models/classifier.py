@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -16,7 +17,8 @@ from .._core.arguments import one_of
 from .._core.devices import send
 from .._core.h5_store import whole_file
 from ..acceleration import accelerate as accelerate_model
-from ..backbones import backbone_spec, build_backbone, split_backbone, split_blocks
+from ..backbones import backbone_spec, build_backbone, built_name, split_backbone, split_blocks
+from ..callbacks.delivered import delivered_first
 from ..data.decision import Decision
 from ..data.images import (
     CENTRE,
@@ -31,13 +33,17 @@ from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
 from ..errors import WeightsError
 from ..layers import InputNormalization, as_augmentation
+from ..optimizers import LayerGroupOptimizer
 from ..optimizers.loss_scale import loss_scaled
 from ..weights import layers_with_variables
-from .heads import accuracy_metric, auto_loss, build_head
+from .compile_arguments import loss_on_logits, metrics_on_logits
+from .heads import build_head
+from .input_checks import check_backbone, check_labels, check_shape, warn_of_range
 from .saved_file import write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train")
 BATCHNORM_MOMENTUM = 0.9
+SMALL_BATCH = 4  # times smaller than the one before: a remainder
 WITHOUT_BIAS = {"bias": False}  # what configurations and files mean that do not say: there was none
 
 
@@ -126,7 +132,9 @@ class ImageClassifier(keras.Model):
         self.dropout = float(dropout)
         self.bias = not self.hidden or task == "regression" if bias is None else bool(bias)
         self.checkpointing = bool(checkpointing)
-        self.backbone_name = backbone if isinstance(backbone, str) else None
+        self.backbone_name = backbone if isinstance(backbone, str) else built_name(backbone)
+        if not isinstance(backbone, str):
+            check_backbone(backbone, self.size)
         with _policy(self.dtype_policy):
             self.augmentation = as_augmentation(augmentation, self.size)
             self.normalization = _normalization(self.backbone_name, normalization)
@@ -148,13 +156,30 @@ class ImageClassifier(keras.Model):
             _settle_faster(self.backbone)
         self.decision: Decision | None = None
         self.built = True
+        self.__dict__.update(_range_checked=False, _size_before=0)  # out of sight of Keras' tracking
         self.freeze()
         if accelerate:
             accelerate_model(self, checkpointing=checkpointing)
 
     def call(self, images: Any, training: bool = False) -> Any:
         """Logits, float32, shape (batch, number of classes), of images (batch, height, width, 3)."""
-        return self.head(self.features(images, training=training), training=training)
+        check_shape(images)
+        if not self._range_checked and isinstance(images, torch.Tensor):
+            warn_of_range(images)
+            self.__dict__["_range_checked"] = True
+        features = self.features(images, training=training)
+        return self.head(features, training=training and not self._is_remainder(images.shape[0]))
+
+    def _is_remainder(self, size: int) -> bool:
+        """Whether a training batch is much smaller than the one before, as the last of an epoch can be.
+
+        BatchNormalization by a handful of images would undo what the epoch has learnt: the head then takes
+        its moving statistics.
+        """
+        before, attributes = self._size_before, self.__dict__
+        if size != before:
+            attributes["_size_before"] = size
+        return SMALL_BATCH * size < before
 
     def features(self, images: Any, *, training: bool = False, augment: bool | None = None) -> Any:
         """The backbone's features: (batch, rows, columns, channels), or a transformer's (batch, channels).
@@ -185,6 +210,40 @@ class ImageClassifier(keras.Model):
         if isinstance(photo, str | PathLike):
             return np.array(read_square(photo, side, method))
         return np.array(to_square(as_pixels(photo), side, method, CENTRE))
+
+    # ---- shapes, as of a functional model ------------------------------------------------------------
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The symbolic input, for `keras.Model(model.inputs, ...)`: images of `size`."""
+        return self._symbols[0]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The symbolic logits of `inputs`."""
+        return self._symbols[1]
+
+    @property
+    def _symbols(self) -> tuple[list[Any], list[Any]]:
+        found = vars(self).get("_kclf_symbols")
+        if found is None:
+            images = keras.Input(self.input_shape[1:], name="images")
+            found = self.__dict__["_kclf_symbols"] = ([images], [self(images)])
+        return found
+
+    @property
+    def input_shape(self) -> tuple[int | None, int, int, int]:
+        """(None, size, size, 3); images of other sizes are brought to it."""
+        return (None, self.size, self.size, 3)
+
+    @property
+    def output_shape(self) -> tuple[int | None, int]:
+        """(None, number of outputs)."""
+        return (None, len(self.class_names))
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, int]:
+        """(batch, number of outputs)."""
+        return (input_shape[0], len(self.class_names))
 
     # ---- layer groups ------------------------------------------------------------
 
@@ -267,27 +326,38 @@ class ImageClassifier(keras.Model):
     # ---- compile ------------------------------------------------------------
 
     def compile(
-        self, optimizer: Any = "adamw", loss: Any = "auto", metrics: Any = "auto", **arguments: Any
+        self, optimizer: Any = "auto", loss: Any = "auto", metrics: Any = "auto", **arguments: Any
     ) -> None:
         """As `keras.Model.compile`, with a loss and metrics that fit the task and its logits.
 
         Args:
-            optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name; under the policy mixed_float16
-                it gets `FusedLossScaleOptimizer` around it, unless `auto_scale_loss=False`.
+            optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name. "auto" is AdamW at 1e-3 for the
+                head and at a hundredth to a tenth of it for the backbone, should that train;
+                under the policy mixed_float16 it gets `FusedLossScaleOptimizer` around it, unless
+                `auto_scale_loss=False`.
             loss: "auto" is cross-entropy from logits for one label, binary cross-entropy from logits for
-                many, and mean absolute error for numbers.
+                many, and mean absolute error for numbers. Keras' names of cross-entropies mean the same;
+                one label may be whole or one-hot.
             metrics: "auto" is accuracy (for many labels: per label, threshold .5); for numbers none.
-                The name "accuracy" in a list means the same.
+                A name, a metric, or a list of them. "accuracy" goes by the labels, and Keras' metrics of
+                probabilities (AUC, Precision, top-k, ...) are fed with those.
             **arguments: go to `keras.Model.compile`.
+
+        Raises:
+            ValueError: the loss takes probabilities, or is for another task.
         """
-        metrics = ["accuracy"] if metrics == "auto" and self.task != "regression" else metrics
+        if isinstance(optimizer, str) and optimizer == "auto":
+            optimizer = LayerGroupOptimizer(keras.optimizers.AdamW(1e-3), self)
         optimizer = keras.optimizers.get(optimizer)
+        if optimizer.use_ema and type(optimizer).__module__.startswith("keras."):
+            # which at the end of a fit averages what trains alone, or raises where layers are frozen
+            optimizer = LayerGroupOptimizer(optimizer, self, 1.0)
         if arguments.get("auto_scale_loss", True):
             optimizer = loss_scaled(self, optimizer)
         super().compile(
             optimizer=optimizer,
-            loss=auto_loss(self.task) if loss == "auto" else loss,
-            metrics=None if metrics == "auto" else [self._metric(m) for m in metrics or []],
+            loss=loss_on_logits(loss, self.task, len(self.class_names)),
+            metrics=metrics_on_logits(metrics, self.task, len(self.class_names)),
             **arguments,
         )
         if not self.optimizer.built:  # on all weights at once, so that unfreezing later keeps what was learnt
@@ -296,17 +366,39 @@ class ImageClassifier(keras.Model):
             )
         distribute(self)
 
-    def _metric(self, metric: Any) -> Any:
-        return accuracy_metric(self.task) if isinstance(metric, str) and metric == "accuracy" else metric
+    def fit(self, *arguments: Any, **named: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`; validation, and what is saved, see the model as it will be delivered.
+
+        The moving statistics of batch norms are taken anew from some training images before each validation
+        and in the end, and under `use_ema` validation runs on the averaged weights: see
+        `kclf.callbacks.DeliveredModel`. A temperature that was found before belongs to the weights of before.
+        """
+        self.decision = None
+        given = inspect.signature(keras.Model.fit).bind(self, *arguments, **named).arguments
+        given.pop("self")
+        check_labels(given.get("y"), self.task, len(self.class_names))
+        given["callbacks"] = delivered_first(given.get("callbacks"), self, given)
+        self.__dict__["_size_before"] = 0
+        return super().fit(**given)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Keras' step of `fit`; the first batch is looked at."""
+        self.__dict__["_range_checked"] = False
+        return super().make_train_function(force=force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Keras' step of `evaluate`; the first batch is looked at."""
+        self.__dict__["_range_checked"] = False
+        return super().make_test_function(force=force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Keras' step of `predict`; the first batch is looked at."""
+        self.__dict__["_range_checked"] = False
+        return super().make_predict_function(force=force)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as a saved model was; Keras calls it when it loads a `.keras` file."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-
-    def fit(self, *arguments: Any, **named: Any) -> keras.callbacks.History:
-        """As `keras.Model.fit`; a temperature that was found before belongs to the weights of before."""
-        self.decision = None
-        return super().fit(*arguments, **named)
 
     # ---- files ------------------------------------------------------------
 
@@ -356,7 +448,7 @@ class ImageClassifier(keras.Model):
         describes it. It and Keras' archive are written whole or not at all.
 
         Args:
-            filepath: where to; `.h5` for the single file, `.keras` for Keras' archive.
+            filepath: where to; `.h5` or `.hdf5` for the single file, `.keras` for Keras' archive.
             overwrite: False refuses to replace a file.
             **arguments: go to `keras.Model.save`.
 
@@ -370,7 +462,12 @@ class ImageClassifier(keras.Model):
             with whole_file(path) as file:
                 super().save(file, **arguments)
             return
-        if path.suffix != ".h5" or path.name.endswith(".weights.h5"):
+        if path.name.endswith(".weights.h5"):
+            raise ValueError(
+                "Expected a name that ends in .h5 or .keras for the whole classifier. Weights alone are "
+                f"written by model.save_weights(path). Received: filepath={str(filepath)!r}"
+            )
+        if path.suffix not in (".h5", ".hdf5"):
             super().save(filepath, overwrite=overwrite, **arguments)
             return
         if self.backbone_name is None:

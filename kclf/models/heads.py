@@ -10,6 +10,8 @@ import numpy as np
 from .._core.arguments import one_of
 from ..data.tasks import TASKS
 from ..layers import ConcatPooling, TargetUnits
+from ..losses import BinaryCrossEntropy, CrossEntropy
+from ..metrics import LabelAccuracy
 
 
 def build_head(
@@ -90,8 +92,8 @@ def auto_loss(task: str) -> keras.losses.Loss:
     """The loss for a task, on logits: cross-entropy, binary cross-entropy, or mean absolute error."""
     one_of("task", task, TASKS)
     return {
-        "single_label": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "multi_label": lambda: keras.losses.BinaryCrossentropy(from_logits=True),
+        "single_label": CrossEntropy,
+        "multi_label": BinaryCrossEntropy,
         "regression": keras.losses.MeanAbsoluteError,
     }[task]()
 
@@ -103,7 +105,7 @@ def accuracy_metric(task: str) -> keras.metrics.Metric:
         ValueError: numbers have no accuracy.
     """
     if task == "single_label":
-        return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+        return LabelAccuracy()
     if task == "multi_label":
         return keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")  # a logit of 0 is probability .5
     raise ValueError('Numbers have no accuracy. Pass metrics=["mae"]. Received: metrics=["accuracy"]')

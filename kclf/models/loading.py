@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -24,11 +25,11 @@ MOST_PROBES = 16
 
 
 def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
-    """Read a classifier that `ImageClassifier.save("....h5")` wrote. No code from the file runs.
+    """Read a classifier that `ImageClassifier.save` wrote, ".h5" or ".keras". No code from the file runs.
 
     Args:
         path: the file.
-        check: run the file's probe batch and compare the logits with those stored in it.
+        check: run the probe batch of a single file ".h5" and compare the logits with those stored in it.
 
     Returns:
         The classifier, with the same groups frozen, not compiled.
@@ -45,6 +46,8 @@ def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
         ['cat', 'dog']
     """
     require_channels_last()
+    if zipfile.is_zipfile(path):
+        return _load_archive(path)
     arrays, attributes = read_arrays(path)
     _check_format(path, attributes)
     images, logits = (arrays.pop(f"probe/{name}", None) for name in ("images", "logits"))
@@ -53,6 +56,16 @@ def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
     model.freeze_to(_first_group(attributes, path))
     if check:
         _check_probe(model, images, logits, path)
+    return model
+
+
+def _load_archive(path: str | PathLike[str]) -> ImageClassifier:
+    """A classifier out of Keras' archive, which Keras reads in its safe mode."""
+    model = keras.saving.load_model(path, compile=False)
+    if not isinstance(model, ImageClassifier):
+        raise FileFormatError(
+            f"{path}: holds a {type(model).__name__} and no ImageClassifier. keras.saving.load_model reads it"
+        )
     return model
 
 

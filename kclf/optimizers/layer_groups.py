@@ -51,8 +51,12 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             then one group each; or a list of lists of layers, input side first.
         learning_rate_multipliers: one number for all groups, a list with one a group, `slice(hi)`,
             `slice(lo, hi)` or `{group index: number}`, as `group_rates` reads them; see also `layer_decay`.
+            None is `slice(0.01, 1)` for a model with `layer_groups`, whose pretrained layers survive no more
+            once they train, and 1 for all else.
         weight_decay_multipliers: the same for weight decay.
         decay_biases_and_norms: True to decay biases and norm parameters too.
+        warm_up_average: under `use_ema`, let the average follow faster at first, by the decay
+            min(ema_momentum, (1 + steps) / (10 + steps)), so that after a short run it is not its start.
         name: name of the optimizer.
 
     Example:
@@ -72,10 +76,11 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self,
         optimizer: keras.optimizers.Optimizer | str,
         model_or_groups: keras.Model | Sequence[Sequence[keras.Layer]] | RecordedGroups,
-        learning_rate_multipliers: GroupSpec = 1.0,
+        learning_rate_multipliers: GroupSpec | None = None,
         weight_decay_multipliers: GroupSpec = 1.0,
         *,
         decay_biases_and_norms: bool = False,
+        warm_up_average: bool = False,
         name: str | None = None,
     ) -> None:
         optimizer = keras.optimizers.get(optimizer)
@@ -89,9 +94,14 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self._groups = (
             model_or_groups if isinstance(model_or_groups, RecordedGroups) else LayerGroups(model_or_groups)
         )
+        if learning_rate_multipliers is None:
+            learning_rate_multipliers = (
+                slice(0.01, 1.0) if hasattr(model_or_groups, "layer_groups") and self.num_groups > 1 else 1.0
+            )
         self.learning_rate_multipliers = tuple(group_rates(learning_rate_multipliers, self.num_groups))
         self.weight_decay_multipliers = tuple(group_rates(weight_decay_multipliers, self.num_groups))
         self.decay_biases_and_norms = decay_biases_and_norms
+        self.warm_up_average = warm_up_average
         self.use_ema = optimizer.use_ema
         self.loss_scale_factor = optimizer.loss_scale_factor
         self._steps = _HostMirror(optimizer._iterations)
@@ -233,6 +243,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             "learning_rate_multipliers": list(self.learning_rate_multipliers),
             "weight_decay_multipliers": list(self.weight_decay_multipliers),
             "decay_biases_and_norms": self.decay_biases_and_norms,
+            "warm_up_average": self.warm_up_average,
         }
 
     @classmethod
@@ -355,7 +366,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         return gradients
 
     def _average(self, veto: updates.Veto | None) -> None:
-        """The moving average of the weights over all variables at hand, as Keras defines it."""
+        """The moving average of the weights over all variables at hand, as Keras has it unless warmed up."""
         inner = self.inner_optimizer
         pairs = [
             (inner._model_variables_moving_average[place].value, self._roster.variables[place].value)
@@ -365,15 +376,23 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         averages, values = map(list, zip(*pairs, strict=True))
         if veto is not None:
             done = self._steps.variable._value
-            share = torch.where(done > 0, 1.0 - inner.ema_momentum, 1.0) * veto.counts
+            share = torch.where(done > 0, self._share_of_average(done), 1.0) * veto.counts
             steps = torch._foreach_mul(torch._foreach_sub(values, averages), share)
             torch._foreach_add_(averages, steps)
             return
         done = self._steps.read() // (inner.gradient_accumulation_steps or 1)
-        torch._foreach_lerp_(averages, values, 1.0 - inner.ema_momentum if done else 1.0)
+        torch._foreach_lerp_(averages, values, self._share_of_average(done) if done else 1.0)
         every = inner.ema_overwrite_frequency
         if every and (done + 1) % every == 0:
             torch._foreach_copy_(values, averages)
+
+    def _share_of_average(self, done: Any) -> Any:
+        """What a step's weights count in their average: more at first where it is warmed up."""
+        share = 1.0 - self.inner_optimizer.ema_momentum
+        if not self.warm_up_average:
+            return share
+        warm = 9.0 / (10 + done)
+        return warm.clamp_min(share) if isinstance(warm, torch.Tensor) else max(share, warm)
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """At the end of `fit`: under EMA, the averages become the weights."""

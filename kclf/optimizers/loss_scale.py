@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,16 +86,19 @@ def load_in_order(
 ) -> None:
     """Assign stored arrays "0", "1", ... to an optimizer's variables.
 
-    A file of weights alone leaves the optimizer as it is; another number of arrays is an error.
+    A file of weights alone leaves the optimizer as it is; so does another optimizer's state, with a warning,
+    as in Keras: the weights of the model load all the same.
     """
     if not store.keys():
         return
     if len(store.keys()) != len(variables):
-        raise ValueError(
-            f"The saved state of {optimizer.name} has {len(store.keys())} arrays and this optimizer "
-            f"{len(variables)}. Build the optimizer on the same model first: "
-            "optimizer.build(model.trainable_variables). "
-            "A model that Keras saved with loss scaling is read by kclf.weights.load_model."
+        warnings.warn(
+            f"The optimizer {optimizer.name} begins anew: the saved one has {len(store.keys())} arrays and "
+            f"this one {len(variables)}. To keep its state, build the optimizer on the same model first: "
+            "optimizer.build(model.trainable_variables). A model that Keras saved with loss scaling is read "
+            "by kclf.weights.load_model",
+            stacklevel=2,
         )
+        return
     for index, variable in enumerate(variables):
         variable.assign(store[str(index)])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .._core.devices import Moment, moment, seconds_between, send
+from .._core.keras_private import producer_of
 from ..data import ImageDataset
 from ..data.decision import Decision
 from ..data.files import image_files
@@ -20,7 +21,7 @@ from ..errors import DataError
 from .predictions import Predictions
 
 
-def predict(model: keras.Model, dataset: Any, *, from_logits: bool = True) -> Predictions:
+def predict(model: keras.Model, dataset: Any, *, from_logits: bool | None = None) -> Predictions:
     """Predict every photo of a dataset, in its order.
 
     Each process that calls it predicts all photos by itself.
@@ -30,7 +31,8 @@ def predict(model: keras.Model, dataset: Any, *, from_logits: bool = True) -> Pr
         dataset: an `ImageDataset`, another iterable of batches (images, or (images, labels, ...)) whose
             order does not change, or an array of images (n, height, width, channels). A dataset that
             shuffles is read in order.
-        from_logits: False where the model's last layer gives probabilities already.
+        from_logits: whether the model gives logits, and no probabilities yet; None sees it by the model's
+            last activation, and by rows that sum to 1.
 
     Returns:
         Probabilities with labels and paths, of the photos that can be read.
@@ -76,7 +78,7 @@ Views = Callable[[torch.Tensor], Iterator[torch.Tensor]]
 
 
 def _predict_views(
-    model: keras.Model, dataset: Any, from_logits: bool, views: Views
+    model: keras.Model, dataset: Any, from_logits: bool | None, views: Views
 ) -> tuple[list[Predictions], list[float]]:
     """Predictions for each view and the seconds it took, every photo read once."""
     outputs: dict[int, list[Any]] = defaultdict(list)
@@ -133,7 +135,7 @@ def _beside_labels(
     outputs: list[np.ndarray],
     labels: np.ndarray | None,
     class_names: Sequence[str],
-    from_logits: bool,
+    from_logits: bool | None,
 ) -> list[Predictions]:
     """Predictions of each view, less the rows in which another photo stands in for an unreadable one."""
     task = getattr(dataset, "task", None) or getattr(model, "task", None) or "single_label"
@@ -142,6 +144,8 @@ def _beside_labels(
     paths = getattr(dataset, "files", getattr(dataset, "paths", None))
     readable = getattr(dataset, "readable", None)
     rows = slice(None) if readable is None else readable
+    if from_logits is None:
+        from_logits = gives_logits(model, outputs[0], task)
     return [
         Predictions(
             _probabilities(values / temperature, task, from_logits)[rows],
@@ -164,6 +168,32 @@ def _class_names(model: keras.Model, dataset: Any) -> Sequence[str]:
             "class_names=model.class_names where the data are made"
         )
     return theirs or ours
+
+
+def gives_logits(model: keras.Model, outputs: np.ndarray, task: str) -> bool:
+    """Whether the outputs of a model are logits: not by a softmax or sigmoid, nor rows that sum to 1.
+
+    Args:
+        model: any Keras model.
+        outputs: what it gave, (n, classes).
+        task: "single_label", "multi_label" or "regression".
+    """
+    if last_activation(model) in ("softmax", "sigmoid"):
+        return False
+    rows = outputs.reshape(len(outputs), -1)
+    if task != "single_label" or rows.shape[1] < 2:
+        return True
+    return not (rows.min() >= 0 and np.allclose(rows.sum(axis=1), 1.0, atol=1e-3))
+
+
+def last_activation(model: Any) -> str | None:
+    """The name of the activation that a functional model ends in, however deep it lies; None if unknown."""
+    while isinstance(model, keras.Model):
+        outputs = getattr(model, "outputs", None)
+        model = producer_of(outputs[0]) if outputs else None
+    if isinstance(model, keras.layers.Softmax):
+        return "softmax"
+    return getattr(getattr(model, "activation", None), "__name__", None)
 
 
 def _probabilities(outputs: np.ndarray, task: str, from_logits: bool) -> np.ndarray:

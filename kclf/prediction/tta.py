@@ -32,7 +32,7 @@ def predict_tta(
     weight: float | None = None,
     augmentation: Augmentation | None = None,
     seed: int = 0,
-    from_logits: bool = True,
+    from_logits: bool | None = None,
 ) -> Predictions:
     """Average the predictions of several views of each photo: test-time augmentation.
 
@@ -50,7 +50,7 @@ def predict_tta(
             other view for the fixed sets. Not used by "max".
         augmentation: draws the views; None takes the model's own.
         seed: of the random views.
-        from_logits: False where the model's last layer gives probabilities already.
+        from_logits: whether the model gives logits; None sees it, as in `predict`.
 
     Returns:
         Averaged probabilities; what it gained over the plain view, and cost, is in `.tta`.

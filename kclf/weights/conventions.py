@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import keras
 
+from .._core.keras_private import producer_of
 from ..errors import WeightsError
 
 WINDOWS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.MaxPooling2D)
@@ -137,5 +138,5 @@ def _padding(window: Any) -> str | None:
 
 def _padding_before(window: Any) -> keras.layers.ZeroPadding2D | None:
     """The padding layer that feeds a window, if one does."""
-    source = window.input._keras_history.operation
+    source = producer_of(window.input)
     return source if isinstance(source, keras.layers.ZeroPadding2D) else None

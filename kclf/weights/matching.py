@@ -97,6 +97,7 @@ def assign_saved(
     report: bool = False,
     dry_run: bool = False,
     source: str = "the weights",
+    part: bool = False,
 ) -> LoadReport:
     """Assign saved layers to a model, all of them or none.
 
@@ -107,6 +108,8 @@ def assign_saved(
         report: print the report.
         dry_run: only look whether they fit.
         source: what to call the weights in a message.
+        part: the model may be a part of what was saved, such as the backbone of a classifier: layers that
+            it does not have are left out where all its own are there and fit.
 
     Returns:
         What matched and was skipped.
@@ -137,10 +140,11 @@ def assign_saved(
         print(result)
     if dry_run:
         return result
-    if not result.complete:
+    if not (result.complete or (part and not result.missing and not result.mismatched)):
         raise WeightsError(f"{source} does not fit {model.name!r}, which stays as it was.\n{result}")
-    arrays = [array_in(pair.array) for pair in pairs]  # all of them, before the first is assigned
-    for pair, array in zip(pairs, arrays, strict=True):
+    fitting = [pair for pair in pairs if pair.paired]
+    arrays = [array_in(pair.array) for pair in fitting]  # all of them, before the first is assigned
+    for pair, array in zip(fitting, arrays, strict=True):
         pair.variable.assign(array)  # type: ignore[union-attr]
     return result
 

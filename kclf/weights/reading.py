@@ -24,13 +24,14 @@ def load_weights(
     *,
     skip: Collection[str] = (),
     report: bool = False,
+    part: bool = False,
     dry_run: bool = False,
 ) -> LoadReport:
     """Load a weights file into a model by layer names, after checking every variable.
 
     Reads Keras 3 `.weights.h5` and `.keras`, legacy `.h5` (weights alone or a whole model, of which only the
-    weights are read) and torch state dicts (see `from_torch`). Whether layers were or are frozen makes no
-    difference, nor does the data format. No code from a file is run.
+    weights are read), classifiers that kclf saved and torch state dicts (see `from_torch`). Whether layers
+    were or are frozen makes no difference, nor does the data format. No code from a file is run.
 
     Args:
         model: a built model; it stays as it was if anything does not fit.
@@ -38,6 +39,8 @@ def load_weights(
         skip: layer names or patterns ("predictions", "top_*") to leave out on both sides: the model keeps
             its values there, as for a head with another number of classes.
         report: print what matched and what did not.
+        part: the model may be a part of the saved one, such as the backbone of a saved classifier or of a
+            Keras model with a head of its own: other layers of the file are left out.
         dry_run: only look whether it fits: nothing is assigned, and a misfit is no error.
 
     Returns:
@@ -60,9 +63,23 @@ def load_weights(
         return from_torch(
             model, read_state_dict(path), skip=skip, report=report, dry_run=dry_run, source=source
         )
+    options: dict[str, Any] = {"skip": skip, "report": report, "dry_run": dry_run, "part": part}
+    if is_sealed(path):
+        return assign_saved(model, _layers_of_classifier(path, part), source=source, **options)
     words = {class_word(layer) for layer in layers_with_variables(model)}
     with open_saved(path, words, model) as saved:
-        return assign_saved(model, saved, skip=skip, report=report, dry_run=dry_run, source=source)
+        return assign_saved(model, saved, source=source, **options)
+
+
+def _layers_of_classifier(path: str | os.PathLike[str], part: bool) -> dict[str, dict[str, np.ndarray]]:
+    """The layers in a classifier's single file, by key; of a part, those of the backbone alone."""
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in read_arrays(path)[0].items():
+        room, _, rest = name.partition("/")
+        key, _, variable = rest.rpartition("/")
+        if room == "backbone" or (room == "head" and not part):
+            layers.setdefault(key, {})[variable] = array
+    return layers
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""What a classifier is given is looked at once: the shape of images, their range, the shape of labels."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from ..errors import BackboneError
+
+
+def check_shape(images: Any) -> None:
+    """Refuse what is no batch of colour images, channels last.
+
+    Raises:
+        ValueError: the shape is another one; the message says what to do.
+    """
+    shape = tuple(images.shape)
+    if len(shape) == 4 and (shape[-1] == 3 or not isinstance(shape[-1], int)):
+        return
+    if len(shape) == 3 and shape[-1] == 3:
+        hint = "One image needs the axis of the batch: images[None]"
+    elif len(shape) == 4 and shape[1] == 3:
+        hint = "Channels come last: images.transpose(0, 2, 3, 1)"
+    elif len(shape) == 4 and shape[-1] == 4:
+        hint = "Leave out the alpha channel: images[..., :3]"
+    elif len(shape) == 3 or (len(shape) == 4 and shape[-1] == 1):
+        hint = (
+            "Grey images need three channels: numpy.repeat(images.reshape(n, height, width, 1), 3, axis=-1)"
+        )
+    else:
+        hint = "ImageData and kclf.predict_files read files as they should be"
+    raise ValueError(f"Expected images of shape (batch, height, width, 3). {hint}. Received: shape={shape}")
+
+
+def warn_of_range(images: Any) -> None:
+    """Warn where images look as if they had been divided already: floats, none of them above 1."""
+    if not isinstance(images, torch.Tensor) or not images.is_floating_point() or not images.numel():
+        return
+    low, high = (float(value) for value in torch.aminmax(images))
+    if high <= 1.0 and low < high:
+        mend = "images * 255" if low >= 0 else "(images + 1) * 127.5"
+        warnings.warn(
+            f"The images lie in [{low:.3g}, {high:.3g}], where [0, 255] is expected: the classifier brings "
+            f"them to its backbone's range by itself. Pass them as they were read, or {mend}",
+            stacklevel=2,
+        )
+
+
+def check_backbone(backbone: Any, size: int) -> None:
+    """Refuse a backbone model that gives no features, or takes images of another size.
+
+    Raises:
+        BackboneError: naming the model and what to change.
+    """
+    shape, output = tuple(backbone.input_shape), tuple(backbone.output_shape)
+    sides = [side for side in shape[1:3] if side is not None]
+    if len(shape) != 4 or any(side != size for side in sides):
+        raise BackboneError(
+            f"Expected the backbone {backbone.name!r} to take images of (batch, {size}, {size}, 3). "
+            f"Received: input_shape={shape}. Pass size={sides[0] if sides else size}, or build it with "
+            "input_shape=(None, None, 3)"
+        )
+    activation = getattr(getattr(backbone.layers[-1], "activation", None), "__name__", None)
+    if len(output) not in (2, 4) or (len(output) == 2 and activation == "softmax"):
+        raise BackboneError(
+            f"Expected the backbone {backbone.name!r} to give features (batch, rows, columns, channels). "
+            f"Received: output_shape={output}. Build it with include_top=False"
+        )
+
+
+def check_labels(labels: Any, task: str, num_classes: int) -> None:
+    """Refuse an array of labels whose shape does not go with a task.
+
+    Args:
+        labels: an array or tensor; anything else is left to the steps.
+        task: "single_label", "multi_label" or "regression".
+        num_classes: outputs of the classifier.
+
+    Raises:
+        ValueError: the shape does not fit.
+    """
+    shape = getattr(labels, "shape", None)
+    if shape is None or not len(shape):
+        return
+    rows, columns = tuple(shape[:1]), tuple(shape[1:])
+    allowed = {
+        "single_label": [(), (1,), (num_classes,)],
+        "multi_label": [(num_classes,)] + ([(), (1,)] if num_classes == 1 else []),
+        "regression": [(num_classes,)] + ([(), (1,)] if num_classes == 1 else []),
+    }[task]
+    if columns not in allowed:
+        expected = " or ".join(str((*rows, *one)) for one in allowed)
+        raise ValueError(
+            f"Expected labels of shape {expected} for the task {task!r} with {num_classes} outputs. "
+            f"Received: labels of shape {tuple(shape)}"
+        )
