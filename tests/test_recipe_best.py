@@ -223,9 +223,11 @@ def test_the_estimate_is_cross_fitted():
             Predictions(np.stack([p, 1 - p], axis=1), labels) for p in rng.uniform(0.2, 0.8, (2, 40))
         )
         comparison = Comparison(first, {32: second})
-        gains.append((comparison.cross_fitted.log_loss(), comparison.kept.log_loss()))
-    cross_fitted, naive = np.mean(gains, axis=0)
+        chosen = first if comparison.choose(np.arange(40)) is None else second
+        gains.append((comparison.cross_fitted.log_loss(), chosen.log_loss(), comparison.tuned_is_better))
+    cross_fitted, naive, kept = np.mean(gains, axis=0)
     assert naive < cross_fitted - 0.01
+    assert kept < 0.35  # a choice that does not hold on the other half is not made
 
 
 def test_a_learner_and_a_script_train_alike(tmp_path):

@@ -190,7 +190,8 @@ def last_activation(model: Any) -> str | None:
     """The name of the activation that a functional model ends in, however deep it lies; None if unknown."""
     while isinstance(model, keras.Model):
         outputs = getattr(model, "outputs", None)
-        model = producer_of(outputs[0]) if outputs else None
+        inner = producer_of(outputs[0]) if outputs else None
+        model = None if inner is model else inner  # a model of its own `call` makes its outputs itself
     if isinstance(model, keras.layers.Softmax):
         return "softmax"
     return getattr(getattr(model, "activation", None), "__name__", None)
