@@ -52,6 +52,7 @@ from kclf.weights import load_weights
 
 FORMATS = ("jpg", "png", "gif", "webp", "bmp")
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, ord(","), ord('"'), ord("\n"), ord("{"), ord("-"), ord("9"))
+MOST_MEMORY = 10**9  # bytes more than ever before, for one file
 PATIENCE = 20.0  # seconds of the processor for one file; a hang is a failure
 
 
@@ -130,6 +131,11 @@ def resident() -> int:
     """Bytes of memory that this process holds."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def peak() -> int:
+    """The most memory that this process has ever held, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # ---- parsers: a valid file, and what reads it ------------------------------------------------------------
@@ -260,7 +266,7 @@ PARSERS = {function.__name__: function for function in (*TEXTS, *BINARIES)}
 
 def attempt(read: Callable[[Path], object], path: Path) -> str | None:
     """What went wrong beyond kclf's own errors; None where nothing did."""
-    begun = time.process_time()
+    begun, most = time.process_time(), peak()
     signal.setitimer(signal.ITIMER_PROF, 3 * PATIENCE)
     try:
         with warnings.catch_warnings():
@@ -275,6 +281,8 @@ def attempt(read: Callable[[Path], object], path: Path) -> str | None:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     took = time.process_time() - begun
+    if peak() > most + MOST_MEMORY:
+        return f"took {(peak() - most) / 1e9:.1f} GB"
     return f"took {took:.1f} s" if took > PATIENCE else None
 
 

@@ -117,7 +117,50 @@ def fetch(photos: Path, out: Path, *, again: bool) -> None:
     datasets.fetch("pets", out)
 
 
-RUNS = {"learner": train_by_learner, "cli": train_by_command, "fetch": fetch}
+def clean(photos: Path, out: Path, *, again: bool) -> None:
+    """`kclf clean --apply` of a ledger; after a kill, `--undo` of what was done, and once more."""
+    from kclf.checks import apply_ledger
+    from kclf.checks.ledger import undo_ledger
+
+    ledger, log = out / "ledger.csv", out / "ledger.undo.csv"
+    if not ledger.exists():
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(photos, out / "photos")
+        for path in sorted((out / "photos").rglob("*.jpg")):  # names that a relabelled photo can keep
+            path.rename(path.with_name(f"{path.parent.name}{path.name}"))
+        write_ledger(out / "photos", ledger)
+    if log.exists():
+        undo_ledger(log)
+    apply_ledger(ledger, apply=True)
+
+
+def write_ledger(photos: Path, ledger: Path) -> None:
+    """A row for each photo: every third one is to be removed, every third one goes to the other class."""
+    from kclf.checks import Finding, Findings
+    from kclf.checks.file_info import file_digest
+
+    rows = []
+    for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        action = ("delete", "relabel", "keep")[number % 3]
+        num_bytes, digest = file_digest(str(path))
+        rows.append(
+            Finding(
+                str(path.relative_to(photos)),
+                "label",
+                0.5,
+                "",
+                label=path.parent.name,
+                action=action,
+                target="red" if path.parent.name == "blue" else "blue",
+                folder=str(photos),
+                num_bytes=num_bytes,
+                digest=digest,
+            )
+        )
+    Findings(rows).to_csv(ledger)
+
+
+RUNS = {"learner": train_by_learner, "cli": train_by_command, "fetch": fetch, "clean": clean}
 
 
 def start(kind: str, photos: Path, out: Path, *, again: bool = False) -> int:
@@ -165,7 +208,7 @@ def result(out: Path) -> dict[str, str]:
     found = {}
     for path in sorted(path for path in out.rglob("*") if path.is_file() and path.name != LOCK_FILE):
         name = str(path.relative_to(out))
-        if name.startswith("checkpoints/stage") or path.suffix == ".html" or name == "settings.json":
+        if name.startswith(("checkpoints/stage", "settings", "ledger")) or path.suffix == ".html":
             found[name] = "there"
         elif path.name == "history.csv":
             rows = [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
