@@ -98,7 +98,7 @@ class RunStopped(TrainingError):
     """A run was asked to stop, by a signal, and did so between two batches.
 
     Args:
-        message: where it stopped, and how it goes on.
+        message: where it stopped, and how to resume.
         signal: number of the signal.
     """
 

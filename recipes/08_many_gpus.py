@@ -114,4 +114,4 @@ for name in ("loss", "val_loss", "val_accuracy"):
 # torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m kclf train photos/   # goes on after a crash
 # ```
 #
-# Several machines, and what to expect of them: [Many GPUs](https://github.com/kclf/kclf/blob/main/docs/scaling.md).
+# Several machines, and what to expect of them: `docs/scaling.md`.

@@ -113,8 +113,8 @@ def test_the_start_page_has_the_code_of_the_readme():
 
 
 def figures(page: Path) -> list[str]:
-    """The rows under "Measured", links as seen from the docs."""
-    section = page.read_text(encoding="utf-8").split("## Measured\n")[1].split("\n## ")[0]
+    """The rows under "Beside what you use now", links as seen from the docs."""
+    section = page.read_text(encoding="utf-8").split("## Beside what you use now\n")[1].split("\n## ")[0]
     return [row.replace("(docs/", "(") for row in section.splitlines() if row.startswith("|")]
 
 

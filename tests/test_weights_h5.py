@@ -292,10 +292,10 @@ def test_an_archive_without_weights_is_refused(tmp_path):
         load_weights(flat(["first"]), tmp_path / "bad.keras")
 
 
-def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
+def test_a_zip_bomb_is_refused_while_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("model.weights.h5", bytes(1 << 26))
-    with pytest.raises(FileFormatError, match=r"bomb\.keras: claims to unpack to 67108864 bytes"):
+        archive.writestr("model.weights.h5", bytes(1 << 28))
+    with pytest.raises(FileFormatError, match=r"bomb\.keras: .*unpacks to far more"):
         load_weights(flat(["first"]), tmp_path / "bomb.keras")
 
 

@@ -11,6 +11,8 @@ import keras
 import torch
 import torch.nn.functional as F
 
+from .._core.keras_private import to_torch_dtype
+from .folding import FoldKernel
 from .graph import Function, LayerContext, Pair, Run, pair, same_padding, to_nchw, to_nhwc
 from .pointwise import NOTHING, POST_OPERATIONS, Elementwise, PostOperation, activation_function
 
@@ -172,6 +174,7 @@ class Convolution:
         self.size = pair(layer.kernel_size)
         self.same = layer.padding == "same"
         self.in_float32 = layer.compute_dtype == "float32"
+        self.dtype = to_torch_dtype(layer.compute_dtype)
         self.border = (0, 0)
 
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
@@ -212,9 +215,9 @@ class FoldedConvolution:
     """A convolution and the batch norm after it: one convolution wherever stored statistics are used.
 
     The folded weights are kept until one of the variables changes, which its tensor's version tells. Where
-    one of the variables is due a gradient they are folded anew in each step, within the graph, so that the
-    gradient comes through to all of them: a product the size of the weights in place of the batch norm's
-    three passes over the activations. By the batch's own statistics the two run apart.
+    one of the variables is due a gradient they are folded anew in each step (`folding`), so that the gradient
+    comes through to all of them: a product the size of the weights in place of the batch norm's three passes
+    over the activations. By the batch's own statistics the two run apart.
     """
 
     def __init__(self, convolution: Convolution, norm: BatchNorm) -> None:
@@ -226,9 +229,17 @@ class FoldedConvolution:
         """Convolve and normalise (batch, channels, height, width)."""
         if run.training and self.norm.layer.trainable:
             return self.norm(run, self.convolution(run, x))
-        learns = run.gradients and any(tensor.requires_grad for tensor in self.tensors())
-        weights = self.weights(x.dtype) if learns else self._folded(x.dtype)
-        return self.convolution.convolve(x, *weights)
+        folded = run.folded.get(id(self))
+        if folded is None:
+            return self.convolution.convolve(x, *self._folded(x.dtype))
+        scale, shift = folded
+        kernel = FoldKernel.apply(self.convolution.to_torch(self.convolution.kernel._value), scale, x.dtype)
+        return self.convolution.convolve(x, kernel, shift.to(x.dtype))
+
+    def learns(self, run: Run) -> bool:
+        """Whether a pass with gradients is to reach one of its variables by the stored statistics."""
+        by_batch = run.training and self.norm.layer.trainable
+        return not by_batch and any(tensor.requires_grad for tensor in self.tensors())
 
     def tensors(self) -> list[torch.Tensor]:
         """The tensors of both."""

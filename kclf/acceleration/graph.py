@@ -122,6 +122,7 @@ class Run:
     training: bool
     gradients: bool
     statistics: list[Any] = field(default_factory=list)
+    folded: dict[int, Any] = field(default_factory=dict)  # scale and shift of the folded norms that learn
 
 
 Function = Callable[..., torch.Tensor]

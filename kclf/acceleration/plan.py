@@ -23,6 +23,7 @@ from .._core.keras_private import (
 from . import convolutions, pointwise
 from .checkpointing import segments
 from .convolutions import BatchNorm, Convolution, FoldedConvolution, follow
+from .folding import NormFolder
 from .graph import (
     Function,
     Graph,
@@ -67,6 +68,8 @@ class Plan:
         for node in self.graph.nodes:
             self._add(node)
         mark_last_use(self.steps, self.graph.outputs)
+        self._folds = [one.function for one in self.steps if isinstance(one.function, FoldedConvolution)]
+        self._fold_norms = NormFolder()
         self.packed_steps = packed_steps(self.steps, self.graph)
         self.segments = segments(self.steps, self.graph) if checkpointing else []
         self._hooks = [
@@ -78,6 +81,8 @@ class Plan:
     def __call__(self, inputs: Sequence[torch.Tensor], *, training: bool) -> list[torch.Tensor]:
         """Run on flat inputs in Keras' layout; returns flat outputs in Keras' layout."""
         run = Run(training=training, gradients=torch.is_grad_enabled())
+        if run.gradients and self._folds:
+            run.folded = self._fold_norms([fold for fold in self._folds if fold.learns(run)])
         values: list[Any] = [None] * len(self.graph.values)
         for number, tensor in zip(self.graph.inputs, inputs, strict=True):
             values[number] = self._inward(tensor)

@@ -1,4 +1,4 @@
-"""A run that is killed goes on where it was, and ends as if nothing had happened."""
+"""A run that is killed resumes where it was, and ends with the same result."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ Position = tuple[int, int, int | str]  # stage, epoch, and batch or "done"
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves everything that a run needs to go on, and goes on from it.
+    """Saves everything that a run needs to resume, and resumes from it.
 
     A run is one fit or several, with whatever is done between them: freezing, other rates, compiling anew.
     Give this one callback to all of them, **last in the list**, and run the same script again after a crash:
-    fits that were over are passed over, the one that was cut off goes on at its batch, and on the same CPU
+    fits that were over are passed over, the interrupted one resumes at its batch, and on the same CPU
     with the same number of threads the weights end bit for bit as they would have. So does a fit that was
     cut off in the same process, by Ctrl-C in a notebook for one, when the same fit is the next.
 
@@ -68,7 +68,7 @@ class Checkpoint(keras.callbacks.Callback):
         others: objects with `state_dict` and `load_state_dict` that go with the run, such as a `Recorder`.
         model: a model whose weights go along, where `fit` trains only a part of it.
         resume: False to begin anew: files of an earlier run are removed.
-        settings: what must be the same when a fit goes on, as JSON values; it can be set before each fit.
+        settings: what must be the same when a fit is resumed, as JSON values; it can be set before each fit.
         stop: called between batches; a signal's number, from it, ends the run with `RunStopped`.
 
     Attributes:
@@ -321,7 +321,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Clear up after a kill, and read what was saved; `fit` does so itself where nobody has.
 
         Returns:
-            The file that the next `fit` goes on from, or None.
+            The file that the next `fit` resumes from, or None.
         """
         run_on_main(self._clear_up)
         self._find()
@@ -464,7 +464,9 @@ def _finite(weights: list[torch.Tensor]) -> list[torch.Tensor]:
     """The weights, once it is sure that they are good: one wait for the device."""
     floating = [tensor for tensor in weights if tensor.is_floating_point()]
     if not bool(torch.stack([torch.isfinite(tensor).all() for tensor in floating]).all()):
-        raise NotFiniteError("The weights have become infinite or NaN, so they are not saved.")
+        raise NotFiniteError(
+            "The weights have become infinite or NaN, so they are not saved. Lower the learning rate"
+        )
     return weights
 
 

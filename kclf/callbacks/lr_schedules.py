@@ -21,10 +21,10 @@ from .steps import Hyperparameters, steps_of_run
 class Schedule(keras.callbacks.Callback):
     """Drive the learning rate, and the momentum, by functions of the step.
 
-    The value is set before each batch, from the place in the whole run: `fit(initial_epoch=3)` goes on where
-    the schedule was. When the run ends, the optimizer has its own rate and momentum back. No batch waits for
-    the device. Under a `LayerGroupOptimizer` the function gives the last group's rate and the others keep
-    their ratios.
+    The value is set before each batch, from the place in the whole run: `fit(initial_epoch=3)` continues
+    where the schedule was. When the run ends, the optimizer has its own rate and momentum back. No batch
+    waits for the device. Under a `LayerGroupOptimizer` the function gives the last group's rate and the
+    others keep their ratios.
 
     Args:
         learning_rate: a function step -> learning rate; `kclf.schedules` has many.

@@ -22,7 +22,7 @@ LARGEST = 1024  # photos that `largest_batch` tries
 
 
 class MemoryGuard(keras.callbacks.Callback):
-    """Halves what goes through the network at once when memory runs out, and goes on with the same batch.
+    """Halves what goes through the network at once when memory runs out, and repeats the same batch.
 
     The gradients of the parts are added up to one step of the optimizer, so that the batch, the schedule and
     the epochs stay as they were. (BatchNorm layers that train see the parts, as they do with gradient

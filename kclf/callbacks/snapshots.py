@@ -104,7 +104,7 @@ class SnapshotSaver:
         self.name.parent.mkdir(parents=True, exist_ok=True)
 
     def keep(self, cycles: int) -> None:
-        """Forget all snapshots but those of the first cycles, which a run that goes on has behind it."""
+        """Forget all snapshots but those of the first cycles, which a resumed run has behind it."""
         own = {self.path(cycle) for cycle in range(cycles)}
         self.paths = [path for path in self.paths if path in own]
 
@@ -234,7 +234,7 @@ class CycleSnapshots(SaveAfterEpochs):
         self.saver.start(self.classifier)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Snapshots of an earlier fit of this name make way; those of a fit that goes on stay."""
+        """Snapshots of an earlier fit of this name make way; those of a resumed fit stay."""
         if epoch or not is_main():
             return
         for old in self.saver.name.parent.glob(f"{glob.escape(self.saver.name.name)}_cyc_*.weights.h5"):

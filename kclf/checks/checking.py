@@ -158,8 +158,9 @@ def _pairs(survey: _Surveyed, places: list[int], vectors: np.ndarray | None) -> 
     yield from duplicates.same_files([facts.digest * facts.is_readable for facts in survey.facts])
     if not places:
         return
-    looks = duplicates.same_looks(np.stack([survey.facts[place].thumbnail for place in places]))
-    alike = duplicates.same_activations(vectors) if vectors is not None else []
+    sets = [survey.photos[place].set_name for place in places]
+    looks = duplicates.same_looks(np.stack([survey.facts[place].thumbnail for place in places]), sets)
+    alike = duplicates.same_activations(vectors, sets=sets) if vectors is not None else []
     for pair in [*looks, *alike]:
         yield pair._replace(first=places[pair.first], second=places[pair.second])
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.archives import unpacked
 from ..data.decoding import PARSER_ERRORS, open_image
 from ..data.files import list_images, require_folder
 from ..data.folders import find_layout, read_split
@@ -80,7 +81,7 @@ def photos_of(data: Any, label: Callable[[str], str] | None = None) -> tuple[str
         The folder, absolute, and its photos with their classes and sets.
     """
     if isinstance(data, str | os.PathLike):
-        return _photos_in(os.path.abspath(data), label)
+        return _photos_in(os.path.abspath(unpacked(data)), label)
     found = [
         photo
         for set_name in ("train", "valid", "test")

@@ -148,6 +148,32 @@ def train(
             rich_help_panel=DATA,
         ),
     ] = False,
+    max_unreadable: Annotated[
+        float,
+        typer.Option(help="Share of the photos that may be unreadable.", min=0, max=1, rich_help_panel=DATA),
+    ] = 0.05,
+    suffix: Annotated[
+        str, typer.Option(help="Of a table: added to its file names, such as .jpg.", rich_help_panel=DATA)
+    ] = "",
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="Of a table: between its fields; tab for a tab.", rich_help_panel=DATA),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Of a table: FILE,LABEL by name or number from 0.", rich_help_panel=DATA),
+    ] = None,
+    valid_column: Annotated[
+        str | None,
+        typer.Option(help="Of a table: the column that says what validates.", rich_help_panel=DATA),
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(help="Bits of deep images, such as 12.", min=1, max=32, rich_help_panel=DATA),
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Most pixels of a photo, as decoded.", min=1, rich_help_panel=DATA)
+    ] = None,
     backbone: Annotated[
         str, typer.Option(help="The pretrained network.", rich_help_panel=MODEL)
     ] = "EfficientNetLite0",
@@ -256,7 +282,7 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with the run in this folder, which was cut off; takes no other options.",
+            help="Continue the interrupted run in this folder; takes no other options.",
             show_default=False,
             rich_help_panel=OUTPUT,
         ),
@@ -267,7 +293,7 @@ def train(
     FOLDER holds train/ and valid/ with a folder for each class, or a folder for each class alone, which is
     split by --seed; photos in one flat folder need --label-regex or --csv.
 
-    A run that was cut off, by whatever, goes on with --resume RUN and ends as if it had not been.
+    Continue an interrupted run with --resume RUN; the result is the same.
 
     Exit status: 0 done; 2 bad input; 3 training cannot go on; 4 a file cannot be written (disk full,
     read-only); 130 stopped by Ctrl-C and 143 by SIGTERM, with all saved.
@@ -301,6 +327,13 @@ def train(
             valid_fraction=valid_fraction,
             strict=strict,
             lenient=lenient,
+            max_unreadable=max_unreadable,
+            suffix=suffix,
+            delimiter=delimiter,
+            columns=columns,
+            valid_column=valid_column,
+            depth=depth,
+            max_pixels=max_pixels,
             backbone=backbone,
             weights=_weights(weights),
             size=size,
@@ -330,6 +363,8 @@ def predict(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 64,
+    depth: Annotated[int | None, typer.Option(help="Bits of deep images.", min=1, max=32)] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a photo, as decoded.", min=1)] = None,
     coverage: Annotated[
         float | None,
         typer.Option(
@@ -347,11 +382,13 @@ def predict(
     ] = None,
 ) -> None:
     """Print class and probability of each photo."""
+    from ..data.decoding import set_decoding
     from ..prediction.inference import predict_files
     from .use_commands import with_coverage, with_threshold
 
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
+    set_decoding(depth=depth, max_pixels=max_pixels or "pillow")
     predictions, unreadable = predict_files(_load(classifier), photos, batch_size=batch_size)
     for path, reason in unreadable:
         typer.echo(f"skipped {one_line(path)}: {one_line(reason)}", err=True)
@@ -435,16 +472,33 @@ def check(
         Path | None, typer.Option(help="Also write an HTML page on which the ledger is edited.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a ledger that exists.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Take file names and classes from this table.")] = None,
+    suffix: Annotated[str, typer.Option(help="Of a table: added to its file names.")] = "",
+    delimiter: Annotated[str | None, typer.Option(help="Of a table: between its fields.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Of a table: FILE,LABEL.")] = None,
+    label_delimiter: Annotated[str | None, typer.Option(help="Of a table: between labels.")] = None,
+    valid_column: Annotated[str | None, typer.Option(help="Of a table: what validates.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Bits of deep images.", min=1, max=32)] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a photo, as decoded.", min=1)] = None,
 ) -> None:
     """Look for what is wrong with photos and labels; nothing is changed."""
     from ..checks import check as check_photos
+    from ..data.decoding import set_decoding
     from ..data.labels import regex_label
 
     _require_place(ledger, page)
     if ledger.exists() and not force:
         raise OutputExistsError(f"{ledger} exists. Choose another --ledger, or pass --force to replace it.")
+    set_decoding(depth=depth, max_pixels=max_pixels or "pillow")
+    data: Any = folder
+    if csv is not None:
+        from .train import RunSettings, read_csv_data
+
+        words = {"suffix": suffix, "delimiter": delimiter, "columns": columns, "valid_column": valid_column}
+        words_of_run = RunSettings(folder, ledger, label_delimiter=label_delimiter, **words)  # type: ignore[arg-type]
+        data = read_csv_data(csv, folder, words_of_run, lenient=True, max_unreadable=None)
     findings = check_photos(
-        folder,
+        data,
         _load(classifier) if classifier else None,
         label=regex_label(label_regex, missing="") if label_regex else None,
     )

@@ -38,8 +38,8 @@ def check_out(out: Path, *, force: bool) -> None:
         )
     if is_unfinished(out) and not force:
         raise OutputExistsError(
-            f"{out} holds a run that is not finished. Go on with: kclf train --resume {out}, or pass --force "
-            "to begin anew."
+            f"{out} holds a run that is not finished. Continue with: kclf train --resume {out}, or pass "
+            "--force to begin anew."
         )
     if out.is_dir() and any(path.name not in LOCK_FILES for path in out.iterdir()) and not force:
         raise OutputExistsError(

@@ -28,6 +28,8 @@ from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, Progre
 from ..callbacks.microbatches import LARGEST, largest_batch
 from ..callbacks.snapshots import SaveAfterEpochs
 from ..data import ImageData
+from ..data.archives import unpacked
+from ..data.decoding import set_decoding
 from ..distributed import (
     barrier,
     describe,
@@ -93,6 +95,13 @@ class RunSettings:
         valid_fraction: share of the photos kept for validation, where the layout does not say.
         strict: stop at the first photo that cannot be read.
         lenient: warn of faults of the layout that stop else, such as an empty class folder.
+        max_unreadable: share of the photos that may be unreadable or missing.
+        suffix: added to the file names of a table.
+        delimiter: between the fields of a table; None to see it.
+        columns: names or numbers of the columns of files and of labels, with commas; None to see them.
+        valid_column: the column that says what is for validation.
+        depth: bits of the values of deep images, as `set_decoding` has it.
+        max_pixels: most pixels of a photo; None for Pillow's limit.
         backbone: a name of `backbone_names()`.
         weights: "imagenet", None or the path of a weights file without top.
         size: side of the square the backbone sees, pixels.
@@ -123,6 +132,13 @@ class RunSettings:
     valid_fraction: float = 0.2
     strict: bool = False
     lenient: bool = False
+    max_unreadable: float = 0.05
+    suffix: str = ""
+    delimiter: str | None = None
+    columns: str | None = None
+    valid_column: str | None = None
+    depth: int | None = None
+    max_pixels: int | None = None
     backbone: str = "EfficientNetLite0"
     weights: str | None = "imagenet"
     size: int = 224
@@ -220,7 +236,7 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
         if settings.recipe == "course":
             save_so_far(learner.model, out)
         raise RunStopped(
-            f"{stopped} The classifier so far: {out / CLASSIFIER}. Go on with: kclf train --resume {out}",
+            f"{stopped} The classifier so far: {out / CLASSIFIER}. Continue with: kclf train --resume {out}",
             stopped.signal,
         ) from None
     except NotFiniteError as error:
@@ -271,12 +287,35 @@ def find_data(settings: RunSettings) -> ImageData:
         "presize": settings.presize,
         "batch_size": settings.batch_size or BATCH_SIZE,
         "on_error": "raise" if settings.strict else "skip",
+        "max_unreadable": settings.max_unreadable,
+        "lenient": settings.lenient,
     }
+    set_decoding(depth=settings.depth, max_pixels=settings.max_pixels or "pillow")
     if settings.csv is not None:
-        table: dict[str, Any] = {"label_delimiter": settings.label_delimiter, "task": settings.task}
-        return ImageData.from_csv(settings.csv, folder=settings.folder, **table, **options)
-    options["lenient"] = settings.lenient
+        return read_csv_data(settings.csv, settings.folder, settings, **options)
     return ImageData.from_folder(settings.folder, label_regex=settings.label_regex, **options)
+
+
+def read_csv_data(csv_file: Path, folder: Path, words: RunSettings, **options: Any) -> ImageData:
+    """The data of a table, its columns as the command names them."""
+    path, *labels = [_column(word) for word in words.columns.split(",")] if words.columns else [None]
+    return ImageData.from_csv(
+        csv_file,
+        folder=unpacked(folder),
+        delimiter={"tab": "\t", "\\t": "\t"}.get(words.delimiter or "", words.delimiter),
+        path_column=path,
+        label_column=None if not labels else labels[0] if len(labels) == 1 else labels,
+        valid_column=None if words.valid_column is None else _column(words.valid_column),
+        suffix=words.suffix,
+        label_delimiter=words.label_delimiter,
+        task=words.task,
+        **options,
+    )
+
+
+def _column(word: str) -> str | int:
+    """A column by its name, or by its number from 0."""
+    return int(word) if word.isdecimal() else word
 
 
 def build_learner(

@@ -86,7 +86,7 @@ def labelled_photos(model: Any, folder: Path, label_regex: str | None, csv: Path
     from ..data import ImageDataset
     from ..data.files import list_images
     from ..data.labels import encode, folder_labels, regex_label
-    from ..data.layouts import join_paths
+    from ..data.table_files import join_paths
     from ..data.tables import read_table
 
     if csv is not None:

@@ -99,12 +99,13 @@ def open_image(file: IO[bytes]) -> Image.Image:
     Raises:
         UnidentifiedImageError: it is of none of the formats.
     """
-    prefix = file.read(16)
+    prefix, is_marked = file.read(16), False
     for name in image_formats():
         factory, accept = Image.OPEN[name]
         try:
-            is_of_it = accept is None or accept(prefix)
+            is_of_it = not is_marked if accept is None else accept(prefix)
             if is_of_it and not isinstance(is_of_it, str):  # a text says why this Pillow cannot
+                is_marked = True
                 file.seek(0)
                 return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # as Pillow's parsers say no

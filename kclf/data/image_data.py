@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
@@ -12,19 +12,19 @@ from .._core.arguments import at_least, one_of
 from .._core.csv_files import write_csv
 from ..errors import DataError
 from . import show
+from .archives import unpacked
 from .files import require_folder
-from .folders import read_folder
+from .folders import Faults, read_folder
 from .image_dataset import ImageDataset, OnError
 from .images import ResizeMethod
 from .labels import (
     column_of,
     encode_array,
     encode_labels,
-    label_parts,
     one_column,
+    plain_label,
     task_of,
     task_of_array,
-    text_of,
 )
 from .layouts import (
     Part,
@@ -33,22 +33,24 @@ from .layouts import (
     automatic_split,
     divide,
     encoded_arrays,
-    join_paths,
+    require_all_classes,
     require_apart,
+    require_as_many,
     require_one_length,
-    require_some_file,
 )
 from .presized import cached
 from .sources import ArrayImages, FileImages
 from .splits import grouped_split, index_split
 from .summary import Text, summary
-from .tables import read_table
+from .table_files import Found, find_files, is_photo_in, one_spelling, require_no_second_label
+from .tables import columns_of, read_csv_table, understand
 from .tasks import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Label = Callable[[str], Any]
+MOST_MISSING = 0.05  # of the files of a table
 _ONLY_TRAIN = ("class_weight", "sampling_weights")  # what validation and test are never loaded with
 
 
@@ -61,6 +63,7 @@ class Loading(TypedDict, total=False):
     resize_method: ResizeMethod
     num_threads: int | None
     on_error: OnError
+    max_unreadable: float | None
     class_weight: Any
     sampling_weights: Any
 
@@ -82,6 +85,8 @@ class ImageData:
         num_threads: threads that decode; None for one a core.
         on_error: "skip" (default) replaces a photo that cannot be read by another one and lists it in
             `skipped`; "raise" ends with an `ImageError`.
+        max_unreadable: share of a split's images that may be skipped; 1 by default, so that only a class none
+            of whose images can be read stops the work. Of the files of a table 5 % may be missing.
         class_weight: weight of each class in the training loss, by name, or "balanced".
         sampling_weights: "balanced" to draw all classes alike in training.
 
@@ -173,7 +178,7 @@ class ImageData:
 
         Each photo is kept with its short side at `size` pixels, so that windows still move in training.
         The cache is one file for all splits, keyed by the photos' paths, sizes and times of change, so that
-        other folds of the same photos share it. A build that is interrupted goes on at the next call.
+        other folds of the same photos share it. A build that is interrupted resumes at the next call.
 
         Args:
             size: short side in pixels, at least the size the model sees: 460 for random resized crops to
@@ -317,7 +322,7 @@ class ImageData:
                 alone, a folder of validation or test images without one for training, and what `lenient`
                 leaves at a warning.
         """
-        found = read_folder(folder, label_regex, valid_fraction, seed, lenient)
+        found = read_folder(unpacked(folder), label_regex, valid_fraction, seed, lenient)
         train, valid = ((FileImages(paths), codes) for paths, codes in (found.train, found.valid))
         test = None if found.test is None else (FileImages(found.test[0]), found.test[1])
         return cls._of(found.class_names, "single_label", seed, loading, train, valid, test, found.notes)
@@ -332,6 +337,7 @@ class ImageData:
         group: Callable[[str], Hashable] | None = None,
         valid_indices: Sequence[int] | np.ndarray | None = None,
         test: Sequence[Path] | Path | None = None,
+        lenient: bool = False,
         valid_fraction: float = 0.2,
         seed: int = 0,
         **loading: Unpack[Loading],
@@ -347,6 +353,7 @@ class ImageData:
             group: function path -> what must stay on one side of the split (the animal, the patient).
             valid_indices: which of the paths are for validation; None to set aside `valid_fraction`.
             test: files without labels, or a folder of them.
+            lenient: warn in `notes` of a class with one image, or without validation images.
             valid_fraction: see the class, as all that follow.
             seed: fixes the split, the order and the windows.
             **loading: see the class.
@@ -363,75 +370,108 @@ class ImageData:
             (['cat', 'dog'], 3, 2)
         """
         files = as_files(paths)
-        labels = [label(path) for path in files]
-        groups = None if group is None else [group(path) for path in files]
+        given: Sequence[Any] = files if isinstance(paths, str | os.PathLike) else paths
+        labels = [plain_label(label(path)) for path in given]
+        groups = None if group is None else [group(path) for path in given]
+        if not any(os.path.exists(file) for file in files):
+            find_files("", files)
         return cls._from_labels(
-            files, labels, task, groups, valid_indices, test, valid_fraction, seed, loading
+            files, labels, task, groups, valid_indices, test, valid_fraction, seed, loading, Faults(lenient)
         )
 
     @classmethod
     def from_table(
         cls,
-        table: Mapping[str, Sequence[Any]],
+        table: Any,
         *,
         folder: Path = "",
-        path_column: str | int = 0,
-        label_column: str | int = 1,
+        path_column: str | int | None = None,
+        label_column: str | int | Sequence[str | int] | None = None,
+        valid_column: str | int | None = None,
         group_column: str | int | None = None,
         suffix: str = "",
         label_delimiter: str | None = None,
         task: Task | None = None,
         valid_indices: Sequence[int] | np.ndarray | None = None,
         test: Sequence[Path] | Path | None = None,
+        lenient: bool = False,
         valid_fraction: float = 0.2,
         seed: int = 0,
         **loading: Unpack[Loading],
     ) -> ImageData:
-        """Images and labels in plain columns.
+        """Images and labels in a table.
+
+        What was understood without being said (a one-hot table, a column of splits, file names that were
+        mended) stands in `notes`.
 
         Args:
-            table: columns by name, all of one length.
+            table: columns by name, all of one length; or a data frame of pandas or polars, a table of
+                pyarrow, a list of mappings or of rows.
             folder: where the files of the path column lie.
-            path_column: name or number of the column of file names.
-            label_column: name or number of the column of labels.
+            path_column: name or number of the column of file names; None for the first that holds some.
+            label_column: name or number of the column of labels, or of several with 0 and 1, one a class;
+                None for the one called so ("label", "class", ...), for all others where they hold 0 and 1
+                alone, else for the one after the path column.
+            valid_column: column that says what is for validation: 0 and 1, or the names of splits, or folds,
+                of which the first validates; None for one called so ("is_valid", "split", "fold").
             group_column: column of what must stay on one side of the split, or None.
             suffix: added to each file name, such as ".jpg".
             label_delimiter: what stands between the labels of an image; None for one label an image. It is
                 never guessed: a class name with a space in it is one class.
-            task: "single_label", "multi_label" or "regression"; None for multi-label with a delimiter, else
-                single label.
+            task: "single_label", "multi_label" or "regression"; None for multi-label with a delimiter, with
+                lists, or with several 1 in a row, else single label.
             valid_indices: rows for validation, such as `cv_indices(n)`; None to set aside `valid_fraction`.
             test: files without labels, or a folder of them.
+            lenient: warn in `notes` of a class with one image, or without validation images.
             valid_fraction: see the class, as all that follow.
             seed: fixes the split, the order and the windows.
             **loading: see the class.
+
+        Raises:
+            DataError: columns that are not there or not of one length, rows without file or label, a file
+                with two labels, classes whose names differ in case alone, no file that exists.
         """
-        files = join_paths(folder, column_of(table, path_column), suffix)
-        labels: list[Any] = [text_of(label) for label in column_of(table, label_column)]
-        groups = None if group_column is None else column_of(table, group_column)
-        require_one_length(files, labels, groups)
-        if label_delimiter is not None:
-            labels = [label_parts(label, label_delimiter) for label in labels]
-        task = task or ("single_label" if label_delimiter is None else "multi_label")
-        return cls._from_labels(
-            files, labels, task, groups, valid_indices, test, valid_fraction, seed, loading
+        columns, faults = columns_of(table), Faults(lenient)
+        groups = None if group_column is None else column_of(columns, group_column)
+        require_one_length(columns, path_column, label_column, groups)
+        meaning = understand(
+            columns,
+            path_column=path_column,
+            label_column=label_column,
+            valid_column=valid_column,
+            label_delimiter=label_delimiter,
+            task=task,
+            is_split=valid_indices is not None or groups is not None,
         )
+        found = find_files(folder, meaning.names, suffix)
+        faults.notes += [*meaning.notes, *found.notes]
+        if found.missing:
+            _require_files(found, loading.get("max_unreadable", MOST_MISSING), faults)
+        valid = meaning.valid if valid_indices is None else valid_indices
+        return cls._from_labels(
+            found.files, meaning.labels, meaning.task, groups, valid, test, valid_fraction, seed, loading,
+            faults, meaning.test,
+        )  # fmt: skip
 
     @classmethod
     def from_csv(
-        cls, csv_file: Path, *, folder: Path | None = None, delimiter: str = ",", **arguments: Any
+        cls, csv_file: Path, *, folder: Path | None = None, delimiter: str | None = None, **arguments: Any
     ) -> ImageData:
-        """Images and labels in a CSV file with a header row; takes the arguments of `from_table`.
+        """Images and labels in a CSV file, with a header row or without; takes the arguments of `from_table`.
 
         Args:
             csv_file: the file.
             folder: where the images lie; None for the folder of the CSV file.
-            delimiter: between the fields of a row.
+            delimiter: between the fields of a row; None to see it from the first one.
             **arguments: as `from_table`.
         """
         folder = os.path.dirname(os.fspath(csv_file)) if folder is None else folder
         require_folder(folder or ".")
-        return cls.from_table(read_table(csv_file, delimiter), folder=folder, **arguments)
+        suffix = arguments.get("suffix", "")
+        columns, notes = read_csv_table(csv_file, delimiter, lambda cell: is_photo_in(folder, cell, suffix))
+        data = cls.from_table(columns, folder=folder, **arguments)
+        data.notes[:0] = notes
+        return data
 
     @classmethod
     def from_arrays(
@@ -466,6 +506,7 @@ class ImageData:
             (['cat', 'dog'], 32, 16, 4)
         """
         images, labels = ArrayImages(train[0]), one_column(np.asarray(train[1]), task)
+        require_as_many(images, labels)
         loading.setdefault("size", int(images.images.shape[1]))
         task = task or task_of_array(labels)
         names, codes = encode_array(labels, task, class_names)
@@ -488,20 +529,30 @@ class ImageData:
         valid_fraction: float,
         seed: int,
         loading: Loading,
+        faults: Faults,
+        test_rows: Sequence[int] = (),
     ) -> ImageData:
-        require_some_file(files)
         task = task or task_of(labels, files)
-        names, codes = encode_labels(labels, task, files)
+        names, codes = encode_labels(labels, task, files, faults.report)
+        if task == "single_label":
+            require_no_second_label(one_spelling(files), labels)
+        rows = np.setdiff1d(np.arange(len(files)), test_rows)
         if valid_indices is not None:
             split = index_split(len(files), valid_indices)
+            split = np.setdiff1d(split[0], test_rows), split[1]
         elif groups is not None:
             split = grouped_split(groups, valid_fraction, seed)
         else:
-            split = automatic_split(codes, names, task, valid_fraction, seed)
+            split = automatic_split(codes[rows], names, task, valid_fraction, seed, faults.report_if_lenient)
+            split = rows[split[0]], rows[split[1]]
+        if task == "single_label" and (valid_indices is not None or groups is not None):
+            require_all_classes(codes, split, names, faults.report)
         require_apart(files, split)
         train, valid = divide(FileImages(files), codes, split)
-        tested = None if test is None else (FileImages(as_files(test)), None)
-        return cls._of(names, task, seed, loading, train, valid, tested)
+        tested: Part | None = None if test is None else (FileImages(as_files(test)), None)
+        if tested is None and len(test_rows):
+            tested = FileImages(files).take(np.asarray(test_rows)), codes[list(test_rows)]
+        return cls._of(names, task, seed, loading, train, valid, tested, faults.notes)
 
     @classmethod
     def _of(
@@ -518,6 +569,7 @@ class ImageData:
         options: dict[str, Any] = dict(loading)
         size, presize = _sizes(options.pop("size", 224), options.pop("presize", None))
         only_train = {key: options.pop(key, None) for key in _ONLY_TRAIN}
+        options.setdefault("max_unreadable", 1.0)
         options |= {"class_names": class_names, "task": task, "presize": presize, "seed": seed}
         return cls(
             ImageDataset(
@@ -534,6 +586,16 @@ class ImageData:
             size=size,
             notes=notes,
         )
+
+
+def _require_files(found: Found, most: float | None, faults: Faults) -> None:
+    """Report files of a table that are not there, where they are many; else note them."""
+    count = f"{found.missing:,} of {len(found.files):,}"
+    message = f"{count} files of the table are not there, such as {found.first}"
+    if most is not None and found.missing > max(1, most * len(found.files)):
+        faults.report(f"{message}. Look at folder and names, or raise max_unreadable (--max-unreadable)")
+    else:
+        faults.notes.append(message)
 
 
 def _sizes(size: int, presize: int | None) -> tuple[int, int]:

@@ -76,6 +76,8 @@ class ImageDataset(DataLoader, DataAdapter):
         num_threads: threads that decode; None for one a core.
         on_error: "skip" puts the next readable image of the split in the place of one that cannot be read,
             and lists it in `skipped`; "raise" ends with its `ImageError`.
+        max_unreadable: share of the images that may be skipped (one may always), and no class may lose all of
+            its images; more ends with a `DataError`. None for any number.
         class_weight: weight of each class in the loss, by name, or "balanced" for n / (classes * count).
         sampling_weights: chance of each image to be drawn, float (n,), or "balanced" to draw all classes
             alike; images are then drawn with replacement.
@@ -108,6 +110,7 @@ class ImageDataset(DataLoader, DataAdapter):
         seed: int = 0,
         num_threads: int | None = None,
         on_error: OnError = "skip",
+        max_unreadable: float | None = None,
         class_weight: Mapping[str, float] | Literal["balanced"] | None = None,
         sampling_weights: Sequence[float] | np.ndarray | Literal["balanced"] | None = None,
         shard: tuple[int, int] | None = None,
@@ -133,6 +136,7 @@ class ImageDataset(DataLoader, DataAdapter):
         self.seed = seed
         self.num_threads = num_threads or max(1, usable_cores() // local_world_size())
         self.on_error = on_error
+        self.max_unreadable = max_unreadable
         self.class_weight = class_weight
         self.class_weights = self._weight_of_each_class(class_weight)
         self.sample_weights = None if self.class_weights is None else self.class_weights[self.labels]
@@ -253,7 +257,7 @@ class ImageDataset(DataLoader, DataAdapter):
     def blank_batches(self, batches: int) -> None:
         """Let the next epoch hand out its first batches blank, at no cost: their photos are zeros.
 
-        For a `fit` that goes on inside an epoch: it counts from batch 0, and passes over what it has done.
+        For a `fit` that resumes inside an epoch: it counts from batch 0, and passes over what it has done.
         """
         self._discard()
         self._blank = batches
@@ -345,6 +349,32 @@ class ImageDataset(DataLoader, DataAdapter):
             self._unreadable[index] = error.reason
         if not known:
             log.warning("Skipped %s: %s", error.path, error.reason)
+            self._require_enough(index)
+
+    def _require_enough(self, index: int) -> None:
+        """Raise `DataError` where too many images cannot be read, or none of a class."""
+        if self.max_unreadable is None:
+            return
+        with self._lock:
+            found = list(self._unreadable)
+        allowed = max(self.max_unreadable * self.num_images, 1 if self.max_unreadable else 0)
+        if len(found) > allowed:
+            raise DataError(
+                f"{len(found):,} of {self.num_images:,} images cannot be read, more than "
+                f"{self.max_unreadable:.0%} (max_unreadable, --max-unreadable). The first: "
+                f"{self._said(found[0])}"
+            )
+        if self.task == "single_label" and self.labels is not None:
+            of_class = np.flatnonzero(self.labels == self.labels[index])
+            if len(of_class) > 1 and np.isin(of_class, found).all():
+                name = self.class_names[self.labels[index]] if self.class_names else self.labels[index]
+                raise DataError(
+                    f"No image of class {name!r} can be read ({len(of_class):,} of them). The first: "
+                    f"{self._said(int(of_class[0]))}"
+                )
+
+    def _said(self, index: int) -> str:
+        return f"{self.paths[index]}: {self._unreadable[index]}"
 
     # Passes
 

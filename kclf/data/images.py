@@ -59,6 +59,7 @@ def read_image(
                 image.draft("RGB", (at_least, at_least))
             _require_size(path, image.size)
             mark_deep(image)
+            image.load()  # damage shows here: a PNG's metadata may lie behind its pixels
             return np.asarray(to_rgb(upright(image)))
     except ImageError:
         raise

@@ -16,9 +16,33 @@ from .splits import require_classes
 from .tasks import Task
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a field is None, NaN, or what data frames have for a missing value."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float | np.floating) and bool(value != value)
+
+
 def text_of(label: Any) -> str:
-    """A field of a table as text; empty where it is None or NaN."""
-    return "" if label is None or label != label else str(label)
+    """A field of a table as text; empty where it is missing."""
+    return "" if is_missing(label) else str(label)
+
+
+def plain_label(label: Any) -> Any:
+    """A label as text, a list of texts or a number: also from arrays, sets, paths and missing values.
+
+    Example:
+        >>> plain_label(np.array(["a", "b"])), plain_label({"x"}), plain_label(None)
+        (['a', 'b'], ['x'], '')
+    """
+    if isinstance(label, np.ndarray | np.generic):
+        label = label.tolist()
+    if isinstance(label, list | tuple | set | frozenset):
+        parts = sorted(label, key=str) if isinstance(label, set | frozenset) else label
+        return [text_of(part) for part in parts]
+    if isinstance(label, os.PathLike):
+        return os.fspath(label)
+    return "" if is_missing(label) else label
 
 
 def column_of(table: Mapping[str, Sequence[Any]], column: str | int) -> Sequence[Any]:
@@ -49,14 +73,20 @@ def task_of(labels: Sequence[Any], files: Sequence[str]) -> Task:
     )
 
 
-def encode_labels(labels: Sequence[Any], task: Task, files: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Class names and encoded labels."""
+def encode_labels(
+    labels: Sequence[Any], task: Task, files: Sequence[str], report: Callable[[str], None] | None = None
+) -> tuple[list[str], np.ndarray]:
+    """Class names and encoded labels; `report` takes what is wrong with the names, which else is refused."""
     if task == "regression":
         return [], encode_numbers(labels, files)
     if task == "multi_label":
-        names = class_table(name for row in labels for name in row)
-        return names, encode_many(labels, names, files)
-    texts = [str(label) for label in labels]
+        given = (_several(row, file) for row, file in zip(labels, files, strict=True))
+        rows = [[normal_label(str(part)) for part in row] for row in given]
+        names = class_table(name for row in rows for name in row)
+        require_no_twins(names, report or _refuse)
+        return names, encode_many(rows, names, files)
+    spelled = {label: normal_label(str(label)) for label in set(map(str, labels))}
+    texts = [spelled[str(label)] for label in labels]
     empty = [file for file, text in zip(files, texts, strict=True) if not text.strip()]
     if empty:
         raise DataError(
@@ -64,8 +94,26 @@ def encode_labels(labels: Sequence[Any], task: Task, files: Sequence[str]) -> tu
             "Label them, or leave them out"
         )
     names = class_table(texts)
+    require_no_twins(names, report or _refuse)
     require_classes(texts, texts, f"{len(texts):,} images")
     return names, encode(texts, names, files)
+
+
+def _several(labels: Any, file: str) -> Sequence[Any]:
+    """The labels of an image that may have several; text is one label where it can be no more."""
+    if not isinstance(labels, str):
+        return list(labels) if isinstance(labels, list | tuple | set | frozenset) else [labels]
+    mark = next((mark for mark in ";|,/ " if mark in labels.strip()), None)
+    if mark is not None:
+        raise DataError(
+            f"{file}: expected a list of labels, or text with a delimiter that is named. Received: "
+            f"{labels!r}. Pass label_delimiter={mark!r} (--label-delimiter), or give lists"
+        )
+    return [labels] if labels.strip() else []
+
+
+def _refuse(message: str) -> None:
+    raise DataError(message)
 
 
 def one_column(labels: np.ndarray, task: Task | None) -> np.ndarray:
@@ -91,9 +139,21 @@ def encode_array(
         names = list(class_names or [str(i) for i in range(labels.shape[1])])
         return names, labels.astype(np.float32)
     if labels.dtype.kind in "UO":
-        names = list(class_names or class_table(labels.tolist()))
-        return names, encode(labels.tolist(), names)
+        texts = [text_of(label) for label in labels.tolist()]
+        if "" in texts:
+            raise DataError(
+                f"{texts.count('')} of {len(texts)} images have no label, the first: {texts.index('')}"
+            )
+        names = list(class_names or class_table(texts))
+        return names, encode(texts, names)
     numbers = class_numbers(labels, len(class_names or ()))
+    if class_names is None and (
+        absent := sorted(set(range(numbers.max(initial=-1) + 1)) - set(numbers.tolist()))
+    ):
+        raise DataError(
+            f"Expected labels from 0 on without a gap. Received: labels up to {numbers.max()}, and none of "
+            f"{listed(absent)}. Number the classes anew, or name them all in `class_names`"
+        )
     return list(class_names or map(str, range(numbers.max(initial=-1) + 1))), numbers
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from .._core.arguments import listed
 from ..errors import DataError
 from .files import Split, list_images
-from .labels import encode_array, one_column
+from .labels import column_of, encode_array, one_column
 from .sources import ArrayImages, Images
 from .splits import random_split, require_two_of_each, stratified_split
+from .table_files import one_spelling
 from .tasks import Task
 
 Path = str | os.PathLike[str]
@@ -29,27 +31,6 @@ def as_files(paths: Sequence[Path] | Path) -> list[str]:
     return files
 
 
-def join_paths(folder: Path, names: Iterable[Any], suffix: str = "") -> list[str]:
-    """The files of those names in a folder, as `os.path.join` has them, for millions.
-
-    Example:
-        >>> join_paths("photos", ["a", "/b"], ".jpg")
-        ['photos/a.jpg', '/b.jpg']
-    """
-    start, is_absolute = os.path.join(folder, ""), os.path.isabs
-    files = (f"{name}{suffix}" for name in names)
-    return [file if is_absolute(file) else start + file for file in files]
-
-
-def require_some_file(files: Sequence[str]) -> None:
-    """One file at least is there; the loader reports those that are not."""
-    if not any(os.path.exists(file) for file in files):
-        raise DataError(
-            f"None of the {len(files):,} files exists. The first: {files[0]}. "
-            "Look at `folder`, and at `suffix` (such as '.jpg') where the names come without one"
-        )
-
-
 def divide(images: Images, labels: np.ndarray, split: Split) -> tuple[Part, Part]:
     """Training and validation images with their labels."""
     for name, indices in zip(("training", "validation"), split, strict=True):
@@ -60,18 +41,38 @@ def divide(images: Images, labels: np.ndarray, split: Split) -> tuple[Part, Part
 
 
 def automatic_split(
-    codes: np.ndarray, class_names: Sequence[str], task: Task, valid_fraction: float, seed: int
+    codes: np.ndarray,
+    class_names: Sequence[str],
+    task: Task,
+    valid_fraction: float,
+    seed: int,
+    report: Callable[[str], None] | None = None,
 ) -> Split:
     """Each class in its share where images have one class, else at random."""
     if task != "single_label" or len(codes) == 0:
         return random_split(len(codes), valid_fraction, seed)
     counts = np.bincount(codes, minlength=len(class_names))
-    require_two_of_each(class_names, counts)
-    return stratified_split(codes, valid_fraction, seed)
+    require_two_of_each(class_names, counts, report)
+    return stratified_split(codes, valid_fraction, seed, report and (lambda message: None))
+
+
+def require_all_classes(
+    codes: np.ndarray, split: Split, class_names: Sequence[str], report: Callable[[str], None]
+) -> None:
+    """Report classes that a split which was asked for leaves without images on one of its sides."""
+    for name, indices in zip(("training", "validation"), split, strict=True):
+        counts = np.bincount(codes[indices], minlength=len(class_names))
+        absent = [c for c, count in zip(class_names, counts, strict=True) if not count]
+        if absent:
+            report(
+                f"{len(absent)} of {len(class_names)} classes have no {name} image in this split: "
+                f"{listed(absent)}. Choose other indices or groups, or leave the classes out"
+            )
 
 
 def require_apart(files: Sequence[str], split: Split) -> None:
     """No file is in training and in validation: there it would be known."""
+    files = one_spelling(files)
     if len(set(files)) == len(files):
         return
     train, valid = ({files[index] for index in indices} for indices in split)
@@ -84,13 +85,19 @@ def require_apart(files: Sequence[str], split: Split) -> None:
         )
 
 
-def require_one_length(files: Sequence[str], labels: Sequence[Any], groups: Sequence[Any] | None) -> None:
+def require_one_length(
+    columns: Mapping[str, Sequence[Any]], path_column: Any, label_column: Any, groups: Sequence[Any] | None
+) -> None:
     """The columns of a table have as many rows."""
-    lengths = [len(files), len(labels), *([] if groups is None else [len(groups)])]
-    if len(set(lengths)) > 1:
+    if len({len(column) for column in columns.values()}) > 1:
+        several = isinstance(label_column, list | tuple)
+        paths = column_of(columns, 0 if path_column is None else path_column)
+        labels = column_of(columns, 1 if label_column is None or several else label_column)
+        more = "" if groups is None else f", {len(groups):,} groups"
+        lengths = ", ".join(f"{name} {len(column):,}" for name, column in columns.items())
         raise DataError(
-            f"Expected columns of one length. Received: {lengths[0]:,} paths, {lengths[1]:,} labels"
-            + (f", {lengths[2]:,} groups" if groups is not None else "")
+            f"Expected columns of one length. Received: {len(paths):,} paths, {len(labels):,} labels{more} "
+            f"({lengths})"
         )
 
 
@@ -101,4 +108,13 @@ def encoded_arrays(
     if not isinstance(arrays, tuple):
         return ArrayImages(arrays), None
     labels = one_column(np.asarray(arrays[1]), task)
+    require_as_many(arrays[0], labels)
     return ArrayImages(arrays[0]), encode_array(labels, task, class_names)[1]
+
+
+def require_as_many(images: Any, labels: Any) -> None:
+    """As many labels as images."""
+    if len(images) != len(labels):
+        raise DataError(
+            f"Expected a label for each image. Received: {len(images):,} images, {len(labels):,} labels"
+        )

@@ -134,7 +134,7 @@ def cached(paths: np.ndarray, size: int, folder: str | os.PathLike[str], num_thr
     """The photos from the cache in a folder, which is filled first, or filled to the end.
 
     The cache is keyed by the photos' paths, file sizes and times of change, so that a stale one is never
-    read. A build that is killed goes on where it stopped.
+    read. A build that is killed resumes where it stopped.
 
     Args:
         paths: the files, each once.

@@ -265,6 +265,7 @@ class DataBlock:
             batch_size=bs,
             num_threads=num_workers or None,
             valid_indices=held,
+            lenient=True,
             **options,
         )
         return CourseData.carrying(

@@ -129,6 +129,7 @@ class ImageClassifierData:
             csv_fname,
             folder=os.path.join(path, folder),
             valid_indices=val_idxs,
+            lenient=True,
             suffix=suffix,
             test=None if test_name is None else os.path.join(path, test_name),
             **options,

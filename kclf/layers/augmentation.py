@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -46,7 +45,7 @@ class Transformation:
     def __len__(self) -> int:
         return len(self.maps)
 
-    def __getitem__(self, rows: slice) -> Transformation:
+    def __getitem__(self, rows: slice | list[int]) -> Transformation:
         return Transformation(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
@@ -208,7 +207,7 @@ class Augmentation(keras.layers.Layer):
             size,
             interpolation=interpolation,
             fill_mode=self.fill_mode,
-            finish=_relight(transformation, images.device) if lighting else None,
+            finish=_Relight(transformation, images.device) if lighting else None,
         )
 
     @property
@@ -229,7 +228,7 @@ class Augmentation(keras.layers.Layer):
         return type(self).from_config({**self.get_config(), "size": size})
 
     def get_random_state(self) -> Tensor:
-        """State of the generator: `set_random_state` goes on from there."""
+        """State of the generator: `set_random_state` continues from there."""
         return self._generator.get_state()
 
     def set_random_state(self, state: Tensor) -> None:
@@ -345,28 +344,34 @@ def _factor(uniform: Tensor, change: float) -> Tensor:
     return torch.exp(_signed(uniform, -math.log(1 - change)))
 
 
-def _relight(transformation: Transformation, device: torch.device) -> Callable[[Tensor, slice], Tensor]:
-    """A function of (images in [0, 255], which ones) that changes their light as drawn."""
-    drawn = torch.stack(
-        [transformation.contrast, transformation.brightness, transformation.saturation, transformation.hue], 1
-    )
-    changed = (drawn != torch.tensor([1.0, 0.5, 1.0, 0.0])).tolist()
-    drawn[:, 1] = transformation.contrast * torch.logit(transformation.brightness)
-    contrast, shift, saturation, turn = send(drawn.to(torch.float32), device).unbind(1)
-    contrast, shift, saturation = map(each, (contrast, shift, saturation))
+class _Relight:
+    """Changes the light of images as it was drawn."""
 
-    def relight(images: Tensor, rows: slice) -> Tensor:
-        by_contrast, by_shift, by_saturation, by_hue = map(any, zip(*changed[rows], strict=True))
+    def __init__(self, transformation: Transformation, device: torch.device) -> None:
+        self.transformation, self.device = transformation, device
+        light = (transformation.contrast, transformation.brightness)
+        drawn = torch.stack([*light, transformation.saturation, transformation.hue], 1)
+        self.changed = (drawn != torch.tensor([1.0, 0.5, 1.0, 0.0])).tolist()
+        drawn[:, 1] = transformation.contrast * torch.logit(transformation.brightness)
+        values = send(drawn.to(torch.float32), device).unbind(1)
+        self.contrast, self.shift, self.saturation = map(each, values[:3])
+        self.turn = values[3]
+
+    def take(self, order: list[int]) -> _Relight:
+        """For images in another order."""
+        return _Relight(self.transformation[order], self.device)
+
+    def __call__(self, images: Tensor, rows: slice) -> Tensor:
+        """Images (k, channels, height, width) in [0, 255], and which of all they are."""
+        by_contrast, by_shift, by_saturation, by_hue = map(any, zip(*self.changed[rows], strict=True))
         if images.shape[1] == 1:  # grey has no colour to change
             by_saturation = by_hue = False
         if not (by_contrast or by_shift or by_saturation or by_hue):
             return images
         images = images * (1 / 255)
         if by_contrast or by_shift or by_saturation:
-            grey_by = saturation[rows] if by_saturation else None
-            images = in_logit_space(images, contrast[rows], shift[rows], grey_by)
+            grey_by = self.saturation[rows] if by_saturation else None
+            images = in_logit_space(images, self.contrast[rows], self.shift[rows], grey_by)
         if by_hue:
-            images = adjust_hue(images, turn[rows])
+            images = adjust_hue(images, self.turn[rows])
         return images * 255
-
-    return relight

@@ -32,7 +32,7 @@ class _Drawing(keras.layers.Layer):
         self._generator = torch.Generator().manual_seed(self.seed)
 
     def get_random_state(self) -> Tensor:
-        """State of the generator: `set_random_state` goes on from there."""
+        """State of the generator: `set_random_state` continues from there."""
         return self._generator.get_state()
 
     def set_random_state(self, state: Tensor) -> None:

@@ -433,7 +433,7 @@ class Learner:
     # ---- data and number formats ------------------------------------------------------------
 
     def set_data(self, data: ImageData) -> None:
-        """Go on with other data: larger photos (progressive resizing), more of them, or a test set.
+        """Continue with other data: larger photos (progressive resizing), more of them, or a test set.
 
         Args:
             data: with the same classes. Where its size differs, the model changes to that size; photos that

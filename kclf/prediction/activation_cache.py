@@ -7,7 +7,7 @@ kept on disk, and the head then trains on plain arrays, hundreds of times faster
 
 A cache lies in a folder named by a digest of everything that decides its content (`activation_key`), so that
 an old one cannot be taken for a new one. It is written in parts, each whole or not at all; a pass that was
-stopped goes on where it was.
+stopped resumes where it was.
 """
 
 from __future__ import annotations

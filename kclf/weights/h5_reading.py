@@ -18,7 +18,7 @@ from ..errors import FileFormatError, KclfError
 
 # zlib, the strongest of the filters every HDF5 library has, shrinks at most 1032 : 1.
 LARGEST_COMPRESSION = 1032
-LONGEST_TEXT = 2**27  # characters
+LONGEST_TEXT = 2**26  # characters
 _SUPERBLOCK = b"\x89HDF\r\n\x1a\n"
 _STRING_HEAP = b"GCOL\1"  # three bytes that mean nothing follow, then the size
 _NAME_HEAP = b"HEAP\0"  # the same; then the place of the first free block, and the address of the blocks
@@ -182,28 +182,30 @@ def _places(content: bytes | mmap.mmap, mark: bytes) -> Iterator[int]:
 
 def _check_string_heap(content: bytes | mmap.mmap, start: int, references: list[int]) -> None:
     place, size = start + 16, int.from_bytes(content[start + 8 : start + 16], "little")
-    end = start + size
+    end, lengths = start + size, {}
     _refuse_if(max(place, end) > len(content), "a heap is longer than the file")
     _refuse_if(size % 8, "a heap has a size that cannot be")
     while place + 16 <= end:
         index, length = struct.unpack_from("<H6xQ", content, place)
         step = 16 + -(-length // 8) * 8 if index else length  # object 0 is what is free, with its header
         _refuse_if(step < 16 or place + step > end, "an object in a heap has a length that cannot be")
+        lengths[index] = length
         place += step
     for reference in references:
-        _check_text(content, reference, size)
+        _check_text(content, reference, lengths)
 
 
-def _check_text(content: bytes | mmap.mmap, reference: int, size: int) -> None:
-    """Refuse a text that is longer than its heap: 4 bytes of length, the heap's address, 4 bytes of index.
+def _check_text(content: bytes | mmap.mmap, reference: int, lengths: dict[int, int]) -> None:
+    """Refuse a text that claims far more than its heap holds: 4 bytes of length, the address, 4 of index.
 
-    The same 8 bytes can be part of something else; a text is known by its place or by its index.
+    The same 8 bytes can be part of something else: a text is known by an index that its heap has, and by a
+    length that no text has.
     """
     if not 4 <= reference <= len(content) - 12:
         return
     length, index = (struct.unpack_from("<I", content, reference + at)[0] for at in (-4, 8))
-    is_text = reference % 8 == 4 or 0 < index < 1 << 16 or length > LONGEST_TEXT
-    _refuse_if(length > size and is_text, f"a text claims {length} characters in a heap of {size} bytes")
+    stored = lengths.get(index, 0) if index else 0
+    _refuse_if(stored and length > max(stored, LONGEST_TEXT), f"a text claims {length:,} characters")
 
 
 def _check_name_heap(content: bytes | mmap.mmap, start: int, base: int) -> None:

@@ -141,14 +141,15 @@ def kclf_classifier(trial: Trial, names: Sequence[str], **options: Any) -> Any:
     import kclf
 
     keras.utils.set_random_seed(trial.seed)
-    options = {"hidden": (), "augmentation": kclf.aug_transforms()} | options
+    options |= {"hidden": (), "augmentation": kclf.aug_transforms(), "presize": int(trial.size * 1.25)}
     return kclf.ImageClassifier("EfficientNetLite0", list(names), size=trial.size, **options)
 
 
-def kclf_predict(model: Any, photos: Photos, names: Sequence[str]) -> Predict:
-    import kclf
+def kclf_predict(model: Any, photos: Photos) -> Predict:
+    """By the classifier's own preprocessing."""
+    from kclf.prediction.inference import predict_files
 
-    return lambda: kclf.predict(model, kclf_data(model.size, photos, names)).probabilities
+    return lambda: predict_files(model, [file for file, _ in photos])[0].probabilities
 
 
 def by_recipe(effort: str) -> Callable[[Trial], harness.Round]:
@@ -163,8 +164,7 @@ def by_recipe(effort: str) -> Callable[[Trial], harness.Round]:
         def fit() -> Predict:
             model = kclf_classifier(trial, names)
             data = ImageData(kclf_data(trial.size, train, names, shuffle=True), size=trial.size)
-            fit_best(model, data, effort=effort)
-            return kclf_predict(model, test, names)
+            return kclf_predict(fit_best(model, data, effort=effort).model, test)
 
         return judged(fit, test)
 
@@ -185,7 +185,7 @@ def course(trial: Trial) -> harness.Round:
 
     def fit() -> Predict:
         with tempfile.TemporaryDirectory() as folder:
-            return kclf_predict(run(Path(folder)), test, names)
+            return kclf_predict(run(Path(folder)), test)
 
     def run(folder: Path) -> Any:
         for number, (file, label) in enumerate(train):

@@ -1,0 +1,157 @@
+"""Batch norms that go by stored statistics, folded into the convolutions before them while both learn.
+
+With gamma and beta of a norm, its mean m, variance v and epsilon e, and a convolution's kernel K and bias c:
+
+    scale = gamma / sqrt(v + e);  shift = beta + (c - m) scale
+    norm(conv(x, K) + c) = conv(x, K scale) + shift
+
+1 / sqrt(v + e) is kept as long as the statistics stand still. All vectors of a model are folded in a few
+foreach calls; each kernel takes one product, and two more and a sum for its gradients, which come with its
+layer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+Tensors = Sequence[torch.Tensor | None]
+
+
+class FoldVectors(torch.autograd.Function):
+    """Scales and shifts, (channels,) each, of n norms at once: from gammas, betas and biases."""
+
+    @staticmethod
+    def forward(ctx: Any, known: Known, *learnt: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """`learnt` are n gammas, n betas and n biases, None where there is none; n scales and n shifts."""
+        n = len(known.inverse)
+        gammas, betas, biases = learnt[:n], learnt[n : 2 * n], learnt[2 * n :]
+        scales = _times(known.inverse, gammas)
+        centres = _minus(biases, known.means)
+        shifts = torch._foreach_mul(centres, scales)
+        _add_where(shifts, betas)
+        ctx.known, ctx.given = known, [one is not None for one in learnt]
+        ctx.save_for_backward(*scales, *centres)
+        return (*scales, *_cast(shifts, known.dtypes))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Of the gammas, betas and biases."""
+        n = len(ctx.known.inverse)
+        of_scales, of_shifts = list(gradients[:n]), _cast(gradients[n:], [torch.float32] * n)
+        scales, centres = list(ctx.saved_tensors[:n]), list(ctx.saved_tensors[n:])
+        of_gammas = torch._foreach_mul(of_shifts, centres)
+        torch._foreach_add_(of_gammas, of_scales)
+        torch._foreach_mul_(of_gammas, ctx.known.inverse)
+        biased = any(ctx.given[2 * n :])
+        of_biases = torch._foreach_mul(of_shifts, scales) if biased else [None] * n
+        found = [*of_gammas, *of_shifts, *of_biases]
+        return None, *(one if given else None for one, given in zip(found, ctx.given, strict=True))
+
+
+class FoldKernel(torch.autograd.Function):
+    """A kernel (out, in, height, width) times its channels' scales, in the dtype of the convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """One product, cast and laid out as the convolution reads it."""
+        ctx.save_for_backward(kernel, scale)
+        folded = torch.empty_like(kernel, dtype=dtype, memory_format=torch.channels_last)
+        return torch.mul(kernel, scale.view(-1, 1, 1, 1), out=folded)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        """Of the kernel, in its own layout, and of the scale."""
+        kernel, scale = ctx.saved_tensors
+        of_kernel = of_scale = None
+        if ctx.needs_input_grad[1]:
+            of_scale = (gradient * kernel).sum((1, 2, 3))
+        if ctx.needs_input_grad[0]:
+            of_kernel = torch.empty_strided(
+                kernel.shape, kernel.stride(), dtype=kernel.dtype, device=kernel.device
+            )
+            torch.mul(gradient, scale.view(-1, 1, 1, 1), out=of_kernel)
+        return of_kernel, of_scale, None
+
+
+class Known:
+    """What the folding of n norms takes from their statistics, and in which dtypes the shifts are needed."""
+
+    def __init__(self, folds: Sequence[Any]) -> None:
+        layers = [fold.norm.layer for fold in folds]
+        self.means = [layer.moving_mean._value for layer in layers]
+        variances = [layer.moving_variance._value for layer in layers]
+        with torch.inference_mode(False), torch.no_grad():
+            inverse = [variance + layer.epsilon for variance, layer in zip(variances, layers, strict=True)]
+            torch._foreach_rsqrt_(inverse)
+        self.inverse = inverse
+        self.dtypes = [fold.convolution.dtype for fold in folds]
+        self.state = state_of(folds)
+
+
+def state_of(folds: Sequence[Any]) -> list[tuple[int, int, int]]:
+    """What changes whenever the statistics of a norm do."""
+    found = []
+    for fold in folds:
+        mean, variance = fold.norm.layer.moving_mean._value, fold.norm.layer.moving_variance._value
+        found.append((mean._version, variance._version, variance.data_ptr()))
+    return found
+
+
+class NormFolder:
+    """Folds the norms of a plan whose layers learn, at the start of a pass with gradients."""
+
+    def __init__(self) -> None:
+        self._folds: list[Any] = []
+        self._known: Known | None = None
+
+    def __call__(self, folds: Sequence[Any]) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Scale and shift of each fold, by its id."""
+        if not folds:
+            return {}
+        if self._known is None or folds != self._folds or self._known.state != state_of(folds):
+            self._folds, self._known = list(folds), Known(folds)
+        gammas, betas = ([_value(getattr(fold.norm, name)) for fold in folds] for name in ("gamma", "beta"))
+        biases = [_value(fold.convolution.bias) for fold in folds]
+        made = FoldVectors.apply(self._known, *gammas, *betas, *biases)
+        n = len(folds)
+        pairs = zip(made[:n], made[n:], strict=True)
+        return {id(fold): pair for fold, pair in zip(folds, pairs, strict=True)}
+
+
+def _value(variable: Any) -> torch.Tensor | None:
+    return None if variable is None else variable._value
+
+
+def _times(vectors: list[torch.Tensor], factors: Tensors) -> list[torch.Tensor]:
+    """Products; a factor that is None is 1."""
+    if any(factor is None for factor in factors):
+        factors = [torch.ones_like(v) if f is None else f for v, f in zip(vectors, factors, strict=True)]
+    return torch._foreach_mul(vectors, list(factors))
+
+
+def _minus(vectors: Tensors, others: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Differences; a vector that is None is 0."""
+    made = torch._foreach_neg(others)
+    _add_where(made, vectors)
+    return made
+
+
+def _add_where(vectors: list[torch.Tensor], others: Tensors) -> None:
+    """Add in place, where there is something to add."""
+    pairs = [(vector, other) for vector, other in zip(vectors, others, strict=True) if other is not None]
+    if pairs:
+        here, there = map(list, zip(*pairs, strict=True))
+        torch._foreach_add_(here, there)
+
+
+def _cast(vectors: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:
+    """The vectors in other dtypes, those that differ in one call."""
+    made = [v if v.dtype is d else torch.empty_like(v, dtype=d) for v, d in zip(vectors, dtypes, strict=True)]
+    pairs = [(new, old) for new, old in zip(made, vectors, strict=True) if new is not old]
+    if pairs:
+        new, old = map(list, zip(*pairs, strict=True))
+        torch._foreach_copy_(new, old)
+    return made
