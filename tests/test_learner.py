@@ -19,7 +19,7 @@ from kclf.data.mixed_dataset import mixed
 from kclf.errors import DataError, TrainingError, WeightsError
 from kclf.layers import side_on
 from kclf.learner import Learner, Training, cross_validate, load_learner
-from kclf.losses import CrossEntropy
+from kclf.losses import BinaryCrossEntropy, CrossEntropy
 from kclf.models import ImageClassifier
 from kclf.prediction.inference import predict, predict_files
 from kclf.prediction.predictions import Predictions
@@ -722,7 +722,7 @@ def test_unknown_optimizer():
     ("task", "kind"),
     [
         ("single_label", CrossEntropy),
-        ("multi_label", keras.losses.BinaryFocalCrossentropy),
+        ("multi_label", BinaryCrossEntropy),
     ],
 )
 def test_loss_follows_the_labels(task, kind):

@@ -45,8 +45,14 @@ __all__ = [
     "producer_of",
     "saving_lib",
     "set_global_attribute",
+    "takes_training",
     "to_torch_dtype",
 ]
+
+
+def takes_training(model: Any) -> bool:
+    """Whether the `call` of a model has an argument `training`."""
+    return bool(model._call_has_training_arg)
 
 
 def producer_of(tensor: Any) -> Any:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from keras import losses, metrics
 
 from .._core.devices import send
-from .._core.keras_private import Trainer, function_of_loss
+from .._core.keras_private import Trainer, function_of_loss, takes_training
 from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..metrics import ErrorRate, LabelAccuracy
 
@@ -299,7 +299,7 @@ class LeanStep:
             y_pred = self.forward(x, training)
             if y_pred is not None:
                 return y_pred
-        if self.model._call_has_training_arg:
+        if takes_training(self.model):
             return self.model(x, training=training)
         return self.model(x)
 

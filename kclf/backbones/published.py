@@ -252,7 +252,7 @@ def backbone_table() -> list[BackboneInfo]:
     """`backbone_info` of every backbone, sorted by name.
 
     Example:
-        >>> max(backbone_table(), key=lambda info: info.parameters).name
-        'ConvNeXtXLarge22k'
+        >>> [info.name for info in backbone_table() if info.name.startswith("DINOv2B")]
+        ['DINOv2B14', 'DINOv2B14Registers']
     """
     return [backbone_info(name) for name in SPECS]
