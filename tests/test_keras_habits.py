@@ -8,6 +8,7 @@ import pytest
 
 import kclf
 from kclf.errors import BackboneError
+from kclf.prediction.inference import last_activation
 from tests.test_compile_names import SIDE, classifier, easy_photos
 
 
@@ -151,6 +152,10 @@ def test_a_sigmoid_is_seen_where_a_photo_has_many_labels():
     np.testing.assert_allclose(
         kclf.predict(model, data).probabilities, model.predict(x, verbose=0), atol=1e-6
     )
+
+
+def test_a_classifier_is_known_to_give_logits():
+    assert last_activation(classifier()) is None
 
 
 def change(model, how):

@@ -288,6 +288,8 @@ def _backbone_rates(model: keras.Model) -> Callable[[], bool] | None:
         return None
 
     def too_high() -> bool:
+        if "_before_schedule" in vars(model.optimizer):  # a schedule sets the rates, its peak is a choice
+            return False
         if groups is not None and groups.num_groups == last + 1:
             rate = max(groups.learning_rates[first:last])
         else:

@@ -141,6 +141,7 @@ def test_training_on_activations_does_not_wait(policy, tmp_path):
         assert (watch.waits, watch.pageable) == ({}, {})
 
 
+@pytest.mark.filterwarnings("ignore:The backbone trains at a rate of")
 @pytest.mark.parametrize(("optimizer", "waits"), [("sgd", 2), ("adamw", 5)])
 def test_an_optimizer_of_keras_waits_by_itself(optimizer, waits):
     """Its counts and rates are Keras' own; a `LayerGroupOptimizer` around it does not wait."""
