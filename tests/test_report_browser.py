@@ -306,11 +306,12 @@ def test_a_ledger_is_edited_in_the_page_and_saved(browser, tmp_path):
     browser.open(write_ledger_page(findings, tmp_path / "ledger.html"))
     browser.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     browser.run("document.getElementById('accept').click(); document.getElementById('save').click()")
-    for _ in range(100):
-        if (tmp_path / "ledger.csv").exists():
+    written = tmp_path / "ledger.csv"
+    for _ in range(100):  # the browser makes the file first and fills it after
+        if written.exists() and written.stat().st_size:
             break
         time.sleep(0.1)
     assert browser.logs("browser") == []
-    saved = read_ledger(tmp_path / "ledger.csv")
+    saved = read_ledger(written)
     assert [row.path for row in saved] == [row.path for row in findings]
     assert [row.action for row in saved] == [row.advice for row in findings] == ["delete"]
