@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import keras
 import numpy as np
@@ -15,8 +16,10 @@ from kclf.data import ImageData
 from kclf.errors import NotFiniteError, RunStopped
 from kclf.prediction.predictions import Predictions
 from kclf.recipe import Comparison, LinearProbe, Plan, fit_best, plan_best
+from kclf.recipe.best import _too_late as too_late
 from kclf.recipe.budget import Speed, batch_for, make_plan, measure_speed
 from kclf.recipe.reading_size import Reading, choose_reading
+from kclf.recipe.tuning import OneCycleInTime
 
 SILENT = {"say": lambda line: None}
 
@@ -88,6 +91,85 @@ def test_measuring_leaves_everything_as_it_was():
     assert (torch.get_rng_state() == draws).all()
     assert photos_at_hand.train.state_dict() == place
     assert model.first_trainable_group == len(model.layer_groups) - 1
+
+
+def test_what_is_not_trained_is_not_measured():
+    model = classifier()
+
+    found = plan_best(model, data(), effort="quick")
+
+    assert found.tuning_seconds == 0
+    assert not model.compiled
+
+
+def test_a_plan_counts_from_the_start_to_the_report():
+    speed = Speed(read=0.01, step=0.05)
+
+    bare = make_plan(data(), speed, effort="best")
+    whole = make_plan(data(), speed, effort="best", around=(20.0, 5.0))
+    minute = make_plan(data(), speed, effort="best", minutes=1, around=(20.0, 5.0))
+
+    assert whole.seconds == pytest.approx(bare.seconds + 25)
+    assert 0.8 * 60 < minute.seconds <= 60
+    assert "1 min 0 s in all" in dataclasses.replace(
+        whole, start_seconds=whole.start_seconds + 60 - whole.seconds
+    ).describe(160)
+
+
+class Clock:
+    """Time that passes by so many seconds each time it is asked for."""
+
+    def __init__(self, step):
+        self.now, self.step = 0.0, step
+
+    def __call__(self):
+        self.now += self.step
+        return self.now
+
+
+def cycle(passes, seconds_a_step, seconds, end=0.0):
+    """Rates of the steps of a cycle that was planned at a second a step, and when it was over."""
+    photos_at_hand, model, clock = data(), classifier(), Clock(seconds_a_step)
+    model.compile(keras.optimizers.SGD())
+    steps = passes * len(photos_at_hand.train)
+    told = dataclasses.replace(plan(passes), tuning_seconds=float(steps), end_seconds=end)
+    schedule = OneCycleInTime(0.01, plan=told, until=seconds, clock=clock, momentum=None)
+    rates = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: rates.append(float(model.optimizer.learning_rate))
+    )
+    model.fit(photos_at_hand.train, epochs=passes, callbacks=[schedule, look], verbose=0)
+    return rates, clock.now
+
+
+def test_a_cycle_in_time_is_the_whole_cycle():
+    in_time, _ = cycle(4, seconds_a_step=0.9, seconds=24.0)
+    unlimited, _ = cycle(4, seconds_a_step=9.0, seconds=None)
+
+    assert len(in_time) == 4 * 6
+    assert in_time == unlimited
+
+
+@pytest.mark.parametrize("end", [0.0, 4.0])
+def test_a_cycle_that_is_late_falls_in_the_time_left(end):
+    """Steps take twice as long as was planned, and so will what comes after them."""
+    rates, now = cycle(4, seconds_a_step=2.0, seconds=30.0, end=end)
+
+    assert 26 <= now + 2 * end <= 34
+    assert max(rates) > 0.005
+    assert rates[-1] < 0.1 * max(rates)
+
+
+def test_a_size_that_there_is_no_time_for_is_left_out(monkeypatch):
+    monkeypatch.setattr("kclf.recipe.best._too_late", lambda *times: True)
+    sizes = (SIZE, 2 * SIZE)
+
+    found = fit_best(classifier(), data(), plan=plan(0, sizes=sizes, minutes=1.0), **SILENT)
+
+    assert found.model.size == SIZE
+    assert not too_late(SIZE, SIZE, time.monotonic(), None)
+    assert too_late(SIZE, 2 * SIZE, time.monotonic() - 1, time.monotonic() + 5)
+    assert not too_late(SIZE, 2 * SIZE, time.monotonic() - 1, time.monotonic() + 20)
 
 
 def test_a_kept_plan_is_taken_again(tmp_path):

@@ -69,8 +69,16 @@ class Schedule(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the values of this batch."""
         learning_rate, momentum = self._functions
-        step = self._first_step + batch
+        step = self.place(self._first_step + batch)
         self._hyperparameters.set(learning_rate(step), momentum and momentum(step))
+
+    def place(self, step: int) -> float:
+        """The place in the functions at which a batch of the run stands: its number.
+
+        Args:
+            step: batches of the run before it.
+        """
+        return step
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Give the optimizer its own values back."""

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from enum import StrEnum
 from importlib.metadata import version
@@ -33,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+STARTED = time.monotonic()  # of the command, whose packages load from here on
 BAD_INPUT, CANNOT_TRAIN, CANNOT_WRITE, INTERRUPTED = 2, 3, 4, 130
 
 
@@ -306,7 +308,7 @@ def train(
         if unfinished is None:
             typer.echo(f"The run in {resume} is finished.")
         else:
-            train_run(unfinished, resume=True)
+            train_run(unfinished, resume=True, started=STARTED)
         return
     if folder is None:
         raise typer.BadParameter("the folder of photos is missing", param_hint="FOLDER")
@@ -350,6 +352,7 @@ def train(
             **course,
         ),
         force=force,
+        started=STARTED,
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import shutil
+import time
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -159,7 +160,9 @@ class RunSettings:
     seed: int = 0
 
 
-def train_run(settings: RunSettings, *, force: bool = False, resume: bool = False) -> Learner:
+def train_run(
+    settings: RunSettings, *, force: bool = False, resume: bool = False, started: float | None = None
+) -> Learner:
     """Find the data, train the head, fine-tune the whole, and write the results; says so as it goes.
 
     Each file is written whole or not at all. `settings.json` and the folder `checkpoints` come first, and
@@ -172,6 +175,8 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
         force: write into a folder that exists.
         resume: go on with the run that was cut off in `settings.out`. It does by itself where `torchrun` has
             started the processes again.
+        started: when the command began, by `time.monotonic()`: the plan and `minutes` count from there; None
+            is now.
 
     Returns:
         The learner, trained.
@@ -184,6 +189,7 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
         NotFiniteError: the loss or the weights became infinite or NaN.
         OutputError: a file cannot be written.
     """
+    started = time.monotonic() if started is None else started
     if not resume:
         cut_off = run_on_main(lambda: restarted_run(settings.out))
         settings, resume = cut_off or settings, cut_off is not None
@@ -202,7 +208,7 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
     with writing(settings.out), locked_by_main(FolderLock(settings.out)), StopRequest() as stop:
         learner.checkpoint = begin(settings, data, stop, resume=resume)
         learner.callbacks.append(FiniteGuard(learner.checkpoint, data.train))
-        found = train_to_end(learner, settings, stop)
+        found = train_to_end(learner, settings, stop, started)
     skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
     if is_main():
         with writing(settings.out), FolderLock(settings.out):
@@ -220,7 +226,9 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
     return learner
 
 
-def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> BestFit | None:
+def train_to_end(
+    learner: Learner, settings: RunSettings, stop: StopRequest, started: float
+) -> BestFit | None:
     """Train by the recipe; when that is cut short, leave the classifier so far."""
     out = settings.out
     found = None
@@ -229,7 +237,7 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
             learner.callbacks.append(SaveAfterEpochs(lambda _: save_so_far(learner.model, out)))
             fine_tune(learner, settings)
         else:
-            found = solve_and_tune(learner, settings)
+            found = solve_and_tune(learner, settings, started)
         if stop() is not None:
             raise RunStopped("Stopped when training was over.", stop() or 0)
     except RunStopped as stopped:
@@ -250,7 +258,7 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
     return found
 
 
-def solve_and_tune(learner: Learner, settings: RunSettings) -> BestFit:
+def solve_and_tune(learner: Learner, settings: RunSettings, started: float) -> BestFit:
     """`Learner.fit_best`; the solved classifier is saved before the tuning begins."""
     plan = plan_best(
         learner.model,
@@ -259,9 +267,11 @@ def solve_and_tune(learner: Learner, settings: RunSettings) -> BestFit:
         minutes=settings.minutes,
         batch_size=settings.batch_size or None,
         file=settings.out / CHECKPOINTS / PLAN,
+        started=started,
     )
     return learner.fit_best(
         plan=plan,
+        started=started,
         keep=lambda model: save_so_far(model, settings.out),
         say=lambda line: print_on_main(f"{line}\n"),
     )

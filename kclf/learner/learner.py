@@ -337,6 +337,7 @@ class Learner:
         say: Callable[[str], None] | None = None,
         callbacks: Callbacks = (),
         resume: bool = False,
+        started: float | None = None,
     ) -> BestFit:
         """Train the best classifier that these photos and this time allow; see `kclf.fit_best`.
 
@@ -348,11 +349,12 @@ class Learner:
             say: takes the lines that are printed; None prints them where the learner is verbose.
             callbacks: more callbacks for the tuning.
             resume: as for `fit`.
+            started: when the minutes began, by `time.monotonic()`; None is now.
         """
         data, self._precompute = self._require_data(), False
         if plan is None:
             file = self.path / "checkpoints" / "plan.json" if resume else None
-            plan = plan_best(self.model, data, effort=effort, minutes=minutes, file=file)
+            plan = plan_best(self.model, data, effort=effort, minutes=minutes, file=file, started=started)
 
         def fit(photos: ImageData, passes: int, schedule: Schedule) -> None:
             self.data = photos
@@ -368,6 +370,7 @@ class Learner:
                 say=say or (print_on_main if self.verbose else lambda line: None),
                 keep=keep,
                 progress=self.verbose,
+                started=started,
             )
         finally:
             self.data = data

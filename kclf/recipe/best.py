@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..callbacks.run_state import assign
 from ..data import ImageData, ImageDataset
+from ..distributed import run_on_main
 from ..errors import DataError, NotFiniteError, RunStopped
 from ..models import ImageClassifier
 from ..prediction.inference import predict
@@ -70,6 +72,7 @@ def fit_best(
     say: Callable[[str], None] = print,
     keep: Keep | None = None,
     progress: bool = False,
+    started: float | None = None,
 ) -> BestFit:
     """Train the best classifier that these photos and this time allow.
 
@@ -90,6 +93,7 @@ def fit_best(
         say: takes the lines that are printed.
         keep: called with the best classifier so far, each time that there is a better one.
         progress: show a progress bar while the backbone looks at the photos.
+        started: when the minutes began, by `time.monotonic()`; None is now.
 
     Returns:
         What was done, and what to expect of the classifier.
@@ -102,17 +106,19 @@ def fit_best(
         >>> fit_best(model, data, effort="quick", say=lambda line: None).kept
         'probe'
     """
-    plan = plan or plan_best(model, data, effort=effort, minutes=minutes)
+    started = time.monotonic() if started is None else started
+    plan = plan or plan_best(model, data, effort=effort, minutes=minutes, started=started)
+    until = None if plan.minutes is None else started + 60 * plan.minutes
     whole, held_apart = data, data.valid is None and plan.passes > 0
     data = _with_validation(data) if held_apart else data
     say(plan.describe(model.size))
     model.decision = None  # that of other weights
     keep = keep or (lambda model: None)
-    reading, before = _solved(model, data, plan, folder, progress, say, keep)
+    reading, before = _solved(model, data, plan, folder, progress, say, keep, until)
     if not plan.passes or before is None:
         estimate = before or reading.probe.held_out
         return _decided(BestFit(plan, reading.probe, None, before, estimate, reading.model), before)
-    best, comparison = _tuned(model, data, plan, reading, before, fit, keep)
+    best, comparison = _tuned(model, data, plan, reading, before, fit, keep, until)
     if held_apart and not comparison.tuned_is_better:
         fit_linear_probe(best, at_size(model, whole, best.size)[1])
     predictions = None if held_apart else comparison.kept
@@ -129,10 +135,15 @@ def _solved(
     progress: bool,
     say: Callable[[str], None],
     keep: Keep,
+    until: float | None,
 ) -> tuple[Reading, Predictions | None]:
     """The last layer solved at the sizes of a plan: the one chosen, and its validation predictions."""
     readings: list[Reading] = []
+    began = time.monotonic()
     for size in plan.sizes or (model.size,):
+        if readings and _too_late(readings[-1].model.size, size, began, until):
+            break
+        began = time.monotonic()
         sized, photos = at_size(model, data, size)
         probe = fit_linear_probe(sized, photos, views=plan.views, folder=folder, progress=progress)
         readings.append(Reading(sized, photos, probe))
@@ -145,6 +156,15 @@ def _solved(
     if before is not None and before.task != "regression":
         say(f"Validation photos{where}: {before}")
     return chosen, before
+
+
+def _too_late(last: int, size: int, began: float, until: float | None) -> bool:
+    """Whether solving at another size, as fast a pixel as the last, takes more than half of the time left.
+
+    The processes of a run agree on it.
+    """
+    now = time.monotonic()
+    return until is not None and run_on_main(lambda: 2 * (now - began) * (size / last) ** 2 > until - now)
 
 
 def _decided(found: BestFit, held_out: Predictions | None) -> BestFit:
@@ -166,6 +186,7 @@ def _tuned(
     before: Predictions,
     fit: Fit | None,
     keep: Keep,
+    until: float | None,
 ) -> tuple[ImageClassifier, Comparison]:
     """Tune the model, and find the better of what was solved and what it became, even when stopped."""
     solved = [variable.value.detach().clone() for variable in reading.model.variables]
@@ -181,7 +202,7 @@ def _tuned(
         return best, comparison
 
     try:
-        tune(model, data, plan, fit=fit)
+        tune(model, data, plan, fit=fit, until=until)
     except NotFiniteError:
         keep(put_back())
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from .._core.arguments import one_of
 from .._core.atomic import replacing
 from ..backbones import backbone_spec
 from ..callbacks.run_state import remember_model, remember_randomness
-from ..data import ImageData
+from ..data import ImageData, ImageDataset
 from ..distributed import is_main, run_on_main, world_size
 from ..models import ImageClassifier
+from ..prediction.activation_cache import pooled_activations
 
 EFFORTS = ("quick", "standard", "best")
 SMALLEST_BATCH, LARGEST_BATCH = 4, 32
@@ -35,6 +37,8 @@ GENTLE_RATES, RATES = (3e-5, 3e-5), (1e-4, 3e-4)  # highest of the body and of t
 LARGER = {"quick": (), "standard": (1.4,), "best": (1.4, 1.8)}  # sizes to read at, as shares of the given one
 SIZE_STEP = 32  # pixels: the stride of most backbones
 MEASURED_BATCH, MEASURED_BATCHES = 16, 3
+MEASURED_SHARE = 16  # of the photos one in so many is a batch that is measured: few photos are soon read
+ENDING = 0.25  # time to write a run's report, as a share of that to start: both load packages
 SOLVING = 3e-9  # seconds a photo, feature and output to choose and solve the last layer, on one core
 
 
@@ -44,11 +48,11 @@ class Speed:
 
     Args:
         read: to read it and compute its features.
-        step: to train everything on it.
+        step: to train everything on it; 0 where nothing is to be trained.
     """
 
     read: float
-    step: float
+    step: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,11 @@ class Plan:
         views: augmented views of each photo from which the last layer is solved, besides the plain one.
         sizes: sides, in pixels, at which the last layer is solved, the first of them that of the tuning; ()
             for that of the model.
+        minutes: how long the run may take; None for as long as it does.
+        start_seconds: what it took until the plan was made.
         probe_seconds: expected time until the last layer is solved, and tried on the validation photos.
         tuning_seconds: expected time of the passes.
+        end_seconds: expected time after them: to compare, and to write what belongs to a run.
     """
 
     effort: str
@@ -79,13 +86,16 @@ class Plan:
     warmup: float = 0.3
     views: int = 0
     sizes: tuple[int, ...] = ()
+    minutes: float | None = None
+    start_seconds: float = 0.0
     probe_seconds: float = 0.0
     tuning_seconds: float = 0.0
+    end_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Expected time in all."""
-        return self.probe_seconds + self.tuning_seconds
+        return self.start_seconds + self.probe_seconds + self.tuning_seconds + self.end_seconds
 
     def describe(self, size: int) -> str:
         """One line: what is done, and how long it should take.
@@ -98,12 +108,8 @@ class Plan:
         where = "1 core" if where == "1 cores" else where
         sizes = " and ".join(map(str, self.sizes or (size,)))
         probe = f"linear probe at {sizes} px {duration(self.probe_seconds)}"
-        if not self.passes:
-            return f"Plan: {probe} on {where}"
-        return (
-            f"Plan: {probe}, then {self.passes} passes at {size} px in batches of {self.batch_size}, "
-            f"{duration(self.seconds)} in all on {where}"
-        )
+        passes = f", then {self.passes} passes at {size} px in batches of {self.batch_size}"
+        return f"Plan: {probe}{passes if self.passes else ''}, {duration(self.seconds)} in all on {where}"
 
 
 def duration(seconds: float) -> str:
@@ -128,6 +134,7 @@ def plan_best(
     minutes: float | None = None,
     batch_size: int | None = None,
     file: str | PathLike[str] | None = None,
+    started: float | None = None,
 ) -> Plan:
     """The plan of `fit_best`: this machine is measured for a few batches.
 
@@ -138,6 +145,7 @@ def plan_best(
         minutes: as for `fit_best`.
         batch_size: photos a step; None for what suits their number.
         file: where the plan of a run that resumes is kept: measured again, the machine has another speed.
+        started: when a run that writes a report began, by `time.monotonic()`; None where it is no such run.
     """
     plan = None if file is None else run_on_main(lambda: kept_plan(file))
     if plan is not None:
@@ -145,9 +153,10 @@ def plan_best(
     features = model.head.get_layer("pooling").output.shape[-1]
     sizes = (model.size, *larger_sizes(model, effort))
     options = {"effort": effort, "minutes": minutes, "batch_size": batch_size, "num_features": features}
-    options["sizes"] = sizes
-    speed = measure_speed(model, data)
-    plan = run_on_main(lambda: make_plan(data, speed, **options))
+    speed = measure_speed(model, data, training=tunes(data, effort))
+    before = 0.0 if started is None else time.monotonic() - started
+    around = (before, ENDING * before)
+    plan = run_on_main(lambda: make_plan(data, speed, sizes=sizes, around=around, **options))
     if file is not None and is_main():
         keep_plan(file, plan)
     return plan
@@ -162,6 +171,7 @@ def make_plan(
     batch_size: int | None = None,
     num_features: int = 2560,
     sizes: tuple[int, ...] = (),
+    around: tuple[float, float] = (0.0, 0.0),
 ) -> Plan:
     """What to do with these photos in this time.
 
@@ -176,8 +186,8 @@ def make_plan(
         num_features: of the head's pooling.
         sizes: at which the last layer may be solved, the given one first; those are left out that there is
             no time for.
+        around: seconds that had gone by before, and that writing the results will take.
     """
-    one_of("effort", effort, EFFORTS)
     if minutes is not None and minutes <= 0:
         raise ValueError(f"Expected minutes above 0. Received: minutes={minutes}")
     train = data.train.num_images
@@ -186,27 +196,43 @@ def make_plan(
     steps = max(1, train // batch)
     solving = SOLVING * train * min(train, num_features) * outputs_of(data)
     shares = [(side / sizes[0]) ** 2 for side in sizes] or [1.0]
-    limit = float("inf") if minutes is None else 30 * minutes  # half of the time
-    while len(shares) > 1 and _probe_seconds(data, speed, shares, solving) > limit:
+    start, end = around
+    left = math.inf if minutes is None else 60 * minutes - start - end
+    while len(shares) > 1 and _probe_seconds(data, speed, shares, solving) > left / 2:
         shares, sizes = shares[:-1], sizes[:-1]
     probe = _probe_seconds(data, speed, shares, solving)
     one_pass = steps * batch * speed.step
-    tunes = effort == "best" or (effort == "standard" and train >= MANY_PHOTOS)
-    passes = max(PASSES[effort], -(-FEWEST_STEPS // steps)) if tunes else 0
+    passes = max(PASSES[effort], -(-FEWEST_STEPS // steps)) if tunes(data, effort) else 0
     compared = valid * speed.read * (1 + shares[-1] * (len(shares) > 1))
     if minutes is not None and passes:
-        passes = min(MOST_PASSES, int((60 * minutes - probe - compared) / one_pass))
+        passes = min(MOST_PASSES, max(0, int((left - probe - compared) / one_pass)))
         passes = passes if passes * steps >= LEAST_STEPS else 0
-    tuning = passes * one_pass + compared if passes else 0.0
     rates = GENTLE_RATES if train < FEW_PHOTOS else RATES
-    plan = Plan(effort, passes, batch, *rates, sizes=sizes)
-    return dataclasses.replace(plan, probe_seconds=probe, tuning_seconds=tuning)
+    plan = Plan(effort, passes, batch, *rates, sizes=sizes, minutes=minutes, start_seconds=start)
+    return dataclasses.replace(
+        plan,
+        probe_seconds=probe,
+        tuning_seconds=passes * one_pass,
+        end_seconds=end + (compared if passes else 0.0),
+    )
+
+
+def tunes(data: ImageData, effort: str) -> bool:
+    """Whether everything is tuned after the last layer is solved.
+
+    Args:
+        data: the photos.
+        effort: as for `fit_best`.
+    """
+    one_of("effort", effort, EFFORTS)
+    return effort == "best" or (effort == "standard" and data.train.num_images >= MANY_PHOTOS)
 
 
 def _probe_seconds(data: ImageData, speed: Speed, shares: Sequence[float], solving: float) -> float:
     """Time to solve the last layer at some sizes, as shares of the first one's pixels."""
-    photos = sum(split.num_images for name, split in data.splits.items() if name != "test")
-    return photos * speed.read * sum(shares) + solving * len(shares)
+    valid = 0 if data.valid is None else data.valid.num_images
+    read = data.train.num_images * sum(shares) + valid * shares[-1]
+    return read * speed.read + solving * len(shares)
 
 
 def larger_sizes(model: ImageClassifier, effort: str) -> list[int]:
@@ -238,38 +264,46 @@ def outputs_of(data: ImageData) -> int:
     return max(1, len(data.class_names))
 
 
-def measure_speed(model: ImageClassifier, data: ImageData) -> Speed:
-    """Read and train on a few batches, and leave everything as it was, bit for bit.
+def measure_speed(model: ImageClassifier, data: ImageData, *, training: bool = True) -> Speed:
+    """Read a few batches, and train on them, and leave everything as it was, bit for bit.
 
     Args:
         model: what is to be trained.
         data: its photos.
+        training: whether something is to be trained at all.
     """
-    batch = min(MEASURED_BATCH, data.train.num_images)
+    batch = min(MEASURED_BATCH, max(1, data.train.num_images // MEASURED_SHARE))
+    restore_randomness = remember_randomness()
+    try:
+        read = _seconds_of_reading(model, data.train.replace(batch_size=batch, shuffle=False))
+        return Speed(read, _seconds_of_training(model, data) if training else 0.0)
+    finally:
+        restore_randomness()
+
+
+def _seconds_of_reading(model: ImageClassifier, photos: ImageDataset) -> float:
+    """Seconds a photo, decoded and seen."""
+    pooled_activations(model, photos.peek()[0]).cpu()  # what is compiled, is compiled
+    count, start = 0, time.perf_counter()
+    for part, _ in zip(photos, range(MEASURED_BATCHES - 1), strict=False):
+        pooled_activations(model, part[0]).cpu()
+        count += len(part[0])
+    return (time.perf_counter() - start) / count
+
+
+def _seconds_of_training(model: ImageClassifier, data: ImageData) -> float:
+    """Seconds a photo, seen and learnt from with everything trainable."""
+    batch, frozen = min(MEASURED_BATCH, data.train.num_images), model.first_trainable_group
     photos = data.train.replace(batch_size=batch, shuffle=False, drop_last=True)
-    frozen, restore_randomness = model.first_trainable_group, remember_randomness()
     model.unfreeze()
     model.compile(keras.optimizers.SGD(0.0))
     restore_model = remember_model(model)
     try:
         batches = [batch for batch, _ in zip(photos, range(MEASURED_BATCHES), strict=False)]
-        read = _seconds_of_reading(model, photos, batch)
-        step = _seconds(lambda part: model.train_on_batch(*part), batches) / batch
+        return _seconds(lambda part: model.train_on_batch(*part), batches) / batch
     finally:
         restore_model()
-        restore_randomness()
         model.freeze_to(frozen)
-    return Speed(read, step)
-
-
-def _seconds_of_reading(model: ImageClassifier, photos: Any, batch: int) -> float:
-    """Seconds a photo, decoded and seen."""
-    model.predict_on_batch(photos.peek()[0])  # what is compiled, is compiled
-    count, start = 0, time.perf_counter()
-    for part, _ in zip(photos, range(MEASURED_BATCHES + 1), strict=False):
-        model.predict_on_batch(part[0])
-        count += batch
-    return (time.perf_counter() - start) / count
 
 
 def _seconds(work: Any, batches: list[Any]) -> float:

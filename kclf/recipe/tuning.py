@@ -6,6 +6,7 @@ that is right from the first step sends the backbone small gradients, which keep
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,9 @@ import keras
 import numpy as np
 
 from ..callbacks import OneCycle, Schedule
+from ..callbacks.steps import steps_of_run
 from ..data import ImageData
+from ..distributed import run_on_main
 from ..interpret.statistics import wilson_interval
 from ..models import ImageClassifier
 from ..optimizers import LayerGroupOptimizer
@@ -139,7 +142,14 @@ def describe_estimate(predictions: Predictions) -> str:
     return f"accuracy {accuracy}, {loss} ({len(losses):,} photos)"
 
 
-def tune(model: ImageClassifier, data: ImageData, plan: Plan, *, fit: Fit | None = None) -> None:
+def tune(
+    model: ImageClassifier,
+    data: ImageData,
+    plan: Plan,
+    *,
+    fit: Fit | None = None,
+    until: float | None = None,
+) -> None:
     """Train everything gently from the solved last layer, for the passes of a plan.
 
     The features are normalised as when the last layer was solved, in training too, so that the first step
@@ -150,18 +160,86 @@ def tune(model: ImageClassifier, data: ImageData, plan: Plan, *, fit: Fit | None
         data: its photos.
         plan: passes, rates and batch size.
         fit: trains the model on data for so many epochs under a schedule; None is `model.fit`.
+        until: the moment by `time.monotonic()` at which everything must be over; None leaves it the time that
+            it takes.
     """
     model.unfreeze()
     with _stored_statistics(model):
         train = data.replace(batch_size=plan.batch_size)
-        (fit or _plain_fit(model))(train, plan.passes, one_cycle(plan, len(model.layer_groups)))
+        schedule = one_cycle(plan, len(model.layer_groups), until=until)
+        (fit or _plain_fit(model))(train, plan.passes, schedule)
 
 
-def one_cycle(plan: Plan, num_groups: int) -> OneCycle:
+class OneCycleInTime(OneCycle):
+    """One cycle that ends on time: where steps take longer than was planned, each covers more of the cycle.
+
+    What comes after it is thought to be late by the same factor. In time, it is `OneCycle`, step by step.
+
+    Args:
+        *rates: as for `OneCycle`.
+        plan: says how long the steps, and what comes after them, should take.
+        until: the moment, by `clock`, at which everything must be over; None sets no limit.
+        clock: tells the time in seconds.
+        **options: as for `OneCycle`.
+    """
+
+    def __init__(
+        self,
+        *rates: Any,
+        plan: Plan,
+        until: float | None,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
+        super().__init__(*rates, **options)
+        self._plan, self._until, self._clock = plan, until, clock
+        self._place, self._ahead = 0.0, 0.0
+        self._began: tuple[int, float] | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Learn the length of the run."""
+        super().on_train_begin(logs)
+        self._num_steps = steps_of_run(self.params)[0]
+
+    def place(self, step: int) -> float:
+        """The number of the batch, and what those before it have covered besides."""
+        if (until := self._until) is not None:
+            self._ahead = run_on_main(lambda: self._late(step, until))
+        self._place = min(step + self._ahead, self._num_steps - 1.0)
+        return self._place
+
+    def _late(self, step: int, until: float) -> float:
+        """Steps to be ahead of the batch's number."""
+        now = self._clock()
+        if self._began is None or step <= self._began[0]:
+            self._began = (step, now)  # the first step, which compiles what it needs, says nothing
+            return self._ahead
+        pace = (now - self._began[1]) / (step - self._began[0])
+        slower = pace * self._num_steps / max(self._plan.tuning_seconds, 1e-9)
+        left = until - now - self._plan.end_seconds * max(1.0, slower)
+        to_do, possible = self._num_steps - step - self._ahead, max(1.0, left / max(pace, 1e-9))
+        return self._ahead + max(0.0, to_do / possible - 1)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Stop where the cycle is over before its steps are."""
+        if self._ahead and self._place >= self._num_steps - 1:
+            self.model.stop_training = True
+
+    def state_dict(self) -> dict[str, float]:
+        """How far the cycle is ahead of its steps."""
+        return {"ahead": self._ahead}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from there."""
+        self._ahead, self._began = float(state["ahead"]), None
+
+
+def one_cycle(plan: Plan, num_groups: int, *, until: float | None = None) -> OneCycle:
     """The schedule of a plan: discriminative rates, from those of the first layer group to the head's."""
     shares = np.linspace(1.0, 0.0, num_groups - 1) if num_groups > 2 else np.zeros(num_groups - 1)
     rates = [*(plan.body_rate * plan.first_group**shares).tolist(), plan.head_rate]
-    return OneCycle(rates, pct_start=plan.warmup, div=25.0, div_final=1e4, momentum=None)
+    options: dict[str, Any] = {"pct_start": plan.warmup, "div": 25.0, "div_final": 1e4, "momentum": None}
+    return OneCycleInTime(rates, plan=plan, until=until, **options)
 
 
 def _plain_fit(model: ImageClassifier, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Fit:
