@@ -9,14 +9,17 @@ import keras
 import numpy as np
 import pytest
 import torch
-from test_recipe_linear_probe import SIZE, classifier, photos
+from test_recipe_linear_probe import NAMES, SIZE, classifier, photos
 
 import kclf
 from kclf.data import ImageData
+from kclf.data.sources import ArrayImages, JoinedImages
 from kclf.errors import NotFiniteError, RunStopped
+from kclf.prediction.activation_cache import activation_key
 from kclf.prediction.predictions import Predictions
-from kclf.recipe import Comparison, LinearProbe, Plan, fit_best, plan_best
+from kclf.recipe import Comparison, LinearProbe, Plan, fit_best, fit_linear_probe, plan_best
 from kclf.recipe.best import _too_late as too_late
+from kclf.recipe.best import on_everything
 from kclf.recipe.budget import Speed, batch_for, make_plan, measure_speed
 from kclf.recipe.reading_size import Reading, choose_reading
 from kclf.recipe.tuning import OneCycleInTime
@@ -256,6 +259,78 @@ def test_photos_are_held_apart_where_none_are():
     assert len(found.comparison.probe) == 12
     assert found.predictions is None
     assert len(found.estimate) == 48
+
+
+# ---- once more on everything ------------------------------------------------------------
+
+
+def test_the_solved_classifier_is_refitted_as_it_was_chosen():
+    model, other, alone = alike = [classifier() for _ in range(3)]
+    for copy in alike:
+        copy.backbone.set_weights(model.backbone.get_weights())
+    photos_at_hand = data()
+    once = fit_best(other, photos_at_hand, plan=plan(0), **SILENT)
+
+    found = fit_best(model, photos_at_hand, plan=plan(0, refit=True), **SILENT)
+
+    everything = on_everything(photos_at_hand)
+    fit_linear_probe(alone, everything, strength=once.probe.strength)
+    assert found.refitted_on == everything.train.num_images == 96
+    ours, theirs = (model.predict(photos_at_hand.valid, verbose=0) for model in (model, alone))
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    assert model.decision == once.model.decision
+    assert found.predictions.probabilities == pytest.approx(once.predictions.probabilities, abs=1e-6)
+    assert "Trained again on all 96 photos" in str(found)
+
+
+def test_the_tuned_classifier_is_tuned_again_from_the_beginning(monkeypatch):
+    monkeypatch.setattr(Comparison, "choice", SIZE)
+    model, fits = classifier(), []
+    body = weights(model.backbone)
+
+    def fit(photos, passes, schedule):
+        fits.append((photos.train.num_images, passes, equal(weights(model.backbone), body)))
+        model.backbone.variables[0].assign_add(model.backbone.variables[0] * 0 + len(fits))
+
+    found = fit_best(model, data(), plan=plan(refit=True), fit=fit, **SILENT)
+
+    assert fits == [(48, 2, True), (96, 2, True)]
+    assert found.refitted_on == 96
+    assert equal(weights(model.backbone)[:1], [body[0] + 2])
+
+
+def test_a_refit_that_is_stopped_leaves_what_was_chosen(monkeypatch):
+    monkeypatch.setattr(Comparison, "choice", SIZE)
+    model, chosen = classifier(), []
+
+    def fit(photos, passes, schedule):
+        if photos.train.num_images == 96:
+            chosen.append(model.decision)
+            raise RunStopped("Stopped.", 2)
+        model.backbone.variables[0].assign_add(model.backbone.variables[0] * 0 + 1)
+
+    kept = []
+    options = {"fit": fit, "keep": lambda model: kept.append(weights(model))}
+    with pytest.raises(RunStopped):
+        fit_best(model, data(), plan=plan(refit=True), **options, **SILENT)
+
+    assert equal(weights(model), kept[-1])
+    assert model.decision is not None
+
+
+def test_the_images_of_several_sources():
+    first, second = (np.full((2, 4 + n, 4, 3), 10 * n, np.uint8) for n in (1, 2))
+    joined = JoinedImages([ArrayImages(first), ArrayImages(second)])
+
+    assert [int(joined[i].mean()) for i in range(4)] == [10, 10, 20, 20]
+    assert joined.take(np.array([3, 0])).square(0, 4).mean() == 20
+    other = JoinedImages([ArrayImages(first), ArrayImages(second + 1)])
+    model = classifier()
+    keys = {
+        activation_key(model, kclf.ImageDataset(source, class_names=NAMES, presize=4))
+        for source in (joined, other, joined.take(np.array([0, 1, 3, 2])))
+    }
+    assert len(keys) == 3
 
 
 # ---- the size that photos are read at ------------------------------------------------------------

@@ -36,6 +36,7 @@ from .run_state import (
 STOPS_EVERY = 8  # batches after which processes ask one another whether to stop
 LONGEST_WAIT = 600.0  # seconds between two checkpoints where `every` is None
 DONE = "done"
+REFIT = "refit"  # folder beside a run's files, for the same training once more on all photos
 DAMAGED = ".damaged"  # ending of a file that was set aside
 PARTS = {"position", "stages", "histories", "weights", "training", "layers", "random", "others"}
 PARTS |= {"epoch_random", "epoch_data"}
@@ -238,6 +239,12 @@ class Checkpoint(keras.callbacks.Callback):
                 return True
         undo()
         return False
+
+    def below(self, name: str) -> Checkpoint:
+        """Another run's, in a folder of this one's, that stops and resumes as this one does."""
+        return Checkpoint(
+            self.folder / name, every=self.every, keep=self.keep, resume=self.resume, stop=self.stop
+        )
 
     def rewind(self) -> None:
         """After an error cut a fit off: let the next fit be that one again, from the newest whole file."""

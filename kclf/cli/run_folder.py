@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .._core.atomic import LEFTOVERS, PREFIX, sweep
 from .._core.locks import LOCK_FILES
-from ..callbacks.checkpoint import is_checkpoint_file
+from ..callbacks.checkpoint import REFIT, is_checkpoint_file
 from ..errors import DataError, OutputExistsError
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 
@@ -80,7 +80,7 @@ def _foreign_checkpoints(folder: Path) -> list[str]:
 
 def _is_ours(name: str) -> bool:
     """Whether a file among the checkpoints bears a name that kclf gives."""
-    return name == PLAN or is_checkpoint_file(name) or fnmatch(name, LEFTOVERS)
+    return name in (PLAN, REFIT) or is_checkpoint_file(name) or fnmatch(name, LEFTOVERS)
 
 
 def finish(out: Path) -> None:
@@ -96,7 +96,9 @@ def finish(out: Path) -> None:
         return
     (folder / SETTINGS).unlink(missing_ok=True)
     for path in folder.iterdir():
-        if _is_ours(path.name) or path.name in LOCK_FILES:
+        if path.name == REFIT and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif _is_ours(path.name) or path.name in LOCK_FILES:
             path.unlink(missing_ok=True)
 
 

@@ -113,6 +113,7 @@ class RunSettings:
             trains the head and then everything, for epochs, as fastai does.
         effort: of "lp-ft": "quick", "standard" or "best".
         minutes: of "lp-ft": how long the run may take; None leaves it to the effort.
+        refit: of "lp-ft": train again in the end on training and validation photos together.
         label_delimiter: of the table: what stands between several labels of a photo.
         task: of the table: "single_label", "multi_label" or "regression"; None sees it from the labels.
         epochs: of "course": epochs with everything trainable.
@@ -149,6 +150,7 @@ class RunSettings:
     recipe: str = "lp-ft"
     effort: str = "standard"
     minutes: float | None = None
+    refit: bool = False
     label_delimiter: str | None = None
     task: str | None = None
     epochs: int = 3
@@ -265,6 +267,7 @@ def solve_and_tune(learner: Learner, settings: RunSettings, started: float) -> B
         learner.data or find_data(settings),
         effort=settings.effort,
         minutes=settings.minutes,
+        refit=settings.refit,
         batch_size=settings.batch_size or None,
         file=settings.out / CHECKPOINTS / PLAN,
         started=started,
@@ -514,7 +517,8 @@ def write_run(learner: Learner, predictions: Predictions, table: EpochTable, set
 
 def describe_best(found: BestFit) -> dict[str, Any]:
     """What was done, and what to expect, as `settings.json` holds it."""
-    described = {"plan": dataclasses.asdict(found.plan), "kept": found.kept}
+    described: dict[str, Any] = {"plan": dataclasses.asdict(found.plan), "kept": found.kept}
+    described |= {"refitted_on": found.refitted_on} if found.refitted_on else {}
     if found.estimate is None:
         return described
     figures = {"photos": len(found.estimate), "loss": float(photo_losses(found.estimate).mean())}

@@ -170,6 +170,14 @@ def train(
             rich_help_panel=TRAINING,
         ),
     ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="When all is chosen, train again on training and validation photos together.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
     recipe: Annotated[
         Recipe | None,
         typer.Option(
@@ -303,6 +311,7 @@ def train(
             recipe=chosen.value,
             effort=effort.value,
             minutes=minutes,
+            refit=refit,
             batch_size=_batch_size(batch_size),
             mixed_precision=mixed_precision.value,
             seed=seed,
@@ -355,7 +364,7 @@ def _weights(word: str) -> str | None:
 def _check_recipe(recipe: Recipe, course: dict[str, Any], context: typer.Context) -> None:
     """Refuse options of the recipe that was not chosen, and nothing to train."""
     given = {name for name in context.params if _is_given(context, name)}
-    foreign = given & ({"effort", "minutes"} if recipe is Recipe.course else set(course))
+    foreign = given & ({"effort", "minutes", "refit"} if recipe is Recipe.course else set(course))
     if foreign:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
         raise typer.BadParameter(f"expected options of --recipe {recipe.value}. Received: {words}")

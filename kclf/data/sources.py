@@ -106,3 +106,42 @@ class ArrayImages(Images):
     def take(self, indices: np.ndarray) -> ArrayImages:
         """Some of the images."""
         return ArrayImages(self.images[indices])
+
+
+class JoinedImages(Images):
+    """The images of several sources, one source after the other.
+
+    Args:
+        sources: the sources.
+        places: int (n, 2), number of the source and of the image in it, of each image; None for all in order.
+    """
+
+    def __init__(self, sources: Sequence[Images], places: np.ndarray | None = None) -> None:
+        if places is None:
+            places = np.array(
+                [(number, i) for number, source in enumerate(sources) for i in range(len(source))]
+            )
+        self.sources, self.places = list(sources), places
+        self.paths = np.array([sources[number].paths[i] for number, i in places], dtype=object)
+        self.in_files = all(source.in_files for source in sources)
+        self.largest = min((source.largest for source in sources if source.largest), default=None)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        number, place = self.places[index]
+        return self.sources[number][place]
+
+    def take(self, indices: np.ndarray) -> JoinedImages:
+        """Some of the images."""
+        return JoinedImages(self.sources, self.places[indices])
+
+    def square(
+        self,
+        index: int,
+        size: int,
+        method: ResizeMethod = "crop",
+        position: Position = CENTRE,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Image `index` as a uint8 (size, size, 3) square, as its source makes it."""
+        number, place = self.places[index]
+        return self.sources[number].square(place, size, method, position, out)

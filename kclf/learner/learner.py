@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from ..callbacks import (
     find_learning_rate,
     load_snapshot,
 )
+from ..callbacks.checkpoint import REFIT
 from ..callbacks.lr_schedules import TriangularCycles
 from ..callbacks.snapshots import BestModel, CycleSnapshots
 from ..data import ImageData
@@ -249,6 +251,7 @@ class Learner(Trainer):
         minutes: float | None = None,
         *,
         effort: str = "standard",
+        refit: bool = False,
         plan: Plan | None = None,
         keep: Callable[[ImageClassifier], None] | None = None,
         say: Callable[[str], None] | None = None,
@@ -261,7 +264,8 @@ class Learner(Trainer):
         Args:
             minutes: how long it may take; None leaves it to the effort.
             effort: "quick" solves the last layer alone; "standard" and "best" tune everything from there.
-            plan: what to do, in place of both.
+            refit: when all is chosen, train again on training and validation photos together.
+            plan: what to do, in place of these.
             keep: called with the best classifier so far, each time that there is a better one.
             say: takes the lines that are printed; None prints them where the learner is verbose.
             callbacks: more callbacks for the tuning.
@@ -271,11 +275,22 @@ class Learner(Trainer):
         data, self._precompute = self._require_data(), False
         if plan is None:
             file = self.path / "checkpoints" / "plan.json" if resume else None
-            plan = plan_best(self.model, data, effort=effort, minutes=minutes, file=file, started=started)
+            options: dict[str, Any] = {"effort": effort, "minutes": minutes, "refit": refit}
+            plan = plan_best(self.model, data, file=file, started=started, **options)
+        fits = count()
 
         def fit(photos: ImageData, passes: int, schedule: Schedule) -> None:
-            self.data = photos
-            self._fit(passes, schedule, callbacks, resume=resume, validate=False)
+            self.data, first = photos, self.checkpoint
+            if next(fits) == 0 or first is None:
+                self._fit(passes, schedule, callbacks, resume=resume, validate=False)
+                return
+            self.checkpoint = first.below(
+                REFIT
+            )  # resumed, it chooses again by the weights at the end of first
+            try:
+                self._fit(passes, schedule, callbacks, resume=resume, validate=False)
+            finally:
+                self.checkpoint = first
 
         try:
             found = fit_best(

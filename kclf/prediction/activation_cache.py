@@ -32,7 +32,7 @@ from .._core.atomic import sweep
 from .._core.h5_store import read_arrays, write_arrays
 from .._core.locks import FolderLock
 from ..data import ImageData, ImageDataset
-from ..data.sources import ArrayImages
+from ..data.sources import ArrayImages, Images, JoinedImages
 from ..distributed import (
     barrier,
     broadcast,
@@ -298,7 +298,7 @@ def activation_key(
     return _digest(
         {
             "format": FORMAT,
-            "photos": _describe_photos(dataset),
+            "photos": _describe_photos(dataset.dataset),
             "square": [dataset.presize, dataset.resize_method],
             "size": model.size,
             "normalization": _nameless(model.normalization),
@@ -321,11 +321,12 @@ def weights_digest(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def _describe_photos(dataset: ImageDataset) -> Any:
-    source = dataset.dataset
+def _describe_photos(source: Images) -> Any:
+    if isinstance(source, JoinedImages):
+        return [[_describe_photos(part) for part in source.sources], source.places.tolist()]
     if isinstance(source, ArrayImages):
         return [source.images.shape, hashlib.sha256(np.ascontiguousarray(source.images).data).hexdigest()]
-    return [source.largest, [_describe_file(str(path)) for path in dataset.paths]]
+    return [source.largest, [_describe_file(str(path)) for path in source.paths]]
 
 
 def _describe_file(path: str) -> tuple[str, int, int]:

@@ -9,9 +9,11 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..callbacks.run_state import assign
 from ..data import ImageData, ImageDataset
+from ..data.sources import JoinedImages
 from ..distributed import run_on_main
 from ..errors import DataError, NotFiniteError, RunStopped
 from ..models import ImageClassifier
@@ -39,6 +41,8 @@ class BestFit:
         estimate: what to expect on new photos: of validation photos, cross-fitted where they made a choice,
             or cross-validated training photos; None where there are too few.
         model: the classifier to go on with: the one that was given, or a copy that reads photos larger.
+        refitted_on: photos that it was trained on again in the end, as was chosen; 0 where it was not. The
+            figures are those from before.
     """
 
     plan: Plan
@@ -47,6 +51,7 @@ class BestFit:
     predictions: Predictions | None
     estimate: Predictions | None
     model: ImageClassifier
+    refitted_on: int = 0
 
     @property
     def kept(self) -> str:
@@ -57,6 +62,8 @@ class BestFit:
         lines = [str(self.probe)] if self.comparison is None else [str(self.comparison)]
         if self.estimate is not None:
             lines.append(f"On new photos: {describe_estimate(self.estimate)}")
+        if self.refitted_on:
+            lines.append(f"Trained again on all {self.refitted_on:,} photos; the figures are from before")
         return "\n".join(lines)
 
 
@@ -66,6 +73,7 @@ def fit_best(
     *,
     effort: str = "standard",
     minutes: float | None = None,
+    refit: bool = False,
     plan: Plan | None = None,
     folder: str | PathLike[str] | None = None,
     fit: Fit | None = None,
@@ -87,7 +95,9 @@ def fit_best(
         effort: "quick" solves the last layer alone, at the given size; "standard" tries a larger one, and
             tunes where there are 500 photos; "best" tries two, and tunes three times as long.
         minutes: how long it may take; None leaves it to the effort.
-        plan: what to do, in place of effort and minutes; from `plan_best`.
+        refit: when all is chosen, train again on training and validation photos together, with what was
+            chosen; temperature, thresholds and estimate stay those from before.
+        plan: what to do, in place of effort, minutes and refit; from `plan_best`.
         folder: keep the activations there; None computes them each time.
         fit: trains the model on data for some epochs under a schedule; None is `model.fit`.
         say: takes the lines that are printed.
@@ -107,24 +117,26 @@ def fit_best(
         'probe'
     """
     started = time.monotonic() if started is None else started
-    plan = plan or plan_best(model, data, effort=effort, minutes=minutes, started=started)
+    plan = plan or plan_best(model, data, effort=effort, minutes=minutes, refit=refit, started=started)
     until = None if plan.minutes is None else started + 60 * plan.minutes
     whole, held_apart = data, data.valid is None and plan.passes > 0
     data = _with_validation(data) if held_apart else data
     say(plan.describe(model.size))
     model.decision = None  # that of other weights
     keep = keep or (lambda model: None)
+    begun = weights_of(model) if plan.refit else []
     reading, before = _solved(model, data, plan, folder, progress, say, keep, until)
     if not plan.passes or before is None:
         estimate = before or reading.probe.held_out
-        return _decided(BestFit(plan, reading.probe, None, before, estimate, reading.model), before)
+        found = _decided(BestFit(plan, reading.probe, None, before, estimate, reading.model), before)
+        return _refitted(found, model, whole, begun, folder, fit, until)
     best, comparison = _tuned(model, data, plan, reading, before, fit, keep, until)
-    if held_apart and not comparison.tuned_is_better:
+    if held_apart and not comparison.tuned_is_better and not plan.refit:
         fit_linear_probe(best, at_size(model, whole, best.size)[1])
     predictions = None if held_apart else comparison.kept
     estimate = reading.probe.held_out if held_apart else comparison.cross_fitted
     found = BestFit(plan, reading.probe, comparison, predictions, estimate, best)
-    return _decided(found, comparison.kept)
+    return _refitted(_decided(found, comparison.kept), model, whole, begun, folder, fit, until)
 
 
 def _solved(
@@ -189,7 +201,7 @@ def _tuned(
     until: float | None,
 ) -> tuple[ImageClassifier, Comparison]:
     """Tune the model, and find the better of what was solved and what it became, even when stopped."""
-    solved = [variable.value.detach().clone() for variable in reading.model.variables]
+    solved = weights_of(reading.model)
 
     def put_back() -> ImageClassifier:
         assign([variable.value for variable in reading.model.variables], solved)
@@ -212,6 +224,39 @@ def _tuned(
     return better()
 
 
+def _refitted(
+    found: BestFit,
+    model: ImageClassifier,
+    data: ImageData,
+    begun: list[torch.Tensor],
+    folder: str | PathLike[str] | None,
+    fit: Fit | None,
+    until: float | None,
+) -> BestFit:
+    """Train the kept classifier again on all photos, from the weights that the run began with."""
+    best, plan = found.model, found.plan
+    if not plan.refit or (data.valid is None and found.comparison is None):
+        return found
+    whole, decision, kept = on_everything(data), best.decision, weights_of(best)
+    options: dict[str, Any] = {"strength": found.probe.strength, "folder": folder}
+    try:
+        if found.kept == "probe":
+            fit_linear_probe(best, at_size(model, whole, best.size)[1], views=plan.views, **options)
+        else:
+            assign([variable.value for variable in model.variables], begun)
+            fit_linear_probe(model, whole, views=plan.views, **options)
+            more = whole.train.num_images / data.train.num_images
+            again = replace(plan, tuning_seconds=more * plan.tuning_seconds, end_seconds=0.0)
+            tune(model, whole, again, fit=fit, until=until)
+            best = at_size(model, whole, best.size)[0]
+    except (RunStopped, KeyboardInterrupt, NotFiniteError):
+        assign([variable.value for variable in best.variables], kept)
+        raise
+    finally:
+        best.decision = decision
+    return replace(found, model=best, refitted_on=whole.train.num_images)
+
+
 def _compare(
     model: ImageClassifier, data: ImageData, reading: Reading, before: Predictions
 ) -> tuple[ImageClassifier, Comparison]:
@@ -220,6 +265,25 @@ def _compare(
     found = {size: predict(sized, photos.valid) for size, (sized, photos) in at_hand.items()}
     comparison = Comparison(before, found)
     return at_hand[comparison.choice or model.size][0], comparison
+
+
+def weights_of(model: ImageClassifier) -> list[torch.Tensor]:
+    """A copy of all weights, in order."""
+    return [variable.value.detach().clone() for variable in model.variables]
+
+
+def on_everything(data: ImageData) -> ImageData:
+    """Training and validation photos together as training photos; there are no validation photos then."""
+    train, valid = data.train, data.valid
+    if valid is None or train.labels is None or valid.labels is None:
+        return data
+    chances = train.sampling_weights
+    if chances is not None:
+        chances = np.concatenate([chances, np.full(valid.num_images, chances.mean())])
+    photos = JoinedImages([train.dataset, valid.dataset])
+    labels = np.concatenate([train.labels, valid.labels])
+    joined = train.replace(images=photos, labels=labels, sampling_weights=chances)
+    return ImageData(joined, None, data.test, size=data.size)
 
 
 def _with_validation(data: ImageData) -> ImageData:

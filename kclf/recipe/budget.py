@@ -71,6 +71,7 @@ class Plan:
         sizes: sides, in pixels, at which the last layer is solved, the first of them that of the tuning; ()
             for that of the model.
         minutes: how long the run may take; None for as long as it does.
+        refit: do it again in the end on the training and validation photos together, as was chosen.
         start_seconds: what it took until the plan was made.
         probe_seconds: expected time until the last layer is solved, and tried on the validation photos.
         tuning_seconds: expected time of the passes.
@@ -87,6 +88,7 @@ class Plan:
     views: int = 0
     sizes: tuple[int, ...] = ()
     minutes: float | None = None
+    refit: bool = False
     start_seconds: float = 0.0
     probe_seconds: float = 0.0
     tuning_seconds: float = 0.0
@@ -109,7 +111,10 @@ class Plan:
         sizes = " and ".join(map(str, self.sizes or (size,)))
         probe = f"linear probe at {sizes} px {duration(self.probe_seconds)}"
         passes = f", then {self.passes} passes at {size} px in batches of {self.batch_size}"
-        return f"Plan: {probe}{passes if self.passes else ''}, {duration(self.seconds)} in all on {where}"
+        again = ", then again on all photos" if self.refit else ""
+        return (
+            f"Plan: {probe}{passes if self.passes else ''}{again}, {duration(self.seconds)} in all on {where}"
+        )
 
 
 def duration(seconds: float) -> str:
@@ -133,6 +138,7 @@ def plan_best(
     effort: str = "standard",
     minutes: float | None = None,
     batch_size: int | None = None,
+    refit: bool = False,
     file: str | PathLike[str] | None = None,
     started: float | None = None,
 ) -> Plan:
@@ -144,6 +150,7 @@ def plan_best(
         effort: as for `fit_best`.
         minutes: as for `fit_best`.
         batch_size: photos a step; None for what suits their number.
+        refit: as for `fit_best`.
         file: where the plan of a run that resumes is kept: measured again, the machine has another speed.
         started: when a run that writes a report began, by `time.monotonic()`; None where it is no such run.
     """
@@ -153,6 +160,7 @@ def plan_best(
     features = model.head.get_layer("pooling").output.shape[-1]
     sizes = (model.size, *larger_sizes(model, effort))
     options = {"effort": effort, "minutes": minutes, "batch_size": batch_size, "num_features": features}
+    options["refit"] = refit
     speed = measure_speed(model, data, training=tunes(data, effort))
     before = 0.0 if started is None else time.monotonic() - started
     around = (before, ENDING * before)
@@ -172,6 +180,7 @@ def make_plan(
     num_features: int = 2560,
     sizes: tuple[int, ...] = (),
     around: tuple[float, float] = (0.0, 0.0),
+    refit: bool = False,
 ) -> Plan:
     """What to do with these photos in this time.
 
@@ -187,6 +196,7 @@ def make_plan(
         sizes: at which the last layer may be solved, the given one first; those are left out that there is
             no time for.
         around: seconds that had gone by before, and that writing the results will take.
+        refit: as for `fit_best`.
     """
     if minutes is not None and minutes <= 0:
         raise ValueError(f"Expected minutes above 0. Received: minutes={minutes}")
@@ -204,16 +214,20 @@ def make_plan(
     one_pass = steps * batch * speed.step
     passes = max(PASSES[effort], -(-FEWEST_STEPS // steps)) if tunes(data, effort) else 0
     compared = valid * speed.read * (1 + shares[-1] * (len(shares) > 1))
+    again = (train + valid) * speed.read * shares[-1] + solving if refit else 0.0
+    more = (train + valid) / train if refit else 0.0  # of a pass, for the passes of the refit
     if minutes is not None and passes:
-        passes = min(MOST_PASSES, max(0, int((left - probe - compared) / one_pass)))
+        passes = min(MOST_PASSES, max(0, int((left - probe - compared - again) / (one_pass * (1 + more)))))
         passes = passes if passes * steps >= LEAST_STEPS else 0
     rates = GENTLE_RATES if train < FEW_PHOTOS else RATES
-    plan = Plan(effort, passes, batch, *rates, sizes=sizes, minutes=minutes, start_seconds=start)
+    after = end + again + passes * one_pass * more
+    plan = Plan(effort, passes, batch, *rates, sizes=sizes, minutes=minutes, refit=refit)
     return dataclasses.replace(
         plan,
+        start_seconds=start,
         probe_seconds=probe,
         tuning_seconds=passes * one_pass,
-        end_seconds=end + (compared if passes else 0.0),
+        end_seconds=after + (compared if passes else 0.0),
     )
 
 

@@ -89,7 +89,7 @@ def fit_linear_probe(
     data: Any,
     *,
     views: int = 0,
-    strength: float | None = None,
+    strength: float | np.ndarray | None = None,
     folder: AnyPath | None = None,
     progress: bool = False,
 ) -> LinearProbe:
@@ -103,7 +103,7 @@ def fit_linear_probe(
         data: an `ImageData` or an `ImageDataset` with labels; for another Keras model also a pair of arrays
             (inputs, labels).
         views: augmented views of each photo to learn from beside the plain one: 0, or 2 and more.
-        strength: C, as in scikit-learn; None chooses it.
+        strength: C, as in scikit-learn, for several labels also one each, (outputs,); None chooses it.
         folder: keep the activations there, as `precompute` does; None computes them each time.
         progress: show a progress bar while computing them.
 
@@ -138,7 +138,7 @@ def solve_linear_probe(
     weights: np.ndarray | None = None,
     class_names: Any = (),
     paths: np.ndarray | None = None,
-    strength: float | None = None,
+    strength: float | np.ndarray | None = None,
     seed: int = 0,
 ) -> LinearProbe:
     """The linear probe of features, without a model.
@@ -151,7 +151,8 @@ def solve_linear_probe(
         weights: of each photo in the loss, (n,); None for 1 each.
         class_names: of the outputs, for the held-out predictions.
         paths: of the photos, for the held-out predictions.
-        strength: C, as in scikit-learn; None chooses it in folds.
+        strength: C, as in scikit-learn, for several labels also one each, (outputs,); None chooses it in
+            folds.
         seed: of the folds.
     """
     views = features if features.ndim == 3 else features[None]
@@ -171,7 +172,8 @@ def solve_linear_probe(
     require_two_classes(problem)
     folds = make_folds(labels, task, FOLDS if len(labels) <= FEW else FEWER_FOLDS, seed)
     if strength is not None:
-        solution, strengths, outputs = solve(problem, strength), torch.tensor([float(strength)]), None
+        strengths, outputs = torch.from_numpy(np.atleast_1d(np.asarray(strength, np.float64))), None
+        solution = solve(problem, strengths)
     else:
         choice = choose_strength(problem, photo[: len(labels)], photo, torch.from_numpy(folds).to(x.device))
         solution, strengths, outputs = solve(problem, choice.strength), choice.strength, choice.outputs
