@@ -19,7 +19,7 @@ from ..errors import DataError, NotFiniteError, RunStopped
 from ..models import ImageClassifier
 from ..prediction.inference import predict
 from ..prediction.predictions import Predictions
-from .budget import Plan, plan_best
+from .budget import LARGER_TUNED, Plan, larger_sizes, plan_best
 from .deciding import at_temperature, cross_fitted, fit_decision
 from .linear_probe import LinearProbe, fit_linear_probe
 from .reading_size import Reading, at_size, choose_reading
@@ -261,7 +261,8 @@ def _compare(
     model: ImageClassifier, data: ImageData, reading: Reading, before: Predictions
 ) -> tuple[ImageClassifier, Comparison]:
     """The tuned model at the size that suits it, and how it compares with the solved one."""
-    at_hand = {size: at_size(model, data, size) for size in {model.size, reading.model.size}}
+    sizes = {model.size, *larger_sizes(model, [LARGER_TUNED]), reading.model.size}
+    at_hand = {size: at_size(model, data, size) for size in sorted(sizes)}
     found = {size: predict(sized, photos.valid) for size, (sized, photos) in at_hand.items()}
     comparison = Comparison(before, found)
     return at_hand[comparison.choice or model.size][0], comparison

@@ -34,7 +34,9 @@ MOST_PASSES = 120
 MANY_PHOTOS = 500  # from which "standard" tunes: with fewer, it made classifiers surer and no better
 FEW_PHOTOS = 300  # below, "best" tunes at lower rates
 GENTLE_RATES, RATES = (3e-5, 3e-5), (1e-4, 3e-4)  # highest of the body and of the head, by AdamW
-LARGER = {"quick": (), "standard": (1.4,), "best": (1.4, 1.8)}  # sizes to read at, as shares of the given one
+LARGER = {"quick": (), "standard": (1.8,), "best": (1.4, 1.8)}  # sizes to read at, as shares of the given one
+LARGER_TUNED = 1.4  # size at which what was tuned is tried, as a share of its own, beside that of the probe
+LARGEST = 1.3  # of them, as a share of the size that the weights were trained at
 SIZE_STEP = 32  # pixels: the stride of most backbones
 MEASURED_BATCH, MEASURED_BATCHES = 16, 3
 MEASURED_SHARE = 16  # of the photos one in so many is a batch that is measured: few photos are soon read
@@ -158,7 +160,7 @@ def plan_best(
     if plan is not None:
         return plan
     features = model.head.get_layer("pooling").output.shape[-1]
-    sizes = (model.size, *larger_sizes(model, effort))
+    sizes = (model.size, *larger_sizes(model, LARGER[one_of("effort", effort, EFFORTS)]))
     options = {"effort": effort, "minutes": minutes, "batch_size": batch_size, "num_features": features}
     options["refit"] = refit
     speed = measure_speed(model, data, training=tunes(data, effort))
@@ -213,7 +215,8 @@ def make_plan(
     probe = _probe_seconds(data, speed, shares, solving)
     one_pass = steps * batch * speed.step
     passes = max(PASSES[effort], -(-FEWEST_STEPS // steps)) if tunes(data, effort) else 0
-    compared = valid * speed.read * (1 + shares[-1] * (len(shares) > 1))
+    larger = (LARGER_TUNED**2 + shares[-1]) * (len(shares) > 1)
+    compared = valid * speed.read * (1 + larger)
     again = (train + valid) * speed.read * shares[-1] + solving if refit else 0.0
     more = (train + valid) / train if refit else 0.0  # of a pass, for the passes of the refit
     if minutes is not None and passes:
@@ -249,16 +252,20 @@ def _probe_seconds(data: ImageData, speed: Speed, shares: Sequence[float], solvi
     return read * speed.read + solving * len(shares)
 
 
-def larger_sizes(model: ImageClassifier, effort: str) -> list[int]:
+def larger_sizes(model: ImageClassifier, shares: Sequence[float]) -> list[int]:
     """Sizes at which a classifier may read photos better than at its own, multiples of 32 pixels.
 
     Touvron et al. 2019, https://arxiv.org/abs/1906.06423. Backbones whose weights belong to one size, as the
     positions of a transformer, have none.
+
+    Args:
+        model: the classifier.
+        shares: the sizes, as shares of its own; those far above the size of its weights are brought down.
     """
-    one_of("effort", effort, EFFORTS)
-    name = model.backbone_name
-    free = model.backbone.input_shape[1] is None if name is None else backbone_spec(name).patch == 1
-    sides = {int(model.size * share) // SIZE_STEP * SIZE_STEP for share in LARGER[effort]}
+    spec = None if model.backbone_name is None else backbone_spec(model.backbone_name)
+    free = model.backbone.input_shape[1] is None if spec is None else spec.patch == 1
+    most = math.inf if spec is None else LARGEST * spec.default_size
+    sides = {int(min(model.size * share, most)) // SIZE_STEP * SIZE_STEP for share in shares}
     return sorted(side for side in sides if free and side > model.size)
 
 
