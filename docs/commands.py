@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 
@@ -31,8 +30,8 @@ def values(parameter: Any) -> str:
     kind = parameter.type_descriptor.annotation
     if kind is bool:
         return ""
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return ", ".join(f"`{choice.value}`" for choice in kind)
+    if words := get_args(kind):
+        return ", ".join(f"`{word}`" for word in words)
     return {str: "text", Path: "path", int: "whole number", float: "number"}.get(kind, "text")
 
 
