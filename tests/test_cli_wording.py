@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from enum import EnumType
-
 import pytest
 import typer
 
 from kclf.cli.main import app, main
 from kclf.cli.train import RunSettings
-from kclf.cli.wording import ELSEWHERE, reworded
+from kclf.cli.wording import ELSEWHERE, choices, reworded
 
 
 def printed(capsys, *words) -> str:
@@ -31,8 +29,7 @@ def test_help_fits_80_columns_and_breaks_no_word(name, capsys, monkeypatch):
     words = set(text.replace(",", " ").replace(".", " ").split())
     assert not words & {"<bool>", "<str>", "<int>", "<float>"}
     kinds = [parameter.type_descriptor.annotation for parameter in commands()[name].params]
-    choices = {choice.value for kind in kinds if isinstance(kind, EnumType) for choice in kind}
-    assert choices <= words
+    assert {word for kind in kinds for word in choices(kind)} <= words
 
 
 def test_an_option_of_another_tool_is_answered_with_ours(capsys):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 
@@ -50,6 +49,11 @@ def refuse_words_of_other_tools(words: Sequence[str]) -> None:
             raise DataError(f"There is no option {name}. Did you mean {ELSEWHERE[name]}?")
 
 
+def choices(kind: Any) -> tuple[str, ...]:
+    """The words that an option may be; none where it may be anything of its kind."""
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
 def reworded(command: Any) -> Any:
     """A command whose help fits 80 columns: choices in the text, kinds in a word, paragraphs that flow."""
     for part in getattr(command, "commands", {}).values():
@@ -64,9 +68,9 @@ def reworded(command: Any) -> Any:
 
 def _reword_option(parameter: Any) -> None:
     kind = parameter.type_descriptor.annotation
-    if isinstance(kind, type) and issubclass(kind, Enum):
+    if words := choices(kind):
         parameter.metavar = "WORD"
-        parameter.help = f"{parameter.help} One of {', '.join(choice.value for choice in kind)}."
+        parameter.help = f"{parameter.help} One of {', '.join(words)}."
     else:
         parameter.metavar = KINDS.get(kind, "TEXT")
 
