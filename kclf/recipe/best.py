@@ -74,6 +74,7 @@ def fit_best(
     effort: str = "standard",
     minutes: float | None = None,
     refit: bool = False,
+    batch_size: int | None = None,
     plan: Plan | None = None,
     folder: str | PathLike[str] | None = None,
     fit: Fit | None = None,
@@ -97,7 +98,8 @@ def fit_best(
         minutes: how long it may take; None leaves it to the effort.
         refit: when all is chosen, train again on training and validation photos together, with what was
             chosen; temperature, thresholds and estimate stay those from before.
-        plan: what to do, in place of effort, minutes and refit; from `plan_best`.
+        batch_size: photos a step of the tuning; None for what suits their number.
+        plan: what to do, in place of these; from `plan_best`.
         folder: keep the activations there; None computes them each time.
         fit: trains the model on data for some epochs under a schedule; None is `model.fit`.
         say: takes the lines that are printed.
@@ -117,7 +119,8 @@ def fit_best(
         'probe'
     """
     started = time.monotonic() if started is None else started
-    plan = plan or plan_best(model, data, effort=effort, minutes=minutes, refit=refit, started=started)
+    options: dict[str, Any] = {"effort": effort, "minutes": minutes, "refit": refit, "batch_size": batch_size}
+    plan = plan or plan_best(model, data, started=started, **options)
     until = None if plan.minutes is None else started + 60 * plan.minutes
     whole, held_apart = data, data.valid is None and plan.passes > 0
     data = _with_validation(data) if held_apart else data
