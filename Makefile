@@ -59,7 +59,7 @@ bench: .venv/installed   ## the benchmarks; PEERS=VENV adds fastai, timm and tor
 
 ARGS ?=
 bench-gpu:       ## the table of a machine with CUDA; PYTHON names an environment; ARGS="--device cpu --quick" tries it
-	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu_bench.py $(ARGS)
+	PYTHONPATH=.$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) tests/benchmarks/gpu_bench.py $(ARGS)
 
 clean:           ## remove what the targets made
 	rm -rf .venv demo-run site .pytest_cache .mypy_cache .ruff_cache

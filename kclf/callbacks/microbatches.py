@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import torch
 
+from .._core.devices import release_keepers
 from .._core.fit_hooks import Step, emit_loss, overridden, unwrap_step, wrap_step
 from ..errors import TrainingError
 from .run_state import changed_by_a_step, random_layers, remember_model, remember_randomness
@@ -140,7 +141,7 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
         variables[:] = trainable_variables or model.optimizer._trainable_variables
         _add_to(sums, list(grads))
 
-    with overridden(model.optimizer, scale_loss=scale_loss, apply=add):
+    with overridden(model.optimizer, scale_loss=scale_loss, apply=add, step_of_parts=int):
         for part in split(batch, parts):
             share = len(part[0]) / size
             logs = train([part])
@@ -186,9 +187,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(model: keras.Model) -> None:
-    """Let go of gradients and of what torch keeps for later."""
+    """Let go of gradients, of photos on the GPU, and of what torch keeps for later."""
     for variable in model.trainable_variables:
         variable.value.grad = None
+    release_keepers()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -106,7 +106,7 @@ class RunSettings:
         weights: "imagenet", None or the path of a weights file without top.
         size: side of the square the backbone sees, pixels.
         presize: side of the square photos are read at, pixels.
-        batchnorm: "frozen", "train" or "inference", as `ImageClassifier` has it.
+        batchnorm: "inference", "frozen", "train" or "sync", as `ImageClassifier` has it.
         augment: a key of `AUGMENTATIONS`.
         recipe: "lp-ft" solves the last layer and tunes everything from there (`kclf.fit_best`); "course"
             trains the head and then everything, for epochs, as fastai does.
@@ -204,13 +204,13 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
         learner.callbacks.append(FiniteGuard(learner.checkpoint, data.train))
         found = train_to_end(learner, settings, stop)
     skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
+    predictions = (found and found.predictions) or learner.predictions(together=True)
     if is_main():
         with writing(settings.out), FolderLock(settings.out):
             more = {"batch_parts": memory.parts} if memory.parts > 1 else {}
             more |= {} if found is None else describe_best(found)
             if more:
                 write_settings(settings.out, describe_settings(settings, data) | more)
-            predictions = (found and found.predictions) or learner.predictions()
             write_run(learner, predictions, table, settings)
             finish(settings.out)
         print(describe_skipped(skipped | dict(data.skipped)))

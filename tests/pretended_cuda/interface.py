@@ -19,8 +19,8 @@ MEMORY = 2**37  # bytes
 ANSWERS = {
     "is_available": True, "device_count": 1, "current_device": 0, "is_initialized": True, "set_device": None,
     "get_device_capability": (9, 0), "get_device_name": "pretended", "init": None, "_lazy_init": None,
-    "memory_allocated": 0, "max_memory_allocated": 0, "reset_peak_memory_stats": None, "manual_seed": None,
-    "manual_seed_all": None, "mem_get_info": (MEMORY, MEMORY),
+    "memory_allocated": 0, "memory_reserved": 0, "max_memory_allocated": 0, "reset_peak_memory_stats": None,
+    "manual_seed": None, "manual_seed_all": None, "mem_get_info": (MEMORY, MEMORY),
     "get_device_properties": SimpleNamespace(total_memory=MEMORY, multi_processor_count=132),
 }  # fmt: skip
 
