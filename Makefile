@@ -16,14 +16,20 @@ demo: .venv/installed   ## train the built-in demo: no data and no network neede
 
 test: lint       ## lint, types and the tests (what CI runs)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --pretend-cuda tests/test_predict.py tests/test_activations.py
 
 lint: .venv/installed   ## ruff and mypy
 	$(BIN)/ruff check kclf tests recipes docs
 	$(BIN)/mypy
 
+# On a GPU that is pretended: what `make test` runs of it, and the suites that know a device.
+PRETEND := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --pretend-cuda
+SUITES := $(addprefix tests/,test_predict.py test_activations.py test_ensembles.py test_interpret.py test_report.py \
+	test_learner.py test_cli.py reliability/test_checkpoint.py reliability/test_command.py)
 test-pretended-gpu: .venv/installed   ## the suites of training and prediction on a GPU that is pretended
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/pretended_cuda -m 'heavy or not heavy'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --pretend-cuda -m 'gpu or not heavy' tests/test_gpu.py
+	$(PRETEND) -m 'gpu or not heavy' tests/test_gpu.py
+	$(PRETEND) $(SUITES)
 
 test-heavy: .venv/installed   ## the long matrices
 	$(BIN)/python -m pytest -m heavy

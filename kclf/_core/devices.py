@@ -63,6 +63,14 @@ def release_keepers() -> None:
         keeper.release()
 
 
+SHARE = 0.25  # of the memory that is free: the rest is for activations, whose size nobody knows yet
+
+
+def may_stay(count: int, device: torch.device) -> bool:
+    """Whether so many bytes of data may stay on a device: on CUDA, up to a fourth of what is free."""
+    return device.type == "cuda" and count <= SHARE * room_on(device)
+
+
 def room_on(device: torch.device) -> int:
     """Bytes of a CUDA device that are free, those that torch holds for later among them."""
     free, _ = torch.cuda.mem_get_info(device)

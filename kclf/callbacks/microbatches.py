@@ -281,7 +281,8 @@ class _Before:
 
 def _add_to(sums: list[torch.Tensor | None], gradients: list[torch.Tensor | None]) -> None:
     if not sums:
-        sums[:] = gradients
+        # Copies: the next part's gradients may be written to the same places, by a CUDA graph.
+        sums[:] = [None if gradient is None else gradient.clone() for gradient in gradients]
         return
     for place, gradient in enumerate(gradients):
         total = sums[place]

@@ -195,6 +195,8 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
     table, memory = EpochTable(), MemoryGuard()
     learner = build_learner(settings, data, callbacks=[ProgressBar(), table, memory])
     print_on_main(describe_model(learner.model))
+    if note := data.train.gpu_note():
+        print_on_main(f"{note}\n")
     if settings.batch_size is None:
         settings = dataclasses.replace(settings, batch_size=fit_batch_size(learner))
     if world_size() > 1:

@@ -18,14 +18,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from .._core.arguments import at_least, one_of
-from .._core.devices import keras_device
+from .._core.devices import keras_device, may_stay, room_on
 from .._core.keras_private import DataAdapter, beside_adapter
 from ..distributed import describe_data, local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
 from .images import CENTRE, RESIZE_METHODS, ResizeMethod, resize
 from .labels import class_numbers
 from .passes import Batch, Pass
-from .resident import ResidentPhotos, fits
+from .resident import ResidentPhotos, bytes_of
 from .sources import ArrayImages, FileImages, Images
 from .tasks import TASKS, Task
 
@@ -386,10 +386,22 @@ class ImageDataset(DataLoader, DataAdapter):
         if device.type != "cuda" or self.on_gpu is False or once or (kept is not None and kept.is_gone):
             return None
         shapes = self.kept_shapes()
-        if shapes is None or not (self.on_gpu or fits(shapes, device)):
+        if shapes is None or not (self.on_gpu or may_stay(bytes_of(shapes), device)):
             return None
         self._resident = ResidentPhotos(shapes, device)
         return self._resident
+
+    def gpu_note(self) -> str:
+        """One line that says whether the photos will stay on the GPU; empty where there is none."""
+        if self.device.type != "cuda" or self.on_gpu is False:
+            return ""
+        shapes = self.kept_shapes()
+        if shapes is None:
+            return "Each epoch decodes the photos anew. A presized cache (`resize`) can stay on the GPU."
+        size, room = bytes_of(shapes), room_on(self.device)
+        stay = self.on_gpu or may_stay(size, self.device)
+        does = "stay on the GPU once they are read" if stay else "are sent to the GPU in each epoch"
+        return f"The photos {does}: {size / 1e9:.1f} GB, of {room / 1e9:.1f} GB free."
 
     def fill_kept(self, photo: np.ndarray, index: int) -> int:
         """Put what stays of an image in its place: the whole of it, or its square; as `fill`."""

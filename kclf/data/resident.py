@@ -7,18 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .._core.devices import copy_stream, gives_back, room_on, send
-
-SHARE = 0.25  # of the memory that is free: the rest is for activations, whose size nobody knows yet
-
-
-def fits(shapes: np.ndarray, device: torch.device) -> bool:
-    """Whether photos of these shapes, int64 (n, 2), may stay on a device."""
-    return device.type == "cuda" and bytes_of(shapes) <= SHARE * room_on(device)
+from .._core.devices import copy_stream, gives_back, send
 
 
 def bytes_of(shapes: np.ndarray) -> int:
-    """What photos take as uint8."""
+    """What photos of these shapes, int64 (n, 2), take as uint8."""
     return 3 * int(shapes.astype(np.int64).prod(axis=1).sum())
 
 

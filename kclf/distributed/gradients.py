@@ -95,6 +95,7 @@ class GradientExchange:
             others: such as the loss, of the same shapes on all ranks; at least one.
             weight: how much this rank counts; above 0.
         """
+        start()
         with together(), torch.no_grad():
             for bucket in self._buckets[self._next :]:
                 self._send(bucket, gradients, weight)

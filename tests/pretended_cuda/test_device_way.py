@@ -16,6 +16,7 @@ from kclf.data import ImageDataset
 from kclf.data.presized import cached
 from kclf.distributed import group
 from kclf.errors import NotFiniteError
+from kclf.prediction.activation_cache import ActivationDataset
 
 from . import kernels, pretended_cuda
 from .test_waits import classifier, data
@@ -245,3 +246,22 @@ def test_too_many_photos_do_not_stay(monkeypatch):
         assert data(30).replace(shuffle=True).resident() is None
         assert data(30).replace(shuffle=True, on_gpu=True).resident() is not None
         assert data(30).replace(shuffle=True, on_gpu=False).resident() is None
+
+
+def test_activations_stay_on_the_gpu_until_memory_runs_out():
+    def some():
+        features = np.random.default_rng(0).normal(size=(2, 30, 6)).astype(np.float16)
+        return ActivationDataset(features, np.arange(30), data(30).replace(shuffle=True))
+
+    expected = epochs(some(), 2)
+    with pretended_cuda() as device:
+        dataset = some()
+        next(iter(dataset))
+        device.clear()
+        found = epochs(dataset, 1)
+        assert not device.pageable
+        release_keepers()
+        found += epochs(dataset, 1)
+    for epoch, wanted in zip(found, expected, strict=True):
+        for batch, other in zip(epoch, wanted, strict=True):
+            assert all(torch.equal(*parts) for parts in zip(batch, other, strict=True))
