@@ -65,22 +65,27 @@ class CapturedEnd:
         entering = [values[number] for number in self._entering]
         learning = [parameter for parameter in self._parameters if parameter.requires_grad]
         key = (*((x.shape, x.stride(), x.dtype, x.requires_grad) for x in entering), *map(id, learning))
-        if key not in self._captured and key not in self._seen:
+        learns = bool(learning) or any(x.requires_grad for x in entering)
+        if not learns or key not in self._seen:
             self._seen.add(key)  # perhaps a last batch that is not full: it is run as it is
             self._begin(run)
             run_steps(self.steps, run, values)
             return
         if key not in self._captured:
-            samples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in entering)
-            module = _Module(self._pure, learning)
-            graphed = torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True)
-            self._captured[key] = graphed
+            self._captured[key] = self._capture(entering, learning)
         results = self._captured[key](*entering)
         count = len(self._outputs)
         for number, value in zip(self._outputs, results[:count], strict=True):
             values[number] = value
         pairs = zip(self._norms, results[count::2], results[count + 1 :: 2], strict=True)
         run.statistics += [Statistics(*one) for one in pairs]
+
+    def _capture(self, entering: list[torch.Tensor], learning: list[Any]) -> Callable[..., Any]:
+        """The steps as graphs, for tensors of these shapes; what dropout draws meanwhile is drawn again."""
+        samples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in entering)
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
+            module = _Module(self._pure, learning)
+            return torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True)
 
     def _pure(self, *entering: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs, and mean and 1/standard deviation of each norm that trains."""
