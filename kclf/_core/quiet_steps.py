@@ -17,6 +17,16 @@ from torch.overrides import TorchFunctionMode
 
 from .devices import keras_device
 from .fit_hooks import overridden
+from .keras_private import (
+    CURRENT_RATE,
+    SCALED_APPLY,
+    count_in_place_of,
+    is_overwritten,
+    rate_source,
+    raw,
+    step_count,
+    trained_variables,
+)
 
 Tensors = list[torch.Tensor]
 
@@ -38,14 +48,14 @@ class HostMirror:
 
     def read(self) -> float:
         """The number."""
-        tensor = self.variable._value
+        tensor = raw(self.variable)
         if tensor._version != self._version:
             self._value, self._version = tensor.item(), tensor._version
         return self._value
 
     def write(self, value: float) -> None:
         """Set it, on the device and here."""
-        tensor = self.variable._value
+        tensor = raw(self.variable)
         with torch.no_grad():
             tensor.fill_(value)
         self._value, self._version = float(np.float32(value)), tensor._version  # as float32 keeps it
@@ -54,8 +64,8 @@ class HostMirror:
         """Count, on the device and here."""
         value = self.read()
         with torch.no_grad():
-            self.variable._value.add_(1)
-        self._value, self._version = value + 1, self.variable._value._version
+            raw(self.variable).add_(1)
+        self._value, self._version = value + 1, raw(self.variable)._version
 
 
 class _NumbersByKernels(TorchFunctionMode):
@@ -109,7 +119,7 @@ class QuietSteps:
         if self.quiet or keras_device().type != "cuda":
             yield
         elif self.scaled:
-            fused = overridden(self.optimizer, _common_apply=self._apply)
+            fused = overridden(self.optimizer, **{SCALED_APPLY: self._apply})
             with _NumbersByKernels(), self._known_rate(), fused:
                 yield
         else:
@@ -121,27 +131,24 @@ class QuietSteps:
 
     @contextmanager
     def _known_rate(self) -> Iterator[None]:
-        rate = self.inner._learning_rate
+        rate = rate_source(self.inner)
         if not isinstance(rate, keras.Variable):  # a schedule computes it, from the count
             yield
             return
         if self._rate is None or self._rate.variable is not rate:
             self._rate = HostMirror(rate)
-        with overridden(self.inner, _get_current_learning_rate=self._rate.read):
+        with overridden(self.inner, **{CURRENT_RATE: self._rate.read}):
             yield
 
     @contextmanager
     def _known_count(self) -> Iterator[None]:
-        variable = self.inner._iterations
+        variable = step_count(self.inner)
         if self._steps is None or self._steps.variable is not variable:
             self._steps = HostMirror(variable)
         count = _Count(self._steps.read())
         count.mirror = self._steps
-        object.__setattr__(self.inner, "_iterations", count)
-        try:
+        with count_in_place_of(self.inner, count):
             yield
-        finally:
-            object.__setattr__(self.inner, "_iterations", variable)
 
 
 def apply_scaled(
@@ -157,14 +164,14 @@ def apply_scaled(
         grads: one gradient a variable, or None.
         trainable_variables: the variables; None for all that the optimizer was built on.
     """
-    variables = list(trainable_variables or optimizer._trainable_variables)
+    variables = list(trainable_variables or trained_variables(optimizer))
     scale, inner = optimizer.dynamic_scale.value, optimizer.inner_optimizer
     found = torch.zeros((), dtype=torch.float32, device=scale.device)
     with torch.no_grad():
         gradients = [
             gradient
             for gradient, variable in zip(grads, variables, strict=True)
-            if gradient is not None and not optimizer._overwrite_variable_with_gradient(variable)
+            if gradient is not None and not is_overwritten(optimizer, variable)
         ]
         for alike in by_dtype(gradients):
             torch._amp_foreach_non_finite_check_and_unscale_(alike, found, scale.reciprocal())
@@ -183,7 +190,7 @@ def apply_scaled(
 
 def _changed_by_a_step(optimizer: Any, variables: Sequence[keras.Variable]) -> Tensors:
     """Weights, moments and counts; the rate stays as it is, and the host may go on knowing it."""
-    state = [variable for variable in optimizer.variables if variable is not optimizer._learning_rate]
+    state = [variable for variable in optimizer.variables if variable is not rate_source(optimizer)]
     return [variable.value for variable in (*variables, *state)]
 
 

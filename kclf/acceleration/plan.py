@@ -16,8 +16,13 @@ from .._core.devices import send
 from .._core.keras_private import (
     LayerScale,
     get_keras_mask,
+    hooks_of,
     in_stateless_scope,
+    is_recomputed,
     numpy_operations,
+    output_structure,
+    raw,
+    takes_argument,
     to_torch_dtype,
 )
 from . import convolutions, pointwise
@@ -62,7 +67,7 @@ class Plan:
         self.graph = flatten(model)
         self.views = _has_channels_last(self.graph)
         self.fallback: list[Any] = []
-        self._output_struct = model._outputs_struct
+        self._output_struct = output_structure(model)
         self._input_dtypes = [to_torch_dtype(tensor.dtype) for tensor in model.inputs]
         self._uses = self.graph.uses()
         self._producers: dict[int, Step] = {}
@@ -76,11 +81,7 @@ class Plan:
         self.packed_steps = packed_steps(self.steps, self.graph)
         self.segments = segments(self.steps, self.graph) if checkpointing else []
         self._end = self._captured_end() if graphs and not self.segments else None
-        self._hooks = [
-            hooks
-            for layer in _layers_of(self.graph)
-            for hooks in (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
-        ]
+        self._hooks = [hooks for layer in _layers_of(self.graph) for hooks in hooks_of(layer)]
 
     def __call__(self, inputs: Sequence[torch.Tensor], *, training: bool) -> list[torch.Tensor]:
         """Run on flat inputs in Keras' layout; returns flat outputs in Keras' layout."""
@@ -114,7 +115,8 @@ class Plan:
             run.folded = self._fold_norms([fold for fold in self._folds if fold.learns(run)])
 
     def _captured_end(self) -> CapturedEnd | None:
-        tensors = {id(v._value): v._value for layer in _layers_of(self.graph) for v in layer.variables}
+        variables = [v for layer in _layers_of(self.graph) for v in layer.variables]
+        tensors = {id(raw(variable)): raw(variable) for variable in variables}
         parameters = [tensor for tensor in tensors.values() if isinstance(tensor, torch.nn.Parameter)]
         end = CapturedEnd(self.steps, self._host, self.graph.outputs, self._fold, parameters)
         return end if end.steps else None
@@ -204,7 +206,7 @@ class Plan:
     def _fallback(self, node: Node) -> Function:
         """Run a layer as Keras does, on values in Keras' layout."""
         operation, arguments = node.operation, node.record.arguments
-        takes_training = "training" in getattr(operation, "_call_context_args", {})
+        takes_training = takes_argument(operation, "training")
         symbols = [id(tensor) for tensor in node.record.input_tensors]
 
         def fallback(run: Run, *values: torch.Tensor) -> Any:
@@ -309,7 +311,7 @@ def is_plain(layer: Any) -> bool:
         getattr(layer, "activity_regularizer", None) is not None
         or getattr(layer, "lora_enabled", False)
         or layer.quantization_mode is not None
-        or getattr(layer, "_remat_mode", None)
+        or is_recomputed(layer)
         or not (layer.autocast or type(layer) is layers.LayerNormalization)  # which casts by itself
         or "call" in layer.__dict__
     )

@@ -9,6 +9,7 @@ import keras
 import torch
 
 from .._core.fit_hooks import forward_loss, intercept_loss, is_part_of_step, override
+from .._core.keras_private import EPOCH_LOGS, all_layers, epoch_logs, raw, trained_variables
 from ..errors import TrainingError
 from .gradients import GradientExchange
 from .group import (
@@ -82,7 +83,7 @@ class _Joined:
     def __init__(self, model: keras.Model, sync_batchnorm: bool) -> None:
         self.model, self.optimizer = model, model.optimizer
         self._norms = [
-            layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)
+            layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)
         ]
         for norm in self._norms:
             override(norm, normalize_by_all=normalize_together if sync_batchnorm else None)
@@ -95,7 +96,7 @@ class _Joined:
             before._exchange.remove()
         step = model.train_step
         self._step = before._step if getattr(step, "__self__", None) is before is not None else step
-        override(model, train_step=self.train_step, _get_metrics_result_or_logs=self.logs)
+        override(model, **{"train_step": self.train_step, EPOCH_LOGS: self.logs})
         override(self.optimizer, apply=self.apply)
         intercept_loss(self.optimizer, self._hold)
 
@@ -107,7 +108,7 @@ class _Joined:
             raise TrainingError(f"Rank {rank()} has another model than rank 0: other layers, or other shapes")
         variables = [*self.model.variables, *self.optimizer.variables]
         broadcast([variable.value for variable in variables])
-        drawing = [layer for layer in self.model._flatten_layers() if hasattr(layer, "get_random_state")]
+        drawing = [layer for layer in all_layers(self.model) if hasattr(layer, "get_random_state")]
         states = run_on_main(lambda: [torch.get_rng_state(), *(one.get_random_state() for one in drawing)])
         torch.set_rng_state(states[0])
         for layer, state in zip(drawing, states[1:], strict=True):
@@ -141,8 +142,8 @@ class _Joined:
         grads: Sequence[torch.Tensor | None],
         trainable_variables: Sequence[keras.Variable] | None = None,
     ) -> None:
-        variables = trainable_variables or self.optimizer._trainable_variables
-        parameters = [variable._value for variable in variables]
+        variables = trainable_variables or trained_variables(self.optimizer)
+        parameters = [raw(variable) for variable in variables]
         loss, self._loss = self._loss, None
         gradients = {id(p): g for p, g in zip(parameters, grads, strict=True) if g is not None}
         if loss is not None or gradients:
@@ -172,11 +173,11 @@ class _Joined:
         model = self.model
         sums = [variable.value for variable in model.metrics_variables]
         if world_size() == 1 or not sums:
-            return type(model)._get_metrics_result_or_logs(model, logs)
+            return epoch_logs(model, logs)
         mine = [tensor.detach().clone() for tensor in sums]
         total(sums)
         try:
-            return type(model)._get_metrics_result_or_logs(model, logs)
+            return epoch_logs(model, logs)
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(sums, mine)

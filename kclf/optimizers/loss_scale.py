@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import torch
 
+from .._core.keras_private import state_variables
 from .._core.quiet_steps import apply_scaled
 
 
@@ -43,12 +44,12 @@ class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the scale and its counter; the inner optimizer writes its own part once."""
-        for index, variable in enumerate(self._variables):
+        for index, variable in enumerate(state_variables(self)):
             store[str(index)] = variable.numpy()
 
     def load_own_variables(self, store: Any) -> None:
         """Read what `save_own_variables` wrote."""
-        load_in_order(self, self._variables, store)
+        load_in_order(self, state_variables(self), store)
 
 
 def loss_scaled(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
