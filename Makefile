@@ -16,14 +16,20 @@ demo: .venv/installed   ## train the built-in demo: no data and no network neede
 
 test: lint       ## lint, types and the tests (what CI runs)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --pretend-cuda tests/test_predict.py tests/test_activations.py
 
 lint: .venv/installed   ## ruff and mypy
 	$(BIN)/ruff check kclf tests recipes docs
 	$(BIN)/mypy
 
+# On a GPU that is pretended: what `make test` runs of it, and the suites that know a device.
+PRETEND := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --pretend-cuda
+SUITES := $(addprefix tests/,test_predict.py test_activations.py test_ensembles.py test_interpret.py test_report.py \
+	test_learner.py test_cli.py reliability/test_checkpoint.py reliability/test_command.py)
 test-pretended-gpu: .venv/installed   ## the suites of training and prediction on a GPU that is pretended
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/pretended_cuda -m 'heavy or not heavy'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --pretend-cuda -m 'gpu or not heavy' tests/test_gpu.py
+	$(PRETEND) -m 'gpu or not heavy' tests/test_gpu.py
+	$(PRETEND) $(SUITES)
 
 test-heavy: .venv/installed   ## the long matrices
 	$(BIN)/python -m pytest -m heavy
@@ -64,7 +70,7 @@ bench: .venv/installed   ## the benchmarks; PEERS=VENV adds fastai, timm and tor
 
 ARGS ?=
 bench-gpu:       ## the table of a machine with CUDA; PYTHON names an environment; ARGS="--device cpu --quick" tries it
-	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu_bench.py $(ARGS)
+	PYTHONPATH=.$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) tests/benchmarks/gpu_bench.py $(ARGS)
 
 clean:           ## remove what the targets made
 	rm -rf .venv demo-run site .pytest_cache .mypy_cache .ruff_cache

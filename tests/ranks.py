@@ -24,6 +24,8 @@ from keras import layers
 
 from kclf import distributed
 from kclf.callbacks import Checkpoint
+from kclf.data.sources import ArrayImages
+from kclf.distributed import gradients, group
 from kclf.prediction.activation_cache import precompute
 
 PHOTOS = 69  # batches of 8 leave a last one of 5
@@ -53,7 +55,9 @@ def weights_of(model: keras.Model) -> np.ndarray:
     return np.concatenate([weight.numpy().ravel() for weight in model.weights])
 
 
-def small_model(*, augmented: bool = False, norm: bool = False, optimizer: Any = None) -> keras.Model:
+def small_model(
+    *, augmented: bool = False, norm: bool = False, sync: bool = False, optimizer: Any = None
+) -> keras.Model:
     """A model that begins with other weights on each rank."""
     keras.utils.set_random_seed(7 + distributed.rank())
     model = keras.Sequential(
@@ -61,7 +65,7 @@ def small_model(*, augmented: bool = False, norm: bool = False, optimizer: Any =
             keras.Input((None, None, 3)),
             *([kclf.aug_transforms(16, max_warp=0.2, seed=3)] if augmented else []),
             layers.Rescaling(1 / 128, -1),
-            layers.Conv2D(6, 3, strides=2),
+            layers.Conv2D(6, 3, strides=2, use_bias=not norm),
             *([layers.BatchNormalization(momentum=0.8)] if norm else []),
             layers.ReLU(),
             layers.GlobalAveragePooling2D(),
@@ -78,7 +82,7 @@ def small_model(*, augmented: bool = False, norm: bool = False, optimizer: Any =
             keras.metrics.SparseTopKCategoricalAccuracy(2, from_sorted_ids=False, name="top"),
         ],
     )
-    distributed.distribute(model)
+    distributed.distribute(model, sync_batchnorm=sync)
     return model
 
 
@@ -103,6 +107,54 @@ def augmented() -> dict[str, Any]:
 
 def with_norm() -> dict[str, Any]:
     return fitted(small_model(norm=True), photo_data(), 2)
+
+
+def synced() -> dict[str, Any]:
+    """BatchNorm by the statistics of the whole batch, of which the ranks have uneven shares."""
+    return fitted(small_model(norm=True, sync=True), photo_data(), 2)
+
+
+class WithBadPhoto(ArrayImages):
+    """Photos in memory, of which black ones cannot be read."""
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        photo = super().__getitem__(index)
+        if not photo.any():
+            raise kclf.errors.ImageError(str(self.paths[index]), "black")
+        return photo
+
+    def take(self, indices: np.ndarray) -> ArrayImages:
+        return WithBadPhoto(self.images[indices])
+
+
+def predicted() -> dict[str, Any]:
+    """Predictions of one model that the ranks divide among them; one photo cannot be read."""
+    model = small_model(augmented=True)
+    distributed.broadcast([variable.value for variable in model.variables])
+    images, labels = pictures()
+    images[19] = 0
+    some = {"class_names": CLASSES, "presize": 20, "batch_size": 8}
+    photos = kclf.ImageDataset(WithBadPhoto(images), labels, **some)
+    plain = kclf.predict(model, photos, together=True)
+    views = kclf.predict_tta(model, photos, n=2, together=True)
+    return {"plain": plain.probabilities, "views": views.probabilities, "labels": plain.labels}
+
+
+def overlapping() -> dict[str, Any]:
+    """How many pieces of the gradient are on their way before the first layer's backward pass begins."""
+    sizes = group.BUCKET, gradients.FIRST_BUCKET
+    group.BUCKET = gradients.FIRST_BUCKET = 64  # bytes: every layer a piece
+    model, data = small_model(), photo_data(count=8)
+    for _ in range(2):
+        model.fit(data.train, epochs=1, verbose=0, shuffle=False)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model.fit(data.train, epochs=1, verbose=0, shuffle=False)
+    group.BUCKET, gradients.FIRST_BUCKET = sizes
+    events = profile.events()
+    last = max(e.time_range.start for e in events if e.name == "ConvolutionBackward0")
+    sent = [event for event in events if event.name == "c10d::allreduce_"]
+    during = [event for event in sent if event.time_range.start < last]
+    return {"sent": np.array(len(sent)), "during": np.array(len(during))}
 
 
 class InfiniteOnce(keras.callbacks.Callback):
@@ -233,7 +285,8 @@ def other_data() -> dict[str, Any]:
 
 def everything(folder: Path) -> dict[str, Any]:
     """The scenarios of `make test`, in one start of the processes."""
-    found = {"plain": plain(), "augmented": augmented(), "with_norm": with_norm(), "infinite": infinite()}
+    names = (plain, augmented, with_norm, infinite, synced, predicted, overlapping)
+    found = {scenario.__name__: scenario() for scenario in names}
     found["other_data"] = other_data()
     found["course"] = course(folder)
     return {f"{name}/{key}": value for name, part in found.items() for key, value in part.items()}

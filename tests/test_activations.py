@@ -74,7 +74,7 @@ def computed(model, data, place, **options) -> int:
 
 
 def values(variable) -> np.ndarray:
-    return variable.value.detach().numpy().copy()
+    return variable.numpy().copy()
 
 
 # ---- right ------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_head_on_activations_gives_the_classifiers_logits(folder, tmp_path):
     for (images, labels), (features, same_labels) in zip(data.valid, cached.valid, strict=True):
         assert labels.tolist() == same_labels.tolist()
         np.testing.assert_allclose(
-            head(features).detach().numpy(), model(images).detach().numpy(), rtol=1e-5, atol=1e-5
+            head(features).detach().cpu().numpy(), model(images).detach().cpu().numpy(), rtol=1e-5, atol=1e-5
         )
 
 
@@ -102,7 +102,7 @@ def test_training_the_head_model_trains_the_classifiers_head(folder, tmp_path):
     assert min(moved) > 0
     (features, _), (images, _) = next(iter(cached.valid)), next(iter(data.valid))
     np.testing.assert_allclose(
-        head(features).detach().numpy(), model(images).detach().numpy(), rtol=1e-4, atol=1e-4
+        head(features).detach().cpu().numpy(), model(images).detach().cpu().numpy(), rtol=1e-4, atol=1e-4
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -149,11 +150,15 @@ def assert_together(found: list[dict[str, np.ndarray]]) -> None:
     for name, value in found[0].items():
         assert np.isfinite(value).all(), name
         assert all(np.array_equal(value, other[name]) for other in found[1:]), name
-    for scenario in (ranks.plain, ranks.augmented, ranks.infinite):
+    for scenario in (ranks.plain, ranks.augmented, ranks.infinite, ranks.synced):
         for name, value in scenario().items():
             np.testing.assert_allclose(
                 found[0][f"{scenario.__name__}/{name}"], value, atol=1e-5, err_msg=scenario.__name__
             )
+    for name, value in ranks.predicted().items():
+        np.testing.assert_array_equal(found[0][f"predicted/{name}"], value, err_msg=name)
+    assert len(found[0]["predicted/plain"]) == ranks.PHOTOS - 1
+    assert found[0]["overlapping/during"] >= 1
     assert found[0]["infinite/scale"] == 512.0
     assert found[0]["other_data/labels"]
     assert found[0]["other_data/photos"]
@@ -199,14 +204,35 @@ def test_a_killed_rank_is_started_again_and_ends_as_if_it_had_not_been(tmp_path)
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.heavy
-def test_the_command_trains_on_all_processes_and_speaks_once(tmp_path):
-    photos = tmp_path / "photos"
+def photos_in_folders(place: Path) -> Path:
     images, labels = ranks.pictures(60, side=40)
     for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        folder = photos / ranks.CLASSES[label]
+        folder = place / ranks.CLASSES[label]
         folder.mkdir(parents=True, exist_ok=True)
         keras.utils.save_img(folder / f"{number}.png", pixels)
+    return place
+
+
+@pytest.mark.heavy
+def test_sigterm_stops_all_processes_together_and_the_run_goes_on(tmp_path):
+    photos, out = photos_in_folders(tmp_path / "photos"), tmp_path / "out"
+    words = ["--backbone=MobileNetV2", "--weights=none", "--size=32", "--batch-size=6", "--recipe=course"]
+    started = ranks.torchrun("-m", "kclf", "train", str(photos), *words, "--epochs=200", f"--out={out}")
+    deadline = time.monotonic() + 240
+    while not list((out / "checkpoints").glob("stage*")) and started.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    started.send_signal(signal.SIGTERM)
+    said, _ = started.communicate(timeout=240)
+    assert started.returncode != 0
+    assert f"kclf train --resume {out}" in said
+    assert kclf.load(out / "classifier.h5").class_names == ranks.CLASSES
+    assert [path.name for path in (out / "checkpoints").glob("stage*")]
+
+
+@pytest.mark.heavy
+def test_the_command_trains_on_all_processes_and_speaks_once(tmp_path):
+    photos = photos_in_folders(tmp_path / "photos")
     words = ["--backbone=MobileNetV2", "--weights=none", "--size=32", "--batch-size=16", "--epochs=1"]
     out = tmp_path / "out"
     started = ranks.torchrun("-m", "kclf", "train", str(photos), *words, f"--out={out}")

@@ -78,7 +78,7 @@ def snapshots(photos, tmp_path):
 
 
 def weights_of(model) -> list[np.ndarray]:
-    return [variable.value.detach().numpy().copy() for variable in model.weights]
+    return [variable.numpy().copy() for variable in model.weights]
 
 
 def equal(first, second) -> bool:
@@ -215,7 +215,7 @@ def test_soup_leaves_out_a_member_that_harms(snapshots, photos, tmp_path):
     broken = tmp_path / "broken.weights.h5"
     model.load_weights(files[-1])
     for variable in model.trainable_weights:
-        variable.assign(-50 * variable.value.detach().numpy())
+        variable.assign(-50 * variable.numpy())
     model.save_weights(broken)
     assert "broken" not in SnapshotEnsemble(model, [*files, broken]).soup(photos, predict=ask)
 
@@ -225,9 +225,9 @@ def test_recomputed_batchnorm_is_the_mean_over_the_batches():
     model = keras.Sequential([keras.Input((2,)), norm])
     batches = [np.random.default_rng(i).normal(i, 1, (32, 2)).astype("float32") for i in range(4)]
     recompute_batchnorm(model, batches)
-    np.testing.assert_allclose(norm.moving_mean.value.numpy(), np.mean(batches, axis=(0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(norm.moving_mean.numpy(), np.mean(batches, axis=(0, 1)), rtol=1e-4)
     np.testing.assert_allclose(
-        norm.moving_variance.value.numpy(), np.mean([b.var(axis=0) for b in batches], axis=0), rtol=1e-4
+        norm.moving_variance.numpy(), np.mean([b.var(axis=0) for b in batches], axis=0), rtol=1e-4
     )
     assert norm.momentum == 0.99
 

@@ -75,11 +75,11 @@ def folder(tmp_path):
 
 
 def head_weights(learner) -> list[np.ndarray]:
-    return [w.value.detach().numpy().copy() for w in learner.model.head.weights]
+    return [w.numpy().copy() for w in learner.model.head.weights]
 
 
 def backbone_weights(learner) -> list[np.ndarray]:
-    return [w.value.detach().numpy().copy() for w in learner.model.backbone.weights]
+    return [w.numpy().copy() for w in learner.model.backbone.weights]
 
 
 def same(first, second) -> bool:

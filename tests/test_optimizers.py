@@ -74,7 +74,7 @@ def train_torch(weights, make_optimizer, steps=STEPS, multipliers=MULTIPLIERS):
         optimizer.zero_grad()
         ((x - y) ** 2).mean().backward()
         optimizer.step()
-    return [t.detach().numpy() for t in tensors]
+    return [t.detach().cpu().numpy() for t in tensors]
 
 
 def largest_difference(model, weights) -> float:
@@ -161,7 +161,7 @@ def test_half_precision_groups_are_torch_parameter_groups(name, policy):
             reference.step()
         with torch.no_grad():
             optimizer.apply(gradients, variables)
-    assert largest_difference(model, [twin.detach().numpy() for twin in twins]) <= 1e-5
+    assert largest_difference(model, [twin.detach().cpu().numpy() for twin in twins]) <= 1e-5
 
 
 @pytest.mark.parametrize("rule", ["clipnorm", "global_clipnorm", "clipvalue"])

@@ -64,7 +64,7 @@ def test_rows_stand_beside_their_labels_paths_and_names():
     np.testing.assert_array_equal(predictions.labels, LABELS)
     np.testing.assert_array_equal(predictions.paths, data.paths)
     assert predictions.class_names == CLASSES
-    logits = torch.as_tensor(model(pictures(), training=False))
+    logits = torch.as_tensor(model(pictures(), training=False)).cpu()
     np.testing.assert_allclose(predictions.probabilities, logits.softmax(1).detach(), atol=1e-6)
 
 
@@ -79,7 +79,7 @@ def test_plain_arrays_and_labels_from_the_batches():
 
 def test_tasks_have_their_own_last_step():
     model = classifier()
-    logits = torch.as_tensor(model(pictures(), training=False)).detach()
+    logits = torch.as_tensor(model(pictures(), training=False)).detach().cpu()
     many = predict(model, Batches(pictures(), task="multi_label"))
     numbers = predict(model, Batches(pictures(), task="regression"))
     np.testing.assert_allclose(many.probabilities, logits.sigmoid(), atol=1e-6)

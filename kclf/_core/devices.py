@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -42,6 +43,38 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream:
     a few batches each time.
     """
     return torch.cuda.Stream(device)
+
+
+class _Keeper(Protocol):
+    def release(self) -> None: ...
+
+
+_keepers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def gives_back(keeper: _Keeper) -> None:
+    """Note who holds memory of a device that it can do without; `release` is called when memory runs out."""
+    _keepers.add(keeper)
+
+
+def release_keepers() -> None:
+    """Take back the memory that can be done without."""
+    for keeper in list(_keepers):
+        keeper.release()
+
+
+SHARE = 0.25  # of the memory that is free: the rest is for activations, whose size nobody knows yet
+
+
+def may_stay(count: int, device: torch.device) -> bool:
+    """Whether so many bytes of data may stay on a device: on CUDA, up to a fourth of what is free."""
+    return device.type == "cuda" and count <= SHARE * room_on(device)
+
+
+def room_on(device: torch.device) -> int:
+    """Bytes of a CUDA device that are free, those that torch holds for later among them."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 Moment = Any  # a float, or an event of the device

@@ -70,6 +70,11 @@ def unwrap_step(model: keras.Model, name: str, function: Around) -> None:
             setattr(model, name, steps.step)
 
 
+def is_part_of_step(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether the backward pass of now gives but a part of a step's gradients: `apply` is called later."""
+    return "step_of_parts" in vars(optimizer)
+
+
 Receive = Callable[[torch.Tensor], None]
 
 
@@ -118,7 +123,7 @@ def _scale_and_tell(optimizer: keras.optimizers.Optimizer, loss: torch.Tensor) -
     return type(optimizer).scale_loss(optimizer, loss)
 
 
-def override(owner: Any, **methods: Callable[..., Any]) -> None:
+def override(owner: Any, **methods: Callable[..., Any] | None) -> None:
     """Let one object have other methods than its class, without Keras tracking them as its parts."""
     vars(owner).update(methods)
 

@@ -29,6 +29,8 @@ from keras.src.trainers.trainer import Trainer
 OPTIMIZERS_OF_TORCH = (
     "keras.src.backend.torch.optimizers"  # the package of the optimizers that have foreach kernels
 )
+CURRENT_RATE = "_get_current_learning_rate"  # the method of an optimizer that gives the rate of a step
+SCALED_APPLY = "_common_apply"  # the method of a `LossScaleOptimizer` that makes a step or leaves it out
 EPOCH_LOGS = "_get_metrics_result_or_logs"  # the method of `epoch_logs`
 FIRST_EPOCH = "_initial_epoch"  # the attribute of a model that `start_epochs_at` sets
 # What the optimizers of one step keep for each variable.
@@ -40,10 +42,12 @@ SLOTS = {
 }
 
 __all__ = [
+    "CURRENT_RATE",
     "EPOCH_LOGS",
     "FIRST_EPOCH",
     "GLOBAL_SEED_GENERATOR",
     "OPTIMIZERS_OF_TORCH",
+    "SCALED_APPLY",
     "SLOTS",
     "DataAdapter",
     "EpochIterator",
@@ -57,6 +61,7 @@ __all__ = [
     "beside_adapter",
     "compiled_loss",
     "compiled_metrics",
+    "count_in_place_of",
     "counted_as",
     "decays",
     "epoch_logs",
@@ -368,6 +373,17 @@ def counted_as(optimizer: Any, count: int, device: torch.device) -> Iterator[Non
         optimizer._u_product.assign(product)
     steps = torch.full((), raw_steps, dtype=torch.int32, device=device)
     object.__setattr__(optimizer, "_iterations", steps)
+    try:
+        yield
+    finally:
+        object.__setattr__(optimizer, "_iterations", before)
+
+
+@contextmanager
+def count_in_place_of(optimizer: Any, count: Any) -> Iterator[None]:
+    """Let an optimizer have something else in the place of the variable that counts its steps."""
+    before = optimizer._iterations
+    object.__setattr__(optimizer, "_iterations", count)
     try:
         yield
     finally:

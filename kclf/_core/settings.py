@@ -111,7 +111,7 @@ class RunSettings(TrainSettings):
         size: side of the square the network sees, pixels.
         presize: side of the square photos are read at, before augmentation, pixels. Default: 1.25 x size.
         augment: what happens to training photos.
-        batchnorm: "frozen", "train" or "inference", as `ImageClassifier` has it.
+        batchnorm: "inference", "frozen", "train" or "sync", as `ImageClassifier` has it.
         mixed_precision: number format to compute in; auto takes what this device is fastest with.
         seed: governs split, order, augmentation and initial weights.
     """
@@ -137,7 +137,7 @@ class RunSettings(TrainSettings):
     size: int = setting(224, MODEL, least=16, most=8192)
     presize: int | None = setting(None, MODEL, least=16, most=10240)
     augment: Literal["standard", "side_on", "top_down", "basic", "none"] = setting("standard", MODEL)
-    batchnorm: Literal["frozen", "train", "inference"] = setting("inference", None)
+    batchnorm: Literal["inference", "frozen", "train", "sync"] = setting("inference", None)
     mixed_precision: Literal["float32", "mixed_float16", "mixed_bfloat16", "auto"] = setting("float32", MODEL)
     seed: int = setting(0, TRAINING, least=0, most=2**32 - 1)
 

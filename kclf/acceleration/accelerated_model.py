@@ -29,7 +29,7 @@ class _Acceleration:
     model: keras.Model
     replaced: list[tuple[Any, str]] = field(default_factory=list)
     plans: list[_PlannedCall] = field(default_factory=list)
-    checkpointing: bool = False
+    options: dict[str, bool] = field(default_factory=dict)  # of the plans
     step: LeanStep | None = None
 
     def replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
@@ -55,7 +55,7 @@ class _Acceleration:
             else:
                 kept.append((owner, name))
         self.replaced, self.plans = kept, []
-        _plan_calls(self.model, self, self.checkpointing)
+        _plan_calls(self.model, self)
         _lone_batchnorms(self.model, self)
         if self.step is not None:
             self.step.forward = _fast_call(self.model)
@@ -68,15 +68,15 @@ class _Acceleration:
 class _PlannedCall:
     """Stands in for `call` of a functional model; hands to Keras what the plan does not take."""
 
-    def __init__(self, model: Any, checkpointing: bool) -> None:
+    def __init__(self, model: Any, options: dict[str, bool]) -> None:
         self.model, self.stock = model, type(model).call
-        self.checkpointing = checkpointing
+        self.options = options
         self._plan: Plan | None = None
 
     @property
     def plan(self) -> Plan:
         if self._plan is None:
-            self._plan = Plan(self.model, checkpointing=self.checkpointing)
+            self._plan = Plan(self.model, **self.options)
             if self._plan.fallback:
                 kinds = sorted({type(layer).__name__ for layer in self._plan.fallback})
                 logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
@@ -100,13 +100,13 @@ class _PlannedCall:
         return None if tensors is None else plan.pack(plan(tensors, training=training))
 
 
-def accelerate(model: keras.Model, *, checkpointing: bool = False) -> keras.Model:
+def accelerate(model: keras.Model, *, checkpointing: bool = False, graphs: bool = False) -> keras.Model:
     """Let a Keras model run at the speed of plain torch; its results, files and layers stay as they are.
 
     Functional models run as a flat list of torch calls on the Keras variables' own tensors, with batch norms
     that do not learn folded into the convolutions before them, convolution kernels stored in torch's order,
-    and a train and test step that reads nothing back from the device (Keras' own optimizers do, some times a
-    step; `LayerGroupOptimizer` does not). On a CPU (Linux) the memory that a step frees stays with the
+    and a train and test step that reads nothing back from the device, with Keras' own optimizers too (but for
+    Nadam, whose formula reads). On a CPU (Linux) the memory that a step frees stays with the
     process for the next one.
 
     Takes functional models, Sequential, and subclasses of `keras.Model` that hold such models. Layers,
@@ -118,12 +118,15 @@ def accelerate(model: keras.Model, *, checkpointing: bool = False) -> keras.Mode
         model: a Keras model on the torch backend, compiled or not.
         checkpointing: keep only what passes between residual blocks for the way back, and compute the blocks
             again there: less memory in training, for a third more time.
+        graphs: on CUDA, launch the forward and the backward pass of training as CUDA graphs: for small models
+            and batches, where the host is the limit. What comes before the last layer that Keras runs (an
+            augmentation) stays outside. A batch of another size is run without; not with `checkpointing`.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: on another backend than torch.
+        ValueError: on another backend than torch, or `graphs` together with `checkpointing`.
 
     Example:
         >>> import keras, kclf.acceleration
@@ -136,9 +139,14 @@ def accelerate(model: keras.Model, *, checkpointing: bool = False) -> keras.Mode
             f"accelerate() needs Keras' torch backend: set KERAS_BACKEND=torch before importing keras. "
             f"Received: backend={keras.backend.backend()!r}"
         )
+    if graphs and checkpointing:
+        raise ValueError(
+            "Blocks that are computed again cannot be part of a CUDA graph: choose graphs or checkpointing. "
+            "Received: graphs=True, checkpointing=True"
+        )
     deaccelerate(model)
-    state = _Acceleration(model, checkpointing=checkpointing)
-    _plan_calls(model, state, checkpointing)
+    state = _Acceleration(model, options={"checkpointing": checkpointing, "graphs": graphs})
+    _plan_calls(model, state)
     _lone_batchnorms(model, state)
     store_for_torch(model)
     _lean_step(model, state)
@@ -184,13 +192,13 @@ def run_by_keras(model: keras.Model) -> Iterator[None]:
             override(graph, call=call)
 
 
-def _plan_calls(model: keras.Model, state: _Acceleration, checkpointing: bool) -> None:
+def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
     """Hang a plan on every functional model that is this model or lies in it."""
     for graph in _graphs(model):
         if masking := _masking(graph):
             logger.info("%s is run by Keras: %s make masks", graph.name, ", ".join(masking))
             continue
-        call = _PlannedCall(graph, checkpointing)
+        call = _PlannedCall(graph, state.options)
         state.plans.append(call)
         state.replace(graph, "call", call)
 

@@ -44,7 +44,13 @@ class BatchNorm:
         gamma = None if self.gamma is None else raw(self.gamma)
         beta = None if self.beta is None else raw(self.beta)
         if run.training and layer.trainable:
-            y, mean, inverse = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, layer.epsilon)
+            together = vars(layer).get("normalize_by_all")  # hung there by `distribute`
+            if together is None:
+                y, mean, inverse = torch.native_batch_norm(
+                    x, gamma, beta, None, None, True, 0.0, layer.epsilon
+                )
+            else:
+                y, mean, inverse = together(x, gamma, beta, raw(layer.moving_mean), layer.epsilon)
             run.statistics.append(Statistics(layer, mean.detach(), inverse.detach()))
             return y
         mean, variance = raw(layer.moving_mean), raw(layer.moving_variance)

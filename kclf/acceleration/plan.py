@@ -21,6 +21,7 @@ from .._core.keras_private import (
     is_recomputed,
     numpy_operations,
     output_structure,
+    raw,
     takes_argument,
     to_torch_dtype,
 )
@@ -41,6 +42,7 @@ from .graph import (
     to_nchw,
     to_nhwc,
 )
+from .graphs import CapturedEnd
 from .packing import can_pack, packed_steps
 from .pointwise import Padding
 
@@ -55,12 +57,13 @@ class Plan:
         model: a functional `keras.Model`, or the `_functional` of a Sequential.
         checkpointing: keep the activations of whole residual blocks out of memory in training, and compute
             them again on the way back.
+        graphs: launch what follows the last layer that Keras runs as CUDA graphs in training.
 
     Attributes:
         fallback: the layers that run as Keras runs them.
     """
 
-    def __init__(self, model: Any, *, checkpointing: bool = False) -> None:
+    def __init__(self, model: Any, *, checkpointing: bool = False, graphs: bool = False) -> None:
         self.graph = flatten(model)
         self.views = _has_channels_last(self.graph)
         self.fallback: list[Any] = []
@@ -68,6 +71,7 @@ class Plan:
         self._input_dtypes = [to_torch_dtype(tensor.dtype) for tensor in model.inputs]
         self._uses = self.graph.uses()
         self._producers: dict[int, Step] = {}
+        self._host: list[Step] = []  # the steps that Keras runs
         self.steps: list[Step] = []
         for node in self.graph.nodes:
             self._add(node)
@@ -76,18 +80,24 @@ class Plan:
         self._fold_norms = NormFolder()
         self.packed_steps = packed_steps(self.steps, self.graph)
         self.segments = segments(self.steps, self.graph) if checkpointing else []
+        self._end = self._captured_end() if graphs and not self.segments else None
         self._hooks = [hooks for layer in _layers_of(self.graph) for hooks in hooks_of(layer)]
 
     def __call__(self, inputs: Sequence[torch.Tensor], *, training: bool) -> list[torch.Tensor]:
         """Run on flat inputs in Keras' layout; returns flat outputs in Keras' layout."""
         run = Run(training=training, gradients=torch.is_grad_enabled())
-        if run.gradients and self._folds:
-            run.folded = self._fold_norms([fold for fold in self._folds if fold.learns(run)])
         values: list[Any] = [None] * len(self.graph.values)
         for number, tensor in zip(self.graph.inputs, inputs, strict=True):
             values[number] = self._inward(tensor)
         steps = self.steps
-        if self.segments and training and run.gradients:
+        end = self._end if training and run.gradients and values[self.graph.inputs[0]].is_cuda else None
+        if end is None:
+            self._fold(run)
+        if end is not None:
+            run_steps(end.before, run, values)
+            end(run, values)
+            steps = []
+        elif self.segments and training and run.gradients:
             for segment in self.segments:
                 values[segment.target] = segment(run, values[segment.source])
                 values[segment.source] = None
@@ -98,6 +108,18 @@ class Plan:
         if run.statistics:
             follow(run.statistics)
         return [self._outward(values[number]) for number in self.graph.outputs]
+
+    def _fold(self, run: Run) -> None:
+        """Fold the norms that learn, all at once."""
+        if run.gradients and self._folds:
+            run.folded = self._fold_norms([fold for fold in self._folds if fold.learns(run)])
+
+    def _captured_end(self) -> CapturedEnd | None:
+        variables = [v for layer in _layers_of(self.graph) for v in layer.variables]
+        tensors = {id(raw(variable)): raw(variable) for variable in variables}
+        parameters = [tensor for tensor in tensors.values() if isinstance(tensor, torch.nn.Parameter)]
+        end = CapturedEnd(self.steps, self._host, self.graph.outputs, self._fold, parameters)
+        return end if end.steps else None
 
     def accept(self, inputs: Any) -> list[torch.Tensor] | None:
         """The flat inputs on the device and in the dtypes of the model; None where Keras has to take them."""
@@ -131,10 +153,11 @@ class Plan:
         if function is None:
             self.fallback.append(node.operation)
             step = Step(self._fallback(node), node.inputs, node.outputs)
+            self._host.append(step)
         else:
             fresh = isinstance(node.operation, OVERWRITABLE) or _bare(function)
             step = Step(_casting(function, site), node.inputs, node.outputs, fresh)
-            if self._fold(step, function):
+            if self._join(step, function):
                 return
             self._absorb_padding(step, function)
         self.steps.append(step)
@@ -159,7 +182,7 @@ class Plan:
             return None
         return self._producers.get(step.sources[0])
 
-    def _fold(self, step: Step, function: Function) -> bool:
+    def _join(self, step: Step, function: Function) -> bool:
         """Let a batch norm join the convolution before it."""
         before = self._before(step)
         if not isinstance(function, BatchNorm) or before is None or not _bare(before.function):

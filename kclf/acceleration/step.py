@@ -26,6 +26,7 @@ from .._core.keras_private import (
     raw,
     takes_training,
 )
+from .._core.quiet_steps import QuietSteps
 from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..metrics import ErrorRate, LabelAccuracy
 
@@ -263,6 +264,7 @@ class LeanStep:
         self._loss: BatchLoss | None = None
         self._totals: list[tuple[Any, Any]] | None = None
         self._looked = False
+        self._quiet = QuietSteps(getattr(model, "optimizer", None))
 
     def _look(self) -> None:
         """Find the device forms of the loss and of the metrics, once they are built."""
@@ -294,7 +296,10 @@ class LeanStep:
         scaled = loss if model.optimizer is None else model.optimizer.scale_loss(loss)
         scaled.backward()
         with torch.no_grad():
-            model.optimizer.apply([raw(variable).grad for variable in trainable], trainable)
+            if self._quiet.optimizer is not model.optimizer:
+                self._quiet = QuietSteps(model.optimizer)
+            with self._quiet():
+                model.optimizer.apply([raw(variable).grad for variable in trainable], trainable)
             return self._update_metrics(x, y, y_pred, weight, loss.detach())
 
     def test_step(self, data: Any) -> dict[str, Any]:

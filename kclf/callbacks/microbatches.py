@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import torch
 
+from .._core.devices import release_keepers
 from .._core.fit_hooks import Step, emit_loss, overridden, unwrap_step, wrap_step
 from .._core.keras_private import trained_variables
 from ..errors import TrainingError
@@ -141,7 +142,7 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
         variables[:] = trainable_variables or trained_variables(model.optimizer)
         _add_to(sums, list(grads))
 
-    with overridden(model.optimizer, scale_loss=scale_loss, apply=add):
+    with overridden(model.optimizer, scale_loss=scale_loss, apply=add, step_of_parts=int):
         for part in split(batch, parts):
             share = len(part[0]) / size
             logs = train([part])
@@ -187,9 +188,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(model: keras.Model) -> None:
-    """Let go of gradients and of what torch keeps for later."""
+    """Let go of gradients, of photos on the GPU, and of what torch keeps for later."""
     for variable in model.trainable_variables:
         variable.value.grad = None
+    release_keepers()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -280,7 +282,8 @@ class _Before:
 
 def _add_to(sums: list[torch.Tensor | None], gradients: list[torch.Tensor | None]) -> None:
     if not sums:
-        sums[:] = gradients
+        # Copies: the next part's gradients may be written to the same places, by a CUDA graph.
+        sums[:] = [None if gradient is None else gradient.clone() for gradient in gradients]
         return
     for place, gradient in enumerate(gradients):
         total = sums[place]

@@ -122,6 +122,8 @@ def train_run(
     table, memory = EpochTable(), MemoryGuard()
     learner = build_learner(settings, data, callbacks=[ProgressBar(), table, memory])
     print_on_main(describe_model(learner.model))
+    if note := data.train.gpu_note():
+        print_on_main(f"{note}\n")
     if settings.batch_size is None:
         settings = dataclasses.replace(settings, batch_size=fit_batch_size(learner))
     if world_size() > 1:
@@ -131,13 +133,13 @@ def train_run(
         learner.callbacks.append(FiniteGuard(learner.checkpoint, data.train))
         found = train_to_end(learner, settings, stop, started)
     skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
+    predictions = (found and found.predictions) or learner.predictions(together=True)
     if is_main():
         with writing(settings.out), FolderLock(settings.out):
             more = {"batch_parts": memory.parts} if memory.parts > 1 else {}
             more |= {} if found is None else describe_best(found)
             if more:
                 write_settings(settings.out, describe_settings(settings, data) | more)
-            predictions = (found and found.predictions) or learner.predictions()
             write_run(learner, predictions, table, settings)
             finish(settings.out)
         print(describe_skipped(skipped | dict(data.skipped)))

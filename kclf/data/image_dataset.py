@@ -10,11 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import weakref
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,20 +18,20 @@ import torch
 from torch.utils.data import DataLoader
 
 from .._core.arguments import at_least, one_of
-from .._core.devices import copy_stream, keras_device, send
+from .._core.devices import keras_device, may_stay, room_on
 from .._core.keras_private import DataAdapter, beside_adapter
 from ..distributed import describe_data, local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
-from .images import CENTRE, RESIZE_METHODS, ResizeMethod
+from .images import CENTRE, RESIZE_METHODS, ResizeMethod, resize
 from .labels import class_numbers
+from .passes import Batch, Pass
+from .resident import ResidentPhotos, bytes_of
 from .sources import ArrayImages, FileImages, Images
 from .tasks import TASKS, Task
 
 log = logging.getLogger("kclf.data")
 
 OnError = Literal["skip", "raise"]
-BATCHES_AHEAD = 2  # one being decoded while one waits: more only costs memory
-Batch = tuple[torch.Tensor, ...]
 _INSTEAD_OF = {
     "y": "Give the labels where the data are made: ImageData.from_arrays((x, y)), ImageDataset(x, y)",
     "sample_weight": "Pass arrays to fit(x, y, sample_weight=...), or weigh classes: "
@@ -81,6 +77,9 @@ class ImageDataset(DataLoader, DataAdapter):
         class_weight: weight of each class in the loss, by name, or "balanced" for n / (classes * count).
         sampling_weights: chance of each image to be drawn, float (n,), or "balanced" to draw all classes
             alike; images are then drawn with replacement.
+        on_gpu: keep the photos on the GPU once they have been read, so that later epochs neither decode nor
+            send them: those of an array or a presized cache, and of any source whose windows do not move.
+            None where they take a fourth of its free memory at most.
         shard: (i, n) for the i-th of n shares of each batch, (0, 1) for all of it; None for the share of this
             process.
 
@@ -113,6 +112,7 @@ class ImageDataset(DataLoader, DataAdapter):
         max_unreadable: float | None = None,
         class_weight: Mapping[str, float] | Literal["balanced"] | None = None,
         sampling_weights: Sequence[float] | np.ndarray | Literal["balanced"] | None = None,
+        on_gpu: bool | None = None,
         shard: tuple[int, int] | None = None,
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -144,7 +144,10 @@ class ImageDataset(DataLoader, DataAdapter):
         self._unreadable: dict[int, str] = {}
         self._lock = threading.Lock()
         self._epoch, self._start, self._blank = 0, 0, 0
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
+        self.on_gpu = on_gpu
+        self._resident: ResidentPhotos | None = None
+        self._passes = 0
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -193,16 +196,13 @@ class ImageDataset(DataLoader, DataAdapter):
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """(path, reason) of each image found unreadable so far; another one stood in for it."""
-        with self._lock:
-            found = sorted(self._unreadable.items())
-        return [(str(self.paths[index]), reason) for index, reason in found]
+        return [(str(self.paths[index]), reason) for index, reason in sorted(self.unreadable.items())]
 
     @property
     def readable(self) -> np.ndarray:
         """Bool (n,): False for the images found unreadable so far, whose row shows another image."""
         mask = np.ones(self.num_images, dtype=bool)
-        with self._lock:
-            mask[list(self._unreadable)] = False
+        mask[list(self.unreadable)] = False
         return mask
 
     def replace(self, **changes: Any) -> ImageDataset:
@@ -217,6 +217,43 @@ class ImageDataset(DataLoader, DataAdapter):
         if other.dataset is self.dataset:
             other._unreadable = dict(self._unreadable)
         return other
+
+    def part(self, batches: Iterable[int]) -> ImageDataset:
+        """A dataset of some of the batches, by their numbers in an epoch that is not shuffled.
+
+        A last batch that is not full must be the last one here too. The part is no one's share, and may have
+        any number of photos that cannot be read.
+        """
+        places = np.concatenate([self.rows(number) for number in batches])
+        other = type(self)(
+            **{
+                **self._arguments,
+                "images": self.dataset.take(places),
+                "labels": None if self.labels is None else self.labels[places],
+                "max_unreadable": None,
+            }
+        )
+        known = self.unreadable
+        other._unreadable = {here: known[p] for here, p in enumerate(places.tolist()) if p in known}
+        return other
+
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """Index -> reason of each image found unreadable so far."""
+        with self._lock:
+            return dict(self._unreadable)
+
+    def note_unreadable(self, found: Mapping[int, str]) -> None:
+        """Take over which images another process could not read.
+
+        Raises:
+            DataError: they are more than `max_unreadable`, or all of a class.
+        """
+        with self._lock:
+            new = [index for index in found if index not in self._unreadable]
+            self._unreadable.update(found)
+        for index in new:
+            self._require_enough(index)
 
     def peek(self) -> Batch:
         """The batch that comes next; the epoch stays where it is, even of a single batch."""
@@ -333,6 +370,55 @@ class ImageDataset(DataLoader, DataAdapter):
             f"{self.skipped[0][1]}"
         )
 
+    def kept_shapes(self) -> np.ndarray | None:
+        """Heights and widths of what may stay on a GPU, int64 (n, 2); None where epochs differ in pixels."""
+        if not self.random_crop:
+            return np.full((self.num_images, 2), self.presize)
+        return self.dataset.shapes_at(self.presize) if self.resize_method == "crop" else None
+
+    def resident(self) -> ResidentPhotos | None:
+        """The photos on the GPU, for a pass that begins; None where they do not stay there."""
+        self._passes += 1
+        device, kept = self.device, self._resident
+        if kept is not None and kept.device == device and not kept.is_gone:
+            return kept
+        once = not self.shuffle and self._passes == 1  # such as a prediction, which does not come back
+        if device.type != "cuda" or self.on_gpu is False or once or (kept is not None and kept.is_gone):
+            return None
+        shapes = self.kept_shapes()
+        if shapes is None or not (self.on_gpu or may_stay(bytes_of(shapes), device)):
+            return None
+        self._resident = ResidentPhotos(shapes, device)
+        return self._resident
+
+    def gpu_note(self) -> str:
+        """One line that says whether the photos will stay on the GPU; empty where there is none."""
+        if self.device.type != "cuda" or self.on_gpu is False:
+            return ""
+        shapes = self.kept_shapes()
+        if shapes is None:
+            return "Each epoch decodes the photos anew. A presized cache (`resize`) can stay on the GPU."
+        size, room = bytes_of(shapes), room_on(self.device)
+        stay = self.on_gpu or may_stay(size, self.device)
+        does = "stay on the GPU once they are read" if stay else "are sent to the GPU in each epoch"
+        return f"The photos {does}: {size / 1e9:.1f} GB, of {room / 1e9:.1f} GB free."
+
+    def fill_kept(self, photo: np.ndarray, index: int) -> int:
+        """Put what stays of an image in its place: the whole of it, or its square; as `fill`."""
+        if not self.random_crop:
+            return self.fill(photo, index, np.array(CENTRE))
+        try:
+            photo[:] = self.dataset[index]
+        except ImageError as error:
+            if self.on_error == "raise":
+                raise
+            self._report(index, error)
+            square = np.empty((self.presize, self.presize, 3), np.uint8)
+            shown = self.fill(square, index, np.array(CENTRE))
+            resize(square, photo.shape[1], photo.shape[0], out=photo)
+            return shown
+        return index
+
     def collate(self, images: torch.Tensor, indices: np.ndarray) -> Batch:
         """A batch of images with the labels and weights of their indices."""
         parts = [images]
@@ -355,8 +441,7 @@ class ImageDataset(DataLoader, DataAdapter):
         """Raise `DataError` where too many images cannot be read, or none of a class."""
         if self.max_unreadable is None:
             return
-        with self._lock:
-            found = list(self._unreadable)
+        found = list(self.unreadable)
         allowed = max(self.max_unreadable * self.num_images, 1 if self.max_unreadable else 0)
         if len(found) > allowed:
             raise DataError(
@@ -378,20 +463,20 @@ class ImageDataset(DataLoader, DataAdapter):
 
     # Passes
 
-    def _begin(self) -> _Pass:
+    def _begin(self) -> Pass:
         """The pass for a new iterator: the one of which only a first batch was seen, or a new one."""
         with self._lock:
             current, self._pass = self._pass, None
             if current is not None and current.reusable and not current.in_use:
                 current.rewind()
             else:
-                current = _Pass(self, self._epoch, self._start, self._blank)
+                current = Pass(self, self._epoch, self._start, self._blank)
                 self._blank = 0
             current.in_use = True
             self._pass = current
         return current
 
-    def _leave(self, current: _Pass) -> None:
+    def _leave(self, current: Pass) -> None:
         """An iterator is done or was dropped."""
         current.in_use = False
         finished = current.handed_out >= len(self)
@@ -450,133 +535,6 @@ class ImageDataset(DataLoader, DataAdapter):
                 f"Received: shape={chances.shape}"
             )
         return chances / chances.sum()
-
-
-@dataclass
-class _Pending:
-    """A batch whose images are being decoded; each job gives the index of the image it put in place."""
-
-    images: torch.Tensor
-    jobs: list[Future[int]]
-
-    def cancel(self) -> None:
-        for job in self.jobs:
-            job.cancel()
-
-
-class _Pass:
-    """One way through the batches of an epoch, with the threads that decode ahead of it."""
-
-    def __init__(self, dataset: ImageDataset, epoch: int, start: int, blank: int = 0) -> None:
-        self.epoch = epoch
-        self.start = self.handed_out = start
-        self._first_read = start + blank
-        self.in_use = False
-        self._closed = False
-        # No circle of references: a dropped dataset takes its pass and the waiting threads with it at once.
-        self._dataset = weakref.proxy(dataset)
-        self._order = dataset.order(epoch)
-        self._positions = dataset.positions(epoch)
-        self._requested = self._first_read
-        self._pending: deque[_Pending] = deque()
-        self._first: Batch | None = None
-        self._device = dataset.device
-        self._sending: tuple[Batch, torch.cuda.Event] | None = None
-        self._pool = ThreadPoolExecutor(dataset.num_threads, thread_name_prefix="kclf-data")
-
-    @property
-    def reusable(self) -> bool:
-        """True while at most the first batch has been handed out, so that another iterator can take over."""
-        return not self._closed and self.handed_out - self.start <= 1
-
-    def rewind(self) -> None:
-        """Hand out the first batch once more."""
-        self.handed_out = self.start
-
-    def next(self) -> Batch:
-        """The next batch, waiting for it where it is not decoded yet."""
-        self._request()
-        first = self.handed_out == self.start
-        if self.handed_out < self._first_read:
-            batch, first = self._blank(), False
-        elif first and self._first is not None:
-            batch = self._first
-        else:
-            batch = self._take()
-        # A copy: whoever looked at the first batch may have written to it.
-        self._first = tuple(part.clone() for part in batch) if first else None
-        self.handed_out += 1
-        return batch
-
-    def close(self) -> None:
-        """Stop decoding."""
-        self._closed = True
-        for pending in self._pending:
-            pending.cancel()
-        self._pending.clear()
-        self._first = self._sending = None
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _request(self) -> None:
-        ahead = min(self.handed_out + 1 + BATCHES_AHEAD, len(self._dataset))
-        while self._requested < ahead:
-            self._pending.append(self._submit(self._requested))
-            self._requested += 1
-
-    def _indices(self, number: int) -> np.ndarray:
-        return self._order[self._dataset.rows(number)]
-
-    def _submit(self, number: int) -> _Pending:
-        dataset = self._dataset
-        indices = self._indices(number)
-        shape = (len(indices), dataset.presize, dataset.presize, 3)
-        if self._device.type == "cuda":
-            images = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        else:  # numpy asks for huge pages: a sixth of the time that torch's memory takes on first use
-            images = torch.from_numpy(np.empty(shape, dtype=np.uint8))
-        squares = images.numpy()
-        jobs = [
-            self._pool.submit(dataset.fill, square, int(index), self._positions[index])
-            for square, index in zip(squares, indices, strict=True)
-        ]
-        return _Pending(images, jobs)
-
-    def _blank(self) -> Batch:
-        """The next batch without its photos: zeros, in no memory of their own."""
-        dataset = self._dataset
-        indices = self._indices(self.handed_out)
-        shape = (len(indices), dataset.presize, dataset.presize, 3)
-        return dataset.collate(torch.zeros((), dtype=torch.uint8).expand(shape), indices)
-
-    def _take(self) -> Batch:
-        if self._device.type != "cuda":
-            return self._decoded()
-        batch, arrived = self._sending or _sent(self._decoded(), self._device)
-        self._sending = None
-        if self._pending and all(job.done() for job in self._pending[0].jobs):
-            self._sending = _sent(self._decoded(), self._device)  # while the device works on this batch
-        here = torch.cuda.current_stream(self._device)
-        here.wait_event(arrived)  # for this batch, and not for the next one
-        for part in batch:
-            part.record_stream(here)
-        return batch
-
-    def _decoded(self) -> Batch:
-        pending = self._pending.popleft()
-        try:
-            indices = np.array([job.result() for job in pending.jobs])
-        except BaseException:
-            pending.cancel()
-            self.close()
-            raise
-        return self._dataset.collate(pending.images, indices)
-
-
-def _sent(batch: Batch, device: torch.device) -> tuple[Batch, torch.cuda.Event]:
-    """The batch on its way to the device, and what happens when it is there."""
-    stream = copy_stream(device)
-    with torch.cuda.stream(stream):
-        return tuple(send(part, device) for part in batch), stream.record_event()
 
 
 def as_images(images: Images | Sequence[str | os.PathLike[str]] | np.ndarray) -> Images:

@@ -110,6 +110,12 @@ class CachedImages(Images):
             return resize(read_image(path, at_least=self.largest), int(width), int(height))
         return image
 
+    def shapes_at(self, size: int) -> np.ndarray | None:
+        """Those in the cache, where it is of this size and whole."""
+        shapes = self._pixels.layout.shapes[self._rows]
+        whole = self.largest == size and not self._reasons and bool((shapes.min(axis=1) == size).all())
+        return shapes if whole else None
+
     def take(self, indices: np.ndarray) -> CachedImages:
         """Some of the images, of the same cache."""
         paths, rows = self.paths[indices], self._rows[indices]

@@ -39,6 +39,12 @@ class Images(Dataset):
         """A source of some of the images, in the order of the indices."""
         raise NotImplementedError
 
+    def shapes_at(self, size: int) -> np.ndarray | None:
+        """Int64 (n, 2), heights and widths, where all images have this short side, so that squares of it are
+        only cut; None where they do not, or where one of them cannot be read.
+        """
+        return None
+
     def square(
         self,
         index: int,
@@ -102,6 +108,11 @@ class ArrayImages(Images):
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.images[index]
+
+    def shapes_at(self, size: int) -> np.ndarray | None:
+        """All alike, where the short side is this."""
+        shape = self.images.shape[1:3]
+        return np.tile(shape, (len(self.images), 1)) if min(shape) == size else None
 
     def take(self, indices: np.ndarray) -> ArrayImages:
         """Some of the images."""

@@ -111,7 +111,7 @@ def start(timeout: float = STEP_TIMEOUT) -> None:
     if world_size() == 1 or _patient is not None:
         return
     take_device()
-    with _together():
+    with together():
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             store, _, _ = next(dist.rendezvous("env://", rank(), world_size()))
@@ -131,7 +131,7 @@ def barrier() -> None:
     """Go on when all ranks are here."""
     if world_size() > 1:
         start()
-        with _together():
+        with together():
             dist.barrier(_patient)
 
 
@@ -151,7 +151,7 @@ def run_on_main(function: Callable[[], Given]) -> Given:
             box = [(function(), None)]
         except KclfError as found:
             box = [(None, found)]
-    with _together():
+    with together():
         dist.broadcast_object_list(box, group=_patient, device=torch.device("cpu"))
     given, error = box[0]
     if error is not None:
@@ -185,7 +185,7 @@ def gather(value: Given) -> list[Given]:
         return [value]
     start()
     values: list[Any] = [None] * world_size()
-    with _together():
+    with together():
         dist.all_gather_object(values, value, group=_patient)
     return values
 
@@ -236,12 +236,12 @@ def broadcast(tensors: Tensors) -> None:
     if world_size() == 1:
         return
     start()
-    with _together(), torch.no_grad():
-        for bucket in _buckets(tensors):
-            flat = _flat(bucket)
+    with together(), torch.no_grad():
+        for bucket in buckets(tensors):
+            flat = flattened(bucket)
             dist.broadcast(flat, src=0)
             if not is_main():
-                _unpack(flat, bucket)
+                unpack(flat, bucket)
 
 
 def average(tensors: Tensors, weight: float = 1.0) -> None:
@@ -254,17 +254,17 @@ def average(tensors: Tensors, weight: float = 1.0) -> None:
     if world_size() == 1:
         return
     start()
-    with _together(), torch.no_grad():
+    with together(), torch.no_grad():
         weights = torch.full((1,), float(weight), device=tensors[0].device)
         sent = [(weights, dist.all_reduce(weights, async_op=True))]
-        buckets = list(_buckets(tensors))
-        for bucket in buckets:
-            flat = _flat(bucket).mul_(weight)
+        parts = list(buckets(tensors))
+        for bucket in parts:
+            flat = flattened(bucket).mul_(weight)
             sent.append((flat, dist.all_reduce(flat, async_op=True)))
         for _, work in sent:
             work.wait()
-        for bucket, (flat, _) in zip(buckets, sent[1:], strict=True):
-            _unpack(flat.div_(weights), bucket)
+        for bucket, (flat, _) in zip(parts, sent[1:], strict=True):
+            unpack(flat.div_(weights), bucket)
 
 
 def total(tensors: Tensors) -> None:
@@ -272,35 +272,42 @@ def total(tensors: Tensors) -> None:
     if world_size() == 1:
         return
     start()
-    with _together(), torch.no_grad():
-        for bucket in _buckets(tensors):
-            flat = _flat(bucket)
+    with together(), torch.no_grad():
+        for bucket in buckets(tensors):
+            flat = flattened(bucket)
             dist.all_reduce(flat)
-            _unpack(flat, bucket)
+            unpack(flat, bucket)
 
 
-def _buckets(tensors: Tensors) -> Iterator[list[torch.Tensor]]:
+def buckets(tensors: Tensors, first: int = BUCKET) -> Iterator[list[torch.Tensor]]:
     """Tensors of one kind and device together, in the order in which they come, up to `BUCKET` bytes."""
     filling: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+    room = first
+    filled: dict[tuple[torch.dtype, torch.device], int] = {}
     for tensor in tensors:
-        bucket = filling.setdefault((tensor.dtype, tensor.device), [])
-        bucket.append(tensor)
-        if sum(one.nbytes for one in bucket) >= BUCKET:
-            yield filling.pop((tensor.dtype, tensor.device))
+        kind = (tensor.dtype, tensor.device)
+        filling.setdefault(kind, []).append(tensor)
+        filled[kind] = filled.get(kind, 0) + tensor.nbytes
+        if filled[kind] >= room:
+            filled[kind], room = 0, BUCKET
+            yield filling.pop(kind)
     yield from filling.values()
 
 
-def _flat(bucket: Tensors) -> torch.Tensor:
+def flattened(bucket: Tensors) -> torch.Tensor:
+    """Tensors one after another in one of one axis."""
     return torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
 
 
-def _unpack(flat: torch.Tensor, bucket: list[torch.Tensor]) -> None:
+def unpack(flat: torch.Tensor, bucket: Tensors) -> None:
+    """Give tensors the values that `flattened` made of them, or others in their place."""
     parts = flat.split([tensor.numel() for tensor in bucket])
-    torch._foreach_copy_(bucket, [part.view(one.shape) for part, one in zip(parts, bucket, strict=True)])
+    shaped = [part.view(one.shape) for part, one in zip(parts, bucket, strict=True)]
+    torch._foreach_copy_(list(bucket), shaped)
 
 
 @contextmanager
-def _together() -> Iterator[None]:
+def together() -> Iterator[None]:
     """Let the loss of another rank end this one with a message that says so."""
     try:
         yield

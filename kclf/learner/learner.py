@@ -450,12 +450,15 @@ class Learner(Trainer):
 
     # ---- predictions ------------------------------------------------------------
 
-    def predictions(self, split: str = "valid") -> Predictions:
-        """Probabilities, labels and paths of "train", "valid" or "test", in the order of the data."""
+    def predictions(self, split: str = "valid", *, together: bool = False) -> Predictions:
+        """Probabilities, labels and paths of "train", "valid" or "test", in the order of the data.
+
+        With `together` the processes of `torchrun`, all of which must call it, divide the photos among them.
+        """
         photos = self._split(split)
         if self.precompute:
             return predict(head_for(self.model), activations(self.model, photos, **self._cache))
-        return predict(self.model, photos)
+        return predict(self.model, photos, together=together)
 
     def predict(self, photo: Any = None, *, is_test: bool = False) -> Any:
         """With a photo: its class, class number and probabilities. Without: log-probabilities of a split.

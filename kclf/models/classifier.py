@@ -42,7 +42,7 @@ from .heads import build_head
 from .input_checks import check_backbone, check_labels, check_shape, warn_of_range
 from .saved_file import write_single_file
 
-BATCHNORM_POLICIES = ("inference", "frozen", "train")
+BATCHNORM_POLICIES = ("inference", "frozen", "train", "sync")
 BATCHNORM_MOMENTUM = 0.9
 SMALL_BATCH = 4  # times smaller than the one before: a remainder
 WITHOUT_BIAS = {"bias": False}  # what configurations and files mean that do not say: there was none
@@ -77,6 +77,7 @@ class ImageClassifier(keras.Model):
             so in frozen groups, but by the batch in trainable ones (Keras' rule and fastai 0.7's): the
             features change all at once when a group unfreezes. "train": statistics and scales live on in
             frozen groups too (fastai 2's `train_bn`), at the price of a backward pass through the backbone.
+            "sync": so, by the statistics of the whole batch where several processes have a share of it.
         presize: side of the square that photos are brought to when they are read from files for a
             prediction; None reads them at `size`.
         resize_method: "crop", "pad" or "squish": how they are brought to it.
@@ -313,7 +314,7 @@ class ImageClassifier(keras.Model):
 
     def _set_trainable(self, layer: keras.layers.Layer, trainable: bool, *, in_head: bool) -> None:
         is_backbone_norm = isinstance(layer, keras.layers.BatchNormalization) and not in_head
-        if is_backbone_norm and self.batchnorm == "train":
+        if is_backbone_norm and self.batchnorm in ("train", "sync"):
             trainable = True
         layer.trainable = trainable
         if is_backbone_norm and self.batchnorm == "inference":
@@ -363,7 +364,7 @@ class ImageClassifier(keras.Model):
         )
         if not self.optimizer.built:  # on all weights at once, so that unfreezing later keeps what was learnt
             self.optimizer.build([v for g in self.layer_groups for layer in g for v in own_weights(layer)])
-        distribute(self)
+        distribute(self, sync_batchnorm=self.batchnorm == "sync")
 
     def fit(self, *arguments: Any, **named: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`; validation, and what is saved, see the model as it will be delivered.

@@ -28,6 +28,7 @@ from .._core.keras_private import (
     update,
     without_empty,
 )
+from .._core.quiet_steps import HostMirror
 from . import updates
 from .loss_scale import load_in_order
 from .updates import Bucket, Tensors
@@ -88,6 +89,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     """
 
     built: bool
+    is_quiet = True  # it keeps its counts and rates on the host, and reads nothing back
 
     def __init__(
         self,
@@ -118,8 +120,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self.warm_up_average = warm_up_average
         self.use_ema = optimizer.use_ema
         self.loss_scale_factor = optimizer.loss_scale_factor
-        self._steps = _HostMirror(step_count(optimizer))
-        self._rate = _HostMirror(rate_source(optimizer))
+        self._steps = HostMirror(step_count(optimizer))
+        self._rate = HostMirror(rate_source(optimizer))
         self._roster = VariableRegistry([])
         self._plan: _Plan | None = None
         self._veto: updates.Veto | None = None
@@ -148,7 +150,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         numeric = isinstance(learning_rate, int | float | np.number)
         source = rate_source(self.inner_optimizer)
         if numeric and isinstance(source, keras.Variable):
-            self._rate = _HostMirror(source)
+            self._rate = HostMirror(source)
             self._rate.write(float(learning_rate))
         else:
             self.inner_optimizer.learning_rate = learning_rate
@@ -190,7 +192,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         source = rate_source(self.inner_optimizer)
         if isinstance(source, keras.Variable):
             if self._rate.variable is not source:
-                self._rate = _HostMirror(source)
+                self._rate = HostMirror(source)
             return float(self._rate.read())
         with keras.device("cpu"):  # a schedule or a function: worked out on the host
             if isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
@@ -485,42 +487,6 @@ class _Plan:
         self.key = (*self.key[:-1], counts._version)
         for bucket in self.buckets:
             bucket.count += 1
-
-
-class _HostMirror:
-    """The value of a scalar variable, known to the host without asking the device each time.
-
-    torch counts the in-place changes of a tensor (`_version`): the device is asked only after a change that
-    was not made here, such as a load.
-    """
-
-    def __init__(self, variable: keras.Variable) -> None:
-        self.variable = variable
-        self._value: float = 0.0
-        self._version = -1
-
-    def read(self) -> float:
-        tensor = raw(self.variable)
-        if tensor._version != self._version:
-            self._value, self._version = tensor.item(), tensor._version
-        return self._value
-
-    def write(self, value: float) -> None:
-        tensor = raw(self.variable)
-        with torch.no_grad():
-            tensor.fill_(value)
-        self._value, self._version = _rounded(value), tensor._version
-
-    def add_one(self) -> None:
-        value = self.read()
-        with torch.no_grad():
-            raw(self.variable).add_(1)
-        self._value, self._version = value + 1, raw(self.variable)._version
-
-
-def _rounded(value: float) -> float:
-    """The value as float32 keeps it, so that a run and its reloaded copy see the same number."""
-    return float(np.float32(value))
 
 
 def _check_inner(optimizer: Any) -> None:

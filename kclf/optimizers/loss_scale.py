@@ -9,7 +9,8 @@ from typing import Any
 import keras
 import torch
 
-from .._core.keras_private import is_overwritten, state_variables, trained_variables
+from .._core.keras_private import state_variables
+from .._core.quiet_steps import apply_scaled
 
 
 @keras.saving.register_keras_serializable(package="kclf")
@@ -18,8 +19,9 @@ class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     Keras checks, divides and counts in three passes and waits for the device twice. The arithmetic is the
     same: an infinite or NaN gradient skips the step and halves the scale; `dynamic_growth_steps` finite steps
-    double it. The gradients are unscaled in place. It belongs outermost. Around a `LayerGroupOptimizer` of
-    SGD, Adam or AdamW, without accumulation, the device itself skips the step; else the host waits once.
+    double it. The gradients are unscaled in place. It belongs outermost. On CUDA the device itself skips the
+    step; around a `LayerGroupOptimizer` of others than SGD, Adam and AdamW, or with accumulation, the host
+    waits once.
 
     Args:
         inner_optimizer: the optimizer that makes the step.
@@ -38,33 +40,7 @@ class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         grads: Sequence[torch.Tensor | None],
         trainable_variables: Sequence[keras.Variable] | None = None,
     ) -> None:
-        scale = self.dynamic_scale.value
-        found = torch.zeros((), dtype=torch.float32, device=scale.device)
-        with torch.no_grad():
-            for gradients in self._by_dtype(grads, trainable_variables):
-                torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, scale.reciprocal())
-            inner = self.inner_optimizer
-            if getattr(inner, "takes_veto", False):
-                inner.veto_next(found)
-                inner.apply(grads, trainable_variables=trainable_variables)
-            elif not found.item():  # here the host waits
-                inner.apply(grads, trainable_variables=trainable_variables)
-            torch._amp_update_scale_(
-                scale, self.step_counter.value, found, 2.0, 0.5, self.dynamic_growth_steps
-            )
-
-    def _by_dtype(
-        self,
-        grads: Sequence[torch.Tensor | None],
-        trainable_variables: Sequence[keras.Variable] | None,
-    ) -> list[list[torch.Tensor]]:
-        """Gradients that carry the loss scale, one list a dtype (the kernel takes one at a time)."""
-        variables = trainable_variables or trained_variables(self)
-        found: dict[torch.dtype, list[torch.Tensor]] = {}
-        for gradient, variable in zip(grads, variables, strict=True):
-            if gradient is not None and not is_overwritten(self, variable):
-                found.setdefault(gradient.dtype, []).append(gradient)
-        return list(found.values())
+        apply_scaled(self, grads, trainable_variables)
 
     def save_own_variables(self, store: Any) -> None:
         """Write the scale and its counter; the inner optimizer writes its own part once."""

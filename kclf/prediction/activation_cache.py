@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 
 from .._core.arguments import at_least, one_of
 from .._core.atomic import sweep
+from .._core.devices import gives_back, may_stay, send
 from .._core.h5_store import read_arrays, write_arrays
 from .._core.keras_private import all_layers
 from .._core.locks import FolderLock
@@ -87,6 +88,8 @@ class ActivationDataset(DataLoader):
         self.task = images.task
         self.shuffle = images.shuffle
         self.shard = images.shard
+        self._on_gpu: torch.Tensor | None = None  # (views * n, channels)
+        self._gave_back = False
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -104,8 +107,32 @@ class ActivationDataset(DataLoader):
             if number == len(self) - 1:
                 self.load_state_dict({"seed": self.images.seed, "epoch": epoch + 1, "batch": 0})
             rows = self.images.rows(number)
-            features = self.features[views[rows], order[rows]].astype(np.float32, copy=False)
-            yield self.images.collate(torch.from_numpy(features), self.index[order[rows]])
+            yield self._batch(views[rows], order[rows])
+
+    def _batch(self, views: np.ndarray, photos: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """The activations of some photos with their labels: on the GPU, where all of them stay there."""
+        kept = self._kept()
+        if kept is None:
+            features = torch.from_numpy(self.features[views, photos].astype(np.float32, copy=False))
+            return self.images.collate(features, self.index[photos])
+        places = send(torch.from_numpy(views * self.num_images + photos), kept.device)
+        batch = self.images.collate(kept.index_select(0, places).float(), self.index[photos])
+        return tuple(send(part, kept.device) for part in batch)
+
+    def _kept(self) -> torch.Tensor | None:
+        device = self.images.device
+        if self._on_gpu is not None and self._on_gpu.device == device:
+            return self._on_gpu
+        if self._gave_back or not may_stay(self.features.nbytes, device):
+            return None
+        flat = torch.from_numpy(np.ascontiguousarray(self.features)).reshape(-1, self.features.shape[-1])
+        self._on_gpu = flat.to(device)
+        gives_back(self)
+        return self._on_gpu
+
+    def release(self) -> None:
+        """Give the GPU's memory back: batches are sent from here on."""
+        self._on_gpu, self._gave_back = None, True
 
     def __repr__(self) -> str:
         views, photos, channels = self.features.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -17,14 +18,17 @@ from ..data import ImageDataset
 from ..data.decision import Decision
 from ..data.files import image_files
 from ..data.tasks import probabilities_of
+from ..distributed import gather, rank, world_size
 from ..errors import DataError
 from .predictions import Predictions
 
 
-def predict(model: keras.Model, dataset: Any, *, from_logits: bool | None = None) -> Predictions:
+def predict(
+    model: keras.Model, dataset: Any, *, from_logits: bool | None = None, together: bool = False
+) -> Predictions:
     """Predict every photo of a dataset, in its order.
 
-    Each process that calls it predicts all photos by itself.
+    Each process that calls it predicts all photos by itself, or its share of the batches (`together`).
 
     Args:
         model: any Keras model of images.
@@ -33,6 +37,8 @@ def predict(model: keras.Model, dataset: Any, *, from_logits: bool | None = None
             shuffles is read in order.
         from_logits: whether the model gives logits, and no probabilities yet; None sees it by the model's
             last activation, and by rows that sum to 1.
+        together: let the processes of `torchrun` divide the batches of an `ImageDataset` among them, all of
+            which must then call this; each gets all predictions, the same bits as one process alone.
 
     Returns:
         Probabilities with labels and paths, of the photos that can be read.
@@ -42,7 +48,7 @@ def predict(model: keras.Model, dataset: Any, *, from_logits: bool | None = None
         >>> predict(model, np.zeros((3, 8, 8, 3), "float32")).probabilities.tolist()
         [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
     """
-    (plain,), _ = _predict_views(model, dataset, from_logits, lambda images: iter([images]))
+    (plain,), _ = predict_views(model, dataset, from_logits, Views(lambda images: iter([images])), together)
     return plain
 
 
@@ -74,34 +80,81 @@ def predict_files(
     return predict(model, dataset), dataset.skipped
 
 
-Views = Callable[[torch.Tensor], Iterator[torch.Tensor]]
+@dataclass(frozen=True)
+class Views:
+    """The views of photos that are predicted: `make` gives those of a batch, the plain one first.
+
+    `skip` draws what `make` would draw for as many photos of a height and width, for nothing.
+    """
+
+    make: Callable[[torch.Tensor], Iterator[torch.Tensor]]
+    skip: Callable[[int, int, int], None] = lambda count, height, width: None
 
 
-def _predict_views(
-    model: keras.Model, dataset: Any, from_logits: bool | None, views: Views
+def predict_views(
+    model: keras.Model, dataset: Any, from_logits: bool | None, views: Views, together: bool
 ) -> tuple[list[Predictions], list[float]]:
     """Predictions for each view and the seconds it took, every photo read once."""
-    outputs: dict[int, list[Any]] = defaultdict(list)
-    spans: dict[int, list[tuple[Moment, Moment]]] = defaultdict(list)
-    labels = []
     class_names = _class_names(model, dataset)
     dataset = _in_order(dataset)
     model.make_predict_function()
-    for batch in _batches(dataset):
+    if together and world_size() > 1 and isinstance(dataset, ImageDataset):
+        arrays, seconds = _predict_together(model, dataset, views)
+        known = dataset.labels
+    else:
+        arrays, labels, seconds = _predict_batches(model, _batches(dataset), views)
+        known = getattr(dataset, "labels", None)
+        known = _on_host(labels) if known is None and labels else known
+    if not arrays:
+        raise ValueError("Expected a dataset with at least one batch. Received: an empty dataset")
+    return _beside_labels(model, dataset, arrays, known, class_names, from_logits), seconds
+
+
+def _predict_batches(
+    model: keras.Model, batches: Iterable[Any], views: Views
+) -> tuple[list[np.ndarray], list[Any], list[float]]:
+    """Outputs (n, ...) and seconds of each view, and the labels of each batch that brings them."""
+    outputs: dict[int, list[Any]] = defaultdict(list)
+    spans: dict[int, list[tuple[Moment, Moment]]] = defaultdict(list)
+    labels = []
+    for batch in batches:
         images, *rest = batch if isinstance(batch, tuple | list) else (batch,)
         labels += [rest[0]] if rest and rest[0] is not None else []
         start = moment()
-        for place, view in enumerate(views(send(torch.as_tensor(images)))):
+        for place, view in enumerate(views.make(send(torch.as_tensor(images)))):
             outputs[place].append(model.predict_function([(view,)]))
             start, began = moment(), start
             spans[place].append((began, start))
-    if not outputs:
-        raise ValueError("Expected a dataset with at least one batch. Received: an empty dataset")
     arrays = [_on_host(parts).astype(np.float32) for parts in outputs.values()]  # here the host waits
-    known = getattr(dataset, "labels", None)
-    known = _on_host(labels) if known is None and labels else known
-    seconds = [sum(seconds_between(*span) for span in spans[place]) for place in outputs]
-    return _beside_labels(model, dataset, arrays, known, class_names, from_logits), seconds
+    return arrays, labels, [sum(seconds_between(*span) for span in spans[place]) for place in outputs]
+
+
+def _predict_together(
+    model: keras.Model, dataset: ImageDataset, views: Views
+) -> tuple[list[np.ndarray], list[float]]:
+    """Outputs of all photos, of which each rank computes every n-th batch; the seconds are this rank's."""
+    numbers = [range(first, len(dataset), world_size()) for first in range(world_size())]
+    mine = dataset.part(numbers[rank()]) if numbers[rank()] else None
+
+    def batches() -> Iterator[Any]:
+        own = iter(mine or ())
+        for number in range(len(dataset)):
+            if number in numbers[rank()]:
+                yield next(own)
+            else:
+                views.skip(len(dataset.rows(number)), dataset.presize, dataset.presize)
+
+    arrays, _, seconds = _predict_batches(model, batches(), views)
+    places = [int(place) for number in numbers[rank()] for place in dataset.rows(number)]
+    faults = {} if mine is None else {places[index]: reason for index, reason in mine.unreadable.items()}
+    found = gather((places, arrays, faults))
+    for _, _, broken in found:
+        dataset.note_unreadable(broken)
+    full = [np.empty((dataset.num_images, *view.shape[1:]), np.float32) for view in found[0][1]]
+    for rows, values, _ in found:
+        for whole, part in zip(full, values, strict=False):
+            whole[rows] = part
+    return full, seconds
 
 
 def _on_host(parts: list[Any]) -> np.ndarray:

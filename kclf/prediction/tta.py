@@ -14,7 +14,7 @@ import torch
 from .._core.arguments import at_least, in_closed, one_of
 from ..layers import Augmentation, geometry
 from ..metrics import safe_log
-from .inference import Views, _predict_views
+from .inference import Views, predict_views
 from .predictions import Predictions, TTAReport, mean_gain
 
 VIEWS = ("random", "flip", "five_crops", "dihedral")
@@ -33,6 +33,7 @@ def predict_tta(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     from_logits: bool | None = None,
+    together: bool = False,
 ) -> Predictions:
     """Average the predictions of several views of each photo: test-time augmentation.
 
@@ -51,6 +52,7 @@ def predict_tta(
         augmentation: draws the views; None takes the model's own.
         seed: of the random views.
         from_logits: whether the model gives logits; None sees it, as in `predict`.
+        together: let the processes of `torchrun` divide the batches among them, as in `predict`.
 
     Returns:
         Averaged probabilities; what it gained over the plain view, and cost, is in `.tta`.
@@ -63,9 +65,10 @@ def predict_tta(
 
     def all_views(images: torch.Tensor) -> Iterator[torch.Tensor]:
         yield images
-        yield from others(images)
+        yield from others.make(images)
 
-    (plain, *augmented), seconds = _predict_views(model, dataset, from_logits, all_views)
+    all_of_them = Views(all_views, others.skip)
+    (plain, *augmented), seconds = predict_views(model, dataset, from_logits, all_of_them, together)
     averaged = average_views(
         plain.probabilities, [view.probabilities for view in augmented], share, average, plain.task
     )
@@ -131,7 +134,7 @@ def _augmentation_of(model: keras.Model) -> Augmentation:
 
 
 def _view_maker(layer: Augmentation, views: str, n: int, seed: int) -> tuple[Views, int]:
-    """A function of the images that gives their views, and how many it gives."""
+    """What gives the views of images beside the plain one, and how many they are."""
     if views == "random":
         at_least("n", n, 1)
         if not layer.is_random:
@@ -141,7 +144,12 @@ def _view_maker(layer: Augmentation, views: str, n: int, seed: int) -> tuple[Vie
                 stacklevel=3,
             )
         drawing = type(layer).from_config({**layer.get_config(), "seed": seed})
-        return lambda images: (drawing(images, training=True) for _ in range(n)), n
+
+        def skip(count: int, height: int, width: int) -> None:
+            for _ in range(n):
+                drawing.draw(count, height, width, training=True)
+
+        return Views(lambda images: (drawing(images, training=True) for _ in range(n)), skip), n
     maps = _fixed_maps(views)
 
     def fixed(images: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -149,7 +157,7 @@ def _view_maker(layer: Augmentation, views: str, n: int, seed: int) -> tuple[Vie
         for view in maps:
             yield layer.apply(images, replace(plain, maps=plain.maps @ view))
 
-    return fixed, len(maps)
+    return Views(fixed), len(maps)
 
 
 def _fixed_maps(views: str) -> torch.Tensor:

@@ -72,6 +72,11 @@ class Row:
     peak_memory: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     skipped: str | None = None
+    absent: bool = False  # a peer that is not installed, or has no part in this work: no fault of the race
+
+
+class NotHere(Exception):
+    """A contestant has no part in a race."""
 
 
 CONTESTANTS: dict[str, Contestant] = {}
@@ -144,7 +149,9 @@ def work(name: str, settings: dict[str, Any], threads: int) -> None:
             sys.modules["torch"].set_num_threads(threads)
         print(json.dumps({"versions": loaded_versions()}), file=answers)
     except Exception as error:
-        print(json.dumps({"skipped": f"{type(error).__name__}: {error}"}), file=answers)
+        absent = isinstance(error, NotHere | (ModuleNotFoundError if CONTESTANTS[name].peer else NotHere))
+        said = f"{type(error).__name__}: {error}"
+        print(json.dumps({"skipped": said, "absent": absent}), file=answers)
         raise
     for _ in sys.stdin:
         print(json.dumps(timed(one_round) | {"peak_memory": peak_memory()}), file=answers)
@@ -160,7 +167,7 @@ class Worker:
         self.row = Row(entry.name)
         environment = os.environ | {
             "OMP_NUM_THREADS": str(options.threads),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "KERAS_BACKEND": "torch",
         }
         task = json.dumps({"name": entry.name, "settings": settings, "threads": options.threads})
@@ -177,6 +184,7 @@ class Worker:
         """Until the contestant is prepared; all of them prepare at the same time."""
         answer = self._answer()
         self.row.skipped = answer.get("skipped")
+        self.row.absent = answer.get("absent", False)
         self.row.versions = answer.get("versions", {})
 
     @property
@@ -213,6 +221,8 @@ def interpreter_of(entry: Contestant, peers: str | None) -> str:
 
 def race(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     """All contestants, round by round, in a shuffled order that is the same each time."""
+    if options.alone:
+        return [alone(entry, options, settings) for entry in chosen(options.only)]
     order = random.Random(0)
     workers = [Worker(entry, options, settings) for entry in chosen(options.only)]
     for worker in workers:
@@ -224,6 +234,25 @@ def race(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
     for worker in workers:
         worker.close()
     return [worker.row for worker in workers]
+
+
+def alone(entry: Contestant, options: argparse.Namespace, settings: dict[str, Any]) -> Row:
+    """All rounds of one contestant, which is gone before the next one begins; written down at once."""
+    worker = Worker(entry, options, settings)
+    worker.wait()
+    for number in range(options.warmup + options.rounds):
+        if worker.running:
+            worker.round(keep=number >= options.warmup)
+    worker.close()
+    write(options, {"settings": settings, "row": asdict(worker.row), "machine": machine()})
+    return worker.row
+
+
+def write(options: argparse.Namespace, record: dict[str, Any]) -> None:
+    """A line more in the JSON file."""
+    if options.json:
+        with options.json.open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 def chosen(only: Sequence[str] | None) -> list[Contestant]:
@@ -339,6 +368,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--only", nargs="*", help="words in the names of the contestants to run")
     options.add_argument("--set", nargs="*", metavar="NAME=VALUE", help="change settings")
+    options.add_argument("--alone", action="store_true", help="one contestant after another, not in turn")
     options.add_argument("--json", type=Path, help="append the result to this file, a line of JSON each")
     options.add_argument("--verbose", action="store_true", help="show what the contestants print")
     options.add_argument("--work", help=argparse.SUPPRESS)
@@ -367,9 +397,7 @@ def measure(
     }
     named = ", ".join(f"{name} {value}" for name, value in settings.items())
     print(f"\n### {title}\n\n{named}; {options.rounds} rounds, {options.threads} threads\n\n{text}\n")
-    if options.json:
-        with options.json.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    write(options, record)
     return record
 
 
@@ -380,4 +408,7 @@ def main(title: str, *, unit: str, settings: dict[str, Any]) -> None:
         task = json.loads(options.work)
         work(task["name"], task["settings"], task["threads"])
     else:
-        measure(title, unit=unit, settings=settings_from(options, settings), options=options)
+        record = measure(title, unit=unit, settings=settings_from(options, settings), options=options)
+        missing = [row["name"] for row in record["rows"] if not row["wall"] and not row["absent"]]
+        if missing:
+            raise SystemExit(f"Not measured: {', '.join(missing)}")

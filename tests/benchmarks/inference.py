@@ -35,22 +35,6 @@ def kclf(settings):
     return predicting(settings, accelerate(model))
 
 
-@harness.contestant("kclf, batch norms not folded")
-def kclf_unfolded(settings):
-    model = keras_model(settings)
-    from kclf.acceleration import accelerate
-
-    return predicting(settings, accelerate(model, folding=False))
-
-
-@harness.contestant("kclf, not packed")
-def kclf_unpacked(settings):
-    model = keras_model(settings)
-    from kclf.acceleration import accelerate
-
-    return predicting(settings, accelerate(model, packing=False))
-
-
 @harness.contestant("stock Keras")
 def stock(settings):
     return predicting(settings, keras_model(settings))

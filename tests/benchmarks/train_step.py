@@ -88,6 +88,24 @@ def kclf(settings):
     return fitting(settings, accelerate(model))
 
 
+@harness.contestant("kclf classifier")
+def kclf_classifier(settings):
+    """What `ImageClassifier` makes of it: batch norms by stored statistics, rates by layer group."""
+    if settings.device == "cpu":
+        os.environ["KERAS_TORCH_DEVICE"] = "cpu"
+    import keras
+
+    import kclf
+
+    names = [str(number) for number in range(CLASSES)]
+    some = {"size": settings.size, "weights": None, "dtype": settings.precision}
+    model = kclf.ImageClassifier(settings.model, names, **some)
+    if not settings.head_only:
+        model.unfreeze()
+    model.compile(kclf.LayerGroupOptimizer(keras.optimizers.SGD(1e-3, momentum=0.9), model, 1.0))
+    return fitting(settings, model)
+
+
 @harness.contestant("stock Keras")
 def stock(settings):
     return fitting(settings, keras_model(settings))
@@ -161,6 +179,28 @@ def sgd(model):
 def torch_channels_last(settings):
     model = torchvision_model(settings)
     return torch_loop(settings, model, sgd(model), channels_last=True)
+
+
+@harness.contestant("torch compiled", peer=True)
+def torch_compiled(settings):
+    import torch
+
+    if settings.device == "cpu":
+        raise harness.NotHere("measured on a GPU alone")
+    model = torchvision_model(settings)
+    return torch_loop(settings, torch.compile(model), sgd(model), channels_last=True)
+
+
+@harness.contestant("torch CUDA graphs", peer=True)
+def torch_graphs(settings):
+    import torch
+
+    if settings.device == "cpu":
+        raise harness.NotHere("needs CUDA")
+    model = torchvision_model(settings)
+    return torch_loop(
+        settings, torch.compile(model, mode="reduce-overhead"), sgd(model), channels_last=True
+    )
 
 
 @harness.contestant("torch NCHW", peer=True)

@@ -77,6 +77,8 @@ class Device:
         self.streams = 0
         self.inside = 0  # depth of calls on device tensors, whose factories make device tensors
         self.quiet = False
+        self.capturing = False  # in what becomes a CUDA graph
+        self.captures = 0  # such regions so far
         self.arrived = 0
         self._queue: deque[Callable[[], None]] = deque()
         self.clear()
@@ -106,10 +108,25 @@ class Device:
                 self._queue.popleft()()
             self.arrived += 1
 
+    def forbid_in_graphs(self, operation: str) -> None:
+        """Raise in a region that is captured, which later is launched without the host."""
+        if self.capturing:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {operation} (pretended)")
+
+    @contextmanager
+    def captured(self) -> Iterator[None]:
+        """A region that becomes a CUDA graph."""
+        before, self.capturing = self.capturing, True
+        try:
+            yield
+        finally:
+            self.capturing = before
+
     def wait(self, operation: str) -> None:
         """The host waits for all that was submitted."""
         if self.quiet:
             return
+        self.forbid_in_graphs(operation)
         self.finish(self.submitted)
         self.waits[operation, caller()] += 1
         if self.sync_mode == "error":
@@ -117,6 +134,7 @@ class Device:
 
     def crosses(self, source: torch.Tensor, way: str, asynchronous: bool) -> None:
         """A copy between host and device."""
+        self.forbid_in_graphs(way)
         if not asynchronous:
             self.wait(way)
         elif way == "to the device" and place_of(source) != "pinned":

@@ -34,6 +34,8 @@ class AtTheDispatcher(TorchDispatchMode):
         kwargs = kwargs or {}
         name, given = func._schema.name, list(tensors((args, kwargs)))
         there = [tensor for tensor in given if place_of(tensor) == "cuda"]
+        if torch.Tag.nondeterministic_seeded in func.tags and not there:
+            self.device.forbid_in_graphs(f"{name} on the host")
         if not there:
             made = func(*args, **kwargs)  # a factory within a call on device tensors follows them
             return put(made) if self.device.inside and not given else made

@@ -19,8 +19,8 @@ MEMORY = 2**37  # bytes
 ANSWERS = {
     "is_available": True, "device_count": 1, "current_device": 0, "is_initialized": True, "set_device": None,
     "get_device_capability": (9, 0), "get_device_name": "pretended", "init": None, "_lazy_init": None,
-    "memory_allocated": 0, "max_memory_allocated": 0, "reset_peak_memory_stats": None, "manual_seed": None,
-    "manual_seed_all": None, "mem_get_info": (MEMORY, MEMORY),
+    "memory_allocated": 0, "memory_reserved": 0, "max_memory_allocated": 0, "reset_peak_memory_stats": None,
+    "manual_seed": None, "manual_seed_all": None, "mem_get_info": (MEMORY, MEMORY),
     "get_device_properties": SimpleNamespace(total_memory=MEMORY, multi_processor_count=132),
 }  # fmt: skip
 
@@ -115,7 +115,23 @@ def _stand_in(patch: pytest.MonkeyPatch, device: Device) -> None:
         finally:
             current.pop()
 
+    def graphed(module: Any, samples: tuple[Any, ...], **options: Any) -> Any:
+        """Capture forward and backward, as far as that is forbidden nothing; then run it as it is."""
+        with device.captured():
+            outputs = [one for one in module(*samples) if one.requires_grad]
+            wanted = [one for one in (*samples, *module.parameters()) if one.requires_grad]
+            gradients = [torch.ones_like(one) for one in outputs]
+            torch.autograd.grad(outputs, wanted, gradients, allow_unused=True)
+        device.captures += 1
+
+        def replayed(*entering: Any) -> Any:
+            with device.captured():
+                return module(*entering)
+
+        return replayed
+
     functions = {
+        "make_graphed_callables": graphed,
         "Stream": stream,
         "Event": event,
         "current_stream": lambda *args: current[-1],

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 import kclf
-from kclf._core.devices import copy_stream, full_float32, send
+from kclf._core.devices import copy_stream, full_float32, release_keepers, send
 from kclf.callbacks import FiniteGuard
 from kclf.callbacks.microbatches import is_out_of_memory
 from kclf.callbacks.run_state import changed_by_a_step, random_states, set_random_states
 from kclf.data import ImageDataset
+from kclf.data.presized import cached
 from kclf.distributed import group
 from kclf.errors import NotFiniteError
+from kclf.prediction.activation_cache import ActivationDataset
 
 from . import kernels, pretended_cuda
 from .test_waits import classifier, data
@@ -176,3 +178,90 @@ def test_the_memory_guard_copies_only_what_a_step_changes():
 def test_datasets_keep_their_device_within_a_pass():
     dataset = ImageDataset(np.zeros((4, 8, 8, 3), np.uint8), presize=8, batch_size=2)
     assert dataset.device.type == "cpu"
+
+
+def epochs(dataset, count=3):
+    return [[[part.cpu() for part in batch] for batch in dataset] for _ in range(count)]
+
+
+def windows(tmp_path):
+    """Photos of a presized cache, of which each epoch takes other windows."""
+    files = []
+    sizes = [(40, 30), (30, 44), (36, 30), (30, 30), (52, 30), (30, 31)]
+    for number, (width, height) in enumerate(sizes * 3):
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        files.append(str(tmp_path / f"{number}.png"))
+        keras.utils.save_img(files[-1], pixels, scale=False)
+    photos = cached(np.array(files), 30, tmp_path / "cache", 1)
+    some = {"class_names": ["cat", "dog"], "presize": 30, "batch_size": 4, "shuffle": True}
+    return ImageDataset(photos, np.arange(len(files)) % 2, random_crop=True, **some)
+
+
+def squares(tmp_path):
+    """Photos in memory whose squares never change."""
+    return data(30, side=24).replace(shuffle=True, batch_size=8)
+
+
+@pytest.mark.parametrize("photos", [windows, squares])
+def test_photos_stay_on_the_gpu_and_are_the_same_ones(photos, tmp_path, monkeypatch):
+    expected = epochs(photos(tmp_path))
+    with pretended_cuda() as device:
+        dataset = photos(tmp_path)
+        found = epochs(dataset, 1)
+        read = []
+        monkeypatch.setattr(ImageDataset, "fill", lambda *_: read.append("a square"))
+        monkeypatch.setattr(ImageDataset, "fill_kept", lambda *_: read.append("a photo"))
+        device.clear()
+        found += epochs(dataset, 2)
+        assert not read
+        assert not device.pageable
+    for epoch, wanted in zip(found, expected, strict=True):
+        for batch, other in zip(epoch, wanted, strict=True):
+            assert all(torch.equal(*parts) for parts in zip(batch, other, strict=True))
+
+
+def test_photos_leave_the_gpu_when_memory_runs_out(tmp_path):
+    expected = epochs(windows(tmp_path))
+    with pretended_cuda():
+        dataset, found = windows(tmp_path), []
+        for number in range(3):
+            epoch = []
+            for place, batch in enumerate(dataset):
+                epoch.append([part.cpu() for part in batch])
+                if (number, place) == (1, 1):
+                    release_keepers()
+            found.append(epoch)
+        assert dataset.resident() is None
+    assert all(
+        torch.equal(*parts)
+        for epoch, wanted in zip(found, expected, strict=True)
+        for batch, other in zip(epoch, wanted, strict=True)
+        for parts in zip(batch, other, strict=True)
+    )
+
+
+def test_too_many_photos_do_not_stay(monkeypatch):
+    with pretended_cuda():
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (10**4, 2**37))
+        assert data(30).replace(shuffle=True).resident() is None
+        assert data(30).replace(shuffle=True, on_gpu=True).resident() is not None
+        assert data(30).replace(shuffle=True, on_gpu=False).resident() is None
+
+
+def test_activations_stay_on_the_gpu_until_memory_runs_out():
+    def some():
+        features = np.random.default_rng(0).normal(size=(2, 30, 6)).astype(np.float16)
+        return ActivationDataset(features, np.arange(30), data(30).replace(shuffle=True))
+
+    expected = epochs(some(), 2)
+    with pretended_cuda() as device:
+        dataset = some()
+        next(iter(dataset))
+        device.clear()
+        found = epochs(dataset, 1)
+        assert not device.pageable
+        release_keepers()
+        found += epochs(dataset, 1)
+    for epoch, wanted in zip(found, expected, strict=True):
+        for batch, other in zip(epoch, wanted, strict=True):
+            assert all(torch.equal(*parts) for parts in zip(batch, other, strict=True))
