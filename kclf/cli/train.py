@@ -54,7 +54,7 @@ from ..learner import Learner
 from ..models import ImageClassifier
 from ..precision import best_precision
 from ..prediction.predictions import Predictions
-from ..recipe import BestFit, photo_losses, plan_best
+from ..recipe import BestFit, plan_best
 from ..report import write_report
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 from .run_folder import (
@@ -507,7 +507,7 @@ def describe_best(found: BestFit) -> dict[str, Any]:
     described = {"plan": dataclasses.asdict(found.plan), "kept": found.kept}
     if found.estimate is None:
         return described
-    figures = {"photos": len(found.estimate), "loss": float(photo_losses(found.estimate).mean())}
+    figures = {"photos": len(found.estimate), "loss": float(found.estimate.losses().mean())}
     if found.estimate.task != "regression":
         figures["accuracy"] = found.estimate.accuracy()
     return described | {"estimate": figures}

@@ -193,6 +193,7 @@ class Predictions:
 
     def log_loss(self) -> float:
         """Mean of -log(probability of what is right); with several labels, the mean over the classes."""
+        self._known()
         return float(self.losses().mean())
 
     def hits(self) -> np.ndarray:
@@ -201,7 +202,10 @@ class Predictions:
         return right.astype(np.float64) if right.ndim == 1 else right.mean(axis=1)
 
     def losses(self) -> np.ndarray:
-        """Log loss of each photo, float64 (n,)."""
+        """Log loss of each photo, at most 15.9, or the mean absolute error of its numbers; float64 (n,)."""
+        if self.task == "regression" and self.labels is not None:
+            true = np.asarray(self.labels, np.float64).reshape(len(self), -1)
+            return np.abs(self.probabilities.astype(np.float64) - true).mean(axis=1)
         labels, probabilities = self._known(), self.probabilities.astype(np.float64)
         if self.task == "single_label":
             return -safe_log(probabilities[np.arange(len(self)), labels])
@@ -227,8 +231,10 @@ class Predictions:
         return [str(path) for path in paths]
 
     def __str__(self) -> str:
-        if self.labels is None or self.task == "regression":
+        if self.labels is None or not len(self):
             return f"{len(self):,} photos predicted"
+        if self.task == "regression":
+            return f"mean absolute error {self.losses().mean():.4g} on {len(self):,} photos"
         return f"accuracy {self.accuracy():.4f}, log loss {self.log_loss():.4f} on {len(self):,} photos"
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
