@@ -95,7 +95,7 @@ class ProgressBar(keras.callbacks.Callback):
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Say that the validation photos are on."""
         if self._bar is not None:
-            self._bar.set_description_str(f"{self._epoch} validation")
+            self._bar.set_description_str("validation")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Make room for the epoch's line."""
@@ -173,6 +173,7 @@ class Recorder(keras.callbacks.Callback):
         self.learning_rates: list[float] = []
         self.momentums: list[float] = []
         self.epochs: list[dict[str, float]] = []
+        self._begun: list[int] = []  # batches done where each fit began
         self._ends: list[int] = []  # batches done at the end of each epoch
         self._tap: LossHook | None = None
         self._pending: list[tuple[torch.Tensor, float | torch.Tensor, float]] = []
@@ -182,6 +183,8 @@ class Recorder(keras.callbacks.Callback):
         if self._tap is not None:  # the last fit was interrupted
             self._tap.close()
         self._fetch()
+        if self._begun[-1:] != [len(self.losses)]:
+            self._begun.append(len(self.losses))
         self._momentum_name = momentum_name(self.model.optimizer)
         self._tap = LossHook(self.model, self._receive)
 
@@ -214,21 +217,23 @@ class Recorder(keras.callbacks.Callback):
         """All that was recorded, for a checkpoint."""
         self._fetch()
         figures = {name: np.array(getattr(self, name), np.float64) for name in self._FIGURES}
-        ends = np.array(self._ends, np.int64)
-        return {**figures, "ends": ends, "epochs": [dict(logs) for logs in self.epochs]}
+        places = {"ends": np.array(self._ends, np.int64), "begun": np.array(self._begun, np.int64)}
+        return {**figures, **places, "epochs": [dict(logs) for logs in self.epochs]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._pending = []
         for name in self._FIGURES:
             setattr(self, name, state[name].tolist())
-        self._ends = state["ends"].tolist()
+        self._ends, self._begun = state["ends"].tolist(), state["begun"].tolist()
         self.epochs = [dict(logs) for logs in state["epochs"]]
 
     @property
     def smoothed_losses(self) -> np.ndarray:
-        """Debiased moving average of the losses, float64 (batches,)."""
-        return smooth(self.losses, self.smoothing)
+        """Debiased moving average of the losses, which begins anew with each fit, float64 (batches,)."""
+        ends = [*self._begun[1:], len(self.losses)]
+        fits = [self.losses[start:end] for start, end in zip(self._begun, ends, strict=True)]
+        return np.concatenate([smooth(fit, self.smoothing) for fit in fits] or [np.zeros(0)])
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line a batch: step, learning_rate, momentum, loss, smoothed_loss."""
@@ -308,6 +313,8 @@ class EpochTable(keras.callbacks.Callback):
 
     Args:
         file: where to print; standard output when None.
+        recorder: whose smoothed loss is the train_loss, as in the course; None has the epoch's mean. It has
+            to come before the table in the callbacks.
 
     Example:
         >>> table = EpochTable()
@@ -315,9 +322,9 @@ class EpochTable(keras.callbacks.Callback):
         '    0   0.500000   0.250000   0.900000   01:15'
     """
 
-    def __init__(self, file: IO[str] | None = None) -> None:
+    def __init__(self, file: IO[str] | None = None, recorder: Recorder | None = None) -> None:
         super().__init__()
-        self.file = file
+        self.file, self.recorder = file, recorder
         self.rows: list[dict[str, Any]] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -331,16 +338,19 @@ class EpochTable(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Print the epoch's line."""
         seconds = time.perf_counter() - self._start
-        columns = self.columns(logs or {})
+        logs = dict(logs or {})
+        if self.recorder is not None and self.recorder.losses:
+            logs["loss"] = float(self.recorder.smoothed_losses[-1])
+        columns = self.columns(logs)
         self.rows.append({"epoch": epoch, **columns, "time": seconds})
         if not is_main():
             return
-        header = self.header(logs or {})
+        header = self.header(logs)
         stream = self.file or sys.stdout
         if header != self._header:
             print(header, file=stream)
             self._header = header
-        print(self.line(logs or {}, epoch=epoch, seconds=seconds), file=stream, flush=True)
+        print(self.line(logs, epoch=epoch, seconds=seconds), file=stream, flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The lines so far, for a checkpoint."""

@@ -37,7 +37,9 @@ class CourseLearner(Learner):
                 log-probabilities, as in the course's notes.
         """
         split = self._split("test" if is_test else "valid")
-        averaged = predict_tta(self.model, split, n_aug, weight=1 / (n_aug + 1), average=average)
+        averaged = predict_tta(
+            self.model, split, n_aug, weight=1 / (n_aug + 1), average=average, progress=self.verbose
+        )
         return self._logs(averaged), averaged.labels
 
     def predict_array(self, arr: np.ndarray) -> np.ndarray:

@@ -244,7 +244,8 @@ class MultiLabelInterpretation(Answers):
             predicted=text(self.predicted[place]) or "none",
             loss=float(self.losses[place]),
             note=", ".join(
-                f"{self.class_names[n]} {self.probabilities[place, n]:.2f}" for n in np.flatnonzero(wrong)
+                f"{self.class_names[n]} {self.probabilities[place, n]:.2f}"
+                for n in np.flatnonzero(wrong).tolist()
             ),
         )
 
