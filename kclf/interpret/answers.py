@@ -85,5 +85,9 @@ class Answers(ABC):
         """What the model said of one photo."""
 
     @abstractmethod
+    def figures(self) -> dict[str, Any]:
+        """The figures by name, as plain numbers."""
+
+    @abstractmethod
     def summary(self) -> str:
         """The figures in a few lines."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -183,6 +183,17 @@ class Interpretation(Answers):
     def abstain(self, precision: float = 0.99, *, assurance: float = 0.95) -> Abstention:
         """From which probability on to answer so that answers hold a precision; see `calibration.abstain`."""
         return calibration.abstain(self.confidence, self.right, precision=precision, assurance=assurance)
+
+    def figures(self) -> dict[str, Any]:
+        """Accuracy with its interval, log loss and calibration error, as plain numbers."""
+        accuracy = self.accuracy
+        return {
+            "photos": len(self),
+            "accuracy": accuracy.value,
+            "interval": [accuracy.low, accuracy.high],
+            "log_loss": float(self.losses.mean()),
+            "calibration_error": float(self.calibration().error),
+        }
 
     def summary(self) -> str:
         """Accuracy, calibration, abstention and the worst confusions, in a few lines."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -99,6 +99,18 @@ class RegressionInterpretation(Answers):
         right.set(xlabel="predicted", ylabel="predicted - actual")
         right.set_title(f"bias {self.bias:+.4g}, R² {self.r_squared:.3f}", fontsize=10)
         return left.figure
+
+    def figures(self) -> dict[str, Any]:
+        """Errors with the interval of their mean, bias and explained variance, as plain numbers."""
+        error = self.mean_absolute_error
+        return {
+            "photos": len(self),
+            "mean_absolute_error": error.value,
+            "interval": [error.low, error.high],
+            "root_mean_squared_error": self.root_mean_squared_error,
+            "bias": self.bias,
+            "r_squared": self.r_squared,
+        }
 
     def summary(self) -> str:
         """Errors, bias and explained variance, in a few lines."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -216,6 +216,29 @@ class MultiLabelInterpretation(Answers):
         axes.legend(fontsize=8)
         return axes
 
+    def figures(self) -> dict[str, Any]:
+        """Exact answers, mean average precision, F1 and each label's scores, as plain numbers."""
+        exact = self.exact
+        return {
+            "photos": len(self),
+            "all_labels_right": exact.value,
+            "interval": [exact.low, exact.high],
+            "accuracy": self.accuracy,
+            "mean_average_precision": _known(self.mean_average_precision),
+            "f1": self.f1(),
+            "f1_micro": self.f1("micro"),
+            "log_loss": float(self.losses.mean()),
+            "labels": {
+                score.name: {
+                    "photos": score.photos,
+                    "threshold": score.threshold,
+                    "f1": _known(score.f1.value),
+                    "average_precision": _known(score.average_precision),
+                }
+                for score in self.class_scores()
+            },
+        }
+
     def summary(self) -> str:
         """Exact answers, mean average precision, F1 and the worst labels, in a few lines."""
         scores = sorted(self.class_scores(), key=lambda score: np.nan_to_num(score.f1.value, nan=2.0))
@@ -251,3 +274,8 @@ class MultiLabelInterpretation(Answers):
 
     def _class(self, name: str) -> int:
         return list(self.class_names).index(one_of("class_name", name, list(self.class_names)))
+
+
+def _known(figure: float) -> float | None:
+    """A figure as JSON has it, which knows no NaN."""
+    return None if np.isnan(figure) else figure

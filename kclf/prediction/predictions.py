@@ -224,6 +224,20 @@ class Predictions:
             for row, columns in enumerate(order)
         ]
 
+    def given(self) -> list[list[tuple[str, float]]]:
+        """Of several labels, those given to each photo, with their probabilities, likeliest first.
+
+        Example:
+            >>> several = np.array([[0.6, 0.9, 0.1]])
+            >>> Predictions(several, class_names=["sky", "sea", "dog"], task="multi_label").given()
+            [[('sea', 0.9), ('sky', 0.6)]]
+        """
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")
+        return [
+            [(self.class_names[n], float(row[n])) for n in places if has[n]]
+            for row, has, places in zip(self.probabilities, self.predicted, order, strict=True)
+        ]
+
     @property
     def files(self) -> list[str]:
         """Path of each photo, or its number where the photos are no files."""
