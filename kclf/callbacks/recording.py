@@ -229,6 +229,11 @@ class Recorder(keras.callbacks.Callback):
         self.epochs = [dict(logs) for logs in state["epochs"]]
 
     @property
+    def epoch_ends(self) -> list[int]:
+        """Batches done at the end of each epoch."""
+        return list(self._ends)
+
+    @property
     def smoothed_losses(self) -> np.ndarray:
         """Debiased moving average of the losses, which begins anew with each fit, float64 (batches,)."""
         ends = [*self._begun[1:], len(self.losses)]

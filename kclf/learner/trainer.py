@@ -41,6 +41,8 @@ AnyPath = str | os.PathLike[str]
 class Trainer:
     """The state of a `Learner`, whose arguments and attributes these are, and its one way to fit."""
 
+    recorder_type: type[Recorder] = Recorder
+
     def __init__(
         self,
         data: ImageData | None,
@@ -66,7 +68,7 @@ class Trainer:
         self.path = Path(path)
         self.callbacks = list(callbacks)
         self.verbose = verbose
-        self.recorder = Recorder()
+        self.recorder = self.recorder_type()
         self.table = EpochTable(recorder=self.recorder)
         self.memory = MemoryGuard()
         self.checkpoint: Checkpoint | None = None
@@ -133,7 +135,7 @@ class Trainer:
         listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks, *guards]
         self._compile(model, weight_decay)
         try:
-            return model.fit(
+            history = model.fit(
                 train,
                 validation_data=valid if validate else None,
                 epochs=epochs,
@@ -141,6 +143,8 @@ class Trainer:
                 shuffle=False,
                 verbose=0,
             )
+            history._ipython_display_ = lambda: None  # the table has said it; a cell would echo an object
+            return history
         except (KeyboardInterrupt, NotFiniteError) as cut:
             bar.close()
             self._cut_short(cut, best)
