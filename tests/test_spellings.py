@@ -35,17 +35,11 @@ COURSES = OURS | {
     "trn_ds": course_data.CourseSplit,
     "interp": course_interpretation.ClassificationInterpretation,
 }
-MADE = {
-    "sched",
-    "recorder",
-    "model",
-    "data",
-    "train",
-    "valid",
-    "test",
-    "training",
-    "callbacks",
-}  # by __init__
+INSTANCE = (
+    "sched recorder model data train valid test training callbacks "
+    "paths labels optimizer learning_rates epochs"
+)
+MADE = set(INSTANCE.split())  # made by __init__
 
 
 def chains(text: str) -> list[list[str]]:
