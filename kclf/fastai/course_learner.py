@@ -223,7 +223,8 @@ class CourseLearner(Learner):
     def export(self, fname: AnyPath = "export.pkl") -> Path:
         """Save the classifier for `load_learner`, which takes the same name.
 
-        Nothing is pickled: in place of `export.pkl` there is `export.h5`, which holds no code.
+        Nothing is pickled: in place of `export.pkl` there is `export.h5`, which holds no code, or
+        `export.keras` of a backbone of one's own.
         """
         name = Path(fname)
         return super().export(name.with_suffix(".h5") if name.suffix in PICKLES else name)
@@ -317,8 +318,8 @@ vision_learner = cnn_learner
 def load_learner(path: AnyPath, data: ImageData | None = None, **options: Any) -> Learner:
     """A learner from a file that `export` (or `save`) wrote; no code from the file runs."""
     path = Path(path)
-    written = path.with_suffix(".h5")
-    path = written if path.suffix in PICKLES and not path.exists() else path
+    if path.suffix in PICKLES and not path.exists():
+        path = next((one for one in map(path.with_suffix, (".h5", ".keras")) if one.exists()), path)
     if data is None:
         return CourseLearner(None, load(path), **options)
     return load_plain(path, data, **options)

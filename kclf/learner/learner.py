@@ -468,21 +468,35 @@ class Learner(Trainer):
     # ---- files ------------------------------------------------------------
 
     def save(self, name: str) -> Path:
-        """Save the classifier as `models/{name}.h5`, which `kclf.load` reads too; gives the path."""
-        path = self._place(Path("models") / f"{name}.h5")
-        self.model.save(path)
-        return path
+        """Save the classifier as `models/{name}.h5`, which `kclf.load` reads too; gives the path.
+
+        With a backbone of one's own it is `models/{name}.keras`.
+        """
+        return self.export(Path("models") / f"{name}.h5")
 
     def load(self, name: str) -> Learner:
         """Load the weights of `models/{name}.h5` into the model; what is frozen stays frozen."""
-        take_weights(self._file(name, ".h5"), self.model)
+        take_weights(self._ours(self._file(name, ".h5")), self.model)
         return self
 
     def export(self, path: AnyPath = "export.h5") -> Path:
-        """Save the classifier in one file that `load_learner` and `kclf.load` read; it holds no code."""
-        target = self._place(path)
+        """Save the classifier in one file that `load_learner` and `kclf.load` read; it holds no code.
+
+        Args:
+            path: where to. A backbone of one's own, which an ".h5" cannot name, goes into a ".keras" file in
+                its place, which Keras reads in its safe mode.
+
+        Returns:
+            The path written.
+        """
+        target = self._ours(self._place(path))
         self.model.save(target)
         return target
+
+    def _ours(self, path: Path) -> Path:
+        """The file that this classifier goes to where `path` is asked for."""
+        own = self.model.backbone_name is None and path.suffix in (".h5", ".hdf5")
+        return path.with_suffix(".keras") if own else path
 
     def _to(self, policy: str) -> Learner:
         self.model = clone_with(self.model, dtype=policy)
