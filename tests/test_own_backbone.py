@@ -67,7 +67,7 @@ def test_export_and_load_learner(photos):
     learner.fit_one_cycle(1, 1e-2)
     file = learner.export()
     assert file == photos.parent / "export.keras"
-    back = load_learner(file, learner.data, path=photos.parent, verbose=False)
+    back = load_learner(file, learner.data, verbose=False)
     np.testing.assert_allclose(back.get_preds()[0], learner.get_preds()[0], atol=1e-6)
     back.fit_one_cycle(1, 1e-3)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .._core.plotting import new_grid
 from ..data import ImageData
+from ..data.files import list_images
 from ..errors import DataError
 from ..interpret import ConfusionMatrix
 from ..layers import Augmentation
@@ -84,10 +85,11 @@ class ImageClassifierData:
             missing = [name for name in (trn_name, val_name) if not os.path.isdir(os.path.join(path, name))]
             if missing:
                 raise DataError(f"{path}: no such folder. Received: {', '.join(missing)}")
-        options = _options(bs, tfms, num_workers) | arguments
+        data = ImageData.from_folder(path, **(_options(bs, tfms, num_workers) | arguments))
         if test_name is not None:
-            options["test"] = os.path.join(path, test_name)
-        return _made(ImageData.from_folder(path, **options), tfms, path)
+            files = list_images(os.path.join(path, test_name))
+            data.test = (data.valid or data.train).replace(images=files, labels=None, shuffle=False)
+        return _made(data, tfms, path)
 
     @staticmethod
     def from_csv(
