@@ -14,6 +14,7 @@ import torch
 
 from .._core.devices import Moment, moment, seconds_between, send
 from .._core.keras_private import producer_of
+from .._core.progress import Progress
 from ..data import ImageDataset
 from ..data.decision import Decision
 from ..data.files import image_files
@@ -24,7 +25,12 @@ from .predictions import Predictions
 
 
 def predict(
-    model: keras.Model, dataset: Any, *, from_logits: bool | None = None, together: bool = False
+    model: keras.Model,
+    dataset: Any,
+    *,
+    from_logits: bool | None = None,
+    together: bool = False,
+    progress: bool = False,
 ) -> Predictions:
     """Predict every photo of a dataset, in its order.
 
@@ -39,6 +45,7 @@ def predict(
             last activation, and by rows that sum to 1.
         together: let the processes of `torchrun` divide the batches of an `ImageDataset` among them, all of
             which must then call this; each gets all predictions, the same bits as one process alone.
+        progress: show a bar.
 
     Returns:
         Probabilities with labels and paths, of the photos that can be read.
@@ -48,7 +55,9 @@ def predict(
         >>> predict(model, np.zeros((3, 8, 8, 3), "float32")).probabilities.tolist()
         [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
     """
-    (plain,), _ = predict_views(model, dataset, from_logits, Views(lambda images: iter([images])), together)
+    one = Views(lambda images: iter([images]))
+    bar = "predictions" if progress else None
+    (plain,), _ = predict_views(model, dataset, from_logits, one, together=together, bar=bar)
     return plain
 
 
@@ -92,9 +101,15 @@ class Views:
 
 
 def predict_views(
-    model: keras.Model, dataset: Any, from_logits: bool | None, views: Views, together: bool
+    model: keras.Model,
+    dataset: Any,
+    from_logits: bool | None,
+    views: Views,
+    *,
+    together: bool = False,
+    bar: str | None = None,
 ) -> tuple[list[Predictions], list[float]]:
-    """Predictions for each view and the seconds it took, every photo read once."""
+    """Predictions for each view and the seconds it took, every photo read once; `bar` names a bar."""
     class_names = _class_names(model, dataset)
     dataset = _in_order(dataset)
     model.make_predict_function()
@@ -102,12 +117,20 @@ def predict_views(
         arrays, seconds = _predict_together(model, dataset, views)
         known = dataset.labels
     else:
-        arrays, labels, seconds = _predict_batches(model, _batches(dataset), views)
+        with Progress(_number_of(dataset), bar or "", shown=bar is not None) as shown:
+            arrays, labels, seconds = _predict_batches(model, _counted(_batches(dataset), shown), views)
         known = getattr(dataset, "labels", None)
         known = _on_host(labels) if known is None and labels else known
     if not arrays:
         raise ValueError("Expected a dataset with at least one batch. Received: an empty dataset")
     return _beside_labels(model, dataset, arrays, known, class_names, from_logits), seconds
+
+
+def _counted(batches: Iterable[Any], shown: Progress) -> Iterator[Any]:
+    """The batches, each of which moves the bar when it is done."""
+    for batch in batches:
+        yield batch
+        shown.update(len(batch[0] if isinstance(batch, tuple | list) else batch))
 
 
 def _predict_batches(
@@ -155,6 +178,13 @@ def _predict_together(
         for whole, part in zip(full, values, strict=False):
             whole[rows] = part
     return full, seconds
+
+
+def _number_of(dataset: Any) -> int | None:
+    """How many photos a dataset has, where it says so."""
+    if isinstance(dataset, np.ndarray | torch.Tensor):
+        return len(dataset)
+    return getattr(dataset, "num_images", None)
 
 
 def _on_host(parts: list[Any]) -> np.ndarray:
