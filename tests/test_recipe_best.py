@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from itertools import count
 
 import keras
 import numpy as np
@@ -316,6 +317,31 @@ def test_a_refit_that_is_stopped_leaves_what_was_chosen(monkeypatch):
 
     assert equal(weights(model), kept[-1])
     assert model.decision is not None
+
+
+@pytest.mark.parametrize("stop_at", [10, 26], ids=["in the tuning", "in the refit"])
+def test_a_run_that_is_cut_off_resumes_bit_for_bit(stop_at, tmp_path, monkeypatch):
+    monkeypatch.setattr(Comparison, "choice", SIZE)
+
+    def trained(folder, stop_at=None):
+        steps = count(1)
+
+        def stop(batch, logs):
+            if next(steps) == stop_at:
+                raise KeyboardInterrupt
+
+        keras.utils.set_random_seed(3)
+        model = classifier(augmentation=kclf.aug_transforms(size=SIZE))
+        learner = kclf.Learner(data(), model, path=folder, verbose=False)
+        look = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+        learner.fit_best(plan=plan(3, refit=True), callbacks=[look], resume=True)
+        return weights(learner.model)
+
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", stop_at)
+
+    assert equal(trained(tmp_path / "cut"), whole)
 
 
 def test_the_images_of_several_sources():
