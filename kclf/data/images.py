@@ -53,14 +53,35 @@ def read_image(
         >>> image.shape, image[0, 0].tolist()
         ((30, 40, 3), [128, 128, 128])
     """
+    with opened(path, content) as image:
+        return decoded(path, image, at_least)
+
+
+def decoded(path: str | os.PathLike[str], image: Image.Image, at_least: int | None) -> np.ndarray:
+    """The pixels of an image that is open, as `read_image` gives them; `path` only names it."""
+    if at_least is not None:
+        image.draft("RGB", (at_least, at_least))
+    _require_size(path, image.size)
+    mark_deep(image)
+    image.load()  # damage shows here: a PNG's metadata may lie behind its pixels
+    return np.asarray(to_rgb(upright(image)))
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[Image.Image]:
+    """An image open for its header and pixels, of a file or of what was in it.
+
+    Raises:
+        ImageError: it cannot be opened, or what is done with it fails.
+    """
     try:
-        with _opened(path, content) as image:
-            if at_least is not None:
-                image.draft("RGB", (at_least, at_least))
-            _require_size(path, image.size)
-            mark_deep(image)
-            image.load()  # damage shows here: a PNG's metadata may lie behind its pixels
-            return np.asarray(to_rgb(upright(image)))
+        if content is None:
+            require_file(path)
+        with (
+            open(path, "rb") if content is None else io.BytesIO(content) as file,
+            open_image(file) as image,
+        ):
+            yield image
     except ImageError:
         raise
     except Exception as error:  # damaged files make Pillow's parsers raise almost anything
@@ -68,31 +89,26 @@ def read_image(
         raise ImageError(path, _reason(path, error, content)) from error
 
 
-@contextmanager
-def _opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[Image.Image]:
-    """An image open for its header and pixels, of a file or of what was in it."""
-    if content is None:
-        require_file(path)
-    with open(path, "rb") if content is None else io.BytesIO(content) as file, open_image(file) as image:
-        yield image
-
-
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height of a photo as seen upright, from its header alone.
 
     Raises:
-        ImageError: the header cannot be read.
+        ImageError: the header cannot be read, or tells of more pixels than may be decoded.
     """
-    try:
-        with _opened(path) as image:
-            if min(image.size) < 1:
-                _require_size(path, image.size)
-            return upright_size(image)
-    except ImageError:
-        raise
-    except Exception as error:
-        _require_handles(error)
-        raise ImageError(path, _reason(path, error)) from error
+    with opened(path) as image:
+        return size_of(path, image)
+
+
+def size_of(path: str | os.PathLike[str], image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image that is open, as seen upright; `path` only names it."""
+    if not can_be_scaled(image) or min(image.size) < 1:  # Pillow decodes a PNG to tell its orientation
+        _require_size(path, image.size)
+    return upright_size(image)
+
+
+def can_be_scaled(image: Image.Image) -> bool:
+    """Whether an image can be made smaller while it is decoded."""
+    return image.format in ("JPEG", "MPO")
 
 
 def _require_handles(error: Exception) -> None:
