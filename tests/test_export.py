@@ -94,9 +94,9 @@ def inverted_residual(dtype="float32") -> ImageClassifier:
     for variable in backbone.weights:
         variable.assign(keras.random.uniform(variable.shape, -0.5, 1.0) ** 2 + 0.1)
     classes = ["cat", "dog", "newt"]
-    return with_random_logits(ImageClassifier(
-        backbone, classes, size=32, presize=SIDE, hidden=[8], normalization="tf", dtype=dtype
-    ))
+    return with_random_logits(
+        ImageClassifier(backbone, classes, size=32, presize=SIDE, hidden=[8], normalization="tf", dtype=dtype)
+    )
 
 
 @torch.no_grad()

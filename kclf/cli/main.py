@@ -363,7 +363,10 @@ def predict(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 64,
-    depth: Annotated[int | None, typer.Option(help="Bits of deep images.", min=1, max=32)] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(help="Bits of deep images; as in training, without.", min=1, max=32, show_default=False),
+    ] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a photo, as decoded.", min=1)] = None,
     coverage: Annotated[
         float | None,
@@ -388,8 +391,10 @@ def predict(
 
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
-    set_decoding(depth=depth, max_pixels=max_pixels or "pillow")
-    predictions, unreadable = predict_files(_load(classifier), photos, batch_size=batch_size)
+    set_decoding(max_pixels=max_pixels or "pillow")
+    model = _load(classifier)
+    model.depth = depth or model.depth
+    predictions, unreadable = predict_files(model, photos, batch_size=batch_size)
     for path, reason in unreadable:
         typer.echo(f"skipped {one_line(path)}: {one_line(reason)}", err=True)
     ranked = predictions.top(top) if coverage is None else with_coverage(predictions, coverage)
@@ -489,6 +494,8 @@ def check(
     _require_place(ledger, page)
     if ledger.exists() and not force:
         raise OutputExistsError(f"{ledger} exists. Choose another --ledger, or pass --force to replace it.")
+    model = _load(classifier) if classifier else None
+    depth = depth or (model.depth if model else None)
     set_decoding(depth=depth, max_pixels=max_pixels or "pillow")
     data: Any = folder
     if csv is not None:
@@ -499,7 +506,7 @@ def check(
         data = read_csv_data(csv, folder, words_of_run, lenient=True, max_unreadable=None)
     findings = check_photos(
         data,
-        _load(classifier) if classifier else None,
+        model,
         label=regex_label(label_regex, missing="") if label_regex else None,
     )
     typer.echo(findings.summary())

@@ -86,6 +86,7 @@ def labelled_photos(model: Any, folder: Path, label_regex: str | None, csv: Path
     from ..data import ImageDataset
     from ..data.files import list_images
     from ..data.labels import encode, folder_labels, regex_label
+    from ..data.sources import FileImages
     from ..data.table_files import join_paths
     from ..data.tables import read_table
 
@@ -97,7 +98,7 @@ def labelled_photos(model: Any, folder: Path, label_regex: str | None, csv: Path
         take = None if label_regex is None else regex_label(label_regex)
         labels = folder_labels(files, folder) if take is None else [take(file) for file in files]
     return ImageDataset(
-        files,
+        FileImages(files, model.depth),
         encode(labels, model.class_names, files),
         class_names=model.class_names,
         presize=model.presize or model.size,

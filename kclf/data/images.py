@@ -25,7 +25,11 @@ Box = tuple[int, int, int, int]
 
 
 def read_image(
-    path: str | os.PathLike[str], at_least: int | None = None, *, content: bytes | None = None
+    path: str | os.PathLike[str],
+    at_least: int | None = None,
+    *,
+    content: bytes | None = None,
+    depth: int | None = None,
 ) -> np.ndarray:
     """Decode a photo to upright 8-bit RGB.
 
@@ -38,6 +42,7 @@ def read_image(
         at_least: where a JPEG's short side is larger than this many pixels, it may be decoded at 1/2, 1/4
             or 1/8 of its size, never below `at_least`: several times faster for camera photos.
         content: what is in the file, where it has been read already; `path` then only names it.
+        depth: bits of the values of deep images; None as `set_decoding` has it.
 
     Returns:
         uint8 (height, width, 3).
@@ -54,17 +59,19 @@ def read_image(
         ((30, 40, 3), [128, 128, 128])
     """
     with opened(path, content) as image:
-        return decoded(path, image, at_least)
+        return decoded(path, image, at_least, depth)
 
 
-def decoded(path: str | os.PathLike[str], image: Image.Image, at_least: int | None) -> np.ndarray:
+def decoded(
+    path: str | os.PathLike[str], image: Image.Image, at_least: int | None, depth: int | None = None
+) -> np.ndarray:
     """The pixels of an image that is open, as `read_image` gives them; `path` only names it."""
     if at_least is not None:
         image.draft("RGB", (at_least, at_least))
     _require_size(path, image.size)
     mark_deep(image)
     image.load()  # damage shows here: a PNG's metadata may lie behind its pixels
-    return np.asarray(to_rgb(upright(image)))
+    return np.asarray(to_rgb(upright(image), depth))
 
 
 @contextmanager
@@ -257,13 +264,15 @@ def read_square(
     method: ResizeMethod = "crop",
     position: tuple[float, float] = CENTRE,
     out: np.ndarray | None = None,
+    *,
+    depth: int | None = None,
 ) -> np.ndarray:
-    """Decode a photo no larger than need be and bring it to a square; arguments as `to_square`.
+    """Decode a photo no larger than need be and bring it to a square: `read_image`, `to_square`.
 
     Raises:
         ImageError: the file cannot be read as an image.
     """
-    return to_square(read_image(path, at_least=size), size, method, position, out)
+    return to_square(read_image(path, at_least=size, depth=depth), size, method, position, out)
 
 
 def as_pixels(photo: Any) -> np.ndarray:
