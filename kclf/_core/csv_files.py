@@ -31,7 +31,8 @@ def escape_cell(cell: Any) -> Any:
         >>> escape_cell("=1+1"), escape_cell("-0.5"), escape_cell(-0.5), escape_cell("cat")
         ("'=1+1", '-0.5', -0.5, 'cat')
     """
-    return _MARK + cell if isinstance(cell, str) and _is_computed(cell) else cell
+    text = os.fspath(cell) if isinstance(cell, os.PathLike) else cell
+    return _MARK + text if isinstance(text, str) and _is_computed(text) else text
 
 
 def unescape_cell(cell: str) -> str:
