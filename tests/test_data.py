@@ -405,7 +405,12 @@ def test_no_file_is_in_training_and_in_validation(pets_folder):
     files = [f"cat/{i % 5}.png" for i in range(20)]
     table = {"file": files, "breed": ["a", "a", "a", "b", "b"] * 4}
     with pytest.raises(DataError, match=r"of 5 files stand twice.*group_column"):
-        ImageData.from_table(table, folder=pets_folder, size=16, batch_size=2)
+        ImageData.from_table(table, folder=pets_folder, valid_indices=[0, 3], size=16, batch_size=2)
+    once = ImageData.from_table(table, folder=pets_folder, size=16, batch_size=2)
+    assert sorted([*once.train.paths, *once.valid.paths]) == sorted(
+        set(once.train.paths) | set(once.valid.paths)
+    )
+    assert once.notes == ["15 rows say what others do, and count once"]
     data = ImageData.from_table(
         table, folder=pets_folder, group_column="file", size=16, batch_size=2, lenient=True
     )
@@ -883,11 +888,11 @@ def test_a_build_that_is_cut_off_goes_on(pets_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(presized, "AT_ONCE", 4)
     read, count = presized.read_image, []
 
-    def until_killed(path, at_least):
+    def until_killed(path, **how):
         count.append(path)
         if len(count) == 7:
             raise KeyboardInterrupt
-        return read(path, at_least)
+        return read(path, **how)
 
     monkeypatch.setattr(presized, "read_image", until_killed)
     with pytest.raises(KeyboardInterrupt):

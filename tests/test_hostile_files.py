@@ -182,6 +182,18 @@ def test_a_text_that_claims_gigabytes_is_refused(refused, model, tmp_path, lengt
 
 
 @pytest.mark.parametrize("mark", [b"GCOL\1\0\0\0", b"HEAP\0\0\0\0"])
+def test_many_places_that_look_like_heaps_cost_little(refused, model, tmp_path, mark):
+    path = saved(model, tmp_path / "a.weights.h5")
+    sound = path.read_bytes()
+    length = len(sound)
+    marks = range(length, length + 1_600_000, 32)
+    size = struct.pack("<QQQ", 1_600_000, 16, length)  # of the heap; free block; its address
+    path.write_bytes(sound + b"".join(mark + size for _ in marks) + struct.pack(f"<{len(marks)}Q", *marks))
+
+    refused(path)
+
+
+@pytest.mark.parametrize("mark", [b"GCOL\1\0\0\0", b"HEAP\0\0\0\0"])
 def test_weights_that_look_like_the_inside_of_hdf5_are_read(model, tmp_path, mark):
     weights = model.get_weights()
     weights[0].ravel()[2:] = np.frombuffer(mark * 5, np.float32)

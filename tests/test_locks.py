@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from kclf._core.locks import HOLDER_FILE, LOCK_FILE, FolderLock
 from kclf.errors import FolderLockedError
 
 fcntl = pytest.importorskip("fcntl")
+ROOT = Path(__file__).parent.parent
 
 HOLD = """
 import fcntl, sys, time
@@ -45,6 +48,39 @@ def test_a_dead_holder_does_not_count(tmp_path):
         assert lock.held
         assert f"process {os.getpid()} " in (tmp_path / HOLDER_FILE).read_text()
     assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+
+
+WRITER = """
+import os, sys
+from kclf._core.locks import FolderLock
+from kclf.errors import FolderLockedError
+lock = FolderLock(sys.argv[1])
+try:
+    lock.acquire()
+    print(os.getpid(), "writes", flush=True)
+    sys.stdin.read()
+except FolderLockedError:
+    print(os.getpid(), "is refused", flush=True)
+"""
+
+
+def test_two_writers_in_two_namespaces_with_one_process_id(tmp_path):
+    contained = ["unshare", "-Urpf", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*contained, "true"], check=False).returncode:
+        pytest.skip("no namespaces of processes for this user")
+    script = tmp_path / "kclf"  # by this name it imports no torch
+    script.write_text(WRITER)
+    command = [*contained, sys.executable, script, tmp_path]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT)}
+
+    with subprocess.Popen(command, env=environment, **pipes) as first:
+        assert first.stdout.readline() == "1 writes\n"
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert second.stdout == "1 is refused\n"
+        first.communicate("")
+    third = subprocess.run(command, env=environment, input="", capture_output=True, text=True, check=True)
+    assert third.stdout == "1 writes\n"
 
 
 def test_a_program_that_gives_no_name_is_refused_at_once(foreign, tmp_path):

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -63,11 +64,11 @@ BARE = {
 }
 
 
-def start(code: str, environment: dict[str, str], shell: str = "") -> subprocess.CompletedProcess:
+def start(code: str, environment: dict[str, str], shell: Sequence[str] = ()) -> subprocess.CompletedProcess:
     kept = {key: value for key, value in os.environ.items() if key not in ("KERAS_BACKEND", "PYTHONPATH")}
     given = {**kept, "PYTHONPATH": os.fspath(ROOT), **environment}
     return subprocess.run(
-        [sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=300
+        [*shell, sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=600
     )
 
 
@@ -91,7 +92,7 @@ with open({os.fspath(tmp_path / "said")!r}, "w") as file:
     file.write(str(file.fileno() > 2))
 """
 
-    done = start(code, BARE, 'exec "$@" <&- >&-')
+    done = start(code, BARE, ["sh", "-c", 'exec "$@" <&- >&-', "sh"])
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "said").read_text() == "True"

@@ -20,6 +20,7 @@ from .atomic import replacing
 # What spreadsheets compute: OWASP's list for "CSV injection", with the full-width signs that some convert.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 DELIMITERS = (",", ";", "\t", "|")
+BLANK = " "  # of lists such as "n01440764/1.JPEG 0"
 _MARK = "'"
 
 
@@ -30,7 +31,8 @@ def escape_cell(cell: Any) -> Any:
         >>> escape_cell("=1+1"), escape_cell("-0.5"), escape_cell(-0.5), escape_cell("cat")
         ("'=1+1", '-0.5', -0.5, 'cat')
     """
-    return _MARK + cell if isinstance(cell, str) and _is_computed(cell) else cell
+    text = os.fspath(cell) if isinstance(cell, os.PathLike) else cell
+    return _MARK + text if isinstance(text, str) and _is_computed(text) else text
 
 
 def unescape_cell(cell: str) -> str:
@@ -95,23 +97,25 @@ def read_csv(
 ) -> Iterator[list[str]]:
     """Rows of a CSV file as text, without the empty ones; read as they are asked for.
 
-    Nothing is stripped. A byte-order mark is taken off, and tells UTF-16 from UTF-8.
+    Nothing is stripped. A byte-order mark is taken off; UTF-16 and UTF-32 are told from UTF-8.
 
     Args:
         path: the file.
-        delimiter: between the cells; None for the one of `DELIMITERS` that the first line has most of.
+        delimiter: between the cells; None for what a line `sep=;` names, as Excel has it, or else for the one
+            that `find_delimiter` finds in the first line.
         escaped: take off the apostrophes that `write_csv` put before formulas; False for tables of others.
 
     Raises:
-        DataError: the file is no CSV in UTF-8 or UTF-16.
+        DataError: the file is no CSV in one of these.
         FileNotFoundError: there is no such file.
     """
     try:
         with open(path, newline="", encoding=_encoding(path)) as file:
             if delimiter is None:
-                delimiter = find_delimiter(file.readline())
-                file.seek(0)
+                delimiter = _delimiter_of(file)
             for row in csv.reader(file, delimiter=delimiter):
+                if delimiter == BLANK:
+                    row = [cell for cell in row if cell]  # several blanks part two cells as one does
                 if row:
                     yield [unescape_cell(cell) for cell in row] if escaped else row
     except (UnicodeError, csv.Error) as error:
@@ -119,17 +123,43 @@ def read_csv(
 
 
 def find_delimiter(line: str) -> str:
-    """The one of `DELIMITERS` that stands most often in a line outside quotes; a comma where none does.
+    """The one of `DELIMITERS` that stands most often in a line outside quotes; else a blank, or a comma.
 
     Example:
-        >>> find_delimiter('"a,b";c;d'), find_delimiter("file")
-        (';', ',')
+        >>> find_delimiter('"a,b";c;d'), find_delimiter("a.jpg 0"), find_delimiter("file")
+        (';', ' ', ',')
     """
     outside = "".join(line.split('"')[::2])
-    return max(DELIMITERS, key=outside.count)
+    found = max(DELIMITERS, key=outside.count)
+    return BLANK if found not in outside and BLANK in outside.strip() else found
+
+
+def _delimiter_of(file: TextIO) -> str:
+    """The delimiter of a file, which is left at its first row."""
+    line = next((line for line in iter(file.readline, "") if line.strip()), "")
+    text = line.rstrip("\r\n").strip('"')
+    if text.lower().startswith("sep=") and text[4:] in DELIMITERS:
+        return text[4:]
+    file.seek(0)
+    return find_delimiter(line)
+
+
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def _encoding(path: str | os.PathLike[str]) -> str:
+    """By the byte-order mark, or by every other byte that is 0 in UTF-16 without one."""
     with Path(path).open("rb") as file:
-        start = file.read(2)
-    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        start = file.read(4)
+    for mark, encoding in _MARKS.items():
+        if start.startswith(mark):
+            return encoding
+    zeros = [byte == 0 for byte in start]
+    if zeros in ([False, True] * 2, [True, False] * 2):
+        return "utf-16-be" if zeros[0] else "utf-16-le"
+    return "utf-8-sig"

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ..data.archives import unpacked
-from ..data.decoding import PARSER_ERRORS, open_image
+from ..data.decoding import PARSER_ERRORS
 from ..data.files import list_images, require_folder
 from ..data.folders import find_layout, read_split
-from ..data.images import image_size, read_image, require_file, resize
+from ..data.images import decoded, opened, require_file, resize, size_of
 from ..errors import DataError, ImageError
 
 NEARLY = 16  # of 255: 12-bit values in 16 bits have no pixel above 15
@@ -161,10 +161,11 @@ def inspect_file(path: str) -> FileInfo:
     """What one file tells of itself."""
     num_bytes, digest = file_digest(path)
     try:
-        # A JPEG decoded at an eighth is still read to its last byte, so a cut file is found.
-        pixels = read_image(path, at_least=2 * THUMBNAIL)
-        width, height = image_size(path)
-        image_format, oddity = _inside(path)
+        with opened(path) as image:
+            width, height = size_of(path, image)
+            # A JPEG decoded at an eighth is still read to its last byte, so a cut file is found.
+            pixels = decoded(path, image, at_least=2 * THUMBNAIL)
+            image_format, oddity = str(image.format), _oddity(image) or _oddity_of(pixels)
     except ImageError as error:
         return FileInfo(error=error.reason, digest=digest, num_bytes=num_bytes)
     except OSError as error:
@@ -175,19 +176,9 @@ def inspect_file(path: str) -> FileInfo:
         width=width,
         height=height,
         format=SAME_FORMAT.get(image_format, image_format),
-        oddity=oddity or _oddity_of(pixels),
+        oddity=oddity,
         thumbnail=resize(pixels, THUMBNAIL, THUMBNAIL),
     )
-
-
-def _inside(path: str) -> tuple[str, str]:
-    """The format of a readable photo, and what is odd about it."""
-    with open(path, "rb") as file, open_image(file) as image:
-        try:
-            return str(image.format), _oddity(image)
-        except PARSER_ERRORS as error:  # a cut animation, a bad offset of the next page
-            reason = str(error).strip() or type(error).__name__
-            return str(image.format), f"a later frame is damaged ({reason}); only the first is used"
 
 
 def _oddity_of(pixels: np.ndarray) -> str:
@@ -200,11 +191,17 @@ def _oddity_of(pixels: np.ndarray) -> str:
 
 
 def _oddity(image: Image.Image) -> str:
+    """What is odd about a readable photo by its mode and its frames."""
     if image.mode == "CMYK":
         return "CMYK colours"
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        return f"animated, {image.n_frames} frames; only the first is used"
-    return ""
+    if image.format == "MPO":
+        return ""
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except PARSER_ERRORS as error:  # a cut animation, a bad offset of the next page
+        reason = str(error).strip() or type(error).__name__
+        return f"a later frame is damaged ({reason}); only the first is used"
+    return f"animated, {frames} frames; only the first is used" if frames > 1 else ""
 
 
 def named_format(path: str) -> str:

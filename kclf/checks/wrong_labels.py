@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..data import ImageDataset
+from ..data.sources import FileImages
 
 BATCH_SIZE = 32
 
@@ -21,7 +22,10 @@ def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
         paths: readable photos.
     """
     photos = ImageDataset(
-        paths, presize=model.presize or model.size, resize_method=model.resize_method, batch_size=BATCH_SIZE
+        FileImages(paths, model.depth),
+        presize=model.presize or model.size,
+        resize_method=model.resize_method,
+        batch_size=BATCH_SIZE,
     )
     with torch.no_grad():
         features = (model.features(images).float() for images, *_ in photos)

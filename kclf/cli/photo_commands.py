@@ -45,6 +45,8 @@ def check(
     require_place(ledger, page)
     if ledger.exists() and not force:
         raise OutputExistsError(f"{ledger} exists. Choose another --ledger, or pass --force to replace it.")
+    model = load_classifier(classifier) if classifier else None
+    depth = depth or (model.depth if model else None)
     set_decoding(depth=depth, max_pixels=max_pixels or "pillow")
     data: Any = folder
     if csv is not None:
@@ -55,7 +57,7 @@ def check(
         data = read_csv_data(csv, folder, words_of_run, lenient=True, max_unreadable=None)
     findings = check_photos(
         data,
-        load_classifier(classifier) if classifier else None,
+        model,
         label=regex_label(label_regex, missing="") if label_regex else None,
     )
     typer.echo(findings.summary())

@@ -49,7 +49,10 @@ def predict(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 64,
-    depth: Annotated[int | None, typer.Option(help="Bits of deep images.", min=1, max=32)] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(help="Bits of deep images; as in training, without.", min=1, max=32, show_default=False),
+    ] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a photo, as decoded.", min=1)] = None,
     coverage: Annotated[
         float | None,
@@ -73,8 +76,10 @@ def predict(
 
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
-    set_decoding(depth=depth, max_pixels=max_pixels or "pillow")
-    predictions, unreadable = predict_files(load_classifier(classifier), photos, batch_size=batch_size)
+    set_decoding(max_pixels=max_pixels or "pillow")
+    model = load_classifier(classifier)
+    model.depth = depth or model.depth
+    predictions, unreadable = predict_files(model, photos, batch_size=batch_size)
     for path, reason in unreadable:
         typer.echo(f"skipped {one_line(path)}: {one_line(reason)}", err=True)
     if predictions.task == "regression":
@@ -207,6 +212,7 @@ def labelled_photos(
     from ..data import ImageDataset
     from ..data.files import list_images
     from ..data.labels import encode_for, folder_labels, label_parts, regex_label
+    from ..data.sources import FileImages
     from ..data.table_files import join_paths
     from ..data.tables import read_table
 
@@ -219,7 +225,7 @@ def labelled_photos(
         take = None if label_regex is None else regex_label(label_regex)
         labels = folder_labels(files, folder) if take is None else [take(file) for file in files]
     return ImageDataset(
-        files,
+        FileImages(files, model.depth),
         encode_for(labels, model.task, model.class_names, files),
         class_names=() if model.task == "regression" else model.class_names,
         task=model.task,

@@ -36,6 +36,7 @@ PARSER_ERRORS = (
     *(OSError, SyntaxError, LookupError, ArithmeticError, AttributeError, EOFError, TypeError, ValueError),
     *(RuntimeError, MemoryError, struct.error, Warning),
 )
+MOST_BITS = 32
 NEAR_SRGB = 2  # grey levels: a profile that changes no colour by more is taken for sRGB
 
 
@@ -83,12 +84,22 @@ def set_decoding(
         >>> set_decoding(depth=before.depth, max_pixels=before.max_pixels).depth
         12
     """
-    if depth is not None:
-        at_least("depth", depth, 1)
+    check_depth(depth)
     if isinstance(max_pixels, int):
         at_least("max_pixels", max_pixels, 1)
     before, _current[0] = _current[0], Decoding(depth, max_pixels)
     return before
+
+
+def check_depth(depth: int | None) -> int | None:
+    """The depth, if it is one: None or 1 to 32 bits.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if depth is not None and (type(depth) is not int or not 1 <= depth <= MOST_BITS):
+        raise ValueError(f"Expected 1 to {MOST_BITS} bits, or None. Received: depth={depth!r}")
+    return depth
 
 
 def open_image(file: IO[bytes]) -> Image.Image:
@@ -143,15 +154,20 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 # Colours
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit sRGB of an image of any mode, transparency laid on white."""
+def to_rgb(image: Image.Image, depth: int | None = None) -> Image.Image:
+    """8-bit sRGB of an image of any mode, transparency laid on white.
+
+    Args:
+        image: whose pixels are loaded.
+        depth: bits of the values of deep images; None as `set_decoding` has it.
+    """
     transparent = image.has_transparency_data or "transparency" in image.info
     if image.mode == "RGB" and not transparent and not _is_deep(image):
         return _to_srgb(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey(image)
+        return _deep_grey(image, depth)
     if _is_deep(image):
-        image = _scaled_deep_colour(image)
+        image = _scaled_deep_colour(image, depth)
     if transparent:
         rgba = image.convert("RGBA")
         on_white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -161,9 +177,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return _to_srgb(image.convert("RGB"), image.info.get("icc_profile"))
 
 
-def _deep_grey(image: Image.Image) -> Image.Image:
+def _deep_grey(image: Image.Image, depth: int | None) -> Image.Image:
     values = np.asarray(image)
-    grey = to_8_bit(values, _depth_of(image), inverted=_tags(image).get(INVERTED) == 0)
+    grey = to_8_bit(values, _depth_of(image, depth), inverted=_tags(image).get(INVERTED) == 0)
     key = image.info.get("transparency")
     if isinstance(key, int):
         grey = np.where(values == key, np.uint8(255), grey)
@@ -189,10 +205,11 @@ def to_8_bit(values: np.ndarray, depth: int | None = None, *, inverted: bool = F
     return np.rint(255 - scaled if inverted else scaled).astype(np.uint8)
 
 
-def _depth_of(image: Image.Image) -> int | None:
+def _depth_of(image: Image.Image, said: int | None) -> int | None:
     """Bits that are said for all photos, or that the file declares to be fewer than 16."""
-    if decoding().depth is not None:
-        return decoding().depth
+    said = said or decoding().depth
+    if said is not None:
+        return said
     most = _tags(image).get(MOST)
     most = max(most) if isinstance(most, tuple) and most else most
     return most.bit_length() if isinstance(most, int) and 0 < most < 65535 and image.mode != "F" else None
@@ -207,8 +224,8 @@ def _is_deep(image: Image.Image) -> bool:
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) or "deep" in image.info
 
 
-def _scaled_deep_colour(image: Image.Image) -> Image.Image:
-    depth = _depth_of(image)
+def _scaled_deep_colour(image: Image.Image, said: int | None) -> Image.Image:
+    depth = _depth_of(image, said)
     key = image.info.get("transparency")
     if isinstance(key, tuple):  # the key is of 16 bits, the pixels are of 8 now
         image.info["transparency"] = tuple(value >> 8 for value in key)

@@ -47,7 +47,7 @@ SYSTEM_NAMES = re.compile(
 )
 # Words that say which split a folder holds; of several folders for one split the first word counts.
 SPLIT_WORDS = {
-    "train": ("train", "training", "trn"),
+    "train": ("train", "training", "trn", "trainval", "trainvalid"),
     "valid": ("valid", "val", "validation", "validate", "dev", "eval", "evaluation", "holdout"),
     "test": ("test", "testing", "tst"),
 }
@@ -79,6 +79,8 @@ NEUTRAL_WORDS = frozenset(
         "pics",
         "picture",
         "pictures",
+        "private",
+        "public",
         "sample",
         "samples",
         "set",
@@ -289,7 +291,8 @@ def _split_and_rest(name: str) -> tuple[str, frozenset[str]]:
     words = _words(name)
     for split, known in SPLIT_WORDS.items():
         if hit := words & set(known):
-            return split, words - hit
+            both = set(SPLIT_WORDS["valid"]) if split == "train" else set()  # train_val: of both
+            return split, words - hit - both
     return "", words
 
 

@@ -277,12 +277,23 @@ def _read(split: str, root: str, label_regex: str | None, faults: Faults) -> Lab
             raise DataError(loose_images(loose, len(found.paths), root))
         faults.report(loose_images(loose, len(found.paths), root))
         found = found.without("")
+    if split == "train" and label_regex is None:
+        _require_different(root, faults)
     if split == "train" and found.empty:
         faults.report(
             f"{len(found.empty)} folders in {root} hold no image, so they are no class: "
             f"{listed(found.empty)}. {suffix_hint(found.others) or 'Remove them, or fill them'}"
         )
     return found
+
+
+def _require_different(root: str, faults: Faults) -> None:
+    """Report class folders that are one folder, by links: its photos would be of two classes."""
+    names: dict[str, list[str]] = {}
+    for name in list_folders(root):
+        names.setdefault(os.path.realpath(os.path.join(root, name)), []).append(name)
+    for same in (same for same in names.values() if len(same) > 1):
+        faults.report(f"The folders {listed(same)} in {root} are one folder, by links; remove all but one")
 
 
 def read_test(root: str, label_regex: str | None) -> Labelled:
@@ -307,12 +318,15 @@ def _require_depth(labels: Sequence[str], root: str) -> None:
     """Where all photos lie in one folder that has class folders of its own, name them."""
     if len(set(labels)) != 1:
         return
-    outer = next((n for n in list_folders(root) if normal_label(n) == labels[0]), "")
-    inside = list_folders(os.path.join(root, outer)) if outer else []
+    inside = [name for name in list_folders(root) if normal_label(name) == labels[0]][:1]
+    path = root
+    while len(inside) == 1:
+        path = os.path.join(path, inside[0])
+        inside = list_folders(path)
     if len(inside) > 1:
         raise DataError(
-            f"Expected at least 2 classes in {root}. Found one folder, {outer!r}, which holds folders: "
-            f"{listed(inside)}. Give that folder: {os.path.join(root, outer)}"
+            f"Expected at least 2 classes in {root}. Found one folder, {os.path.relpath(path, root)!r}, "
+            f"which holds folders: {listed(inside)}. Give that folder: {path}"
         )
 
 

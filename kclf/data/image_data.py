@@ -37,6 +37,7 @@ from .layouts import (
     require_apart,
     require_as_many,
     require_one_length,
+    without_repeats,
 )
 from .presized import cached
 from .sources import ArrayImages, FileImages
@@ -197,7 +198,7 @@ class ImageData:
             if not isinstance(split.dataset, FileImages):
                 raise DataError(f"The {name} images are not in files, so there is nothing to decode once")
         paths = np.unique(np.concatenate([split.paths for split in self.splits.values()]))
-        images = cached(paths, size, cache_folder, self.train.num_threads)
+        images = cached(paths, size, cache_folder, self.train.num_threads, self.train.dataset.depth)
         splits = {
             name: split.replace(
                 images=images.take(np.searchsorted(paths, split.paths)), presize=min(size, split.presize)
@@ -544,11 +545,16 @@ class ImageData:
         elif groups is not None:
             split = grouped_split(groups, valid_fraction, seed)
         else:
+            if task == "single_label" and len(once := without_repeats(files, rows)) < len(rows):
+                faults.notes.append(f"{len(rows) - len(once):,} rows say what others do, and count once")
+                rows = once
             split = automatic_split(codes[rows], names, task, valid_fraction, seed, faults.report_if_lenient)
             split = rows[split[0]], rows[split[1]]
         if task == "single_label" and (valid_indices is not None or groups is not None):
             require_all_classes(codes, split, names, faults.report)
         require_apart(files, split)
+        if len(test_rows):
+            require_apart(files, (np.concatenate(split), np.asarray(test_rows)), ("training", "test"))
         train, valid = divide(FileImages(files), codes, split)
         tested: Part | None = None if test is None else (FileImages(as_files(test)), None)
         if tested is None and len(test_rows):

@@ -25,7 +25,11 @@ Box = tuple[int, int, int, int]
 
 
 def read_image(
-    path: str | os.PathLike[str], at_least: int | None = None, *, content: bytes | None = None
+    path: str | os.PathLike[str],
+    at_least: int | None = None,
+    *,
+    content: bytes | None = None,
+    depth: int | None = None,
 ) -> np.ndarray:
     """Decode a photo to upright 8-bit RGB.
 
@@ -38,6 +42,7 @@ def read_image(
         at_least: where a JPEG's short side is larger than this many pixels, it may be decoded at 1/2, 1/4
             or 1/8 of its size, never below `at_least`: several times faster for camera photos.
         content: what is in the file, where it has been read already; `path` then only names it.
+        depth: bits of the values of deep images; None as `set_decoding` has it.
 
     Returns:
         uint8 (height, width, 3).
@@ -53,14 +58,37 @@ def read_image(
         >>> image.shape, image[0, 0].tolist()
         ((30, 40, 3), [128, 128, 128])
     """
+    with opened(path, content) as image:
+        return decoded(path, image, at_least, depth)
+
+
+def decoded(
+    path: str | os.PathLike[str], image: Image.Image, at_least: int | None, depth: int | None = None
+) -> np.ndarray:
+    """The pixels of an image that is open, as `read_image` gives them; `path` only names it."""
+    if at_least is not None:
+        image.draft("RGB", (at_least, at_least))
+    _require_size(path, image.size)
+    mark_deep(image)
+    image.load()  # damage shows here: a PNG's metadata may lie behind its pixels
+    return np.asarray(to_rgb(upright(image), depth))
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[Image.Image]:
+    """An image open for its header and pixels, of a file or of what was in it.
+
+    Raises:
+        ImageError: it cannot be opened, or what is done with it fails.
+    """
     try:
-        with _opened(path, content) as image:
-            if at_least is not None:
-                image.draft("RGB", (at_least, at_least))
-            _require_size(path, image.size)
-            mark_deep(image)
-            image.load()  # damage shows here: a PNG's metadata may lie behind its pixels
-            return np.asarray(to_rgb(upright(image)))
+        if content is None:
+            require_file(path)
+        with (
+            open(path, "rb") if content is None else io.BytesIO(content) as file,
+            open_image(file) as image,
+        ):
+            yield image
     except ImageError:
         raise
     except Exception as error:  # damaged files make Pillow's parsers raise almost anything
@@ -68,31 +96,26 @@ def read_image(
         raise ImageError(path, _reason(path, error, content)) from error
 
 
-@contextmanager
-def _opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[Image.Image]:
-    """An image open for its header and pixels, of a file or of what was in it."""
-    if content is None:
-        require_file(path)
-    with open(path, "rb") if content is None else io.BytesIO(content) as file, open_image(file) as image:
-        yield image
-
-
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height of a photo as seen upright, from its header alone.
 
     Raises:
-        ImageError: the header cannot be read.
+        ImageError: the header cannot be read, or tells of more pixels than may be decoded.
     """
-    try:
-        with _opened(path) as image:
-            if min(image.size) < 1:
-                _require_size(path, image.size)
-            return upright_size(image)
-    except ImageError:
-        raise
-    except Exception as error:
-        _require_handles(error)
-        raise ImageError(path, _reason(path, error)) from error
+    with opened(path) as image:
+        return size_of(path, image)
+
+
+def size_of(path: str | os.PathLike[str], image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image that is open, as seen upright; `path` only names it."""
+    if not can_be_scaled(image) or min(image.size) < 1:  # Pillow decodes a PNG to tell its orientation
+        _require_size(path, image.size)
+    return upright_size(image)
+
+
+def can_be_scaled(image: Image.Image) -> bool:
+    """Whether an image can be made smaller while it is decoded."""
+    return image.format in ("JPEG", "MPO")
 
 
 def _require_handles(error: Exception) -> None:
@@ -241,13 +264,15 @@ def read_square(
     method: ResizeMethod = "crop",
     position: tuple[float, float] = CENTRE,
     out: np.ndarray | None = None,
+    *,
+    depth: int | None = None,
 ) -> np.ndarray:
-    """Decode a photo no larger than need be and bring it to a square; arguments as `to_square`.
+    """Decode a photo no larger than need be and bring it to a square: `read_image`, `to_square`.
 
     Raises:
         ImageError: the file cannot be read as an image.
     """
-    return to_square(read_image(path, at_least=size), size, method, position, out)
+    return to_square(read_image(path, at_least=size, depth=depth), size, method, position, out)
 
 
 def as_pixels(photo: Any) -> np.ndarray:

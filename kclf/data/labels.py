@@ -15,6 +15,9 @@ from ..errors import DataError
 from .splits import require_classes
 from .tasks import Task
 
+# What no one sees around a name: every blank, and marks of width zero or of the direction.
+UNSEEN = "".join(c for c in map(chr, range(0x3001)) if c.isspace()) + "\u200b\u200e\u200f\u2060\ufeff"
+
 
 def is_missing(value: Any) -> bool:
     """Whether a field is None, NaN, or what data frames have for a missing value."""
@@ -25,11 +28,13 @@ def is_missing(value: Any) -> bool:
 
 def text_of(label: Any) -> str:
     """A field of a table as text; empty where it is missing."""
+    if isinstance(label, bytes):  # as HDF5 and TFRecords have text
+        return label.decode(errors="replace")
     return "" if is_missing(label) else str(label)
 
 
 def plain_label(label: Any) -> Any:
-    """A label as text, a list of texts or a number: also from arrays, sets, paths and missing values.
+    """A label as text, a list of texts or a number: also from arrays, sets, paths, bytes and missing values.
 
     Example:
         >>> plain_label(np.array(["a", "b"])), plain_label({"x"}), plain_label(None)
@@ -39,9 +44,11 @@ def plain_label(label: Any) -> Any:
         label = label.tolist()
     if isinstance(label, list | tuple | set | frozenset):
         parts = sorted(label, key=str) if isinstance(label, set | frozenset) else label
-        return [text_of(part) for part in parts]
+        return [text_of(part) for part in parts if not is_missing(part)]
     if isinstance(label, os.PathLike):
         return os.fspath(label)
+    if isinstance(label, bytes):
+        return text_of(label)
     return "" if is_missing(label) else label
 
 
@@ -133,6 +140,8 @@ def encode_array(
     labels: np.ndarray, task: Task, class_names: Sequence[str] | None
 ) -> tuple[list[str], np.ndarray]:
     """Class names and encoded labels of an array."""
+    if class_names is not None and len(set(class_names)) < len(class_names):
+        raise DataError(f"Expected class names, no two alike. Received: class_names={list(class_names)}")
     if task == "regression":
         return [], labels.astype(np.float32)
     if task == "multi_label":
@@ -222,13 +231,15 @@ def loose_images(loose: Sequence[str], count: int, root: str | os.PathLike[str])
 
 
 def normal_label(text: str) -> str:
-    """A label in one spelling: composed (NFC), without blanks around it, which no one sees.
+    """A label in one spelling: composed (NFC), without blanks and unseen marks around it.
 
     Example:
         >>> normal_label("cafe\u0301 ") == "caf\u00e9"
         True
     """
-    return text if text.isascii() and text == text.strip() else unicodedata.normalize("NFC", text).strip()
+    return (
+        text if text.isascii() and text == text.strip() else unicodedata.normalize("NFC", text).strip(UNSEEN)
+    )
 
 
 def require_no_twins(class_names: Sequence[str], report: Callable[[str], None]) -> None:

@@ -70,19 +70,30 @@ def require_all_classes(
             )
 
 
-def require_apart(files: Sequence[str], split: Split) -> None:
-    """No file is in training and in validation: there it would be known."""
+def require_apart(
+    files: Sequence[str], split: Split, names: tuple[str, str] = ("training", "validation")
+) -> None:
+    """No file is on both sides, such as in training and in validation: there it would be known."""
     files = one_spelling(files)
     if len(set(files)) == len(files):
         return
-    train, valid = ({files[index] for index in indices} for indices in split)
-    both = sorted(train & valid)
+    one, other = ({files[index] for index in indices} for indices in split)
+    both = sorted(one & other)
     if both:
         raise DataError(
-            f"{len(both)} of {len(train | valid):,} files stand twice, in training and in validation: "
+            f"{len(both)} of {len(one | other):,} files stand twice, in {names[0]} and in {names[1]}: "
             f"{', '.join(both[:3])}. Give one row an image (`label_delimiter` for several labels), or "
             "keep repeats together (`group_column`, `group`)"
         )
+
+
+def without_repeats(files: Sequence[str], rows: np.ndarray) -> np.ndarray:
+    """The rows without those whose file an earlier one of them has."""
+    names = one_spelling(files)
+    if len(set(names)) == len(names):
+        return rows
+    first: dict[str, int] = {}
+    return np.array([row for row in rows if first.setdefault(names[row], row) == row], dtype=np.int64)
 
 
 def require_one_length(

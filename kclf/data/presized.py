@@ -7,11 +7,14 @@ import json
 import logging
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -82,6 +85,7 @@ class CachedImages(Images):
         reasons: why an image of the cache is not there.
         largest: short side in pixels that the images of the cache have.
         rows: int64 (n,), which image of the cache each path is; None for all of them in order.
+        depth: that they were read at, as `read_image` has it.
     """
 
     def __init__(
@@ -91,8 +95,10 @@ class CachedImages(Images):
         reasons: dict[int, str],
         largest: int,
         rows: np.ndarray | None = None,
+        depth: int | None = None,
     ) -> None:
         self.paths = paths
+        self.depth = depth
         self.largest: int = largest
         self._pixels = pixels
         self._reasons = reasons
@@ -107,7 +113,8 @@ class CachedImages(Images):
             path = str(self.paths[index])
             log.warning("Damaged in its cache, so that it is presized again each time: %s", path)
             height, width = self._pixels.layout.shapes[row]
-            return resize(read_image(path, at_least=self.largest), int(width), int(height))
+            photo = read_image(path, at_least=self.largest, depth=self.depth)
+            return resize(photo, int(width), int(height))
         return image
 
     def shapes_at(self, size: int) -> np.ndarray | None:
@@ -119,7 +126,7 @@ class CachedImages(Images):
     def take(self, indices: np.ndarray) -> CachedImages:
         """Some of the images, of the same cache."""
         paths, rows = self.paths[indices], self._rows[indices]
-        return CachedImages(paths, self._pixels, self._reasons, self.largest, rows)
+        return CachedImages(paths, self._pixels, self._reasons, self.largest, rows, self.depth)
 
     def square(
         self,
@@ -136,7 +143,13 @@ class CachedImages(Images):
         return to_square(image, size, method, position, out)
 
 
-def cached(paths: np.ndarray, size: int, folder: str | os.PathLike[str], num_threads: int) -> CachedImages:
+def cached(
+    paths: np.ndarray,
+    size: int,
+    folder: str | os.PathLike[str],
+    num_threads: int,
+    depth: int | None = None,
+) -> CachedImages:
     """The photos from the cache in a folder, which is filled first, or filled to the end.
 
     The cache is keyed by the photos' paths, file sizes and times of change, so that a stale one is never
@@ -147,23 +160,25 @@ def cached(paths: np.ndarray, size: int, folder: str | os.PathLike[str], num_thr
         size: short side in pixels.
         folder: where caches are kept, made if need be.
         num_threads: threads that decode.
+        depth: bits of the values of deep images, as `read_image` has it.
 
     Raises:
         DataError: the disk has not the room.
     """
-    cache = Path(folder) / f"{size}px-{_key(paths, size)}"
+    depth = depth or decoding().depth
+    cache = Path(folder) / f"{size}px-{_key(paths, size, depth)}"
     lock = FolderLock(cache)
     lock.acquire(wait=True)  # another process may be at it: then it is found done
     with lock, ThreadPoolExecutor(num_threads, thread_name_prefix="kclf-cache") as pool:
         sweep(cache)
         layout = _layout(paths, size, cache, pool)
-        sums, reasons = _fill(paths, size, cache, layout, pool)
-    return CachedImages(paths, _Pixels(cache / "pixels", layout, sums), reasons, size)
+        sums, reasons = _fill(paths, size, cache, layout, pool, depth)
+    return CachedImages(paths, _Pixels(cache / "pixels", layout, sums), reasons, size, depth=depth)
 
 
-def _key(paths: np.ndarray, size: int) -> str:
+def _key(paths: np.ndarray, size: int, depth: int | None) -> str:
     """Sixteen hexadecimal digits that change with any of the files."""
-    digest = hashlib.sha256(f"{FORMAT} {size} {decoding().depth}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {size} {depth}".encode())
     for path in paths:
         try:
             status = os.stat(path)
@@ -220,7 +235,12 @@ def _stored_shape(path: str, size: int) -> tuple[int, int]:
 
 
 def _fill(
-    paths: np.ndarray, size: int, folder: Path, layout: Layout, pool: ThreadPoolExecutor
+    paths: np.ndarray,
+    size: int,
+    folder: Path,
+    layout: Layout,
+    pool: ThreadPoolExecutor,
+    depth: int | None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Decode what is still to do; the sums of all, and the reasons of those that cannot be."""
     reasons = _read_reasons(folder)
@@ -232,36 +252,56 @@ def _fill(
     todo = np.flatnonzero(sums == TODO)
     if not len(todo):
         return sums, reasons
-    stored = np.memmap(folder / "sums", dtype=np.uint64, mode="r+")
-    pixels, offsets = np.memmap(folder / "pixels", dtype=np.uint8, mode="r+"), layout.offsets
-
-    def store(index: int) -> str | None:
-        height, width = layout.shapes[index]
-        start, end = layout.offsets[index : index + 2]
-        try:
-            photo = read_image(str(paths[index]), at_least=size)
-            if start == end:
-                return "its header cannot be read"
-            resize(photo, int(width), int(height), out=pixels[start:end].reshape(height, width, 3))
-        except ImageError as error:
-            return error.reason
-        return None
-
-    with Progress(len(paths), f"presizing to {size} px", done=len(paths) - len(todo)) as bar:
+    # Written, not mapped, as they are read: a map of a file that somebody cuts off ends the process.
+    with (
+        open(folder / "pixels", "r+b") as pixels,
+        open(folder / "sums", "r+b") as stored,
+        Progress(len(paths), f"presizing to {size} px", done=len(paths) - len(todo)) as bar,
+    ):
+        store = partial(_store, paths, size, layout, pixels, threading.Lock(), depth)
         for some in _batches(todo):
-            found = list(pool.map(store, some))
-            for index, reason in zip(some.tolist(), found, strict=True):
+            for index, found in zip(some.tolist(), pool.map(store, some.tolist()), strict=True):
                 reasons.pop(index, None)
-                if reason is not None:
-                    reasons[index] = reason
-            pixels.flush()
+                if isinstance(found, str):
+                    reasons[index] = found
+                else:
+                    sums[index] = found
+            _to_disk(pixels)
             _write_reasons(folder, reasons)
-            for index, reason in zip(some, found, strict=True):
-                start, end = offsets[index : index + 2]
-                stored[index] = TODO if reason else _sum(pixels[start:end])
-            stored.flush()
+            stored.seek(8 * int(some[0]))
+            stored.write(sums[some[0] : some[-1] + 1].tobytes())
+            _to_disk(stored)
             bar.update(len(some))
-    return np.array(stored[: len(paths)]), reasons
+    return sums, reasons
+
+
+def _store(
+    paths: np.ndarray,
+    size: int,
+    layout: Layout,
+    pixels: BinaryIO,
+    lock: threading.Lock,
+    depth: int | None,
+    index: int,
+) -> int | str:
+    """Decode a photo into its place in the file of pixels; its sum, or why it cannot be read."""
+    height, width = map(int, layout.shapes[index])
+    try:
+        photo = read_image(str(paths[index]), at_least=size, depth=depth)
+        if not height:
+            return "its header cannot be read"
+        image = np.ascontiguousarray(resize(photo, width, height))
+    except ImageError as error:
+        return error.reason
+    with lock:
+        pixels.seek(int(layout.offsets[index]))
+        pixels.write(image.data)
+    return _sum(image)
+
+
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _batches(indices: np.ndarray) -> Iterator[np.ndarray]:

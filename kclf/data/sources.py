@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..errors import DataError
+from .decoding import decoding
 from .images import CENTRE, ResizeMethod, read_image, read_square, to_square
 
 Position = tuple[float, float]
@@ -23,11 +24,13 @@ class Images(Dataset):
         paths: what names each image, (n,).
         in_files: whether that is its file.
         largest: side in pixels of the largest square worth asking for; None where that depends on the image.
+        depth: bits that the values of deep images were said to have; None where nothing was.
     """
 
     paths: np.ndarray
     in_files = True
     largest: int | None = None
+    depth: int | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -60,22 +63,30 @@ class Images(Dataset):
 class FileImages(Images):
     """Photos in files.
 
+    Args:
+        paths: the files.
+        depth: bits of the values of deep images; None for what `set_decoding` says now.
+
     Attributes:
         paths: the files, as an array of Python's own texts: parts of it share them, whatever their length.
+        depth: of deep images, also in another process; None for the rule by type.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]] | np.ndarray) -> None:
+    def __init__(
+        self, paths: Sequence[str | os.PathLike[str]] | np.ndarray, depth: int | None = None
+    ) -> None:
+        self.depth = depth or decoding().depth
         if not (isinstance(paths, np.ndarray) and paths.dtype == object):
             texts = paths.tolist() if isinstance(paths, np.ndarray) else [os.fspath(path) for path in paths]
             paths = np.array(texts, dtype=object)
         self.paths = paths
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index])
+        return read_image(self.paths[index], depth=self.depth)
 
     def take(self, indices: np.ndarray) -> FileImages:
         """Photos of some of the files."""
-        return FileImages(self.paths[indices])
+        return FileImages(self.paths[indices], self.depth)
 
     def square(
         self,
@@ -86,7 +97,7 @@ class FileImages(Images):
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Photo `index` as a uint8 (size, size, 3) square, decoded no larger than that needs."""
-        return read_square(self.paths[index], size, method, position, out)
+        return read_square(self.paths[index], size, method, position, out, depth=self.depth)
 
 
 class ArrayImages(Images):

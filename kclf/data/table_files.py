@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from .._core.arguments import listed
 from ..errors import DataError
-from .files import image_suffixes, is_system, scan
+from .files import image_suffixes, is_system, list_folders, scan
 
 ESCAPES = ("\\", "://", "//", "/./", "/../")
 
@@ -34,8 +36,9 @@ class Found:
 def find_files(folder: str | os.PathLike[str], names: Sequence[str], suffix: str = "") -> Found:
     """The files of those names in a folder; names that are not there are looked for by what they end in.
 
-    Mended are a missing or another suffix, the case of letters, backslashes, blanks around, and folders in
-    front that this machine does not have, where one file below `folder` alone can be meant.
+    Mended are a missing or another suffix, the case of letters, backslashes, blanks around, another
+    spelling in Unicode or with percent signs, zeros in front of a number, and folders in front that this
+    machine does not have, where one file below `folder` alone can be meant.
 
     Raises:
         DataError: none of them is there.
@@ -102,32 +105,50 @@ class _Index:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(folder)
         self.images = scan(folder or ".").images
+        self._folders = {name.casefold() for name in list_folders(folder or ".")}
         self._by_stem: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
         for path in self.images:
-            parts = tuple(part.casefold() for part in os.path.abspath(path).split(os.sep) if part)
+            parts = tuple(part for part in _folded(os.path.abspath(path)).split(os.sep) if part)
             self._by_stem.setdefault(_stem(parts[-1]), []).append((path, parts))
 
     def find(self, name: str) -> str | None:
         """The one file that a name can mean; None where there is none or several."""
-        clean = name.strip().replace("\\", "/").casefold()
+        return self._find(name) or (self._find(unquote(name)) if "%" in name else None)
+
+    def _find(self, name: str) -> str | None:
+        clean = _folded(name.strip().replace("\\", "/"))
         parts = [part for part in clean.split("/") if part not in ("", ".")]
         if not parts or ".." in parts:
             return None
         foreign = "://" in clean or clean.startswith("/") or parts[0].endswith(":")
+        foreign = foreign or (len(parts) > 1 and parts[0] not in self._folders)
         below = len([part for part in self.root.split(os.sep) if part])
         found = []
         for path, own in self._by_stem.get(_stem(parts[-1]), ()):
             same = _common(parts, own)
             if same == len(parts) or (foreign and same >= len(own) - below):
                 found.append(path)
-        exact = [path for path in found if os.path.basename(path).casefold() == parts[-1]]
-        best = exact or found
+        named = [_folded(os.path.basename(path)) for path in found]
+        exact = [path for path, own in zip(found, named, strict=True) if own == parts[-1]]
+        whole = [p for p, own in zip(found, named, strict=True) if _unsuffixed(own) == _unsuffixed(parts[-1])]
+        best = exact or whole or found
         return best[0] if len(best) == 1 else None
 
 
+def _folded(name: str) -> str:
+    """A name without the case of letters, in composed Unicode: archives of macOS have it apart."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _stem(name: str) -> str:
+    """A name without its suffix; a number without zeros in front, which tables lose."""
+    stem = _unsuffixed(name)
+    return stem.lstrip("0") or "0" if stem.isdecimal() else stem
+
+
+def _unsuffixed(name: str) -> str:
     stem, suffix = os.path.splitext(name)
-    return stem if suffix in image_suffixes() else name
+    return stem if suffix.lower() in image_suffixes() else name
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:
@@ -144,6 +165,13 @@ def _how(named: str, file: str) -> str:
         return "backslashes for slashes"
     if named.casefold() == file.casefold():
         return "case of letters"
+    if "%" in named and "%" not in file:
+        return "percent signs for other characters"
+    if _folded(named) == _folded(file):
+        return "another spelling in Unicode"
+    stems = [_unsuffixed(os.path.basename(path)) for path in (named, file)]
+    if stems[0] != stems[1] and _stem(stems[0]) == _stem(stems[1]):
+        return "zeros in front of a number"
     suffixes = [os.path.splitext(path)[1].lower() for path in (named, file)]
     if suffixes[0] not in image_suffixes():
         return f"no suffix, {suffixes[1]} added"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .._core.arguments import listed
 from .._core.csv_files import find_delimiter, read_csv
 from ..errors import DataError
-from .files import image_suffixes, split_named
+from .files import image_suffixes
 from .labels import column_of, is_missing, label_parts, plain_label, text_of
+from .table_splits import FALSE, TRUE, Columns, key_of, sides_of, split_columns
 from .tasks import Task
 
 PATH_NAMES = frozenset(
@@ -22,33 +26,32 @@ PATH_NAMES = frozenset(
 LABEL_NAMES = frozenset(
     {"label", "labels", "class", "classes", "category", "target", "tag", "tags", "species", "breed", "y"}
 )
-VALID_NAMES = frozenset({"is_valid", "isvalid", "valid", "is_val", "is_validation", "in_valid", "val"})
-SPLIT_NAMES = frozenset({"split", "set", "subset", "partition", "phase", "usage", "data set", "data_set"})
-FOLD_NAMES = frozenset({"fold", "kfold", "folds", "cv_fold"})
-TRUE, FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no", ""})
-MOST_FOLDS = 50
+WHOLE, NUMBER = re.compile(r"-?\d+(\.0)?"), re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+OFF = FALSE - {""} | {"-1", "-1.0"}  # in a column of a class
 
 Column = str | int
-Columns = dict[str, list[Any]]
 
 
 def columns_of(table: Any) -> Columns:
     """The columns of a table as lists.
 
     Args:
-        table: a mapping of columns, a data frame of pandas or polars, a table of pyarrow, or a list of
-            mappings or of rows. Nothing is imported for any of them.
+        table: a mapping of columns, a data frame of pandas or polars, a table of pyarrow, a list of mappings
+            or of rows, or an array of rows or of records. Nothing is imported for any of them.
 
     Example:
         >>> columns_of([{"file": "a.jpg", "label": "cat"}])
         {'file': ['a.jpg'], 'label': ['cat']}
     """
+    if isinstance(table, np.ndarray) and (table.dtype.names or table.ndim == 2):
+        table = {n: table[n] for n in table.dtype.names} if table.dtype.names else table.tolist()
     if isinstance(table, Mapping):
         return {str(name): _values(column) for name, column in table.items()}
     if hasattr(table, "collect"):  # a lazy frame
         table = table.collect()
     names = getattr(table, "column_names", None) or getattr(table, "columns", None)
     if names is not None and not callable(names):
+        _require_different(list(names))
         return {str(name): _values(table[name]) for name in names}
     rows = list(table) if isinstance(table, Sequence) and not isinstance(table, str) else []
     if rows and all(isinstance(row, Mapping) for row in rows):
@@ -60,6 +63,11 @@ def columns_of(table: Any) -> Columns:
         "Expected a table: columns by name, a data frame, a table of pyarrow, or a list of rows or of "
         f"mappings. Received: {type(table).__name__}"
     )
+
+
+def _require_different(names: list[Any]) -> None:
+    if len(set(names)) < len(names):
+        raise DataError(f"Expected columns of different names. Received: {listed(names)}")
 
 
 def _values(column: Any) -> list[Any]:
@@ -83,8 +91,10 @@ def read_csv_table(
 
     Args:
         csv_file: the file, with a header row or without.
-        delimiter: between the fields; None for the one that the first line has most of.
+        delimiter: between the fields; None for the one that `read_csv` finds.
         is_file: whether a cell of the first row names a photo, so that there is no header.
+
+    Rows and columns that are empty, as spreadsheets leave them, are passed over.
 
     Raises:
         DataError: no such file, no rows, a column name twice, or a row with another number of fields.
@@ -93,13 +103,20 @@ def read_csv_table(
         raise DataError(f"No such file. Received: csv_file={str(csv_file)!r}")
     rows = read_csv(csv_file, delimiter=delimiter, escaped=False)
     header, notes, first = next(rows, []), [], 2
-    columns: list[list[Any]] = [[] for _ in header]  # a row is not kept: a table may have millions
+    columns: list[list[Any]]  # a row is not kept: a table may have millions
     if any(_is_photo(cell) or is_file(cell) for cell in header):
         notes.append(f"{csv_file} has no header row: its columns are called {listed(range(len(header)))}")
         columns, header = [[cell] for cell in header], [str(place) for place in range(len(header))]
+    else:
+        header = _filled(header)
+        columns = [[] for _ in header]
     if len(set(header)) < len(header):
         raise DataError(f"{csv_file}: a column name stands twice in the header: {listed(header)}")
     for number, row in enumerate(rows, start=first):
+        if len(row) > len(header):
+            row = [*row[: len(header)], *_filled(row[len(header) :])]
+        if not any(row):
+            continue
         if len(row) != len(header):
             raise DataError(
                 f"{csv_file}, row {number}: expected {len(header)} fields as in the header "
@@ -114,6 +131,11 @@ def read_csv_table(
     if len(header) == 1 and (other := find_delimiter(header[0])) in header[0]:
         notes.append(f"{csv_file} has one column; is its delimiter {other!r} (--delimiter)?")
     return dict(zip(header, columns, strict=True)), notes
+
+
+def _filled(row: list[str]) -> list[str]:
+    """The cells of a row up to the last that is not empty."""
+    return row[: max((place for place, cell in enumerate(row, start=1) if cell.strip()), default=0)]
 
 
 def _is_photo(cell: Any) -> bool:
@@ -156,19 +178,40 @@ def understand(
 ) -> Meaning:
     """Files, labels and splits of a table; columns that are not named are known by name and content."""
     names, notes = list(columns), []
+    if len(names) < 2:
+        raise DataError(
+            f"Expected a column of file names and one of labels. Received: {listed(names) or 'none'} alone. "
+            "If there are more, say what stands between them (--delimiter); the index of a data "
+            "frame becomes a column by reset_index()"
+        )
+    if not columns[names[0]]:
+        raise DataError("Expected a row for each image. Received: a table without rows")
     path = _name(columns, path_column) if path_column is not None else _path_column(columns)
     if path_column is None and path != names[0]:
         notes.append(f"File names are taken from column {path!r}")
-    splitting = None if is_split else _split_column(columns, valid_column, {path})
-    others = [name for name in names if name not in (path, splitting)]
+    splitting: list[str] = []
+    if not is_split and valid_column is not None:
+        splitting = [_name(columns, valid_column)]
+    elif not is_split:
+        splitting, said = split_columns(columns, {path})
+        notes += said
+    others = [name for name in names if name not in (path, *splitting)]
     meaning = Meaning(_file_names(columns[path], path), [], task or "single_label", notes=notes)
     chosen = _label_columns(columns, label_column, others, path, label_delimiter, task)
     if len(chosen) > 1:
         _read_n_hot(meaning, columns, chosen, task)
     else:
         _read_labels(meaning, columns[chosen[0]], label_delimiter, task)
-    if splitting is not None:
-        _read_split(meaning, columns[splitting], splitting, explicit=valid_column is not None)
+        if label_column is None and len(others) > 1 and key_of(chosen[0]) not in LABEL_NAMES:
+            unused = listed([name for name in others if name != chosen[0]])
+            notes.append(
+                f"Labels are taken from column {chosen[0]!r}; not used: {unused} (--columns FILE,LABEL)"
+            )
+    if splitting:
+        sides, said = sides_of(columns, splitting)
+        meaning.valid = [row for row, side in enumerate(sides) if side == "valid"] or None
+        meaning.test = [row for row, side in enumerate(sides) if side == "test"]
+        notes += said
     return meaning
 
 
@@ -177,16 +220,12 @@ def _name(columns: Columns, column: Column) -> str:
     return list(columns)[column] if isinstance(column, int) else column
 
 
-def _key(name: str) -> str:
-    return name.strip().lower()
-
-
 def _path_column(columns: Columns) -> str:
     """The first column that holds names of photos, else the first that is called so, else the first."""
     for name, values in columns.items():
         if any(_is_photo(value) for value in values[:20]):
             return name
-    return next((name for name in columns if _key(name) in PATH_NAMES), next(iter(columns)))
+    return next((name for name in columns if key_of(name) in PATH_NAMES), next(iter(columns)))
 
 
 def _file_names(values: Sequence[Any], column: str) -> list[str]:
@@ -196,7 +235,7 @@ def _file_names(values: Sequence[Any], column: str) -> list[str]:
             f"{len(empty):,} of {len(values):,} rows name no file in column {column!r}: rows {listed(empty)} "
             "(counted from 1, without a header). Remove them"
         )
-    return [os.fspath(v) if isinstance(v, os.PathLike) else str(v) for v in _whole(values)]
+    return [os.fsdecode(v) if isinstance(v, os.PathLike | bytes) else str(v) for v in _whole(values)]
 
 
 def _whole(values: Sequence[Any]) -> Sequence[Any]:
@@ -219,18 +258,33 @@ def _label_columns(
         return [_name(columns, column) for column in given]
     if given is not None:
         return [_name(columns, given)]  # type: ignore[arg-type]
-    known = [name for name in others if _key(name) in LABEL_NAMES]
+    known = [name for name in others if key_of(name) in LABEL_NAMES]
     if known or not others:
         return [known[0] if known else _name(columns, 1)]
-    hot = [name for name in others if _is_n_hot(columns[name])]
-    if len(hot) > 1 and len(hot) == len(others) and delimiter is None and task != "regression":
-        return hot
     after = list(columns)[list(columns).index(path) + 1 :]
-    return [next((name for name in after if name in others), others[0])]
+    first = next((name for name in after if name in others), others[0])
+    rest = [name for name in others if not _is_number_of_rows(columns[name])]
+    hot = [name for name in rest if _is_n_hot(columns[name])]
+    if len(hot) < 2 or delimiter is not None or task == "regression":
+        return [first]
+    if len(hot) == len(rest):
+        return hot
+    if first in hot:
+        raise DataError(
+            f"Expected to see which columns hold the classes. {listed(hot)} hold 0 and 1, and there are "
+            f"others: {listed([name for name in rest if name not in hot])}. Name them: label_column=[...] "
+            "(--columns FILE,LABEL or FILE,CLASS,CLASS,...)"
+        )
+    return [first]
+
+
+def _is_number_of_rows(values: Sequence[Any]) -> bool:
+    """Whether a column tells its rows apart, and so no classes."""
+    return len({text_of(value) for value in values}) == len(values) > 2
 
 
 def _is_n_hot(values: Sequence[Any]) -> bool:
-    return all(text_of(value).strip().lower() in TRUE | FALSE - {""} for value in values)
+    return all(text_of(value).strip().lower() in TRUE | OFF for value in values)
 
 
 def _read_n_hot(meaning: Meaning, columns: Columns, chosen: list[str], task: Task | None) -> None:
@@ -266,14 +320,28 @@ def _read_labels(meaning: Meaning, values: Sequence[Any], delimiter: str | None,
         meaning.labels = [_parts(label, delimiter) for label in labels]
     else:
         meaning.labels = [text_of(value) for value in _whole_texts(_whole(values))]
+        if task is None:
+            _refuse_fractions(meaning.labels)
 
 
 def _whole_texts(values: Sequence[Any]) -> Sequence[Any]:
-    """Texts like "1.0" as "1" where all are so: whole numbers that a program wrote as floats."""
+    """Texts like "1.0" as "1" where all are whole numbers: some program wrote them as floats."""
     texts = [v for v in values if isinstance(v, str) and v]
-    if len(texts) and all(t.endswith(".0") and t[:-2].lstrip("-").isdigit() for t in texts):
-        return [v[:-2] if isinstance(v, str) and v else v for v in values]
+    if len(texts) and all(WHOLE.fullmatch(text) for text in texts):
+        return [v.partition(".")[0] if isinstance(v, str) else v for v in values]
     return values
+
+
+def _refuse_fractions(labels: Sequence[str]) -> None:
+    """Numbers that are not whole are rather to be predicted than classes."""
+    given = [label for label in labels if label]
+    if given and all(NUMBER.fullmatch(label) for label in given):
+        broken = next((label for label in given if not float(label).is_integer()), None)
+        if broken is not None:
+            raise DataError(
+                f"Expected classes. Received: numbers such as {broken}. Pass task='regression' (--task "
+                "regression) to predict them, or task='single_label' where each is a class"
+            )
 
 
 def _listed_in(text: str) -> list[str]:
@@ -288,52 +356,3 @@ def _parts(label: Any, delimiter: str | None) -> Any:
     if isinstance(label, list):
         return label
     return label_parts(text_of(label), delimiter) if delimiter is not None else text_of(label)
-
-
-# Splits
-
-
-def _split_column(columns: Columns, given: Column | None, taken: set[str]) -> str | None:
-    """The column that says which split a row is in."""
-    if given is not None:
-        return _name(columns, given)
-    for name, values in columns.items():
-        key = _key(name)
-        if name not in taken and (
-            (key in VALID_NAMES and _is_flag(values))
-            or (key in SPLIT_NAMES and _are_splits(values))
-            or (key in FOLD_NAMES and 2 <= len({text_of(v) for v in values}) <= MOST_FOLDS)
-        ):
-            return name
-    return None
-
-
-def _is_flag(values: Sequence[Any]) -> bool:
-    return all(text_of(value).strip().lower() in TRUE | FALSE for value in values)
-
-
-def _are_splits(values: Sequence[Any]) -> bool:
-    return all(split_named(text) for text in {text_of(value) for value in values})
-
-
-def _read_split(meaning: Meaning, values: Sequence[Any], name: str, *, explicit: bool) -> None:
-    texts = [text_of(value).strip() for value in values]
-    if _is_flag(values):
-        sides = ["valid" if text.lower() in TRUE else "train" for text in texts]
-    elif _are_splits(texts):
-        sides = [split_named(text) for text in texts]
-    elif explicit and _key(name) not in FOLD_NAMES and len(set(texts)) > MOST_FOLDS:
-        raise DataError(
-            f"Expected 0 and 1, or train, valid and test, or folds, in column {name!r}. "
-            f"Received: {listed(sorted(set(texts)))}"
-        )
-    else:
-        first = min(set(texts), key=lambda text: (len(text), text))
-        sides = ["valid" if text == first else "train" for text in texts]
-        meaning.notes.append(f"Column {name!r} holds folds: fold {first} validates")
-    at = {side: [row for row, own in enumerate(sides) if own == side] for side in ("valid", "test")}
-    meaning.valid, meaning.test = at["valid"] or None, at["test"]
-    counts = ", ".join(
-        f"{sides.count(side):,} {side}" for side in ("train", "valid", "test") if side in sides
-    )
-    meaning.notes.append(f"Column {name!r} says the split: {counts}")

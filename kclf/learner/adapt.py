@@ -41,6 +41,7 @@ def classifier_for(
         "task": data.task,
         "presize": data.presize,
         "resize_method": data.train.resize_method,
+        "depth": data.train.dataset.depth,
     }
     model = ImageClassifier(backbone, output_names(data), **(known | settings))
     if data.task == "regression" and data.train.labels is not None:
@@ -67,6 +68,7 @@ def adapt_to_data(model: ImageClassifier, data: ImageData) -> ImageClassifier:
     if data.size != model.size:
         model = clone_with(model, size=data.size)
     model.presize, model.resize_method = data.presize, data.train.resize_method
+    model.depth = data.train.dataset.depth
     return model
 
 

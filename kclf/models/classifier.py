@@ -21,6 +21,7 @@ from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, built_name, split_backbone, split_blocks
 from ..callbacks.delivered import delivered_first
 from ..data.decision import Decision
+from ..data.decoding import check_depth
 from ..data.images import (
     CENTRE,
     RESIZE_METHODS,
@@ -81,6 +82,7 @@ class ImageClassifier(keras.Model):
         presize: side of the square that photos are brought to when they are read from files for a
             prediction; None reads them at `size`.
         resize_method: "crop", "pad" or "squish": how they are brought to it.
+        depth: bits of the values of their deep images, as `kclf.data.decoding.set_decoding` has it.
         accelerate: run on plain torch calls (`kclf.accelerate`); False leaves Keras as it is.
         checkpointing: train with less memory and a third more time: blocks of the backbone are computed again
             on the way back. Needs `accelerate`.
@@ -114,6 +116,7 @@ class ImageClassifier(keras.Model):
         batchnorm: str = "inference",
         presize: int | None = None,
         resize_method: str = "crop",
+        depth: int | None = None,
         accelerate: bool = True,
         checkpointing: bool = False,
         name: str | None = None,
@@ -128,6 +131,7 @@ class ImageClassifier(keras.Model):
         self.size = int(size)
         self.presize = presize
         self.resize_method = resize_method
+        self.depth = check_depth(depth)
         self.task = task
         self.batchnorm = batchnorm
         self.hidden = tuple(int(width) for width in hidden)
@@ -207,10 +211,10 @@ class ImageClassifier(keras.Model):
         """
         side, method = self.presize or self.size, cast(ResizeMethod, self.resize_method)
         if isinstance(photo, bytes):
-            pixels = read_image("photo", at_least=side, content=photo)
+            pixels = read_image("photo", at_least=side, content=photo, depth=self.depth)
             return np.array(to_square(pixels, side, method, CENTRE))
         if isinstance(photo, str | PathLike):
-            return np.array(read_square(photo, side, method))
+            return np.array(read_square(photo, side, method, depth=self.depth))
         return np.array(to_square(as_pixels(photo), side, method, CENTRE))
 
     # ---- shapes, as of a functional model ------------------------------------------------------------
@@ -421,6 +425,7 @@ class ImageClassifier(keras.Model):
             "name": self.name,
             "dtype": self.dtype_policy.name,
             **({"checkpointing": True} if self.checkpointing else {}),
+            **({} if self.depth is None else {"depth": self.depth}),
             "trainable_from_group": self.first_trainable_group,
             "decision": None if self.decision is None else self.decision.get_config(),
         }

@@ -311,10 +311,10 @@ def activation_key(
     """SHA-256 of everything that decides the activations, as 64 hex digits.
 
     That is: the files with their order, sizes and times of change (or the pixels, for photos in memory), and
-    the size at which a cache of presized photos keeps them; how they are squared and to which size;
-    normalisation; the backbone's layers and weights; number formats; how a view is resampled; and for several
-    views the augmentation and where the windows lie. Labels are not part of it: they are never read from a
-    cache.
+    the size at which a cache of presized photos keeps them, and the depth they are read at; how they are
+    squared and to which size; normalisation; the backbone's layers and weights; number formats; how a view is
+    resampled; and for several views the augmentation and where the windows lie. Labels are not part of it:
+    they are never read from a cache.
 
     Args:
         model: an `ImageClassifier`.
@@ -355,7 +355,7 @@ def _describe_photos(source: Images) -> Any:
         return [[_describe_photos(part) for part in source.sources], source.places.tolist()]
     if isinstance(source, ArrayImages):
         return [source.images.shape, hashlib.sha256(np.ascontiguousarray(source.images).data).hexdigest()]
-    return [source.largest, [_describe_file(str(path)) for path in source.paths]]
+    return [source.largest, source.depth, [_describe_file(str(path)) for path in source.paths]]
 
 
 def _describe_file(path: str) -> tuple[str, int, int]:

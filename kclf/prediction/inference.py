@@ -18,6 +18,7 @@ from .._core.progress import Progress
 from ..data import ImageDataset
 from ..data.decision import Decision
 from ..data.files import image_files
+from ..data.sources import FileImages
 from ..data.tasks import probabilities_of
 from ..distributed import gather, rank, world_size
 from ..errors import DataError
@@ -78,7 +79,7 @@ def predict_files(
         DataError: a path does not exist, there are no images, or none of them can be read.
     """
     dataset = ImageDataset(
-        [file for photo in photos for file in image_files(photo)],
+        FileImages([file for photo in photos for file in image_files(photo)], model.depth),
         class_names=model.class_names,
         task=model.task,
         presize=model.presize or model.size,

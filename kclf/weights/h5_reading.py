@@ -19,6 +19,8 @@ from ..errors import FileFormatError, KclfError
 # zlib, the strongest of the filters every HDF5 library has, shrinks at most 1032 : 1.
 LARGEST_COMPRESSION = 1032
 LONGEST_TEXT = 2**26  # characters
+FEW = 16  # places that a file is searched for one by one
+PIECE = 2**23  # bytes looked at together
 _SUPERBLOCK = b"\x89HDF\r\n\x1a\n"
 _STRING_HEAP = b"GCOL\1"  # three bytes that mean nothing follow, then the size
 _NAME_HEAP = b"HEAP\0"  # the same; then the place of the first free block, and the address of the blocks
@@ -154,13 +156,13 @@ def _check_heaps_in(content: bytes | mmap.mmap) -> None:
         return  # no HDF5 file, as the library will say
     sizes = base + (13 if content[base + len(_SUPERBLOCK)] < 2 else 9)
     _refuse_if(content[sizes : sizes + 2] != b"\x08\x08", "its addresses or lengths are not of 8 bytes")
-    for start in _places(content, _STRING_HEAP):
-        references = list(_places(content, struct.pack("<Q", start - base)))
-        if references:
-            _check_string_heap(content, start, references)
-    for start in _places(content, _NAME_HEAP):
-        if content.find(struct.pack("<Q", start - base)) >= 0:
-            _check_name_heap(content, start, base)
+    left = len(content)  # heaps do not overlap: together they are no longer than the file
+    for start, references in _with_references(content, list(_places(content, _STRING_HEAP)), base):
+        left -= _check_string_heap(content, start, references)
+        _refuse_if(left < 0, "its heaps are longer than the file")
+    for start, _ in _with_references(content, list(_places(content, _NAME_HEAP)), base):
+        left -= _check_name_heap(content, start, base)
+        _refuse_if(left < 0, "its heaps are longer than the file")
 
 
 def _superblock_of(content: bytes | mmap.mmap) -> int | None:
@@ -180,7 +182,34 @@ def _places(content: bytes | mmap.mmap, mark: bytes) -> Iterator[int]:
         start = content.find(mark, start + len(mark))
 
 
-def _check_string_heap(content: bytes | mmap.mmap, start: int, references: list[int]) -> None:
+def _with_references(
+    content: bytes | mmap.mmap, starts: list[int], base: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Those of some places whose address is in the file, and where: few are looked for one by one."""
+    found: dict[int, list[int]] = {start: [] for start in starts}
+    if len(starts) <= FEW:
+        for start in starts:
+            found[start] += _places(content, struct.pack("<Q", start - base))
+    else:
+        addresses = np.array(starts, np.uint64) - np.uint64(base)
+        for at, address in _equal_words(content, addresses):
+            found[address + base].append(at)
+    return ((start, references) for start, references in found.items() if references)
+
+
+def _equal_words(content: bytes | mmap.mmap, values: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Where a file holds one of some numbers of 8 bytes, at whatever place, in one pass."""
+    for first in range(0, len(content), PIECE):
+        piece = np.frombuffer(content[first : first + PIECE + 7], np.uint8)
+        for shift in range(8):
+            words = piece[shift:]
+            words = words[: len(words) // 8 * 8].view(np.uint64)
+            for hit in np.flatnonzero(np.isin(words, values)):
+                yield first + shift + 8 * int(hit), int(words[hit])
+
+
+def _check_string_heap(content: bytes | mmap.mmap, start: int, references: list[int]) -> int:
+    """The length of a heap that is sound."""
     place, size = start + 16, int.from_bytes(content[start + 8 : start + 16], "little")
     end, lengths = start + size, {}
     _refuse_if(max(place, end) > len(content), "a heap is longer than the file")
@@ -193,6 +222,7 @@ def _check_string_heap(content: bytes | mmap.mmap, start: int, references: list[
         place += step
     for reference in references:
         _check_text(content, reference, lengths)
+    return size
 
 
 def _check_text(content: bytes | mmap.mmap, reference: int, lengths: dict[int, int]) -> None:
@@ -208,12 +238,15 @@ def _check_text(content: bytes | mmap.mmap, reference: int, lengths: dict[int, i
     _refuse_if(stored and length > max(stored, LONGEST_TEXT), f"a text claims {length:,} characters")
 
 
-def _check_name_heap(content: bytes | mmap.mmap, start: int, base: int) -> None:
+def _check_name_heap(content: bytes | mmap.mmap, start: int, base: int) -> int:
+    """The bytes of the free blocks of a heap that is sound, each of which holds 16 of its own."""
     if start + 32 > len(content):
-        return
+        return 0
     size, free, address = struct.unpack_from("<QQQ", content, start + 8)
     seen: set[int] = set()
     while free != _LAST_BLOCK and free < size and base + address + free + 8 <= len(content):
         _refuse_if(free in seen, "the free blocks of a heap go in a circle")
         seen.add(free)
         (free,) = struct.unpack_from("<Q", content, base + address + free)
+        _refuse_if(16 * len(seen) > len(content), "a heap has more free blocks than room for them")
+    return 16 * len(seen)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import csv
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kclf._core import csv_files
 from kclf._core.csv_files import escape_cell, find_delimiter, read_csv, unescape_cell, write_csv
+from kclf.data import ImageData
 from kclf.errors import DataError
+from kclf.prediction.predictions import Predictions
+from kclf.report.inputs import read_predictions
 
 NAMES = [
     "cat/x.jpg ",
@@ -62,6 +69,53 @@ def test_a_spreadsheet_sees_no_formula(tmp_path, name):
 @pytest.mark.parametrize("number", ["-0.5", "+3", "-1e-7", "-inf"])
 def test_numbers_are_written_as_they_are(number):
     assert escape_cell(number) == number
+
+
+def test_no_other_module_writes_or_reads_csv():
+    package = Path(csv_files.__file__).parent.parent
+    modules = [
+        path for path in package.rglob("*.py") if re.search(r"import csv\b|from csv\b", path.read_text())
+    ]
+    assert modules == [Path(csv_files.__file__)]
+
+
+HOSTILE = ["=1+1", "+cmd", "-2+3", "@SUM(A1)", "a\rb", "a\nb", "'=1", " =1", 'a","b', "x ", "007", "1e3"]
+
+
+def test_predictions_come_back_exactly_and_no_cell_is_a_formula(tmp_path):
+    count = len(HOSTILE)
+    paths = np.array([f"{name}.png" for name in HOSTILE])
+    given = Predictions(np.eye(count, dtype=np.float32), np.arange(count), paths, HOSTILE)
+    given.to_csv(tmp_path / "predictions.csv")
+
+    found = read_predictions(tmp_path / "predictions.csv").predictions
+
+    assert found.class_names == HOSTILE
+    assert found.paths.tolist() == paths.tolist()
+    assert found.labels.tolist() == list(range(count))
+    require_no_formula(tmp_path / "predictions.csv")
+
+
+def test_skipped_photos_come_back_exactly_and_no_cell_is_a_formula(tmp_path, monkeypatch):
+    rows = [(name, f"{name} cannot be read") for name in HOSTILE]
+    data = ImageData.from_arrays((np.zeros((4, 16, 16, 3), np.uint8), [0, 1] * 2))
+    monkeypatch.setattr(ImageData, "skipped", property(lambda self: rows))
+    data.save_skipped(tmp_path / "skipped.csv")
+
+    assert [tuple(row) for row in read_csv(tmp_path / "skipped.csv")] == [("path", "reason"), *rows]
+    require_no_formula(tmp_path / "skipped.csv")
+
+
+def test_a_path_is_written_as_text(tmp_path):
+    write_csv(tmp_path / "a.csv", [[Path("=1.png"), Path("b.png")]])
+    assert list(read_csv(tmp_path / "a.csv")) == [["=1.png", "b.png"]]
+    require_no_formula(tmp_path / "a.csv")
+
+
+def require_no_formula(path):
+    with open(path, newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
 
 
 def test_the_tables_of_others_are_not_changed(tmp_path):

@@ -31,7 +31,7 @@ def split(name, cat=4, dog=4):
 
 NAMES = {
     "train": "train Train TRAINING training_set train_set trainset train_images train-images images_train "
-    "TrainImages train1 train2017 imgs_train train_data traindata train_split",
+    "TrainImages train1 train2017 imgs_train train_data traindata train_split trainval train_val train+val",
     "valid": "valid val validation Validation valid_set val2017 val_images dev dev_set eval "
     "evaluation hold_out",
     "test": "test Test test1 testing test_set Testing test_images testset TestSet",
@@ -185,6 +185,50 @@ def test_names_that_differ_in_case_alone_are_refused(tmp_path):
     assert read(tmp_path, lenient=True).class_names == ["CAT", "cat", "dog"]
 
 
+@pytest.mark.parametrize("name", ["cat\u200b", "\u2060cat", "cat\u00a0", "\ufeffcat\u3000"])
+def test_what_no_one_sees_makes_no_class(tmp_path, name):
+    assert read(make_tree(tmp_path, {f"{name}/": 3, "cat/": 3, "dog/": 3})).class_names == ["cat", "dog"]
+
+
+def test_two_links_to_one_folder_are_not_two_classes(tmp_path):
+    make_tree(tmp_path, {"all/cat/": 3, "data/dog/": 3})
+    (tmp_path / "data/cat").symlink_to(tmp_path / "all/cat")
+    assert read(tmp_path / "data").class_names == ["cat", "dog"]
+    (tmp_path / "data/kitty").symlink_to(tmp_path / "all/cat")
+    with pytest.raises(DataError, match=r"cat, kitty in .* are one folder, by links"):
+        read(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\\b", "c:d", 'say "x"', "it's", "a\nb", "007", "nan", "None", "=1+1", "🐱", "x" * 200]
+)
+def test_any_name_of_a_folder_is_a_class(tmp_path, name):
+    assert set(read(make_tree(tmp_path, {f"{name}/": 3, "dog/": 3})).class_names) == {name, "dog"}
+
+
+@pytest.mark.parametrize(
+    ("tree", "classes"),
+    [
+        ({"test/": 4, "control/": 4}, ["control", "test"]),
+        ({"dev/": 4, "prod/": 4}, ["dev", "prod"]),
+        ({"val/": 4, "mad/": 4}, ["mad", "val"]),
+        (
+            {"cat/": ["a.jpg.png", "b.PNG"], "dog/": ["a.tar.png", "b.Png"], "cat/x.png.bak": ""},
+            ["cat", "dog"],
+        ),
+    ],
+)
+def test_words_of_splits_as_classes(tmp_path, tree, classes):
+    assert read(make_tree(tmp_path, tree)).class_names == classes
+
+
+def test_links_that_lead_nowhere_or_round_are_no_endless_way(tmp_path):
+    make_tree(tmp_path, {"cat/": 3, "dog/": 3})
+    (tmp_path / "cat/up").symlink_to("..")
+    (tmp_path / "dog/self").symlink_to("self")
+    assert counts(read(tmp_path))["train"] == {"cat": 2, "dog": 2}
+
+
 def test_letters_are_classes(tmp_path):
     make_tree(tmp_path, {"a/": 3, "A/": 3})
     assert read(tmp_path).class_names == ["A", "a"]
@@ -196,6 +240,7 @@ def test_letters_are_classes(tmp_path):
         ({**split("day"), **split("night")}, "day, night all hold the same folders: cat, dog"),
         ({"cat/train/": 2, "cat/test/": 2, "dog/train/": 2, "dog/test/": 2}, "expected train/CLASS"),
         ({"PetImages/Cat/": 3, "PetImages/Dog/": 3}, "'PetImages', which holds folders: Cat, Dog"),
+        ({"a/b/train/x/": 3, "a/b/train/y/": 3, "a/b/test/x/": 1}, "'a/b', which holds folders: test, train"),
     ],
 )
 def test_folders_on_another_level_are_named(tmp_path, tree, said):

@@ -138,6 +138,13 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def limit_memory() -> None:
+    """Refuse this process more memory than it has now and `MOST_MEMORY`."""
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + MOST_MEMORY, resource.RLIM_INFINITY))
+
+
 # ---- parsers: a valid file, and what reads it ------------------------------------------------------------
 
 
@@ -318,6 +325,8 @@ def main() -> None:
     options = arguments.parse_args()
     draw = random.Random(options.seed)
     faulthandler.register(signal.SIGPROF, chain=True)
+    if sys.platform == "linux":
+        limit_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.what == "images":

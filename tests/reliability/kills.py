@@ -5,7 +5,8 @@
 Each run is a real process: a fork of this one, which has imported everything, so that a run costs a second.
 It is killed by SIGKILL at a random moment, its folder may then be torn as a power cut would (--tear), and
 `kclf train --resume` takes it to the end. Moments are seconds of the processor, so that they fall within the
-run on a busy machine too. The last line is a JSON object.
+run on a busy machine too; those of `clean` and `fetch`, which are over in a tenth of one, are lines of
+Python, of which each is as likely. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -36,6 +40,7 @@ from PIL import Image
 
 from kclf._core.locks import LOCK_FILE
 
+TraceFunction = Callable[[FrameType, str, Any], Any]
 SIZE = 32
 CLI = ["--backbone", "MobileNet", "--weights", "none", "--size", SIZE, "--batch-size", 8, "--epochs", 2]
 
@@ -163,8 +168,30 @@ def write_ledger(photos: Path, ledger: Path) -> None:
 RUNS = {"learner": train_by_learner, "cli": train_by_command, "fetch": fetch, "clean": clean}
 
 
-def start(kind: str, photos: Path, out: Path, *, again: bool = False) -> int:
-    """The process id of a child that trains; what it says goes to a log beside its folder."""
+BY_LINE = ("clean", "fetch")
+
+
+def count_lines(last: int) -> list[int]:
+    """Count the lines of Python that run from now on, and die by SIGKILL at the last."""
+    count = [0]
+
+    def trace(frame: FrameType, event: str, argument: object) -> TraceFunction:
+        if event == "line":
+            count[0] += 1
+            if count[0] == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    return count
+
+
+def start(kind: str, photos: Path, out: Path, *, again: bool = False, last: int | None = None) -> int:
+    """The process id of a child that trains; what it says goes to a log beside its folder.
+
+    Args:
+        last: the line of Python at which it dies; 0 to write to a file beside its folder how many there are.
+    """
     process = os.fork()
     if process:
         return process
@@ -173,6 +200,7 @@ def start(kind: str, photos: Path, out: Path, *, again: bool = False) -> int:
     os.dup2(log, 2)
     status = 70
     try:
+        lines = [0] if last is None else count_lines(last)
         RUNS[kind](photos, out, again=again)
         status = 0
     except SystemExit as ended:
@@ -180,6 +208,9 @@ def start(kind: str, photos: Path, out: Path, *, again: bool = False) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
+        sys.settrace(None)
+        if last == 0:
+            Path(f"{out}.lines").write_text(str(lines[0]))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status or 0)
@@ -264,10 +295,14 @@ class Trial:
 
 
 def trial(kind: str, photos: Path, out: Path, after: float, draw: random.Random, *, torn: bool) -> Trial:
-    """Kill a run after some seconds of the processor, tear a file of it, and let it go on."""
-    killed = kill_after(start(kind, photos, out), after)
+    """Kill a run after some seconds of the processor, or lines; tear a file of it, and let it go on."""
+    if kind in BY_LINE:
+        killed = wait(start(kind, photos, out, last=int(after)))[0] == -signal.SIGKILL
+    else:
+        killed = kill_after(start(kind, photos, out), after)
     left = sorted(path.name for path in (out / "checkpoints").glob("stage*"))
-    said = f"{'killed' if killed else 'over'} at {after:.2f} s, {left[-1:]}"
+    unit = "lines" if kind in BY_LINE else "s"
+    said = f"{'killed' if killed else 'over'} at {after:.2f} {unit}, {left[-1:]}"
     if torn and killed:
         said += f", {tear(out, draw)}"
     status, _ = wait(start(kind, photos, out, again=True))
@@ -293,11 +328,15 @@ def main() -> None:
         photos = write_photos(base / "photos")
         wanted, seconds = {}, {}
         for kind in sorted(set(options.kinds)):
-            status, seconds[kind] = wait(start(kind, photos, base / kind))
+            by_line = kind in BY_LINE
+            status, seconds[kind] = wait(start(kind, photos, base / kind, last=0 if by_line else None))
+            if by_line:
+                seconds[kind] = float(Path(f"{base / kind}.lines").read_text())
             wanted[kind] = result(base / kind)
             if status:
                 sys.exit(f"{kind} ended with {status}:\n{(base / f'{kind}.log').read_text()}")
-            print(f"{kind}: {seconds[kind]:.1f} s uninterrupted, {len(wanted[kind])} files", flush=True)
+            unit = "lines" if by_line else "s"
+            print(f"{kind}: {seconds[kind]:.1f} {unit} uninterrupted, {len(wanted[kind])} files", flush=True)
         trials: list[Trial] = []
         same = kills = 0
         while kills < options.kills:
@@ -305,7 +344,7 @@ def main() -> None:
             kind = options.kinds[number % len(options.kinds)]
             out = base / f"run{number}" / kind
             out.parent.mkdir()
-            after = draw.uniform(0.02, 0.9 * seconds[kind])
+            after = draw.uniform(0.01, 0.99 if kind in BY_LINE else 0.9) * seconds[kind]
             tried = trial(kind, photos, out, after, draw, torn=options.tear)
             found = result(out) if out.exists() else {}
             if options.tear:
