@@ -358,7 +358,20 @@ def predict(
     classifier: Annotated[
         Path, typer.Argument(help="A classifier.h5, or the folder of its run.", show_default=False)
     ],
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    photos: Annotated[
+        list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="'imagenet': its 1,000 classes by published weights; all arguments are photos then.",
+            show_default=False,
+        ),
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="With --labels: whose weights.")] = "EfficientNetLite0",
+    weights: Annotated[
+        str, typer.Option(help="With --labels: 'imagenet', or a file of them with top.")
+    ] = "imagenet",
     top: Annotated[int, typer.Option(help="How many classes to print a photo.", min=1)] = 1,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -384,12 +397,16 @@ def predict(
     """Print class and probability of each photo."""
     from ..data.decoding import set_decoding
     from ..prediction.inference import predict_files
-    from .use_commands import with_coverage, with_threshold
+    from .use_commands import of_imagenet, with_coverage, with_threshold
 
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
+    if labels is None and not photos:
+        raise typer.BadParameter("expected photos after the classifier", param_hint="PHOTOS")
     set_decoding(depth=depth, max_pixels=max_pixels or "pillow")
-    predictions, unreadable = predict_files(_load(classifier), photos, batch_size=batch_size)
+    paths = (photos or []) if labels is None else [classifier, *(photos or [])]
+    model = _load(classifier) if labels is None else of_imagenet(labels, backbone, weights)
+    predictions, unreadable = predict_files(model, paths, batch_size=batch_size)
     for path, reason in unreadable:
         typer.echo(f"skipped {one_line(path)}: {one_line(reason)}", err=True)
     ranked = predictions.top(top) if coverage is None else with_coverage(predictions, coverage)

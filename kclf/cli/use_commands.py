@@ -21,6 +21,15 @@ Table = Annotated[
 Pattern = Annotated[str | None, typer.Option(help="Takes the class from the file name: the first group.")]
 
 
+def of_imagenet(labels: str, backbone: str, weights: str) -> Any:
+    """The classifier of published weights that `--labels imagenet` asks for."""
+    from ..models import imagenet_classifier
+
+    if labels != "imagenet":
+        raise typer.BadParameter(f"Expected 'imagenet'. Received: {labels!r}", param_hint="--labels")
+    return imagenet_classifier(backbone, weights=weights)
+
+
 def with_coverage(predictions: Predictions, coverage: float) -> list[list[tuple[str, float]]]:
     """For each photo, the classes of its set with their probabilities, the most probable first."""
     try:
