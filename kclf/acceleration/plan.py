@@ -37,8 +37,8 @@ from .graph import (
     to_nchw,
     to_nhwc,
 )
-from .joining import joined_steps
 from .packing import can_pack, packed_steps
+from .padding import joined_steps
 from .pointwise import Activation, MaxPooling, Padding
 
 OVERWRITABLE = (keras.layers.Add, keras.layers.BatchNormalization)
