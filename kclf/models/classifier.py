@@ -16,6 +16,7 @@ import torch
 from .._core.arguments import one_of
 from .._core.devices import send
 from .._core.h5_store import whole_file
+from .._core.keras_private import all_layers, own_weights
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, built_name, split_backbone, split_blocks
 from ..callbacks.delivered import delivered_first
@@ -361,9 +362,7 @@ class ImageClassifier(keras.Model):
             **arguments,
         )
         if not self.optimizer.built:  # on all weights at once, so that unfreezing later keeps what was learnt
-            self.optimizer.build(
-                [v for g in self.layer_groups for layer in g for v in layer._trainable_variables]
-            )
+            self.optimizer.build([v for g in self.layer_groups for layer in g for v in own_weights(layer)])
         distribute(self)
 
     def fit(self, *arguments: Any, **named: Any) -> keras.callbacks.History:
@@ -497,7 +496,7 @@ def _settle_faster(backbone: keras.Model) -> None:
     Keras' backbones have .99 and MobileNetV2 .999: made for runs of 100,000 steps, they lag hopelessly behind
     the weights in a fine-tuning of a hundred, and validation collapses while training goes well.
     """
-    for layer in backbone._flatten_layers():
+    for layer in all_layers(backbone):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = min(layer.momentum, BATCHNORM_MOMENTUM)
 
