@@ -66,7 +66,7 @@ if not _IS_COMMAND:
         top_down,
     )
     from .learner import Learner, load_learner
-    from .models import ImageClassifier, load
+    from .models import ImageClassifier, imagenet_classifier, load
     from .models.export import to_onnx
     from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer, layer_decay
     from .precision import set_precision
@@ -137,6 +137,7 @@ __all__ = [
     "fit_linear_probe",
     "from_torch",
     "grad_cam",
+    "imagenet_classifier",
     "layer_decay",
     "load",
     "load_learner",

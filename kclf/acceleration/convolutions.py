@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -13,17 +14,22 @@ import torch.nn.functional as F
 
 from .._core.keras_private import all_layers, kernel_of, own_variables, raw, to_torch_dtype
 from .folding import FoldKernel
+from .gradients import PointwiseProduct
 from .graph import Function, LayerContext, Pair, Run, pair, same_padding, to_nchw, to_nhwc
 from .pointwise import NOTHING, POST_OPERATIONS, Elementwise, PostOperation, activation_function
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The mean and 1/standard deviation of a batch, and the layer whose moving statistics follow them."""
+    """The mean and 1/standard deviation of a batch, and the layer whose moving statistics follow them.
+
+    `bias` belongs to the mean, where it was left out of what was normalised.
+    """
 
     layer: Any
     mean: torch.Tensor
     inverse: torch.Tensor
+    bias: torch.Tensor | None = None
 
     def rule(self) -> tuple[float, float]:
         """How fast the moving statistics follow, and what was added to the variance."""
@@ -41,20 +47,25 @@ class BatchNorm:
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
         """Normalise (batch, channels, ...) by the statistics that Keras would take."""
         layer = self.layer
+        if run.training and layer.trainable:
+            return self.by_batch(run, x)
         gamma = None if self.gamma is None else raw(self.gamma)
         beta = None if self.beta is None else raw(self.beta)
-        if run.training and layer.trainable:
-            together = vars(layer).get("normalize_by_all")  # hung there by `distribute`
-            if together is None:
-                y, mean, inverse = torch.native_batch_norm(
-                    x, gamma, beta, None, None, True, 0.0, layer.epsilon
-                )
-            else:
-                y, mean, inverse = together(x, gamma, beta, raw(layer.moving_mean), layer.epsilon)
-            run.statistics.append(Statistics(layer, mean.detach(), inverse.detach()))
-            return y
         mean, variance = raw(layer.moving_mean), raw(layer.moving_variance)
         return F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, layer.epsilon)
+
+    def by_batch(self, run: Run, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalise x + bias by its own mean, which takes the bias out again: it is only noted down."""
+        layer = self.layer
+        gamma = None if self.gamma is None else raw(self.gamma)
+        beta = None if self.beta is None else raw(self.beta)
+        together = vars(layer).get("normalize_by_all")  # hung there by `distribute`
+        if together is None:
+            y, mean, inverse = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, layer.epsilon)
+        else:
+            y, mean, inverse = together(x, gamma, beta, raw(layer.moving_mean), layer.epsilon)
+        run.statistics.append(Statistics(layer, mean.detach(), inverse.detach(), bias))
+        return y
 
     def tensors(self) -> list[torch.Tensor]:
         """Everything that its result in inference mode depends on, but for the input."""
@@ -123,9 +134,10 @@ def follow(statistics: Iterable[Statistics]) -> None:
 def _follow_alike(items: list[Statistics], weight: float, epsilon: float) -> None:
     means = [raw(item.layer.moving_mean) for item in items]
     variances = [raw(item.layer.moving_variance) for item in items]
+    seen = [item.mean if item.bias is None else item.mean + item.bias for item in items]
     batch = torch._foreach_pow([item.inverse for item in items], -2.0)
     torch._foreach_sub_(batch, epsilon)
-    torch._foreach_lerp_(means, [item.mean for item in items], weight)
+    torch._foreach_lerp_(means, seen, weight)
     torch._foreach_lerp_(variances, batch, weight)
 
 
@@ -181,6 +193,7 @@ class Convolution:
         self.same = layer.padding == "same"
         self.in_float32 = layer.compute_dtype == "float32"
         self.dtype = to_torch_dtype(layer.compute_dtype)
+        self.pointwise = self.size == self.strides == (1, 1) and groups == 1
         self.border = (0, 0)
 
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
@@ -196,13 +209,15 @@ class Convolution:
     def convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The convolution alone, with any weights in torch's shapes."""
         x, padding = self.padded(x)
+        if self.pointwise and _trains_on_cpu(x) and padding == (0, 0):
+            return PointwiseProduct.apply(x, weight, bias)
         return F.conv2d(x, weight, bias, self.strides, padding, self.dilation, self.groups)
 
     def padded(self, x: torch.Tensor) -> tuple[torch.Tensor, Pair]:
         """The input, padded here where its two ends differ, and the padding that is left to torch."""
         if not self.same:
             return x, self.border
-        rows, columns = self._same(x)
+        rows, columns = self.same_pads(x.shape[2:])
         if rows[0] == rows[1] and columns[0] == columns[1]:
             return x, (rows[0], columns[0])
         return F.pad(x, (*columns, *rows)), (0, 0)
@@ -211,10 +226,23 @@ class Convolution:
         """Everything that its result depends on, but for the input."""
         return [raw(variable) for variable in (self.kernel, self.bias) if variable is not None]
 
-    def _same(self, x: torch.Tensor) -> tuple[Pair, Pair]:
-        parts = zip(x.shape[2:], self.size, self.strides, self.dilation, strict=True)
+    def same_pads(self, sides: Sequence[int]) -> tuple[Pair, Pair]:
+        """The rows and the columns, before and after, that "same" adds to an image of (height, width)."""
+        parts = zip(sides, self.size, self.strides, self.dilation, strict=True)
         rows, columns = (same_padding(*part) for part in parts)
         return rows, columns
+
+    def unpadded(self) -> Convolution:
+        """The same for an input that is already padded."""
+        twin = copy(self)
+        twin.same = False
+        return twin
+
+
+def _trains_on_cpu(x: torch.Tensor) -> bool:
+    """Whether a value is one of a float32 pass with gradients on a CPU, which nothing traces."""
+    plain = x.dtype is torch.float32 and x.device.type == "cpu"
+    return plain and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class FoldedConvolution:
@@ -234,7 +262,10 @@ class FoldedConvolution:
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
         """Convolve and normalise (batch, channels, height, width)."""
         if run.training and self.norm.layer.trainable:
-            return self.norm(run, self.convolution(run, x))
+            weight, bias = self.convolution.weights(x.dtype)
+            if bias is not None:
+                run.idle.append(bias)
+            return self.norm.by_batch(run, self.convolution.convolve(x, weight, None), bias)
         folded = run.folded.get(id(self))
         if folded is None:
             return self.convolution.convolve(x, *self._folded(x.dtype))

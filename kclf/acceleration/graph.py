@@ -117,6 +117,7 @@ class Run:
     gradients: bool
     statistics: list[Any] = field(default_factory=list)
     folded: dict[int, Any] = field(default_factory=dict)  # scale and shift of the folded norms that learn
+    idle: list[torch.Tensor] = field(default_factory=list)  # biases that the norm after them takes out again
 
 
 Function = Callable[..., torch.Tensor]
@@ -168,7 +169,7 @@ class LayerContext:
         inputs: the KerasTensors that come in.
         output: the KerasTensor that goes out (the first, where there are several).
         views: whether rank 4 values are NHWC images held as NCHW views, in channels_last memory.
-        overwrite: whether the first input is nobody else's, so that it may be overwritten.
+        disposable: places of the inputs that are nobody else's, so that they may be overwritten.
     """
 
     layer: Any
@@ -176,7 +177,7 @@ class LayerContext:
     inputs: tuple[Any, ...]
     output: Any
     views: bool
-    overwrite: bool
+    disposable: tuple[int, ...]
 
     def is_image(self, tensor: Any) -> bool:
         """Whether a value is an NHWC image held as an NCHW view."""

@@ -29,6 +29,7 @@ from . import convolutions, pointwise
 from .checkpointing import segments
 from .convolutions import BatchNorm, Convolution, FoldedConvolution, follow
 from .folding import NormFolder
+from .gradients import Idle
 from .graph import (
     Function,
     Graph,
@@ -37,14 +38,14 @@ from .graph import (
     Run,
     Step,
     flatten,
-    mark_last_use,
     run_steps,
     to_nchw,
     to_nhwc,
 )
 from .graphs import CapturedEnd
 from .packing import can_pack, packed_steps
-from .pointwise import Padding
+from .padding import joined_steps
+from .pointwise import Activation, MaxPooling, Padding
 
 OVERWRITABLE = (keras.layers.Add, keras.layers.BatchNormalization)
 MASKING = (keras.layers.Masking, keras.layers.Embedding)
@@ -75,10 +76,10 @@ class Plan:
         self.steps: list[Step] = []
         for node in self.graph.nodes:
             self._add(node)
-        mark_last_use(self.steps, self.graph.outputs)
+        self.packed_steps = packed_steps(self.steps, self.graph)
+        self.steps = joined_steps(self.steps, self.graph, views=self.views)
         self._folds = [one.function for one in self.steps if isinstance(one.function, FoldedConvolution)]
         self._fold_norms = NormFolder()
-        self.packed_steps = packed_steps(self.steps, self.graph)
         self.segments = segments(self.steps, self.graph) if checkpointing else []
         self._end = self._captured_end() if graphs and not self.segments else None
         self._hooks = [hooks for layer in _layers_of(self.graph) for hooks in hooks_of(layer)]
@@ -107,7 +108,10 @@ class Plan:
         run_steps(steps, run, values)
         if run.statistics:
             follow(run.statistics)
-        return [self._outward(values[number]) for number in self.graph.outputs]
+        outputs = [self._outward(values[number]) for number in self.graph.outputs]
+        if run.gradients and run.idle:
+            outputs[0] = Idle.apply(outputs[0], *run.idle)
+        return outputs
 
     def _fold(self, run: Run) -> None:
         """Fold the norms that learn, all at once."""
@@ -164,8 +168,6 @@ class Plan:
         self._producers |= dict.fromkeys(step.targets, step)
 
     def _site(self, node: Node) -> LayerContext:
-        first = node.inputs[0] if node.inputs else -1
-        producer = self._producers.get(first)
         values = self.graph.values
         return LayerContext(
             layer=node.operation,
@@ -173,8 +175,13 @@ class Plan:
             inputs=tuple(values[number] for number in node.inputs),
             output=values[node.outputs[0]],
             views=self.views,
-            overwrite=producer is not None and producer.fresh and self._uses[first] == 1,
+            disposable=tuple(place for place, value in enumerate(node.inputs) if self._is_disposable(value)),
         )
+
+    def _is_disposable(self, value: int) -> bool:
+        """Whether a value is new, read once, and needed by no gradient."""
+        producer = self._producers.get(value)
+        return producer is not None and producer.fresh and self._uses[value] == 1
 
     def _before(self, step: Step) -> Step | None:
         """The step that made the only input of this one, if nothing else reads that value."""
@@ -193,12 +200,16 @@ class Plan:
         return True
 
     def _absorb_padding(self, step: Step, function: Function) -> None:
-        """Let a convolution do the zero padding before it."""
+        """Let a convolution, or the maxima of what is never negative, do the zero padding before it."""
         before = self._before(step)
-        if not isinstance(function, Convolution) or function.same or before is None:
+        border = before.function.border if before and isinstance(before.function, Padding) else None
+        if before is None or border is None or step.function is not function:
             return
-        border = before.function.border if isinstance(before.function, Padding) else None
-        if border is not None and step.function is function:
+        if isinstance(function, MaxPooling):
+            absorbs = function.takes(border) and _never_negative(self._producers.get(before.sources[0]))
+        else:
+            absorbs = isinstance(function, Convolution) and not function.same
+        if absorbs:
             function.border = border
             step.sources = before.sources
             self.steps.remove(before)
@@ -223,6 +234,12 @@ class Plan:
 def _bare(function: Any) -> bool:
     """Whether a function is a convolution with nothing after it."""
     return isinstance(function, Convolution) and function.activation is None
+
+
+def _never_negative(step: Step | None) -> bool:
+    """Whether the values of a step are 0 or more, so that zeros around them change no maximum."""
+    post = step.function.post if step and isinstance(step.function, Activation) else None
+    return post is not None and post.name in ("relu", "hardtanh")
 
 
 def _takes_integers(site: LayerContext) -> bool:
@@ -278,7 +295,7 @@ TABLE: dict[type, Callable[[LayerContext], Function | None]] = {
     layers.GlobalMaxPooling2D: pointwise.compile_global_max,
     layers.LayerNormalization: pointwise.compile_layernorm,
     layers.Normalization: pointwise.compile_normalization,
-    layers.MaxPooling2D: pointwise.pooling(F.max_pool2d),
+    layers.MaxPooling2D: pointwise.compile_max_pooling,
     layers.Multiply: pointwise.compile_multiply,
     layers.ReLU: pointwise.compile_relu,
     layers.Rescaling: pointwise.compile_rescaling,

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from .._core.devices import send
 from .._core.keras_private import is_channels_first, raw
-from .graph import Function, LayerContext, Run, pair, same_padding, to_nchw, to_nhwc
+from .gradients import clamp_
+from .graph import Function, LayerContext, Pair, Run, pair, same_padding, to_nchw, to_nhwc
 
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 # Each of these gives Keras' result, element by element: the layout of the tensor does not matter.
@@ -30,7 +31,7 @@ ELEMENTWISE: dict[Any, Elementwise] = {
 }
 IN_PLACE: dict[Any, Elementwise] = {
     keras.activations.relu: F.relu_,
-    keras.activations.relu6: lambda x: F.hardtanh_(x, 0.0, 6.0),
+    keras.activations.relu6: lambda x: clamp_(x, 0.0, 6.0),
 }
 
 
@@ -109,7 +110,7 @@ def identity(run: Run, x: torch.Tensor) -> torch.Tensor:
 def compile_activation(site: LayerContext) -> Function:
     """An Activation."""
     activation = site.layer.activation
-    function = activation_function(activation, image=site.image, in_place=site.overwrite)
+    function = activation_function(activation, image=site.image, in_place=0 in site.disposable)
     return identity if function is None else Activation(function, POST_OPERATIONS.get(activation))
 
 
@@ -118,13 +119,12 @@ def compile_relu(site: LayerContext) -> Function | None:
     layer = site.layer
     if layer.negative_slope != 0 or layer.threshold != 0:
         return None
-    in_place = site.overwrite
+    in_place = 0 in site.disposable
     if layer.max_value is None:
         return Activation(lambda x: F.relu(x, inplace=in_place), PostOperation("relu"))
-    limit = float(layer.max_value)
-    return Activation(
-        lambda x: F.hardtanh(x, 0.0, limit, inplace=in_place), PostOperation("hardtanh", (0.0, limit))
-    )
+    limits = 0.0, float(layer.max_value)
+    clamp = clamp_ if in_place else F.hardtanh
+    return Activation(lambda x: clamp(x, *limits), PostOperation("hardtanh", limits))
 
 
 def compile_softmax(site: LayerContext) -> Function | None:
@@ -143,24 +143,26 @@ class Sum:
 
     Args:
         alike: whether it has two summands, each of the shape of the sum.
-        in_place: whether the first summand may be overwritten.
+        overwritten: place of the summand that may be, None where each is needed elsewhere.
     """
 
-    def __init__(self, *, alike: bool, in_place: bool) -> None:
-        self.alike, self.in_place = alike, in_place
+    def __init__(self, *, alike: bool, overwritten: int | None) -> None:
+        self.alike, self.overwritten = alike, overwritten
 
     def __call__(self, run: Run, *xs: torch.Tensor) -> torch.Tensor:
         """The sum of tensors (batch, ...)."""
-        return xs[0].add_(xs[1]) if self.in_place else sum(xs[1:], xs[0])
+        if self.overwritten is None:
+            return sum(xs[1:], xs[0])
+        return xs[self.overwritten].add_(xs[1 - self.overwritten])
 
 
 def compile_add(site: LayerContext) -> Sum | None:
-    """An Add; the first summand is overwritten where nothing else needs it."""
+    """An Add; a summand is overwritten where nothing else needs it."""
     if not _same_rank(site):
         return None
-    alike = len(site.inputs) == 2 and all(tensor.shape == site.output.shape for tensor in site.inputs)
-    fills = len(site.inputs) == 2 and site.inputs[0].shape == site.output.shape
-    return Sum(alike=alike, in_place=site.overwrite and fills)
+    fills = [tensor.shape == site.output.shape for tensor in site.inputs]
+    free = [place for place in site.disposable if fills[place]] if len(fills) == 2 else []
+    return Sum(alike=len(fills) == 2 and all(fills), overwritten=free[0] if free else None)
 
 
 def compile_multiply(site: LayerContext) -> Function | None:
@@ -203,22 +205,47 @@ class Padding:
     """A ZeroPadding2D on NCHW values."""
 
     def __init__(self, layer: Any) -> None:
-        (self.top, self.bottom), (self.left, self.right) = layer.padding
+        rows, columns = layer.padding
+        self.pads: tuple[Pair, Pair] = tuple(rows), tuple(columns)
 
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
         """Pad (batch, channels, height, width)."""
-        return F.pad(x, (self.left, self.right, self.top, self.bottom))
+        rows, columns = self.pads
+        return F.pad(x, (*columns, *rows))
 
     @property
-    def border(self) -> tuple[int, int] | None:
+    def border(self) -> Pair | None:
         """Rows and columns on each side, where both sides have as many."""
-        even = self.top == self.bottom and self.left == self.right
-        return (self.top, self.left) if even else None
+        (top, bottom), (left, right) = self.pads
+        return (top, left) if top == bottom and left == right else None
 
 
 def compile_padding(site: LayerContext) -> Padding | None:
     """A ZeroPadding2D."""
     return Padding(site.layer) if site.channels_first else None
+
+
+class MaxPooling:
+    """A MaxPooling2D without padding of its own, on NCHW values."""
+
+    def __init__(self, layer: Any) -> None:
+        self.size, self.strides = pair(layer.pool_size), pair(layer.strides)
+        self.border = (0, 0)
+
+    def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
+        """The maxima of the windows of (batch, channels, height, width)."""
+        return F.max_pool2d(x, self.size, self.strides, self.border)
+
+    def takes(self, border: Pair) -> bool:
+        """Whether torch's pooling can do a padding before it, by values below all others."""
+        return all(2 * pad <= side for pad, side in zip(border, self.size, strict=True))
+
+
+def compile_max_pooling(site: LayerContext) -> Function | None:
+    """A MaxPooling2D."""
+    if site.channels_first and site.layer.padding == "valid":
+        return MaxPooling(site.layer)
+    return pooling(F.max_pool2d)(site)
 
 
 def pooling(pool: Callable[..., torch.Tensor], **options: Any) -> Callable[[LayerContext], Function | None]:
@@ -331,7 +358,7 @@ def compile_rescaling(site: LayerContext) -> Function | None:
     scale, offset = site.layer.scale, site.layer.offset
     if not isinstance(scale, int | float) or not isinstance(offset, int | float):
         return None
-    return lambda run, x: x * scale + offset
+    return lambda run, x: x * scale + offset if offset else x * scale
 
 
 def compile_torch_call(site: LayerContext) -> Function | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 
 from ..errors import BackboneError
-from ..weights import TORCH, array_of, named_variables, with_conventions
+from ..weights import TORCH, array_of, load_weights, named_variables, with_conventions
 from .downloads import network_timeout, unavailable
 from .published import keras_cache
 
@@ -47,6 +48,28 @@ def application(
         correct_variance(model)
         return model
     return _with_statistics(_construct(name, None, input_shape, options))
+
+
+def application_with_top(
+    name: str, weights: str | os.PathLike[str], options: Mapping[str, Any] | None = None
+) -> keras.Model:
+    """A classifier of `keras.applications` with its weights, giving logits of ImageNet's 1,000 classes.
+
+    Args:
+        name: its name there.
+        weights: "imagenet", which Keras caches and downloads, or the path of a file with top.
+        options: further arguments of its constructor, such as `alpha`.
+
+    Raises:
+        WeightsUnavailableError: the ImageNet weights are not cached and cannot be downloaded.
+        WeightsError: the file is of another architecture, or without top.
+    """
+    options = dict(options or {}) | {"include_top": True, "classifier_activation": None}
+    if weights == "imagenet":
+        return _imagenet(name, None, options)
+    model = _construct(name, None, None, options)
+    load_weights(model, weights)
+    return model
 
 
 def torch_application(name: str, input_shape: tuple[int | None, int | None, int]) -> keras.Model:
@@ -92,7 +115,7 @@ def correct_variance(model: keras.Model) -> None:
 def _construct(
     name: str,
     weights: str | None,
-    input_shape: tuple[int | None, int | None, int],
+    input_shape: tuple[int | None, int | None, int] | None,
     options: Mapping[str, Any] | None = None,
 ) -> keras.Model:
     constructor = getattr(keras.applications, name)
@@ -100,7 +123,9 @@ def _construct(
         # MobileNets say that weights of 224 px serve other sizes too, which is the point of open sides.
         warnings.filterwarnings("ignore", message=".*input_shape.*", category=UserWarning)
         try:
-            return constructor(include_top=False, weights=weights, input_shape=input_shape, **(options or {}))
+            return constructor(
+                **{"include_top": False, "weights": weights, "input_shape": input_shape} | dict(options or {})
+            )
         except ValueError as error:
             if "Input size must be" not in str(error):
                 raise
@@ -108,7 +133,7 @@ def _construct(
 
 
 def _imagenet(
-    name: str, input_shape: tuple[int | None, int | None, int], options: Mapping[str, Any]
+    name: str, input_shape: tuple[int | None, int | None, int] | None, options: Mapping[str, Any]
 ) -> keras.Model:
     try:
         with network_timeout():

@@ -11,11 +11,11 @@ import keras
 from .._core.keras_private import all_layers
 from ..errors import BackboneError, WeightsError
 from ..weights import is_torch_file, layers_with_variables, load_weights
-from .applications import application, correct_variance, torch_application
+from .applications import application, application_with_top, correct_variance, torch_application
 from .channels import COLOURS, copy_adapted
 from .convnext import convnext
 from .downloads import fetch_weights
-from .lite import efficientnet_lite0, load_imagenet_weights
+from .lite import efficientnet_lite0, imagenet_file, load_imagenet_weights
 from .published import WEIGHTS_FOLDER, find_weights, published_files
 from .registry import BackboneSpec, backbone_names, backbone_spec, relatives
 from .resnet import resnet
@@ -36,6 +36,7 @@ TOP_LAYERS = (
     "head.fc",
 )
 
+IMAGENET_CLASSES = 1000
 OWN = {"resnet": resnet, "convnext": convnext, "transformer": transformer}
 InputShape = tuple[int | None, int | None, int]
 
@@ -88,6 +89,38 @@ def build_backbone(
         raise WeightsError(f"{error}{_whose_shapes(spec, path)}") from error
     correct_variance(model)
     return _named(model, name)
+
+
+def load_with_top(body: keras.Model, name: str, weights: str | os.PathLike[str]) -> keras.Model:
+    """Load published weights into a backbone, and give the classifier that it is part of.
+
+    Args:
+        body: what `build_backbone(name)` returned, whose published top is one linear layer.
+        name: its name.
+        weights: "imagenet", or the path of a weights file with top.
+
+    Returns:
+        A model that ends in logits (batch, 1000), whose last two weights are kernel and bias of its top.
+
+    Raises:
+        WeightsUnavailableError: the weights are not here and cannot be downloaded.
+        WeightsError: the file is of another architecture, or without top.
+    """
+    spec = backbone_spec(name)
+    path = _weights_file(spec, weights)
+    if spec.family == "applications":
+        known = dict(spec.options)
+        full = application_with_top(spec.constructor or name, "imagenet" if path is None else path, known)
+        body.set_weights(full.get_weights()[: len(body.weights)])
+    else:
+        x = body.output
+        if len(x.shape) == 4:
+            x = keras.layers.GlobalAveragePooling2D()(x)
+        logits = keras.layers.Dense(IMAGENET_CLASSES, name="predictions")(x)
+        full = keras.Model(body.inputs, logits, name=body.name)
+        load_weights(full, imagenet_file() if path is None else path)
+    correct_variance(body)
+    return full
 
 
 def _named(model: keras.Model, name: str) -> keras.Model:

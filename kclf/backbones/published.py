@@ -55,6 +55,13 @@ class PublishedFile:
         return match[1] if match else ""
 
 
+# Number in WordNet and name of each of ImageNet's classes, as Keras publishes them.
+CLASS_INDEX = PublishedFile(
+    "https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json",
+    "imagenet_class_index.json",
+)
+
+
 def hub_url(repository: str, file: str) -> str:
     """Address of a file of Hugging Face; the variable HF_ENDPOINT names another server, as for its client."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")

@@ -25,6 +25,15 @@ Table = Annotated[
 Pattern = Annotated[str | None, typer.Option(help="Takes the class from the file name: the first group.")]
 
 
+def of_imagenet(labels: str, backbone: str, weights: str) -> Any:
+    """The classifier of published weights that `--labels imagenet` asks for."""
+    from ..models import imagenet_classifier
+
+    if labels != "imagenet":
+        raise typer.BadParameter(f"Expected 'imagenet'. Received: {labels!r}", param_hint="--labels")
+    return imagenet_classifier(backbone, weights=weights)
+
+
 def load_classifier(classifier: Path) -> ImageClassifier:
     """Read a classifier from its file or from the folder of its run."""
     from ..models import load
@@ -37,7 +46,20 @@ def predict(
     classifier: Annotated[
         Path, typer.Argument(help="A classifier.h5, or the folder of its run.", show_default=False)
     ],
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    photos: Annotated[
+        list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="'imagenet': its 1,000 classes by published weights; all arguments are photos then.",
+            show_default=False,
+        ),
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="With --labels: whose weights.")] = "EfficientNetLite0",
+    weights: Annotated[
+        str, typer.Option(help="With --labels: 'imagenet', or a file of them with top.")
+    ] = "imagenet",
     top: Annotated[
         int | None,
         typer.Option(
@@ -76,10 +98,13 @@ def predict(
 
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
+    if labels is None and not photos:
+        raise typer.BadParameter("expected photos after the classifier", param_hint="PHOTOS")
     set_decoding(max_pixels=max_pixels or "pillow")
-    model = load_classifier(classifier)
+    paths = (photos or []) if labels is None else [classifier, *(photos or [])]
+    model = load_classifier(classifier) if labels is None else of_imagenet(labels, backbone, weights)
     model.depth = depth or model.depth
-    predictions, unreadable = predict_files(model, photos, batch_size=batch_size)
+    predictions, unreadable = predict_files(model, paths, batch_size=batch_size)
     for path, reason in unreadable:
         typer.echo(f"skipped {one_line(path)}: {one_line(reason)}", err=True)
     if predictions.task == "regression":

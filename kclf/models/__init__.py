@@ -2,6 +2,7 @@
 
 from .classifier import ImageClassifier
 from .heads import accuracy_metric, auto_loss, build_head
+from .imagenet import imagenet_classifier
 from .loading import load
 
-__all__ = ["ImageClassifier", "accuracy_metric", "auto_loss", "build_head", "load"]
+__all__ = ["ImageClassifier", "accuracy_metric", "auto_loss", "build_head", "imagenet_classifier", "load"]

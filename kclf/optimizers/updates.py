@@ -100,9 +100,9 @@ def sgd(
     """Stochastic gradient descent with momentum, Nesterov's or not."""
     bucket.decay(rate, veto)
     torch._fused_sgd_(
-        bucket.values,
-        gradients,
-        bucket.state["momentums"] if optimizer.momentum else [],
+        _flat(bucket.values),
+        _flat(gradients),
+        _flat(bucket.state["momentums"]) if optimizer.momentum else [],
         weight_decay=0.0,
         momentum=optimizer.momentum,
         lr=rate,
@@ -127,11 +127,9 @@ def adam(
         return
     count = bucket.count + 1
     torch._fused_adamw_(
-        bucket.values,
-        gradients,
-        bucket.state["momentums"],
-        bucket.state["velocities"],
-        bucket.state.get("velocity_hats", []),
+        _flat(bucket.values),
+        _flat(gradients),
+        *(_flat(bucket.state.get(name, [])) for name in ("momentums", "velocities", "velocity_hats")),
         [bucket.step.fill_(count)] * len(gradients),
         lr=rate,
         beta1=optimizer.beta_1,
@@ -143,6 +141,17 @@ def adam(
     )
 
 
+def _flat(tensors: Tensors) -> Tensors:
+    """The tensors as torch's fused kernels on a CPU take them without a copy: in the order of their memory.
+
+    Values, gradients and state lie alike (`match_layout`, `_laid_like`), so their elements keep together.
+    """
+    return [
+        tensor if tensor.is_contiguous() or tensor.is_cuda else tensor.as_strided((tensor.numel(),), (1,))
+        for tensor in tensors
+    ]
+
+
 ENDLESS = 1e9  # steps, after which Adam's moments are no longer biased
 
 
@@ -152,11 +161,9 @@ def _adam_unless(
     """Adam by a count that the device alone knows: the corrections stand in the rate, torch makes none."""
     bucket.decay(rate, veto)
     torch._fused_adamw_(
-        bucket.values,
-        gradients,
-        bucket.state["momentums"],
-        bucket.state["velocities"],
-        bucket.state.get("velocity_hats", []),
+        _flat(bucket.values),
+        _flat(gradients),
+        *(_flat(bucket.state.get(name, [])) for name in ("momentums", "velocities", "velocity_hats")),
         [bucket.step.fill_(ENDLESS)] * len(gradients),
         lr=veto.corrected(rate, bucket.done, optimizer.beta_1, optimizer.beta_2),
         beta1=optimizer.beta_1,

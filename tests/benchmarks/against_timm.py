@@ -1,8 +1,10 @@
-"""Steps and predictions of backbones beside timm's, in turns within one process, by its CPU time.
+"""Steps and predictions of backbones beside timm's or torchvision's: CPU time, in turns within one process.
 
-Both run with the same allocator, since it is one process: kclf's setting for glibc holds for timm too.
+Both run with the same allocator, since it is one process: kclf's setting for glibc holds for the other too.
+Both train by torch's fused SGD.
 
     python tests/benchmarks/against_timm.py ViTS16 ConvNeXtTiny --rounds 7
+    python tests/benchmarks/against_timm.py ResNet50 MobileNetV2 EfficientNetB0 --torchvision --side 128
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import time
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import keras
-import timm
 import torch
 
 import kclf
@@ -35,6 +36,11 @@ CASES = {
     "EfficientNetB0": ("tf_efficientnet_b0", {}, 224),
     "MobileNetV2": ("mobilenetv2_100", {}, 224),
 }
+TORCHVISION = {
+    "ResNet50": "resnet50",
+    "EfficientNetB0": "efficientnet_b0",
+    "MobileNetV2": "mobilenet_v2",
+}
 CLASSES = 10
 
 
@@ -46,17 +52,31 @@ def classifier(name: str, side: int) -> keras.Model:
         x = keras.layers.GlobalAveragePooling2D()(x)
     model = keras.Model(backbone.input, keras.layers.Dense(CLASSES)(x))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(1e-4, momentum=0.9), loss)
+    optimizer = keras.optimizers.SGD(1e-4, momentum=0.9)
+    model.compile(kclf.LayerGroupOptimizer(optimizer, model, 1.0), loss)
     return kclf.accelerate(model)
 
 
-def contestants(name: str, batch: int):
-    """For kclf and timm: a function that makes one training step, and one that predicts one batch."""
-    word, options, side = CASES[name]
+def peer(name: str, library: str) -> torch.nn.Module:
+    """The same network of another library, in channels_last memory."""
+    if library == "torchvision":
+        import torchvision
+
+        model = getattr(torchvision.models, TORCHVISION[name])(num_classes=CLASSES)
+    else:
+        import timm
+
+        word, options, _ = CASES[name]
+        model = timm.create_model(word, num_classes=CLASSES, **options)
+    return model.to(memory_format=torch.channels_last)
+
+
+def contestants(name: str, batch: int, side: int, library: str):
+    """For kclf and the peer: a function that makes one training step, and one that predicts one batch."""
     images, labels = torch.rand(batch, side, side, 3), torch.randint(0, CLASSES, (batch,))
     ours = classifier(name, side)
-    theirs = timm.create_model(word, num_classes=CLASSES, **options).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(theirs.parameters(), 1e-4, momentum=0.9)
+    theirs = peer(name, library)
+    optimizer = torch.optim.SGD(theirs.parameters(), 1e-4, momentum=0.9, fused=True)
     planes = images.permute(0, 3, 1, 2)
 
     def step():
@@ -77,10 +97,11 @@ def contestants(name: str, batch: int):
     return {"train": (lambda: ours.train_on_batch(images, labels), step), "predict": (predict_ours, predict)}
 
 
-def ratio(ours, theirs, rounds: int) -> tuple[float, float, float]:
-    """CPU seconds of each, medians, and the median of their ratios round by round."""
+def ratio(ours, theirs, rounds: int) -> tuple[float, float, list[float]]:
+    """CPU seconds of each, medians, and the quartiles of their ratios round by round."""
     times = []
     for function in (ours, theirs):
+        function()
         function()
     for _ in range(rounds):
         pair = []
@@ -90,7 +111,7 @@ def ratio(ours, theirs, rounds: int) -> tuple[float, float, float]:
             pair.append(time.process_time() - start)
         times.append(pair)
     first, second = (statistics.median(column) for column in zip(*times, strict=True))
-    return first, second, statistics.median(a / b for a, b in times)
+    return first, second, statistics.quantiles([a / b for a, b in times], n=4, method="inclusive")
 
 
 def main() -> None:
@@ -99,12 +120,18 @@ def main() -> None:
     arguments.add_argument("names", nargs="*", default=list(CASES))
     arguments.add_argument("--rounds", type=int, default=7)
     arguments.add_argument("--batch", type=int, default=8)
+    arguments.add_argument("--side", type=int, help="pixels; without, what each is trained at")
+    arguments.add_argument("--torchvision", action="store_true", help="beside it, and not timm")
     options = arguments.parse_args()
+    library = "torchvision" if options.torchvision else "timm"
     for name in options.names:
-        for kind, pair in contestants(name, options.batch).items():
-            ours, theirs, share = ratio(*pair, options.rounds)
+        side = options.side or CASES[name][2]
+        for kind, pair in contestants(name, options.batch, side, library).items():
+            ours, theirs, (low, share, high) = ratio(*pair, options.rounds)
             print(
-                f"{name:<18}{kind:<8}{1e3 * ours:>7.0f} ms {1e3 * theirs:>7.0f} ms {share:>6.3f}", flush=True
+                f"{name:<18}{kind:<8}{1e3 * ours:>7.0f} ms {1e3 * theirs:>7.0f} ms "
+                f"{share:>6.3f} ({low:.3f}-{high:.3f})",
+                flush=True,
             )
 
 
