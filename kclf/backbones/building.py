@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 
+from .._core.keywords import BACKBONE, answering
 from ..errors import BackboneError, WeightsError
 from ..weights import is_torch_file, layers_with_variables, load_weights
 from .applications import application, correct_variance, torch_application
@@ -39,6 +40,7 @@ OWN = {"resnet": resnet, "convnext": convnext, "transformer": transformer}
 InputShape = tuple[int | None, int | None, int]
 
 
+@answering(BACKBONE)
 def build_backbone(
     name: str,
     *,

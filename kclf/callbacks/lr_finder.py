@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .._core.fit_hooks import Step, unwrap_step, wrap_step
+from .._core.keywords import RANGE_TEST, answering
 from .._core.plotting import new_axes
 from ..distributed import broadcast_state
 from ..errors import TrainingError
@@ -378,6 +379,7 @@ class LearningRateFinder(keras.callbacks.Callback):
         self._undo = None
 
 
+@answering(RANGE_TEST)
 def find_learning_rate(
     model: keras.Model,
     data: Any,

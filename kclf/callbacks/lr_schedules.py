@@ -11,6 +11,7 @@ import keras
 
 from .. import schedules
 from .._core.fit_hooks import Step, unwrap_step, wrap_step
+from .._core.keywords import SCHEDULE, answering
 from ..distributed import require_joined
 from ..optimizers.variables import GroupSpec
 from ..schedules import ScheduleFunction
@@ -95,6 +96,7 @@ class OneCycle(Schedule):
         >>> callback = OneCycle(1e-3)
     """
 
+    @answering(SCHEDULE)
     def __init__(
         self,
         lr_max: GroupSpec | None = None,
@@ -138,6 +140,7 @@ class FlatCosine(Schedule):
         >>> callback = FlatCosine(1e-3)
     """
 
+    @answering(SCHEDULE)
     def __init__(
         self, lr_max: GroupSpec | None = None, *, pct_start: float = 0.75, div_final: float = 1e5
     ) -> None:
@@ -174,6 +177,7 @@ class CosineRestarts(Schedule):
         7
     """
 
+    @answering(SCHEDULE)
     def __init__(
         self,
         lr_max: GroupSpec | None = None,

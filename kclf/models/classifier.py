@@ -16,6 +16,7 @@ import torch
 from .._core.arguments import one_of
 from .._core.devices import send
 from .._core.h5_store import whole_file
+from .._core.keywords import COMPILE, MODEL, answering
 from ..acceleration import accelerate as accelerate_model
 from ..backbones import backbone_spec, build_backbone, built_name, split_backbone, split_blocks
 from ..callbacks.delivered import delivered_first
@@ -96,6 +97,7 @@ class ImageClassifier(keras.Model):
         >>> model.compile()
     """
 
+    @answering(MODEL)
     def __init__(
         self,
         backbone: str | keras.Model,
@@ -325,6 +327,7 @@ class ImageClassifier(keras.Model):
 
     # ---- compile ------------------------------------------------------------
 
+    @answering(COMPILE)
     def compile(
         self, optimizer: Any = "auto", loss: Any = "auto", metrics: Any = "auto", **arguments: Any
     ) -> None:

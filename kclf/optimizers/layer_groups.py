@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import torch
 
+from .._core.keywords import OPTIMIZER, answering
 from . import updates
 from .loss_scale import load_in_order
 from .updates import Bucket, Tensors
@@ -72,6 +73,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
 
     built: bool
 
+    @answering(OPTIMIZER)
     def __init__(
         self,
         optimizer: keras.optimizers.Optimizer | str,

@@ -13,6 +13,7 @@ import torch
 
 from .._core.devices import Moment, moment, seconds_between, send
 from .._core.keras_private import producer_of
+from .._core.keywords import PREDICT, answering
 from ..data import ImageDataset
 from ..data.decision import Decision
 from ..data.files import image_files
@@ -21,6 +22,7 @@ from ..errors import DataError
 from .predictions import Predictions
 
 
+@answering(PREDICT)
 def predict(model: keras.Model, dataset: Any, *, from_logits: bool | None = None) -> Predictions:
     """Predict every photo of a dataset, in its order.
 
