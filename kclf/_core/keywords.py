@@ -168,7 +168,7 @@ def _answer(
     function: Callable[..., Any], word: str, value: Any, answers: Mapping[str, str], known: Collection[str]
 ) -> str:
     name = function.__qualname__.removesuffix(".__init__")
-    close = difflib.get_close_matches(word, sorted(known - {"self", "cls"}), 1)
+    close = difflib.get_close_matches(word, sorted({*known} - {"self", "cls"}), 1)
     advice = answers.get(word) or (f"{close[0]}=" if close else "")
     hint = f" {advice[0].upper()}{advice[1:]}." if advice.startswith("leave") else f" Write {advice}."
     return f"{name}() takes no {word}=.{hint if advice else ''} Received: {word}={_short(value)}"

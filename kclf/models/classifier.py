@@ -18,6 +18,7 @@ from .._core.devices import send
 from .._core.h5_store import whole_file
 from .._core.keywords import COMPILE, MODEL, answering
 from ..acceleration import accelerate as accelerate_model
+from ..acceleration import unpacked
 from ..backbones import backbone_spec, build_backbone, built_name, split_backbone, split_blocks
 from ..callbacks.delivered import delivered_first
 from ..data.decision import Decision
@@ -40,7 +41,8 @@ from ..weights import layers_with_variables
 from .compile_arguments import loss_on_logits, metrics_on_logits
 from .heads import build_head
 from .input_checks import check_backbone, check_labels, check_shape, warn_of_range
-from .saved_file import write_single_file
+from .quantized import quantize_layers, quantized_layers
+from .saved_file import refuse_legacy_file, write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train")
 BATCHNORM_MOMENTUM = 0.9
@@ -157,6 +159,12 @@ class ImageClassifier(keras.Model):
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
         self.decision: Decision | None = None
+        for layer, shape in (
+            (self.augmentation, (None, None, None, 3)),
+            (self.normalization, self.input_shape),
+        ):
+            if not layer.built:
+                layer.build(shape)
         self.built = True
         self.__dict__.update(_range_checked=False, _size_before=0)  # out of sight of Keras' tracking
         self.freeze()
@@ -407,6 +415,7 @@ class ImageClassifier(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` needs to build the same architecture; weights are not part of it."""
+        refuse_legacy_file()
         backbone = self.backbone_name or keras.saving.serialize_keras_object(self.backbone)
         return {
             "backbone": backbone,
@@ -426,6 +435,7 @@ class ImageClassifier(keras.Model):
             **({"checkpointing": True} if self.checkpointing else {}),
             "trainable_from_group": self.first_trainable_group,
             "decision": None if self.decision is None else self.decision.get_config(),
+            **({"quantized": quantized} if (quantized := quantized_layers(self)) else {}),
         }
 
     @classmethod
@@ -434,6 +444,7 @@ class ImageClassifier(keras.Model):
         config = WITHOUT_BIAS | dict(config)
         first_trainable_group = config.pop("trainable_from_group", -1)
         decision = Decision.from_config(config.pop("decision", None))
+        quantized = config.pop("quantized", {})
         config["augmentation"] = keras.saving.deserialize_keras_object(config["augmentation"])
         config["normalization"] = InputNormalization.from_config(config["normalization"])
         if isinstance(config["backbone"], dict):
@@ -441,6 +452,7 @@ class ImageClassifier(keras.Model):
         model = cls(**config, weights=None)
         model.freeze_to(first_trainable_group)
         model.decision = decision
+        quantize_layers(model, quantized)
         return model
 
     def save(self, filepath: str | PathLike[str], overwrite: bool = True, **arguments: Any) -> None:
@@ -473,12 +485,25 @@ class ImageClassifier(keras.Model):
         if path.suffix not in (".h5", ".hdf5"):
             super().save(filepath, overwrite=overwrite, **arguments)
             return
-        if self.backbone_name is None:
+        if self.backbone_name is None or quantized_layers(self):
+            reason = "was given as a model" if self.backbone_name is None else "has quantized layers"
             raise WeightsError(
-                "A single file names its backbone, and this one was given as a model. "
+                f"A single file names its backbone, and this one {reason}. "
                 f'Save it as a ".keras" file. Received: filepath="{path}"'
             )
         write_single_file(self, path)
+
+    def export(self, filepath: str | PathLike[str], *arguments: Any, **named: Any) -> Any:
+        """As `keras.Model.export`: from images of `size` in [0, 255], float32, to logits.
+
+        `to_onnx` and `kclf.models.export.to_torch_export` write what takes photos of any size as bytes, and
+        gives probabilities.
+        """
+        images = keras.Input(self.input_shape[1:], name="images")
+        model = keras.Model(images, self.head(self.backbone(self.normalization(images))), name=self.name)
+        with torch.no_grad(), unpacked():
+            model(torch.zeros(1, *self.input_shape[1:]))  # folds batch norms into kernels
+            return model.export(filepath, *arguments, **named)
 
     @property
     def first_trainable_group(self) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from .._core.devices import full_float32
 from .._core.h5_store import write_arrays
+from .._core.keras_private import get_global_attribute
 from ..errors import FileFormatError
 from ..weights import array_of, layer_keys, named_variables
 
@@ -43,6 +44,19 @@ def write_single_file(model: keras.Model, path: Path) -> None:
             "versions": {"keras": keras.__version__, "numpy": np.__version__},
         },
     )
+
+
+def refuse_legacy_file() -> None:
+    """Refuse to be described for Keras' legacy .h5, whose writer asks just now: nobody could read it back.
+
+    Raises:
+        ValueError: naming what writes a file that can be read.
+    """
+    if get_global_attribute("use_legacy_config"):
+        raise ValueError(
+            "Expected model.save(path), which writes a classifier as .h5 (kclf.load reads it) or .keras. "
+            "Received: keras.saving.save_model to Keras' legacy .h5, which holds none"
+        )
 
 
 def stored_arrays(model: keras.Model) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from .._core.keywords import PREDICT, answering
 from ..data import ImageDataset
 from ..data.decision import Decision
 from ..data.files import image_files
+from ..data.images import size_for
 from ..data.tasks import probabilities_of
 from ..errors import DataError
 from .predictions import Predictions
@@ -49,27 +50,36 @@ def predict(model: keras.Model, dataset: Any, *, from_logits: bool | None = None
 
 
 def predict_files(
-    model: Any, photos: Sequence[str | os.PathLike[str]], *, batch_size: int = 64
+    model: Any,
+    photos: Sequence[str | os.PathLike[str]],
+    *,
+    batch_size: int = 64,
+    size: int | None = None,
+    class_names: Sequence[str] = (),
 ) -> tuple[Predictions, list[tuple[str, str]]]:
     """Predict photos from files, read as the model's own preprocessing has it.
 
     Args:
-        model: an `ImageClassifier`.
+        model: an `ImageClassifier`, or another Keras model of images in [0, 255], whose photos are cropped to
+            a square.
         photos: files, and folders of which all images are taken.
         batch_size: photos a step.
+        size: side of the squares in pixels; None takes the classifier's, or that of the model's input.
+        class_names: of another Keras model, one an output.
 
     Returns:
         The predictions of the photos that can be read, in their order, and (path, reason) of the others.
 
     Raises:
         DataError: a path does not exist, there are no images, or none of them can be read.
+        ValueError: neither `size` nor the model says how large photos shall be.
     """
     dataset = ImageDataset(
         [file for photo in photos for file in image_files(photo)],
-        class_names=model.class_names,
-        task=model.task,
-        presize=model.presize or model.size,
-        resize_method=model.resize_method,
+        class_names=class_names or getattr(model, "class_names", ()),
+        task=getattr(model, "task", "single_label"),
+        presize=size or size_for(model),
+        resize_method=getattr(model, "resize_method", "crop"),
         batch_size=batch_size,
         shard=(0, 1),
     )
