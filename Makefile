@@ -46,15 +46,20 @@ PHOTOS ?= ../shared/data/dogscats
 BENCH := $(BIN)/python tests/benchmarks
 WEIGHTS ?=
 WITH_PEERS := $(if $(PEERS),--peers $(PEERS))
+RECORDS := build/bench.jsonl
+KEPT := --json $(RECORDS) $(WITH_PEERS)
 bench: .venv/installed   ## the benchmarks; PEERS=VENV adds fastai, timm and torchvision; PHOTOS=, WEIGHTS= folders
-	$(BENCH)/train_step.py --threads 2 $(WITH_PEERS)
-	$(BENCH)/inference.py --threads 2 $(WITH_PEERS)
-	$(BENCH)/overhead.py
-	$(BENCH)/optimizer.py --threads 2 --set kind=adamw scale=overhead
-	$(BENCH)/augment.py --threads 2 $(WITH_PEERS)
-	$(BENCH)/loader.py --set folder=$(PHOTOS) $(WITH_PEERS)
-	$(BENCH)/precompute.py --threads 2
-	$(BENCH)/imports.py
+	@mkdir -p build && rm -f $(RECORDS)
+	$(BENCH)/train_step.py --threads 2 $(KEPT)
+	$(BENCH)/train_step.py --threads 2 $(KEPT) --set model=EfficientNetB0
+	$(BENCH)/train_step.py --threads 2 $(KEPT) --set model=MobileNetV2
+	$(BENCH)/inference.py --threads 2 $(KEPT)
+	$(BENCH)/overhead.py --json $(RECORDS)
+	$(BENCH)/optimizer.py --threads 2 --json $(RECORDS)
+	$(BENCH)/augment.py --threads 2 $(KEPT)
+	$(BENCH)/loader.py --threads 2 --set folder=$(PHOTOS) $(KEPT)
+	$(BENCH)/precompute.py --threads 2 --rounds 3 --json $(RECORDS)
+	$(BENCH)/imports.py $(KEPT)
 	$(if $(WEIGHTS),$(BENCH)/end_to_end.py $(PHOTOS) --threads 2 --warmup 0 --rounds 3 --set weights=$(WEIGHTS) $(WITH_PEERS))
 
 ARGS ?=

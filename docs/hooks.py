@@ -1,15 +1,19 @@
-"""Part of building the site: every public name has its place in the API page, or the build fails."""
+"""Part of building the site: no public name without its place, and the options as the code has them."""
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+import commands  # noqa: E402  beside this file
 
 
 def public_names() -> set[str]:
@@ -27,7 +31,9 @@ def documented_names(page: str) -> set[str]:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Compare the API page with the package."""
+    """Compare the API page with the package; fill the page of the commands."""
+    if page.file.src_path == "commands.md":
+        return commands.filled(markdown)
     if page.file.src_path == "api.md":
         missing = public_names() - documented_names(markdown)
         unknown = documented_names(markdown) - public_names()

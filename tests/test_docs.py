@@ -60,7 +60,7 @@ def run_blocks(pages: list[Path], namespace: dict) -> None:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """The folders that the docs speak of: `photos`, `dogscats` and `new`."""
+    """What the docs speak of: the folders `photos`, `dogscats` and `new`, and tables of `dogscats`."""
     folder = tmp_path_factory.mktemp("docs")
     generator = np.random.default_rng(0)
     places = [
@@ -69,13 +69,21 @@ def photos(tmp_path_factory):
         for name in ("cat", "dog")
         for n in range(count)
     ]
-    places += [f"dogscats/{name}.{n}.jpg" for name in ("cat", "dog") for n in range(8)]
+    animals = [f"{name}.{n}" for name in ("cat", "dog") for n in range(8)]
+    places += [f"dogscats/{animal}.jpg" for animal in animals]
     places += ["new/0.jpg", "new/1.jpg"]
     for place in places:
         pixels = generator.integers(0, 128, (40, 48, 3), dtype=np.uint8)
         pixels[..., "dog" in place] += 100
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / place)
+    for table, label in (
+        ("labels", lambda animal: animal[:3]),
+        ("tags", lambda animal: f"{animal[:3]} {'indoor' if animal[-1] in '0246' else 'outdoor'}"),
+        ("ages", lambda animal: animal[-1]),
+    ):
+        rows = [f"{animal}.jpg,{label(animal)}" for animal in animals]
+        (folder / f"{table}.csv").write_text("\n".join(["file,label", *rows]), encoding="utf-8")
     return folder
 
 
@@ -141,6 +149,8 @@ def test_a_command_of_the_docs_exists_with_its_options(page, command):
     group = typer.main.get_command(app)
     context = group.make_context("kclf", list(words), resilient_parsing=True)
     command_object = group.get_command(context, words[0])
+    if hasattr(command_object, "commands"):  # a group, such as weights
+        command_object = command_object.get_command(context, words[1])
     assert command_object is not None
     known = {option for parameter in command_object.params for option in parameter.opts}
     assert {word for word in words[1:] if word.startswith("-")} <= known
@@ -187,3 +197,25 @@ def test_the_loss_page_states_what_its_code_computes(here):
     stated = [float(row.split("|")[6]) for row in page.splitlines() if re.match(r"\| \d \|", row)]
     assert stated == pytest.approx(namespace["losses"].tolist(), abs=5e-5)
     assert namespace["losses"].mean() == pytest.approx(1.8044, abs=5e-5)
+
+
+def load(path: Path):
+    """A script of the docs as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_drawing_of_the_house_has_every_room():
+    drawing = (DOCS / "images" / "house.svg").read_text(encoding="utf-8")
+    rooms = {room for floor in load(DOCS / "images" / "house.py").floors() for room in floor}
+    assert rooms == set(re.findall(r'class="t">(\w+)<', drawing))
+
+
+def test_the_page_of_the_commands_has_every_option():
+    commands = load(DOCS / "commands.py")
+    page = commands.filled((DOCS / "commands.md").read_text(encoding="utf-8"))
+    for name, command in commands.commands():
+        section = page.split(f"## kclf {name}\n")[1].split("\n## ")[0]
+        assert all(f"`{parameter.opts[0]}`" in section for parameter in command.params[:-1])

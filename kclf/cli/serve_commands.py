@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import KclfError
+from .use_commands import load_classifier
 
 if TYPE_CHECKING:
     from ..interpret.similar import SimilarPhotos
@@ -42,11 +43,8 @@ def serve(
         from ..serve import serve as start
     except ImportError as error:
         raise KclfError(f"{error}. Serving needs an extra: pip install 'kclf[serve]'") from error
-    from ..models import load
-    from ..report.inputs import CLASSIFIER
-
     folder = run if run.is_dir() else run.parent
-    model = load(run / CLASSIFIER if run.is_dir() else run)
+    model = load_classifier(run)
     photos = training_photos(model, folder) if with_similar and run.is_dir() else None
     typer.echo(f"http://{host}:{port}  ({len(model.class_names)} classes; Ctrl-C ends it)")
     start(
@@ -67,10 +65,7 @@ def similar(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the training photos that the classifier sees as most alike."""
-    from ..models import load
-    from ..report.inputs import CLASSIFIER
-
-    found = training_photos(load(run / CLASSIFIER), run)
+    found = training_photos(load_classifier(run), run)
     if found is None:
         raise KclfError(f"{run}: the training photos are no longer where the run found them")
     rows = {str(photo): found.nearest(photo, count) for photo in photos}

@@ -1,17 +1,21 @@
-"""`kclf evaluate` and `kclf choose`, and what `kclf predict` makes of sets and thresholds."""
+"""`kclf predict`, `kclf evaluate` and `kclf choose`."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._core.csv_files import CsvWriter
+from .._core.terminal import one_line
 from ..errors import DataError, KclfError
 
 if TYPE_CHECKING:
+    from ..models import ImageClassifier
     from ..prediction.predictions import Predictions
 
 NONE_OF_THESE = "none of these"
@@ -19,6 +23,84 @@ Table = Annotated[
     Path | None, typer.Option("--csv", help="File names and classes, in its first two columns.")
 ]
 Pattern = Annotated[str | None, typer.Option(help="Takes the class from the file name: the first group.")]
+
+
+def load_classifier(classifier: Path) -> ImageClassifier:
+    """Read a classifier from its file or from the folder of its run."""
+    from ..models import load
+    from ..report.inputs import CLASSIFIER
+
+    return load(classifier / CLASSIFIER if classifier.is_dir() else classifier)
+
+
+def predict(
+    classifier: Annotated[
+        Path, typer.Argument(help="A classifier.h5, or the folder of its run.", show_default=False)
+    ],
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    top: Annotated[int, typer.Option(help="How many classes to print a photo.", min=1)] = 1,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 64,
+    depth: Annotated[int | None, typer.Option(help="Bits of deep images.", min=1, max=32)] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a photo, as decoded.", min=1)] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Print as many classes as hold the right one in this share of photos.",
+            min=0.01,
+            max=0.999,
+            show_default=False,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Say 'none of these' where no class is as probable.", min=0, max=1, show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Print class and probability of each photo."""
+    from ..data.decoding import set_decoding
+    from ..prediction.inference import predict_files
+
+    if as_csv and as_json:
+        raise typer.BadParameter("choose one of --csv and --json")
+    set_decoding(depth=depth, max_pixels=max_pixels or "pillow")
+    predictions, unreadable = predict_files(load_classifier(classifier), photos, batch_size=batch_size)
+    for path, reason in unreadable:
+        typer.echo(f"skipped {one_line(path)}: {one_line(reason)}", err=True)
+    ranked = predictions.top(top) if coverage is None else with_coverage(predictions, coverage)
+    rows = [
+        {"path": path, "classes": [{"class": name, "probability": p} for name, p in classes]}
+        for path, classes in zip(predictions.files, ranked, strict=True)
+    ]
+    if threshold is not None:
+        rows = with_threshold(rows, predictions, threshold)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    elif as_csv:
+        _print_csv(rows)
+    else:
+        _print_lines(rows)
+
+
+def _print_csv(rows: list[dict[str, Any]]) -> None:
+    most = max(len(row["classes"]) for row in rows)
+    writer = CsvWriter(sys.stdout, line_end="\n")
+    ranks = [""] if most == 1 else [f"_{rank}" for rank in range(1, most + 1)]
+    writer.write(["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
+    for row in rows:
+        cells = [cell for c in row["classes"] for cell in (c["class"], f"{c['probability']:.6f}")]
+        writer.write([row["path"], *cells])
+
+
+def _print_lines(rows: list[dict[str, Any]]) -> None:
+    paths = [one_line(row["path"]) for row in rows]
+    width = max(map(len, paths))
+    for path, row in zip(paths, rows, strict=True):
+        classes = "   ".join(f"{one_line(c['class'])} {c['probability']:.4f}" for c in row["classes"])
+        typer.echo(f"{path:<{width}}  {classes}")
 
 
 def with_coverage(predictions: Predictions, coverage: float) -> list[list[tuple[str, float]]]:
@@ -56,11 +138,9 @@ def evaluate(
 ) -> None:
     """Say how good a classifier is on labelled photos: accuracy, log loss, calibration, each class."""
     from ..interpret import Interpretation
-    from ..models import load
     from ..prediction.inference import predict
-    from ..report.inputs import CLASSIFIER
 
-    model = load(run / CLASSIFIER if run.is_dir() else run)
+    model = load_classifier(run)
     found = predict(model, labelled_photos(model, folder, label_regex, csv))
     if found.task != "single_label":
         typer.echo(str(found))

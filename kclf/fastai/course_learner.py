@@ -10,9 +10,10 @@ import numpy as np
 
 from ..callbacks import FlatCosine, OneCycle
 from ..data import ImageData
-from ..learner.learner import AnyPath, Callbacks, Learner, Rates
+from ..learner.learner import Learner
 from ..learner.learner import load_learner as load_plain
 from ..learner.plots import SuggestedRates
+from ..learner.trainer import AnyPath, Callbacks, Rates
 from ..models import load
 from ..prediction import Predictions, predict, predict_tta
 

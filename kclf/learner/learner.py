@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +11,9 @@ import numpy as np
 
 from .. import schedules
 from ..callbacks import (
-    Checkpoint,
     CosineRestarts,
-    DeliveredModel,
-    EpochTable,
     FlatCosine,
     OneCycle,
-    ProgressBar,
-    Recorder,
     Schedule,
     SnapshotSaver,
     find_learning_rate,
@@ -29,15 +21,13 @@ from ..callbacks import (
 )
 from ..callbacks.lr_schedules import TriangularCycles
 from ..callbacks.snapshots import BestModel, CycleSnapshots
-from ..data import ImageData, ImageDataset
-from ..data.mixed_dataset import mixed
-from ..distributed import distribute, print_on_main
-from ..errors import DataError
+from ..data import ImageData
+from ..distributed import print_on_main
 from ..interpret import Interpretation
 from ..interpret.gallery import show_results
 from ..models import ImageClassifier, load
 from ..models.clone import clone_with
-from ..prediction.activation_cache import activations, precompute
+from ..prediction.activation_cache import activations
 from ..prediction.ensembles import SnapshotEnsemble
 from ..prediction.inference import predict
 from ..prediction.predictions import Predictions, write_submission
@@ -47,26 +37,19 @@ from ..recipe.reading_size import at_size
 from ..report import write_report
 from .adapt import (
     adapt_to_data,
-    classifier_for,
     decode_prediction,
     head_for,
     log_probabilities,
-    one_dropout,
     take_weights,
 )
-from .plots import Sched, SuggestedRates, report_inputs
-from .resume import describe
-from .training import Training
+from .plots import SuggestedRates, report_inputs
+from .trainer import AnyPath, Callbacks, Rates, Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Rates = float | slice | Sequence[float]
-Callbacks = Sequence[keras.callbacks.Callback]
-AnyPath = str | os.PathLike[str]
 
-
-class Learner:
+class Learner(Trainer):
     """Data, a classifier for it, and the commands of the course to train, look at and use it.
 
     Nothing is hidden: `learner.model` is an `ImageClassifier` (a Keras model), `learner.data` an `ImageData`,
@@ -106,72 +89,6 @@ class Learner:
         >>> probabilities.shape
         (4, 2)
     """
-
-    def __init__(
-        self,
-        data: ImageData | None,
-        backbone: str | keras.Model,
-        *,
-        precompute: bool = False,
-        precompute_views: int = 1,
-        precompute_dtype: str = "float32",
-        path: AnyPath = ".",
-        ps: float | Sequence[float] | None = None,
-        xtra_fc: Sequence[int] | None = None,
-        callbacks: Callbacks = (),
-        verbose: bool = True,
-        **settings: Any,
-    ) -> None:
-        training = {f.name: settings.pop(f.name) for f in fields(Training) if f.name in settings}
-        settings |= {} if ps is None else {"dropout": one_dropout(ps)}
-        settings |= {} if xtra_fc is None else {"hidden": tuple(xtra_fc)}
-        self.training = Training(**training)
-        self._auto = "adamw"  # what the optimizer "auto" was in the last fit
-        self.data = data
-        self.model = classifier_for(data, backbone, settings)
-        self.path = Path(path)
-        self.callbacks = list(callbacks)
-        self.verbose = verbose
-        self.recorder = Recorder()
-        self.checkpoint: Checkpoint | None = None
-        self.sched = Sched(self.recorder)
-        self.precompute_views = precompute_views
-        self.precompute_dtype = precompute_dtype
-        self.precompute = precompute
-
-    def __repr__(self) -> str:
-        return f"Learner({self.data!r}, {self.model.backbone_name or self.model.backbone.name!r})"
-
-    # ---- layer groups ------------------------------------------------------------
-
-    @property
-    def precompute(self) -> bool:
-        """Whether the head trains on cached activations; setting it to True freezes the backbone.
-
-        The activations are computed at the next fit and kept in `path/activations`. Augmentation has no
-        effect on them unless `precompute_views` asks for several augmented views.
-        """
-        return self._precompute
-
-    @precompute.setter
-    def precompute(self, on: bool) -> None:
-        if on:
-            self.model.freeze()
-        self._precompute = bool(on)
-
-    def freeze(self) -> None:
-        """Train the head alone."""
-        self.model.freeze()
-
-    def unfreeze(self) -> None:
-        """Train all layer groups; this ends `precompute`."""
-        self.freeze_to(0)
-
-    def freeze_to(self, n: int) -> None:
-        """Freeze the layer groups before group `n`; ends `precompute` where more than the head trains."""
-        self.model.freeze_to(n)
-        if n not in (-1, len(self.model.layer_groups) - 1):
-            self._precompute = False
 
     # ---- training in the words of fastai 0.7 ------------------------------------------------------------
 
@@ -553,111 +470,9 @@ class Learner:
         self.model.save(target)
         return target
 
-    # ---- how it works ------------------------------------------------------------
-
-    def _fit(
-        self,
-        epochs: int,
-        schedule: Schedule,
-        callbacks: Callbacks = (),
-        weight_decay: Any = None,
-        resume: bool = False,
-        auto: str = "adamw",
-        validate: bool = True,
-    ) -> keras.callbacks.History:
-        self._auto = auto
-        self.model.decision = None  # that of other weights
-        self.sched.first, self.sched.tested_last = len(self.recorder.learning_rates), False
-        bar = ProgressBar(None if self.data is None else self.data.batch_size)
-        table = [bar, EpochTable()] if self.verbose else []
-        listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
-        model, train, valid = self._trained()
-        self._compile(model, weight_decay)
-        return model.fit(
-            train,
-            validation_data=valid if validate else None,
-            epochs=epochs,
-            callbacks=[DeliveredModel(train), *self._with_checkpoint(listening, train, resume)],
-            shuffle=False,
-            verbose=0,
-        )
-
-    def _with_checkpoint(self, callbacks: list[Any], train: Any, resume: bool) -> list[Any]:
-        """The callbacks of a fit, its schedule first, with the checkpoint last where there is to be one."""
-        if resume and self.checkpoint is None:
-            self.checkpoint = Checkpoint(self.path / "checkpoints", resume=resume)
-        if self.checkpoint is None:
-            return callbacks
-        self.checkpoint.folders = [self.path / "models"]
-        self.checkpoint.data = train
-        self.checkpoint.whole = self.model
-        self.checkpoint.others = [part for part in callbacks if hasattr(part, "state_dict")]
-        self.checkpoint.settings = describe(
-            self.model, self._require_data(), self.training, self.precompute, callbacks[0]
-        )
-        return [*callbacks, self.checkpoint]
-
-    def _trained(self) -> tuple[keras.Model, Any, Any]:
-        """What trains now, its training and its validation data: the head alone where that is precomputed."""
-        data, mixes = self._require_data(), (self.training.mixup, self.training.cutmix)
-        if not self.precompute:
-            return self.model, mixed(data.train, *mixes), data.valid
-        if self.precompute_views == 1 and self.model.augmentation.is_random:
-            warnings.warn(
-                "The augmentation has no effect with precompute=True: the head trains on activations of the "
-                "plain photos. Set precompute = False to train with it, or precompute_views=4 to compute "
-                "activations of 4 augmented views of each photo.",
-                stacklevel=4,
-            )
-        cached = precompute(
-            self.model, data, views=self.precompute_views, dtype=self.precompute_dtype, **self._cache
-        )
-        return head_for(self.model), mixed(cached.train, *mixes), cached.valid
-
-    @property
-    def _cache(self) -> dict[str, Any]:
-        return {"folder": self.path / "activations", "progress": self.verbose}
-
-    def _compile(self, model: keras.Model, weight_decay: Any = None) -> None:
-        groups = self.model.layer_groups[-1:] if self.precompute else self.model.layer_groups
-        self.training.compile(model, groups, self.model.task, weight_decay, self._auto)
-        distribute(model)
-
-    def _check_rates(self, rates: Rates) -> Rates:
-        if self.precompute and not isinstance(rates, slice) and np.size(rates) > 1:
-            raise ValueError(
-                "With precompute=True only the head trains, which is one layer group: pass one rate, or set "
-                f"precompute = False first. Received: {np.size(rates)} rates, {rates}"
-            )
-        return rates
-
     def _to(self, policy: str) -> Learner:
         self.model = clone_with(self.model, dtype=policy)
         return self
-
-    def _require_data(self) -> ImageData:
-        if self.data is None:
-            raise DataError("This learner has no data: pass some to set_data")
-        return self.data
-
-    def _split(self, name: str) -> ImageDataset:
-        data = self._require_data()
-        split = data.splits.get(name)
-        if split is None:
-            raise DataError(
-                f"The data has no {name} photos, only: {', '.join(data.splits)}. Make data that has some "
-                f"(such as test=folder) and pass it to set_data. Received: split={name!r}"
-            )
-        return split
-
-    def _place(self, path: AnyPath) -> Path:
-        """Where a file is to be written below the learner's `path`, in a folder that is there."""
-        place = self.path / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place
-
-    def _file(self, name: str, ending: str = "") -> Path:
-        return self.path / "models" / f"{name}{ending}"
 
 
 def load_learner(path: AnyPath, data: ImageData | None = None, **options: Any) -> Learner:

@@ -355,13 +355,14 @@ def measure(
     text = table(rows, reference, unit)
     record = {
         "title": title,
+        "day": time.strftime("%Y-%m-%d"),
         "unit": unit,
         "settings": settings,
         "rounds": options.rounds,
         "threads": options.threads,
         "machine": machine(),
         "reference": reference.name if reference else None,
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(row) | {"reference": row.name in winners} for row in rows],
         "table": text,
     }
     named = ", ".join(f"{name} {value}" for name, value in settings.items())

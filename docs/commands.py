@@ -1,0 +1,59 @@
+"""Markdown of the command's options, made from the command itself, for the page `commands.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from kclf.cli.main import app
+
+PLACE = "<!-- commands -->"
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """(name, command) of each command, those of a group after it."""
+    for name, command in typer.main.get_command(app).commands.items():
+        for inner, part in getattr(command, "commands", {"": command}).items():
+            yield f"{name} {inner}".strip(), part
+
+
+def cell(text: str) -> str:
+    """A text as it may stand in a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def values(parameter: Any) -> str:
+    """What an option takes: its choices, a kind of value, or nothing."""
+    kind = parameter.type_descriptor.annotation
+    if kind is bool:
+        return ""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return ", ".join(f"`{choice.value}`" for choice in kind)
+    return {str: "text", Path: "path", int: "whole number", float: "number"}.get(kind, "text")
+
+
+def described(parameter: Any) -> str:
+    """The help of an option with its default, where it has one."""
+    default = getattr(parameter.default, "value", parameter.default)
+    known = default not in (None, "", False, ()) and parameter.show_default
+    return cell(parameter.help or "") + (f" Default: `{default}`." if known else "")
+
+
+def section(name: str, command: Any) -> str:
+    """A command: what it does, its arguments and its options."""
+    rows = [
+        (", ".join(f"`{word}`" for word in parameter.opts), values(parameter), described(parameter))
+        for parameter in command.params
+        if parameter.name != "help"
+    ]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [("option", "value", "what"), ("---",) * 3, *rows])
+    return f"## kclf {name}\n\n{(command.help or '').strip()}\n\n{table}\n"
+
+
+def filled(markdown: str) -> str:
+    """The page with a section for each command in its place."""
+    return markdown.replace(PLACE, "\n".join(section(name, command) for name, command in commands()))

@@ -1,0 +1,155 @@
+"""The tables of the benchmark page and of README, made from what the benchmarks wrote.
+
+    make bench PEERS=VENV                                # writes build/bench.jsonl
+    .venv/bin/python tests/benchmarks/pages.py build/bench.jsonl
+
+The records go to `docs/benchmarks/results.jsonl`, where one of the same title and settings is replaced. Each
+table between `<!-- bench TITLE, NAME=VALUE -->` and `<!-- end -->` is then written anew, and so are the
+rows of figures that README and the start page share. Without an argument only the tables are written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import harness
+
+RESULTS = harness.ROOT / "docs" / "benchmarks" / "results.jsonl"
+PAGES = [harness.ROOT / name for name in ("docs/benchmarks.md", "README.md", "docs/index.md")]
+PLACE = re.compile(r"(<!-- bench (?P<wanted>[^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+OWN = ("folder", "weights")  # settings that say where something lies on one machine
+Record = dict[str, Any]
+
+
+def read(path: Path = RESULTS) -> list[Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def kept(record: Record) -> Record:
+    """A record without what belongs to one machine alone."""
+    settings = {name: value for name, value in record["settings"].items() if name not in OWN}
+    return {name: value for name, value in record.items() if name != "table"} | {"settings": settings}
+
+
+def merged(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
+    """The old records with the new ones in their place."""
+    records = {(record["title"], str(record["settings"])): record for record in old}
+    records |= {(record["title"], str(record["settings"])): record for record in map(kept, new)}
+    return list(records.values())
+
+
+def find(records: Iterable[Record], wanted: str) -> Record:
+    """The record of a title, followed by the settings that it must have: `Training step, model=ResNet50`."""
+    title, *settings = wanted.split(", ")
+    pairs = [setting.split("=") for setting in settings]
+    for record in records:
+        has = record["settings"]
+        if record["title"] == title and all(str(has.get(name)) == value for name, value in pairs):
+            return record
+    raise KeyError(f"no benchmark of {wanted!r} in {RESULTS.name}")
+
+
+def rows(record: Record, word: str = "") -> dict[str, Record]:
+    """The contestants that were measured, by name; those of one race where a word is given."""
+    return {row["name"]: row for row in record["rows"] if row["wall"] and row["name"].startswith(word)}
+
+
+def milliseconds(row: Record, clock: str = "wall") -> float:
+    return 1000 * statistics.median(row[clock])
+
+
+def share(row: Record, reference: Record, clock: str) -> str:
+    """Median, lowest and highest of the round-by-round ratios."""
+    pairs = [mine / theirs for mine, theirs in zip(row[clock], reference[clock], strict=False)]
+    return f"{statistics.median(pairs):.2f} ({min(pairs):.2f}-{max(pairs):.2f})"
+
+
+def table(record: Record, word: str = "") -> str:
+    """Contestants by time a unit, beside the reference."""
+    found = rows(record, word)
+    reference = next((row for row in found.values() if row["reference"]), None) or next(iter(found.values()))
+    unit = record["unit"]
+    heads = ["", f"ms per {unit} (quartiles)", f"{unit}s/s", "CPU ms", "CPU time, share", "peak MB"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, row in sorted(found.items(), key=lambda item: milliseconds(item[1])):
+        low, middle, high = (1000 * value for value in harness.quartiles(row["wall"]))
+        shown = name.removeprefix(word).strip()
+        shown = f"**{shown}**" if "kclf" in shown else shown
+        lines.append(
+            f"| {shown} | {middle:.3g} ({low:.3g}-{high:.3g}) | {1000 / middle:.3g} "
+            f"| {milliseconds(row, 'cpu'):.3g} | {share(row, reference, 'cpu')} | {row['peak_memory']:.0f} |"
+        )
+    return "\n".join(
+        [*lines, "", f"{described(record)}; 1 is {reference['name'].removeprefix(word).strip()}."]
+    )
+
+
+def described(record: Record) -> str:
+    """One line: rounds, threads, machine, versions."""
+    versions: dict[str, str] = {}
+    for row in record["rows"]:
+        versions |= row["versions"]
+    machine = record["machine"]
+    packages = ", ".join(f"{name} {value}" for name, value in versions.items() if name != "kclf")
+    place = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
+    return f"{record['day']}, {record['rounds']} rounds, {record['threads']} threads, {place}; {packages}"
+
+
+def headlines(records: list[Record]) -> dict[str, str]:
+    """Rows of README's table, by the text of their first cell: kclf, fastai, Keras."""
+    loader, augment = find(records, "Photos to batches"), rows(find(records, "Augmentation 460 -> 224"))
+    inference = rows(find(records, "Inference, model=ResNet50"))
+    update = rows(find(records, "One update of ResNet50's variables in three groups"))
+    head = rows(find(records, "Training the head"))
+    whole = rows(loader, "augment:")
+    fast = lambda row: f"{1000 / milliseconds(row):.3g}"  # noqa: E731
+    beside = lambda row: share(row, inference["torch channels_last"], "wall").split()[0]  # noqa: E731
+    return {
+        "JPEG to augmented batch, 460 to 224 px, images/s": f"**{fast(whole['augment: kclf'])}**; "
+        f"{fast(whole['augment: kclf from its cache'])} from the presized cache "
+        f"| {fast(whole['augment: fastai, no workers'])} | -",
+        "augmentation alone, images/s": f"**{fast(augment['kclf aug_transforms'])}** "
+        f"| {fast(augment['fastai aug_transforms'])} | {fast(augment['Keras layers'])}",
+        "ResNet50 prediction, share of plain PyTorch's time": f"**{beside(inference['kclf'])}** | - "
+        f"| {beside(inference['stock Keras'])}",
+        "one AdamW update of ResNet50 in layer groups, ms of CPU": "**"
+        f"{milliseconds(update['kclf LayerGroupOptimizer'], 'cpu'):.2g}** | - "
+        f"| {milliseconds(update['Keras, one rate for all'], 'cpu'):.3g}",
+        "training the head: cached features, share of the full model's time": "**"
+        f"{share(head['on cached activations'], head['through the backbone'], 'cpu').split()[0]}** | - | -",
+    }
+
+
+def filled(text: str, records: list[Record]) -> str:
+    """A page with its tables and its rows of figures as the records have them."""
+
+    def place(found: re.Match[str]) -> str:
+        wanted, _, word = found["wanted"].partition("; ")
+        return f"{found[1]}{table(find(records, wanted), word)}\n{found[3]}"
+
+    text = PLACE.sub(place, text)
+    for first, cells in headlines(records).items():
+        text = re.sub(
+            rf"^\| {re.escape(first)} \|.*\| (\[[^|]*) \|$",
+            lambda found, first=first, cells=cells: f"| {first} | {cells} | {found[1]} |",
+            text,
+            flags=re.MULTILINE,
+        )
+    return text
+
+
+def main(arguments: list[str]) -> None:
+    records = merged(read() if RESULTS.exists() else [], read(Path(arguments[0])) if arguments else [])
+    RESULTS.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), records), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
