@@ -199,3 +199,20 @@ class LossHook:
     def close(self) -> None:
         """Stop listening."""
         remove_listener(self._optimizer, self._receive)
+
+
+class FinishAccumulation(keras.callbacks.Callback):
+    """Lets the last batch of a fit make a step of the gradients that were accumulated, be they ever so few.
+
+    For an optimizer that ends with the fit, as a `Learner`'s: what is left would be lost.
+    """
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Know the epoch."""
+        self._is_last = epoch == self.params["epochs"] - 1
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Before the last batch: its step shall not wait for more."""
+        optimizer = layer_group_optimizer(self.model.optimizer)
+        if self._is_last and optimizer is not None and batch + 1 == self.params["steps"]:
+            optimizer.finish_accumulation()

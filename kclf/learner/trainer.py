@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from ..callbacks import Checkpoint, DeliveredModel, EpochTable, ProgressBar, Recorder, Schedule
+from ..callbacks.steps import FinishAccumulation
 from ..data import ImageData, ImageDataset
 from ..data.mixed_dataset import mixed
 from ..distributed import distribute
@@ -114,7 +115,8 @@ class Trainer:
         self.sched.first, self.sched.tested_last = len(self.recorder.learning_rates), False
         bar = ProgressBar(None if self.data is None else self.data.batch_size)
         table = [bar, EpochTable()] if self.verbose else []
-        listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
+        last = [FinishAccumulation()] if self.training.gradient_accumulation else []
+        listening = [schedule, *last, self.recorder, *table, *self.callbacks, *callbacks]
         model, train, valid = self._trained()
         self._compile(model, weight_decay)
         return model.fit(

@@ -1,7 +1,8 @@
 """The classifier: what it is made of, how it freezes, and the one file it is kept in."""
 
 from .classifier import ImageClassifier
+from .compile_arguments import own_metric
 from .heads import accuracy_metric, auto_loss, build_head
 from .loading import load
 
-__all__ = ["ImageClassifier", "accuracy_metric", "auto_loss", "build_head", "load"]
+__all__ = ["ImageClassifier", "accuracy_metric", "auto_loss", "build_head", "load", "own_metric"]

@@ -393,8 +393,15 @@ class ImageClassifier(keras.Model):
         return super().fit(**given)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Keras' step of `fit`; the first batch is looked at."""
+        """Keras' step of `fit`; the first batch is looked at.
+
+        Where Keras' own `model.backbone.trainable = True` was written, the policy for its batch norms holds.
+        """
         self.__dict__["_range_checked"] = False
+        if self.batchnorm == "inference":
+            for layer in self.backbone._flatten_layers():
+                if _is_batchnorm(layer) and layer.trainable:
+                    self._set_trainable(layer, True, in_head=False)
         return super().make_train_function(force=force)
 
     def make_test_function(self, force: bool = False) -> Any:
