@@ -48,7 +48,7 @@ TUNERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*begins anew", "ignore:Skipping variable")
 @pytest.mark.parametrize("build", [functional, transfer])
 @pytest.mark.parametrize("tuner", TUNERS)
 def test_a_search_gives_its_best_models_back(tmp_path, tuner, build):
