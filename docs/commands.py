@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from kclf.cli.main import app
+from kclf.cli.wording import choices
 
 PLACE = "<!-- commands -->"
 
@@ -31,8 +31,8 @@ def values(parameter: Any) -> str:
     kind = parameter.type_descriptor.annotation
     if kind is bool:
         return ""
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return ", ".join(f"`{choice.value}`" for choice in kind)
+    if words := choices(kind):
+        return ", ".join(f"`{word}`" for word in words)
     return {str: "text", Path: "path", int: "whole number", float: "number"}.get(kind, "text")
 
 

@@ -20,6 +20,7 @@ _IS_COMMAND = "kclf" in _WORDS[:2] or "-m kclf" in " ".join(_WORDS[:6])
 
 if not _IS_COMMAND:
     from . import datasets, schedules
+    from ._core.settings import TrainSettings
     from .acceleration import accelerate, deaccelerate
     from .backbones import backbone_info, backbone_names, backbone_table, build_backbone
     from .callbacks import (
@@ -115,6 +116,7 @@ __all__ = [
     "RunStopped",
     "Schedule",
     "SnapshotEnsemble",
+    "TrainSettings",
     "TrainingError",
     "WeightsError",
     "WeightsUnavailableError",

@@ -15,6 +15,8 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -118,27 +120,52 @@ def private_imports(package: Path) -> list[str]:
     ]
 
 
-def private_attributes(package: Path) -> list[str]:
-    """Names with an underscore that others' objects have: read here, and defined nowhere in the package."""
-    trees = {file: ast.parse(file.read_text()) for file in package.rglob("*.py")}
-    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
-    own = {node.name for node in nodes if isinstance(node, Function | ast.ClassDef)}
-    stored = [node for node in nodes if isinstance(getattr(node, "ctx", None), ast.Store)]
-    own |= {node.attr for node in stored if isinstance(node, ast.Attribute)}
-    own |= {node.id for node in stored if isinstance(node, ast.Name)}
-    own |= {"_asdict", "_replace"}  # public names of named tuples
-    return sorted(
-        {
-            node.attr
-            for file, tree in trees.items()
-            if file.relative_to(package).as_posix() != PRIVATE_ROOM
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute)
-            and re.match(r"_[a-z]", node.attr)
-            and node.attr not in own
-            and not re.match(r"(torch|F)\b", ast.unparse(node))
-        }
+def attributes_made(nodes: Iterable[ast.AST]) -> set[str]:
+    """Attributes with an underscore that classes of these nodes make: methods, and what is set on `self`."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, Function):
+            found.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found |= {node.attr} if ast.unparse(node.value) == "self" else set()
+    return {name for name in found if re.match(r"_[a-z]", name)}
+
+
+@cache
+def attributes_of_keras() -> frozenset[str]:
+    """Names with an underscore that Keras' classes give their objects."""
+    source = Path(find_spec("keras").origin).parent / "src"
+    files = (file for file in source.rglob("*.py") if not file.name.endswith("_test.py"))
+    made = re.compile(r"\bself\.(_[a-z]\w*)(?=(?: *:[^=\n]+)? *=[^=])|^    +def (_[a-z]\w*)\(", re.MULTILINE)
+    return frozenset(
+        name for file in files for pair in made.findall(file.read_text()) for name in pair if name
     )
+
+
+def private_attributes(package: Path) -> list[str]:
+    """Names with an underscore of Keras' objects that are used outside their room, as names or as words.
+
+    What a file's own classes make is its own, and on `self` what any class of the package makes.
+    """
+    trees = {file: ast.parse(file.read_text()) for file in package.rglob("*.py")}
+    made = {file: attributes_made(ast.walk(tree)) for file, tree in trees.items()}
+    anywhere = set().union(*made.values())
+    found = set()
+    for file, tree in trees.items():
+        if file.relative_to(package).as_posix() == PRIVATE_ROOM:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                own = made[file] | (anywhere if ast.unparse(node.value) == "self" else set())
+                found |= {node.attr} & attributes_of_keras() - own
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                "attr"
+            ):  # getattr and the like
+                words = {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+                found |= words & attributes_of_keras() - made[file]
+    return sorted(found)
 
 
 def undocumented(package: Path) -> list[str]:
@@ -181,7 +208,7 @@ def figures(root: Path) -> dict:
         "modules in import cycles, type checking included": len(cycles(package)),
         "module names that stand twice": len(names_twice(package)),
         "imports from keras.src outside their room": len(private_imports(package)),
-        "private attributes of Keras' and torch's objects": len(private_attributes(package)),
+        "private attributes of Keras' objects outside it": len(private_attributes(package)),
         "lines of tests and benchmarks a line of code": round(tests / sum(sizes.values()), 2),
         "public names without documentation": len(undocumented(package)),
     }

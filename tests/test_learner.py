@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+import kclf
 import kclf.metrics as figures
 from kclf.acceleration import is_accelerated
 from kclf.callbacks.snapshots import BestModel, better_direction
 from kclf.data import ImageData
 from kclf.data.mixed_dataset import mixed
 from kclf.errors import DataError, TrainingError, WeightsError
+from kclf.fastai import CourseLearner
 from kclf.layers import side_on
 from kclf.learner import Learner, Training, cross_validate, load_learner
 from kclf.losses import BinaryCrossEntropy, CrossEntropy
@@ -493,6 +495,18 @@ def test_fine_tune_has_the_trace_of_fastai(learner):
     assert rates[steps] == pytest.approx(1e-3 / 5, rel=1e-4)
     assert learner.model.optimizer.learning_rate_multipliers[0] == pytest.approx(1.0)
     assert learner.model.first_trainable_group == 0
+
+
+@pytest.mark.parametrize("kind", [Learner, CourseLearner])
+def test_the_recipe_course_is_fine_tune_whichever_learner_runs_it(tmp_path, kind):
+    settings = kclf.TrainSettings(recipe="course", epochs=1, learning_rate=1e-3, unfrozen_learning_rate=5e-4)
+    rates = []
+    for train in (lambda one: one.train(settings), lambda one: one.fine_tune(1, 1e-3)):
+        plain = {"normalization": "tf", "path": tmp_path, "verbose": False}
+        learner = kind(make_data(), tiny_backbone(), **plain)
+        train(learner)
+        rates.append(learner.recorder.learning_rates)
+    assert rates[0] == rates[1]
 
 
 def test_flat_cosine_and_sgdr(learner):

@@ -6,8 +6,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
+import torch
 from keras.src.applications.convnext import LayerScale
 from keras.src.backend.common.global_state import get_global_attribute, set_global_attribute
 from keras.src.backend.common.masking import get_keras_mask
@@ -25,29 +29,143 @@ from keras.src.trainers.trainer import Trainer
 OPTIMIZERS_OF_TORCH = (
     "keras.src.backend.torch.optimizers"  # the package of the optimizers that have foreach kernels
 )
+EPOCH_LOGS = "_get_metrics_result_or_logs"  # the method of `epoch_logs`
+FIRST_EPOCH = "_initial_epoch"  # the attribute of a model that `start_epochs_at` sets
+# What the optimizers of one step keep for each variable.
+SLOTS = {
+    "SGD": ("momentums",),
+    "Adam": ("_momentums", "_velocities", "_velocity_hats"),
+    "AdamW": ("_momentums", "_velocities", "_velocity_hats"),
+    "RMSprop": ("_velocities", "_average_gradients", "_momentums"),
+}
 
 __all__ = [
+    "EPOCH_LOGS",
+    "FIRST_EPOCH",
     "GLOBAL_SEED_GENERATOR",
     "OPTIMIZERS_OF_TORCH",
+    "SLOTS",
     "DataAdapter",
     "EpochIterator",
     "Functional",
     "LayerScale",
     "Trainer",
+    "added_losses",
+    "all_layers",
+    "applies_alone",
+    "average_of_weights",
     "beside_adapter",
+    "compiled_loss",
+    "compiled_metrics",
+    "counted_as",
+    "decays",
+    "epoch_logs",
     "function_of_loss",
     "get_device",
     "get_global_attribute",
     "get_keras_mask",
     "global_seed_generator",
+    "gradient_sums",
+    "graph_of",
+    "hooks_of",
     "in_stateless_scope",
+    "inner_layers",
+    "is_channels_first",
+    "is_overwritten",
+    "is_recomputed",
+    "kernel_of",
+    "loss_tracker",
+    "metric_direction",
+    "move_into_place",
+    "nodes_of",
     "numpy_operations",
+    "only_loss",
+    "only_metrics",
+    "output_structure",
+    "own_metrics",
+    "own_statistics",
+    "own_variables",
+    "own_weights",
     "producer_of",
+    "rate_source",
+    "raw",
+    "save_state",
     "saving_lib",
     "set_global_attribute",
+    "set_path",
+    "share_counts",
+    "share_variables",
+    "slots",
+    "start_epochs_at",
+    "state_variables",
+    "step_count",
+    "takes_argument",
     "takes_training",
     "to_torch_dtype",
+    "trained_variables",
+    "update",
+    "without_empty",
 ]
+
+raw = attrgetter("_value")  # the tensor of a variable itself, whatever scope is open; read in each step
+
+
+# ---- layers and models -------------------------------------------------------
+
+
+def all_layers(layer: Any, *, include_self: bool = True) -> list[Any]:
+    """A layer or model and all layers in it, at any depth."""
+    return list(layer._flatten_layers(include_self=include_self))
+
+
+def inner_layers(layer: Any) -> list[Any]:
+    """The layers that lie directly in a layer."""
+    return list(layer._layers)
+
+
+def own_weights(layer: Any) -> list[Any]:
+    """The variables of this layer alone that gradients update, frozen or not."""
+    return list(layer._trainable_variables)
+
+
+def own_statistics(layer: Any) -> list[Any]:
+    """The other variables of this layer alone, such as moving averages."""
+    return list(layer._non_trainable_variables)
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """Variables of this layer alone, in the order Keras saves them, the same frozen and unfrozen."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def added_losses(layer: Any) -> list[Any]:
+    """What the last call of a layer added to the loss."""
+    return list(layer._losses)
+
+
+def hooks_of(layer: Any) -> tuple[Any, Any, Any]:
+    """The dicts of a layer in which torch keeps its hooks; they fill and empty as hooks come and go."""
+    return layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks
+
+
+def is_channels_first(flatten: Any) -> bool:
+    """Whether a Flatten takes its images channels first."""
+    return bool(flatten._channels_first)
+
+
+def is_recomputed(layer: Any) -> bool:
+    """Whether a layer was made in a `keras.RematScope`."""
+    return bool(getattr(layer, "_remat_mode", None))
+
+
+def kernel_of(layer: Any) -> Any:
+    """The variable of a kernel, where `kernel` may be a sum with low-rank parts."""
+    return layer._kernel
+
+
+def takes_argument(layer: Any, name: str) -> bool:
+    """Whether a layer or operation takes an argument, such as training, from the call around it."""
+    return name in getattr(layer, "_call_context_args", {})
 
 
 def takes_training(model: Any) -> bool:
@@ -61,9 +179,199 @@ def producer_of(tensor: Any) -> Any:
     return None if history is None else history.operation
 
 
+def graph_of(sequential: Any) -> Any:
+    """The functional model behind a `keras.Sequential`; None before it is built."""
+    return sequential._functional
+
+
+def nodes_of(model: Any) -> list[Any]:
+    """The calls of a functional model from the input side to the output side, without its inputs."""
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    return [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
+
+
+def output_structure(model: Any) -> Any:
+    """The symbolic outputs of a functional model, in the nest in which it returns them."""
+    return model._outputs_struct
+
+
+def save_state(model: Any, store: Any) -> None:
+    """Let Keras write a model's variables into a store, under the paths of its own files."""
+    saving_lib._save_state(model, store, None, "", set())
+
+
+def set_path(variable: Any, path: str) -> None:
+    """Give a variable the path of another."""
+    variable._path = path
+
+
+# ---- fits ------------------------------------------------------------------------
+
+
+def start_epochs_at(model: Any, epoch: int | None) -> None:
+    """Let `fit`, which asks after `on_train_begin`, begin at an epoch; None for the one it was told."""
+    setattr(model, FIRST_EPOCH, epoch)
+
+
+def compiled_loss(model: Any) -> Any:
+    """What `compile` made of its losses; None without."""
+    return model._compile_loss
+
+
+def compiled_metrics(model: Any) -> Any:
+    """What `compile` made of its metrics; None without."""
+    return model._compile_metrics
+
+
+def only_loss(compiled: Any) -> Any:
+    """The loss of a built `compiled_loss` for one output without a name or a weight; else None."""
+    if compiled is None or not compiled.built or compiled.metrics or len(compiled._flat_losses) != 1:
+        return None
+    path, loss, weight, _ = compiled._flat_losses[0]
+    return None if path or weight is not None else loss
+
+
+def only_metrics(compiled: Any) -> list[Any] | None:
+    """The metrics of a built `compiled_metrics` for one output without a name, none weighted; else None."""
+    if not compiled.built or any(compiled._flat_weighted_metrics) or len(compiled._flat_metrics) != 1:
+        return None
+    group = compiled._flat_metrics[0]
+    if group is None:
+        return []
+    return None if group.output_name else list(group.metrics)
+
+
+def own_metrics(model: Any) -> list[Any]:
+    """The metrics that are attributes of a model."""
+    return list(model._metrics)
+
+
+def loss_tracker(model: Any) -> Any:
+    """The mean over the batches of an epoch that `fit` shows as the loss."""
+    return model._loss_tracker
+
+
+def epoch_logs(model: Any, logs: Any) -> Any:
+    """What Keras' `fit` and `evaluate` show of the metrics: the method of the model's class."""
+    return type(model)._get_metrics_result_or_logs(model, logs)
+
+
+def metric_direction(metric: Any) -> str | None:
+    """Which way a metric gets better, "up" or "down"; None where it does not say."""
+    return getattr(metric, "_direction", None)
+
+
 def function_of_loss(loss: Any) -> Any:
     """The function of a loss that `compile` was given by name; None for a loss object, or with settings."""
     return loss.fn if type(loss) is LossFunctionWrapper and not loss._fn_kwargs else None
+
+
+# ---- optimizers ------------------------------------------------------------------
+
+
+def applies_alone(optimizer: Any) -> bool:
+    """Whether an optimizer updates variables itself, and is not a container of others."""
+    return hasattr(optimizer, "_backend_update_step")
+
+
+def rate_source(optimizer: Any) -> Any:
+    """Where an optimizer takes its rate from: a variable, a schedule or a function."""
+    return optimizer._learning_rate
+
+
+def step_count(optimizer: Any) -> Any:
+    """The variable that counts an optimizer's steps."""
+    return optimizer._iterations
+
+
+def trained_variables(optimizer: Any) -> list[Any]:
+    """The variables that an optimizer was built on."""
+    return optimizer._trainable_variables
+
+
+def state_variables(optimizer: Any) -> list[Any]:
+    """The variables of an optimizer's own, without those of one inside."""
+    return optimizer._variables
+
+
+def average_of_weights(optimizer: Any) -> list[Any]:
+    """The moving averages of an optimizer with `use_ema`, a variable or None for each it was built on."""
+    return optimizer._model_variables_moving_average
+
+
+def gradient_sums(optimizer: Any) -> list[Any]:
+    """Where an optimizer that accumulates keeps the sums, a variable for each it was built on."""
+    return optimizer._accumulated_gradients
+
+
+def slots(optimizer: Any, name: str, variables: Sequence[Any]) -> list[Any]:
+    """What an optimizer keeps for variables by one of its `SLOTS`; empty where it keeps none."""
+    kept = getattr(optimizer, name, None)
+    return [kept[optimizer._get_variable_index(variable)] for variable in variables] if kept else []
+
+
+def share_counts(wrapper: Any, optimizer: Any) -> None:
+    """Leave a wrapper no rate and no count of steps but those of the optimizer inside."""
+    for variable in (wrapper._learning_rate, wrapper._iterations):
+        wrapper._untrack_variable(variable)
+    object.__setattr__(wrapper, "_learning_rate", None)
+    object.__setattr__(wrapper, "_iterations", optimizer._iterations)
+
+
+def share_variables(wrapper: Any, optimizer: Any, variables: list[Any]) -> None:
+    """Let a wrapper be built on the variables that the optimizer inside was built on."""
+    object.__setattr__(wrapper, "_trainable_variables", variables)
+    object.__setattr__(wrapper, "_trainable_variables_indices", optimizer._trainable_variables_indices)
+
+
+def move_into_place(optimizer: Any, place: int, variable: Any) -> None:
+    """Let a variable take the place of the one that an optimizer was built on."""
+    places, before = optimizer._trainable_variables_indices, optimizer._trainable_variables[place]
+    optimizer._trainable_variables[place] = variable
+    places.pop(optimizer._var_key(before), None)
+    places[optimizer._var_key(variable)] = place
+
+
+def without_empty(optimizer: Any, gradients: list[Any], variables: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The gradients that are there and their variables, with Keras' warning and error about the others."""
+    return optimizer._filter_empty_gradients(gradients, variables)
+
+
+def is_overwritten(optimizer: Any, variable: Any) -> bool:
+    """Whether the "gradient" of a variable is its next value, as with the scales of float8."""
+    return bool(optimizer._overwrite_variable_with_gradient(variable))
+
+
+def decays(optimizer: Any, variable: Any) -> float:
+    """The weight decay of a variable: Muon has a second one; 0 for what is left out."""
+    if not optimizer._use_weight_decay(variable):
+        return 0.0
+    by_adam = getattr(optimizer, "_should_use_adamw", None)
+    decay = optimizer.adam_weight_decay if by_adam and by_adam(variable) else optimizer.weight_decay
+    return float(decay or 0.0)
+
+
+def update(optimizer: Any, gradients: list[Any], variables: list[Any], rate: torch.Tensor) -> None:
+    """One update by the formulas of an optimizer, without clipping, decay or counting."""
+    optimizer._backend_update_step(gradients, variables, rate)
+
+
+@contextmanager
+def counted_as(optimizer: Any, count: int, device: torch.device) -> Iterator[None]:
+    """Let the formulas of an optimizer see a count of updates, within the block."""
+    raw_steps = count * (optimizer.gradient_accumulation_steps or 1)
+    before = optimizer._iterations
+    if hasattr(optimizer, "_u_product"):  # Nadam: a product over the updates so far
+        product = 1.0
+        for done in range(1, count + 1):
+            product *= optimizer.beta_1 * (1.0 - 0.5 * 0.96**done)
+        optimizer._u_product.assign(product)
+    steps = torch.full((), raw_steps, dtype=torch.int32, device=device)
+    object.__setattr__(optimizer, "_iterations", steps)
+    try:
+        yield
+    finally:
+        object.__setattr__(optimizer, "_iterations", before)
 
 
 def beside_adapter(names: tuple[str, ...]) -> dict[str, Any]:

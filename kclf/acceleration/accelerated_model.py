@@ -12,7 +12,7 @@ import keras
 
 from .._core.cpu import keep_freed_memory
 from .._core.fit_hooks import override
-from .._core.keras_private import get_device
+from .._core.keras_private import all_layers, get_device
 from .convolutions import standalone_batchnorm, store_for_keras, store_for_torch
 from .graph import functional_of
 from .plan import MASKING, Plan
@@ -197,12 +197,12 @@ def _plan_calls(model: keras.Model, state: _Acceleration, checkpointing: bool) -
 
 def _graphs(model: keras.Model) -> list[Any]:
     """Every functional graph that is this model or lies in it, each once."""
-    graphs = [functional_of(layer) for layer in model._flatten_layers()]
+    graphs = [functional_of(layer) for layer in all_layers(model)]
     return list(dict.fromkeys(graph for graph in graphs if graph is not None))
 
 
 def _masking(graph: Any) -> list[str]:
-    return [layer.name for layer in graph._flatten_layers() if isinstance(layer, MASKING)]
+    return [layer.name for layer in all_layers(graph) if isinstance(layer, MASKING)]
 
 
 def _planned_graphs(model: keras.Model) -> list[Any]:
@@ -219,10 +219,10 @@ def _fast_call(model: keras.Model) -> Any:
 
 def _lone_batchnorms(model: keras.Model, state: _Acceleration) -> None:
     """Fuse the batch norms that no plan runs."""
-    planned = {id(layer) for call in state.plans for layer in call.model._flatten_layers()}
+    planned = {id(layer) for call in state.plans for layer in all_layers(call.model)}
     lone = [
         layer
-        for layer in model._flatten_layers()
+        for layer in all_layers(model)
         if type(layer) is keras.layers.BatchNormalization and id(layer) not in planned
     ]
     for layer in lone:

@@ -11,7 +11,7 @@ import keras
 import torch
 import torch.nn.functional as F
 
-from .._core.keras_private import to_torch_dtype
+from .._core.keras_private import all_layers, kernel_of, own_variables, raw, to_torch_dtype
 from .folding import FoldKernel
 from .graph import Function, LayerContext, Pair, Run, pair, same_padding, to_nchw, to_nhwc
 from .pointwise import NOTHING, POST_OPERATIONS, Elementwise, PostOperation, activation_function
@@ -41,28 +41,28 @@ class BatchNorm:
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
         """Normalise (batch, channels, ...) by the statistics that Keras would take."""
         layer = self.layer
-        gamma = None if self.gamma is None else self.gamma._value
-        beta = None if self.beta is None else self.beta._value
+        gamma = None if self.gamma is None else raw(self.gamma)
+        beta = None if self.beta is None else raw(self.beta)
         if run.training and layer.trainable:
             y, mean, inverse = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, layer.epsilon)
             run.statistics.append(Statistics(layer, mean.detach(), inverse.detach()))
             return y
-        mean, variance = layer.moving_mean._value, layer.moving_variance._value
+        mean, variance = raw(layer.moving_mean), raw(layer.moving_variance)
         return F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, layer.epsilon)
 
     def tensors(self) -> list[torch.Tensor]:
         """Everything that its result in inference mode depends on, but for the input."""
         held = (self.gamma, self.beta, self.layer.moving_mean, self.layer.moving_variance)
-        return [variable._value for variable in held if variable is not None]
+        return [raw(variable) for variable in held if variable is not None]
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The factor and the summand, (channels,) each, that it comes to in inference mode."""
         layer = self.layer
-        scale = torch.rsqrt(layer.moving_variance._value + layer.epsilon)
+        scale = torch.rsqrt(raw(layer.moving_variance) + layer.epsilon)
         if self.gamma is not None:
-            scale = scale * self.gamma._value
-        shift = -layer.moving_mean._value * scale
-        return scale, shift if self.beta is None else shift + self.beta._value
+            scale = scale * raw(self.gamma)
+        shift = -raw(layer.moving_mean) * scale
+        return scale, shift if self.beta is None else shift + raw(self.beta)
 
 
 def compile_batchnorm(site: LayerContext) -> BatchNorm | None:
@@ -115,8 +115,8 @@ def follow(statistics: Iterable[Statistics]) -> None:
 
 
 def _follow_alike(items: list[Statistics], weight: float, epsilon: float) -> None:
-    means = [item.layer.moving_mean._value for item in items]
-    variances = [item.layer.moving_variance._value for item in items]
+    means = [raw(item.layer.moving_mean) for item in items]
+    variances = [raw(item.layer.moving_variance) for item in items]
     batch = torch._foreach_pow([item.inverse for item in items], -2.0)
     torch._foreach_sub_(batch, epsilon)
     torch._foreach_lerp_(means, [item.mean for item in items], weight)
@@ -125,7 +125,7 @@ def _follow_alike(items: list[Statistics], weight: float, epsilon: float) -> Non
 
 def in_dtype(variable: Any, dtype: torch.dtype) -> torch.Tensor:
     """A variable's tensor, cast where the computation has another dtype; never to integers, which end it."""
-    tensor = variable._value
+    tensor = raw(variable)
     return tensor.to(dtype) if tensor.dtype is not dtype and dtype.is_floating_point else tensor
 
 
@@ -203,7 +203,7 @@ class Convolution:
 
     def tensors(self) -> list[torch.Tensor]:
         """Everything that its result depends on, but for the input."""
-        return [variable._value for variable in (self.kernel, self.bias) if variable is not None]
+        return [raw(variable) for variable in (self.kernel, self.bias) if variable is not None]
 
     def _same(self, x: torch.Tensor) -> tuple[Pair, Pair]:
         parts = zip(x.shape[2:], self.size, self.strides, self.dilation, strict=True)
@@ -233,7 +233,7 @@ class FoldedConvolution:
         if folded is None:
             return self.convolution.convolve(x, *self._folded(x.dtype))
         scale, shift = folded
-        kernel = FoldKernel.apply(self.convolution.to_torch(self.convolution.kernel._value), scale, x.dtype)
+        kernel = FoldKernel.apply(self.convolution.to_torch(raw(self.convolution.kernel)), scale, x.dtype)
         return self.convolution.convolve(x, kernel, shift.to(x.dtype))
 
     def learns(self, run: Run) -> bool:
@@ -261,9 +261,9 @@ class FoldedConvolution:
     def weights(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """The kernel and the bias of the two in one, in torch's shapes."""
         scale, shift = self.norm.scale_and_shift()
-        weight = self.convolution.to_torch(self.convolution.kernel._value) * scale[:, None, None, None]
+        weight = self.convolution.to_torch(raw(self.convolution.kernel)) * scale[:, None, None, None]
         if self.convolution.bias is not None:
-            shift = shift + self.convolution.bias._value * scale
+            shift = shift + raw(self.convolution.bias) * scale
         return weight.to(dtype, memory_format=torch.channels_last), shift.to(dtype)
 
 
@@ -275,7 +275,7 @@ def compile_conv2d(site: LayerContext) -> Convolution | None:
     activation = activation_function(layer.activation, image=site.views, in_place=True)
     bias = layer.bias if layer.use_bias else None
     post = POST_OPERATIONS.get(layer.activation)
-    return Convolution(layer, layer._kernel, bias, dense_kernel, layer.groups, activation, post)
+    return Convolution(layer, kernel_of(layer), bias, dense_kernel, layer.groups, activation, post)
 
 
 def compile_depthwise(site: LayerContext) -> Convolution | None:
@@ -312,7 +312,7 @@ def compile_dense(site: LayerContext) -> Function | None:
     """A Dense on the last axis: of (batch, features), of tokens, or of images."""
     layer, image = site.layer, site.image
     activation = activation_function(layer.activation, image=False, in_place=True)
-    kernel, bias = layer._kernel, layer.bias
+    kernel, bias = kernel_of(layer), layer.bias
 
     def dense(run: Run, x: torch.Tensor) -> torch.Tensor:
         x = to_nhwc(x) if image else x
@@ -349,17 +349,17 @@ def _reorder(tensor: torch.Tensor, order: tuple[int, ...]) -> None:
 def store_for_torch(model: keras.Model) -> None:
     """Store the kernels of a model, and what its optimizer keeps for them, as torch reads them."""
     orders: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-    for layer in model._flatten_layers():
-        for variable in layer._trainable_variables + layer._non_trainable_variables:
+    for layer in all_layers(model):
+        for variable in own_variables(layer):
             order = order_of(layer, variable)
             if order is not None:
-                _reorder(variable._value, order)
+                _reorder(raw(variable), order)
                 orders.setdefault(tuple(variable.shape), set()).add(order)
     optimizer = getattr(model, "optimizer", None)
     for variable in optimizer.variables if optimizer is not None and optimizer.built else ():
         known = orders.get(tuple(variable.shape), set())
         if len(known) == 1:
-            _reorder(variable._value, *known)
+            _reorder(raw(variable), *known)
 
 
 def store_for_keras(model: keras.Model) -> None:
@@ -369,4 +369,4 @@ def store_for_keras(model: keras.Model) -> None:
     if optimizer is not None:
         variables += optimizer.variables
     for variable in variables:
-        variable._value.data = variable._value.data.contiguous()
+        raw(variable).data = raw(variable).data.contiguous()

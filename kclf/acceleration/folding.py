@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from .._core.keras_private import raw
+
 Tensors = Sequence[torch.Tensor | None]
 
 
@@ -81,8 +83,8 @@ class Known:
 
     def __init__(self, folds: Sequence[Any]) -> None:
         layers = [fold.norm.layer for fold in folds]
-        self.means = [layer.moving_mean._value for layer in layers]
-        variances = [layer.moving_variance._value for layer in layers]
+        self.means = [raw(layer.moving_mean) for layer in layers]
+        variances = [raw(layer.moving_variance) for layer in layers]
         with torch.inference_mode(False), torch.no_grad():
             inverse = [variance + layer.epsilon for variance, layer in zip(variances, layers, strict=True)]
             torch._foreach_rsqrt_(inverse)
@@ -95,7 +97,7 @@ def state_of(folds: Sequence[Any]) -> list[tuple[int, int, int]]:
     """What changes whenever the statistics of a norm do."""
     found = []
     for fold in folds:
-        mean, variance = fold.norm.layer.moving_mean._value, fold.norm.layer.moving_variance._value
+        mean, variance = raw(fold.norm.layer.moving_mean), raw(fold.norm.layer.moving_variance)
         found.append((mean._version, variance._version, variance.data_ptr()))
     return found
 
@@ -122,7 +124,7 @@ class NormFolder:
 
 
 def _value(variable: Any) -> torch.Tensor | None:
-    return None if variable is None else variable._value
+    return None if variable is None else raw(variable)
 
 
 def _times(vectors: list[torch.Tensor], factors: Tensors) -> list[torch.Tensor]:

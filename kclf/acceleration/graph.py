@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import torch
 
-from .._core.keras_private import Functional
+from .._core.keras_private import Functional, graph_of, nodes_of
 
 Pair = tuple[int, int]
 
@@ -67,7 +67,7 @@ def functional_of(layer: Any) -> Any | None:
     """The functional graph behind a layer, if running it is all that the layer does; else None."""
     if not isinstance(layer, keras.Model) or type(layer).call not in FUNCTIONAL_CALLS:
         return None
-    graph = layer._functional if isinstance(layer, keras.Sequential) else layer
+    graph = graph_of(layer) if isinstance(layer, keras.Sequential) else layer
     return graph if isinstance(graph, Functional) else None
 
 
@@ -75,7 +75,7 @@ def flatten(model: Any) -> Graph:
     """Write out a functional model, and the functional models inside it, as one flat graph.
 
     Args:
-        model: a functional `keras.Model` (of a Sequential: its `_functional`).
+        model: a functional `keras.Model` (of a Sequential: its graph).
 
     Returns:
         The graph; its inputs and outputs are in Keras' flat order.
@@ -89,7 +89,7 @@ def flatten(model: Any) -> Graph:
 def _append(graph: Graph, model: Any, inputs: tuple[int, ...]) -> tuple[int, ...]:
     """Add a model's operations to the graph; returns the values of its outputs."""
     numbers = {id(tensor): number for tensor, number in zip(model.inputs, inputs, strict=True)}
-    for record in _records(model):
+    for record in nodes_of(model):
         sources = tuple(numbers[id(tensor)] for tensor in record.input_tensors)
         inner = functional_of(record.operation)
         if inner is not None and _same_input(inner, record):
@@ -99,12 +99,6 @@ def _append(graph: Graph, model: Any, inputs: tuple[int, ...]) -> tuple[int, ...
             graph.nodes.append(Node(record.operation, sources, targets, record))
         numbers |= {id(tensor): number for tensor, number in zip(record.outputs, targets, strict=True)}
     return tuple(numbers[id(tensor)] for tensor in model.outputs)
-
-
-def _records(model: Any) -> list[Any]:
-    """Keras' nodes of a model from the input side to the output side."""
-    depths = sorted(model._nodes_by_depth, reverse=True)
-    return [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
 
 
 def _same_input(inner: Any, record: Any) -> bool:

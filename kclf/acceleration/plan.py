@@ -16,8 +16,12 @@ from .._core.devices import send
 from .._core.keras_private import (
     LayerScale,
     get_keras_mask,
+    hooks_of,
     in_stateless_scope,
+    is_recomputed,
     numpy_operations,
+    output_structure,
+    takes_argument,
     to_torch_dtype,
 )
 from . import convolutions, pointwise
@@ -60,7 +64,7 @@ class Plan:
         self.graph = flatten(model)
         self.views = _has_channels_last(self.graph)
         self.fallback: list[Any] = []
-        self._output_struct = model._outputs_struct
+        self._output_struct = output_structure(model)
         self._input_dtypes = [to_torch_dtype(tensor.dtype) for tensor in model.inputs]
         self._uses = self.graph.uses()
         self._producers: dict[int, Step] = {}
@@ -72,11 +76,7 @@ class Plan:
         self._fold_norms = NormFolder()
         self.packed_steps = packed_steps(self.steps, self.graph)
         self.segments = segments(self.steps, self.graph) if checkpointing else []
-        self._hooks = [
-            hooks
-            for layer in _layers_of(self.graph)
-            for hooks in (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
-        ]
+        self._hooks = [hooks for layer in _layers_of(self.graph) for hooks in hooks_of(layer)]
 
     def __call__(self, inputs: Sequence[torch.Tensor], *, training: bool) -> list[torch.Tensor]:
         """Run on flat inputs in Keras' layout; returns flat outputs in Keras' layout."""
@@ -183,7 +183,7 @@ class Plan:
     def _fallback(self, node: Node) -> Function:
         """Run a layer as Keras does, on values in Keras' layout."""
         operation, arguments = node.operation, node.record.arguments
-        takes_training = "training" in getattr(operation, "_call_context_args", {})
+        takes_training = takes_argument(operation, "training")
         symbols = [id(tensor) for tensor in node.record.input_tensors]
 
         def fallback(run: Run, *values: torch.Tensor) -> Any:
@@ -288,7 +288,7 @@ def is_plain(layer: Any) -> bool:
         getattr(layer, "activity_regularizer", None) is not None
         or getattr(layer, "lora_enabled", False)
         or layer.quantization_mode is not None
-        or getattr(layer, "_remat_mode", None)
+        or is_recomputed(layer)
         or not (layer.autocast or type(layer) is layers.LayerNormalization)  # which casts by itself
         or "call" in layer.__dict__
     )

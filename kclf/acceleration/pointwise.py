@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .._core.devices import send
+from .._core.keras_private import is_channels_first, raw
 from .graph import Function, LayerContext, Run, pair, same_padding, to_nchw, to_nhwc
 
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
@@ -270,7 +271,7 @@ def compile_reshape(site: LayerContext) -> Function | None:
 
 def compile_flatten(site: LayerContext) -> Function | None:
     """A Flatten, in Keras' order of the axes."""
-    if site.layer._channels_first:
+    if is_channels_first(site.layer):
         return None
     image = site.image
     return lambda run, x: (to_nhwc(x) if image else x).flatten(1)
@@ -358,7 +359,7 @@ def compile_layernorm(site: LayerContext) -> Function | None:
 
     def layernorm(run: Run, x: torch.Tensor) -> torch.Tensor:
         x = to_nhwc(x) if image else x
-        weight, bias = gamma._value.to(x.dtype), beta._value.to(x.dtype)
+        weight, bias = raw(gamma).to(x.dtype), raw(beta).to(x.dtype)
         y = F.layer_norm(x, (x.shape[-1],), weight, bias, epsilon)
         return to_nchw(y) if image else y
 
@@ -370,7 +371,7 @@ def compile_layer_scale(site: LayerContext) -> Function:
     gamma, image = site.layer.gamma, site.image
 
     def scale(run: Run, x: torch.Tensor) -> torch.Tensor:
-        factors = gamma._value.to(x.dtype)
+        factors = raw(gamma).to(x.dtype)
         return x * (factors[:, None, None] if image else factors)
 
     return scale

@@ -12,7 +12,20 @@ import torch.nn.functional as F
 from keras import losses, metrics
 
 from .._core.devices import send
-from .._core.keras_private import Trainer, function_of_loss, takes_training
+from .._core.keras_private import (
+    Trainer,
+    added_losses,
+    all_layers,
+    compiled_loss,
+    compiled_metrics,
+    function_of_loss,
+    loss_tracker,
+    only_loss,
+    only_metrics,
+    own_metrics,
+    raw,
+    takes_training,
+)
 from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..metrics import ErrorRate, LabelAccuracy
 
@@ -28,10 +41,8 @@ def batch_loss(compiled: Any) -> BatchLoss | None:
     Returns:
         A function of `(y, y_pred)`, both (batch, ...), giving the mean loss; None where this is for Keras.
     """
-    if compiled is None or not compiled.built or compiled.metrics or len(compiled._flat_losses) != 1:
-        return None
-    path, loss, weight, _ = compiled._flat_losses[0]
-    if path or weight is not None or loss.dtype != "float32":
+    loss = only_loss(compiled)
+    if loss is None or loss.dtype != "float32":
         return None
     if loss.reduction not in ("sum_over_batch_size", "mean"):
         return None
@@ -156,13 +167,13 @@ Values = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def add_to_mean(metric: metrics.Mean, total: torch.Tensor, count: float) -> None:
     """Add to a mean: `total` is the sum of `count` values."""
-    metric.total._value.add_(total)
-    metric.count._value.add_(count)
+    raw(metric.total).add_(total)
+    raw(metric.count).add_(count)
 
 
 def mean_value(metric: metrics.Mean) -> torch.Tensor:
     """What a mean has come to, as a tensor on the device; it must have seen a batch."""
-    return metric.total._value / metric.count._value
+    return raw(metric.total) / raw(metric.count)
 
 
 def _sparse_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
@@ -245,9 +256,9 @@ class LeanStep:
         """Look at the model again: variables, losses and metrics may have changed since the last `fit`."""
         model = self.model
         self._variables = list(model.variables)
-        self._strange = [layer for layer in model._flatten_layers() if not _is_known(layer)]
+        self._strange = [layer for layer in all_layers(model) if not _is_known(layer)]
         self._regularized = any(variable.regularizer is not None for variable in self._variables) or any(
-            getattr(layer, "activity_regularizer", None) for layer in model._flatten_layers()
+            getattr(layer, "activity_regularizer", None) for layer in all_layers(model)
         )
         self._loss: BatchLoss | None = None
         self._totals: list[tuple[Any, Any]] | None = None
@@ -256,9 +267,9 @@ class LeanStep:
     def _look(self) -> None:
         """Find the device forms of the loss and of the metrics, once they are built."""
         model = self.model
-        self._loss = None if self._regularized else batch_loss(model._compile_loss)
-        self._totals = _device_metrics(model._compile_metrics)
-        if model._metrics or any(layer.metrics for layer in model._flatten_layers(include_self=False)):
+        self._loss = None if self._regularized else batch_loss(compiled_loss(model))
+        self._totals = _device_metrics(compiled_metrics(model))
+        if own_metrics(model) or any(layer.metrics for layer in all_layers(model, include_self=False)):
             self._totals = None
         self._looked = True
 
@@ -277,13 +288,13 @@ class LeanStep:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, y, weight = _to_device(x), _to_device(y), _to_device(weight)
         for variable in trainable:
-            variable._value.grad = None  # before the forward pass, whose activations take its place
+            raw(variable).grad = None  # before the forward pass, whose activations take its place
         y_pred = self._predict(x, training=True)
         loss = self._compute_loss(x, y, y_pred, weight, training=True)
         scaled = loss if model.optimizer is None else model.optimizer.scale_loss(loss)
         scaled.backward()
         with torch.no_grad():
-            model.optimizer.apply([variable._value.grad for variable in trainable], trainable)
+            model.optimizer.apply([raw(variable).grad for variable in trainable], trainable)
             return self._update_metrics(x, y, y_pred, weight, loss.detach())
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -313,17 +324,17 @@ class LeanStep:
         return self._loss(y, y_pred)
 
     def _added_losses(self) -> bool:
-        return any(layer._losses for layer in self._strange)
+        return any(added_losses(layer) for layer in self._strange)
 
     def _update_metrics(self, x: Any, y: Any, y_pred: Any, weight: Any, loss: torch.Tensor) -> dict[str, Any]:
         model, size = self.model, _batch_size(x)
-        add_to_mean(model._loss_tracker, loss * size, float(size))
+        add_to_mean(loss_tracker(model), loss * size, float(size))
         totals = self._totals
         if totals is None or weight is not None or not labels_fit(y, y_pred):
             return model.compute_metrics(x, y, y_pred, sample_weight=weight)
         if not all(total is None or metric_takes(metric, y, y_pred) for metric, total in totals):
             return model.compute_metrics(x, y, y_pred, sample_weight=weight)
-        logs = {model._loss_tracker.name: mean_value(model._loss_tracker)}
+        logs = {loss_tracker(model).name: mean_value(loss_tracker(model))}
         for metric, total in totals:
             if total is None:
                 metric.update_state(y, y_pred)
@@ -344,13 +355,13 @@ def _device_metrics(compiled: Any) -> list[tuple[Any, Any]] | None:
     """Pairs of a metric and its device form, None where it updates itself; None where all is for Keras."""
     if compiled is None:
         return []
-    if not compiled.built or any(compiled._flat_weighted_metrics) or len(compiled._flat_metrics) != 1:
+    metrics = only_metrics(compiled)
+    if metrics is None:
         return None
-    group = compiled._flat_metrics[0]
-    found = [(metric, batch_total(metric)) for metric in (group.metrics if group else [])]
+    found = [(metric, batch_total(metric)) for metric in metrics]
     names = {metric.name for metric, _ in found}
     usable = len(names) == len(found)
-    return found if usable and not (group and group.output_name) else None
+    return found if usable else None
 
 
 def _to_device(value: Any) -> Any:

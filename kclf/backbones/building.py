@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 
+from .._core.keras_private import all_layers
 from .._core.keywords import BACKBONE, answering
 from ..errors import BackboneError, WeightsError
 from ..weights import is_torch_file, layers_with_variables, load_weights
@@ -158,7 +159,7 @@ def require_channels_last() -> None:
 
 def _num_scalings(model: keras.Model) -> int:
     kinds = (keras.layers.Normalization, keras.layers.Rescaling)
-    return sum(isinstance(layer, kinds) for layer in model._flatten_layers())
+    return sum(isinstance(layer, kinds) for layer in all_layers(model))
 
 
 def _whose_shapes(spec: BackboneSpec, path: Path) -> str:

@@ -19,6 +19,7 @@ import torch
 from .._core.atomic import sweep
 from .._core.fit_hooks import Step, unwrap_step, wrap_step
 from .._core.h5_store import JSON, read_arrays, write_arrays
+from .._core.keras_private import start_epochs_at
 from .._core.keywords import CHECKPOINT, answering
 from .._core.locks import FolderLock
 from ..distributed import gather, is_main, run_on_main, world_size
@@ -139,13 +140,13 @@ class Checkpoint(keras.callbacks.Callback):
             self._check_settings(self._found["stages"][self._stage])
         if self._stage < stage or (self._stage == stage and batch == DONE):
             self._passing = True
-            self.model._initial_epoch = (self.params or {}).get("epochs")
+            start_epochs_at(self.model, (self.params or {}).get("epochs"))
         else:
-            self.model._initial_epoch = epoch
+            start_epochs_at(self.model, epoch)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Remember where the data stand, or take them there."""
-        self.model._initial_epoch = None
+        start_epochs_at(self.model, None)
         self._epoch = epoch
         if self._found is not None:
             self._enter_epoch(self._found)
@@ -181,7 +182,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Save the end of the stage, or take up an end that was saved."""
-        self.model._initial_epoch = None
+        start_epochs_at(self.model, None)
         if self._passing and self._found is not None:
             self._leave_passed(self._found)
         else:

@@ -13,6 +13,7 @@ import torch
 
 from .._core.devices import send
 from .._core.fit_hooks import Step, overridden, unwrap_step, wrap_step
+from .._core.keras_private import all_layers, average_of_weights, trained_variables
 from ..acceleration import run_by_keras
 from ..optimizers import layer_group_optimizer
 from .steps import finish_interrupted, innermost, log_rates
@@ -182,7 +183,7 @@ class _Statistics:
 
 def live_batchnorms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     """The BatchNorm layers that use, and follow, the statistics of each training batch."""
-    layers = model._flatten_layers()
+    layers = all_layers(model)
     return [one for one in layers if isinstance(one, keras.layers.BatchNormalization) and one.trainable]
 
 
@@ -198,7 +199,7 @@ def take_statistics(model: keras.Model, norms: BatchNorms, images: Iterable[Any]
     """
     sums = [_Sums(norm) for norm in norms]
     head: Any = getattr(model, "head", None)
-    in_head = head is not None and {id(norm) for norm in norms} <= {id(one) for one in head._flatten_layers()}
+    in_head = head is not None and {id(norm) for norm in norms} <= {id(one) for one in all_layers(head)}
     with torch.no_grad(), ExitStack() as stack:
         for one in sums:
             stack.enter_context(overridden(one.norm, call=one))
@@ -281,7 +282,7 @@ def averages(model: keras.Model) -> list[tuple[keras.Variable, keras.Variable]]:
     inner = innermost(model.optimizer)
     if not getattr(inner, "use_ema", False) or not inner.built:
         return []
-    pairs = zip(inner._trainable_variables, inner._model_variables_moving_average, strict=True)
+    pairs = zip(trained_variables(inner), average_of_weights(inner), strict=True)
     return [(variable, average) for variable, average in pairs if average is not None]
 
 
@@ -320,7 +321,7 @@ def _backbone_rates(model: keras.Model) -> Callable[[], bool] | None:
         return None
     last = len(model.layer_groups) - 1
     if first == last or not any(
-        isinstance(layer, keras.layers.BatchNormalization) for layer in model.backbone._flatten_layers()
+        isinstance(layer, keras.layers.BatchNormalization) for layer in all_layers(model.backbone)
     ):
         return None
 

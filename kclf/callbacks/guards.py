@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .._core.fit_hooks import Step, overridden, unwrap_step, wrap_step
+from .._core.keras_private import all_layers, inner_layers
 from ..acceleration import run_by_keras
 from ..distributed import world_size
 from ..errors import NotFiniteError
@@ -387,7 +388,7 @@ def first_non_finite_layer(model: keras.Model, x: torch.Tensor) -> str | None:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             found.append(layer.path or layer.name)
 
-    leaves = [layer for layer in model._flatten_layers() if not list(layer._layers)]
+    leaves = [layer for layer in all_layers(model) if not inner_layers(layer)]
     handles = [layer.register_forward_hook(look) for layer in leaves]
     try:
         with torch.no_grad():

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .._core.fit_hooks import Step, unwrap_step, wrap_step
+from .._core.keras_private import all_layers, rate_source
 from .._core.keywords import RANGE_TEST, answering
 from .._core.plotting import new_axes
 from ..distributed import broadcast_state
@@ -351,8 +352,8 @@ class LearningRateFinder(keras.callbacks.Callback):
         """Make the rate settable where the optimizer has a schedule of its own."""
         inner = innermost(self.model.optimizer)
         self._own_schedule = None
-        if not isinstance(inner._learning_rate, keras.Variable):
-            self._own_schedule = inner._learning_rate
+        if not isinstance(rate_source(inner), keras.Variable):
+            self._own_schedule = rate_source(inner)
             inner.learning_rate = lambda: self._rates[-1]
 
     def _guarded(self, step: Step, data: list[Any]) -> Any:
@@ -499,7 +500,7 @@ def _run(
 
 def _ensure_built(model: keras.Model, data: Any) -> None:
     """Make the variables of a model that is waiting to see data, as its first fit would."""
-    if all(layer.built for layer in model._flatten_layers()):
+    if all(layer.built for layer in all_layers(model)):
         return
     batch = data[:1] if hasattr(data, "shape") else next(iter(data))
     inputs = batch[0] if isinstance(batch, tuple | list) else batch

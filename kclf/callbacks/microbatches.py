@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .._core.fit_hooks import Step, emit_loss, overridden, unwrap_step, wrap_step
+from .._core.keras_private import trained_variables
 from ..errors import TrainingError
 from .run_state import changed_by_a_step, random_layers, remember_model, remember_randomness
 
@@ -137,7 +138,7 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
         return type(model.optimizer).scale_loss(model.optimizer, loss * share)
 
     def add(grads: list[torch.Tensor | None], trainable_variables: list[Any] | None = None) -> None:
-        variables[:] = trainable_variables or model.optimizer._trainable_variables
+        variables[:] = trainable_variables or trained_variables(model.optimizer)
         _add_to(sums, list(grads))
 
     with overridden(model.optimizer, scale_loss=scale_loss, apply=add):

@@ -15,9 +15,16 @@ import torch
 
 from .._core.h5_store import JSON
 from .._core.keras_private import (
+    FIRST_EPOCH,
     GLOBAL_SEED_GENERATOR,
+    all_layers,
+    compiled_loss,
+    compiled_metrics,
     get_global_attribute,
     global_seed_generator,
+    own_statistics,
+    own_weights,
+    raw,
     set_global_attribute,
 )
 from ..errors import FileFormatError, TrainingError
@@ -80,7 +87,7 @@ def remember_model(model: keras.Model) -> Undo:
     """
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    tensors = (variable._value for variable in training_variables(model))
+    tensors = (raw(variable) for variable in training_variables(model))
     return _all([remember_tensors(tensors), *_layers(model), *_flags(model)])
 
 
@@ -140,23 +147,23 @@ def training_variables(*models: keras.Model) -> list[keras.Variable]:
         optimizer = getattr(model, "optimizer", None)
         own = [*model.variables, *model.metrics_variables, *(optimizer.variables if optimizer else ())]
         for variable in own:
-            found.setdefault(id(variable._value), variable)
+            found.setdefault(id(raw(variable)), variable)
     return list(found.values())
 
 
 def changed_by_a_step(model: keras.Model) -> list[keras.Variable]:
     """What a training step changes beside weights: statistics of norms that train, seeds, metrics."""
-    layers = model._flatten_layers()
+    layers = all_layers(model)
     norms = (one for one in layers if type(one) is keras.layers.BatchNormalization and not one.trainable)
-    stays = {id(v) for layer in layers for v in layer._trainable_variables}
-    stays |= {id(v) for norm in norms for v in norm._non_trainable_variables}
+    stays = {id(v) for layer in layers for v in own_weights(layer)}
+    stays |= {id(v) for norm in norms for v in own_statistics(norm)}
     own = (v for v in model.non_trainable_variables if id(v) not in stays)
     return [*own, *model.metrics_variables]
 
 
 def random_layers(model: keras.Model) -> list[keras.Layer]:
     """The layers that draw from generators of their own, which they let others read and set."""
-    return [layer for layer in model._flatten_layers() if hasattr(layer, "get_random_state")]
+    return [layer for layer in all_layers(model) if hasattr(layer, "get_random_state")]
 
 
 def remember_tensors(tensors: Iterable[torch.Tensor], device: str | None = "cpu") -> Undo:
@@ -182,13 +189,13 @@ def _layers(model: keras.Model) -> Iterator[Undo]:
 
 
 def _flags(model: keras.Model) -> Iterator[Undo]:
-    for name in ("history", "stop_training", "_initial_epoch"):
+    for name in ("history", "stop_training", FIRST_EPOCH):
         if hasattr(model, name):
             yield _setter(_attribute(model, name), getattr(model, name))
         else:
             yield functools.partial(vars(model).pop, name, None)
     # fit looks at one batch to build these, which draws from the random state: it must do so again
-    for part in (model._compile_metrics, model._compile_loss):
+    for part in (compiled_metrics(model), compiled_loss(model)):
         if part is not None and not part.built:
             yield _setter(_attribute(part, "built"), False)
     training = model.training

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from .._core.keras_private import metric_direction
 from ..distributed import barrier, is_main
 from ..errors import TrainingError
 from ..weights import save_weights
@@ -138,7 +139,7 @@ def better_direction(monitor: str, model: keras.Model | None = None) -> str:
     for metric in [] if model is None else model.metrics:
         inner = getattr(metric, "metrics", [metric])
         for known in inner:
-            direction = getattr(known, "_direction", None)
+            direction = metric_direction(known)
             if known.name == name and direction:
                 return {"up": "max", "down": "min"}[direction]
     return "min" if any(word in name for word in SMALLER_IS_BETTER) else "max"

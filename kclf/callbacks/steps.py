@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .._core.fit_hooks import add_listener, override, remove_listener
+from .._core.keras_private import rate_source
 from ..distributed import require_joined
 from ..errors import TrainingError
 from ..optimizers import layer_group_optimizer
@@ -63,7 +64,7 @@ class Hyperparameters:
         self._groups = layer_group_optimizer(optimizer)
         self._multipliers = () if self._groups is None else self._groups.learning_rate_multipliers
         self._inner = innermost(optimizer)
-        if not isinstance(self._inner._learning_rate, keras.Variable):
+        if not isinstance(rate_source(self._inner), keras.Variable):
             raise TrainingError(
                 "The optimizer was made with a learning rate schedule of its own, so no callback can set its "
                 "rate: make it with a number"

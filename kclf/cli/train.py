@@ -6,10 +6,8 @@ import dataclasses
 import json
 import platform
 import shutil
-import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,10 @@ from .. import layers
 from .._core.atomic import replacing, sweep
 from .._core.csv_files import write_csv
 from .._core.locks import FolderLock
+from .._core.settings import RunSettings
 from .._core.signals import StopRequest
 from .._core.terminal import one_line
+from ..backbones import backbone_names
 from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
 from ..callbacks.microbatches import LARGEST, largest_batch
 from ..callbacks.snapshots import SaveAfterEpochs
@@ -54,13 +54,12 @@ from ..learner import Learner
 from ..models import ImageClassifier
 from ..precision import best_precision
 from ..prediction.predictions import Predictions
-from ..recipe import BestFit, photo_losses, plan_best
+from ..recipe import BestFit, photo_losses
 from ..report import write_report
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 from .run_folder import (
     CHECKPOINTS,
     CURVES,
-    PLAN,
     REPORT,
     RESULTS,
     WRITTEN,
@@ -69,7 +68,6 @@ from .run_folder import (
     finish,
     is_unfinished,
 )
-from .setting_values import check_values
 
 AUGMENTATIONS = {
     "standard": layers.aug_transforms,
@@ -79,84 +77,7 @@ AUGMENTATIONS = {
     "none": layers.none,
 }
 BATCH_SIZE = 64
-RECIPES = ("lp-ft", "course")
 LAST_LAYER_DROPOUT = 0.2  # of "lp-ft": the last layer is learnt by a regression that has its own penalty
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """All that decides what a training run gives; written to `settings.json`.
-
-    Args:
-        folder: the photos.
-        out: folder for the results.
-        label_regex: takes the class from the file name: the pattern's first group.
-        csv: a table with file names and classes in its first two columns.
-        valid_fraction: share of the photos kept for validation, where the layout does not say.
-        strict: stop at the first photo that cannot be read.
-        lenient: warn of faults of the layout that stop else, such as an empty class folder.
-        max_unreadable: share of the photos that may be unreadable or missing.
-        suffix: added to the file names of a table.
-        delimiter: between the fields of a table; None to see it.
-        columns: names or numbers of the columns of files and of labels, with commas; None to see them.
-        valid_column: the column that says what is for validation.
-        depth: bits of the values of deep images, as `set_decoding` has it.
-        max_pixels: most pixels of a photo; None for Pillow's limit.
-        backbone: a name of `backbone_names()`.
-        weights: "imagenet", None or the path of a weights file without top.
-        size: side of the square the backbone sees, pixels.
-        presize: side of the square photos are read at, pixels.
-        batchnorm: "frozen", "train" or "inference", as `ImageClassifier` has it.
-        augment: a key of `AUGMENTATIONS`.
-        recipe: "lp-ft" solves the last layer and tunes everything from there (`kclf.fit_best`); "course"
-            trains the head and then everything, for epochs, as fastai does.
-        effort: of "lp-ft": "quick", "standard" or "best".
-        minutes: of "lp-ft": how long the run may take; None leaves it to the effort.
-        label_delimiter: of the table: what stands between several labels of a photo.
-        task: of the table: "single_label", "multi_label" or "regression"; None sees it from the labels.
-        epochs: of "course": epochs with everything trainable.
-        freeze_epochs: epochs before them with only the head trainable.
-        batch_size: photos a step; 0 for what the recipe takes (64 for "course"), None for the most that the
-            GPU's memory holds, 64 without a GPU.
-        learning_rate: peak rate of the head while it trains alone.
-        unfrozen_learning_rate: peak rate of the head while everything trains, 100 times that of the first
-            layer group; None for a tenth of `learning_rate`: a few hundred photos lose by more.
-        mixed_precision: a dtype policy, or "auto".
-        seed: governs split, order, augmentation and initial weights.
-    """
-
-    folder: Path
-    out: Path
-    label_regex: str | None = None
-    csv: Path | None = None
-    valid_fraction: float = 0.2
-    strict: bool = False
-    lenient: bool = False
-    max_unreadable: float = 0.05
-    suffix: str = ""
-    delimiter: str | None = None
-    columns: str | None = None
-    valid_column: str | None = None
-    depth: int | None = None
-    max_pixels: int | None = None
-    backbone: str = "EfficientNetLite0"
-    weights: str | None = "imagenet"
-    size: int = 224
-    presize: int = 280
-    batchnorm: str = "inference"
-    augment: str = "standard"
-    recipe: str = "lp-ft"
-    effort: str = "standard"
-    minutes: float | None = None
-    label_delimiter: str | None = None
-    task: str | None = None
-    epochs: int = 3
-    freeze_epochs: int = 1
-    batch_size: int | None = 0
-    learning_rate: float = 2e-3
-    unfrozen_learning_rate: float | None = None
-    mixed_precision: str = "float32"
-    seed: int = 0
 
 
 def train_run(settings: RunSettings, *, force: bool = False, resume: bool = False) -> Learner:
@@ -227,9 +148,12 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
     try:
         if settings.recipe == "course":
             learner.callbacks.append(SaveAfterEpochs(lambda _: save_so_far(learner.model, out)))
-            fine_tune(learner, settings)
-        else:
-            found = solve_and_tune(learner, settings)
+        found = learner.train(
+            settings,
+            keep=lambda model: save_so_far(model, out),
+            say=lambda line: print_on_main(f"{line}\n"),
+            resume=True,
+        )
         if stop() is not None:
             raise RunStopped("Stopped when training was over.", stop() or 0)
     except RunStopped as stopped:
@@ -248,34 +172,6 @@ def train_to_end(learner: Learner, settings: RunSettings, stop: StopRequest) -> 
             abandon(out)
         raise
     return found
-
-
-def solve_and_tune(learner: Learner, settings: RunSettings) -> BestFit:
-    """`Learner.fit_best`; the solved classifier is saved before the tuning begins."""
-    plan = plan_best(
-        learner.model,
-        learner.data or find_data(settings),
-        effort=settings.effort,
-        minutes=settings.minutes,
-        batch_size=settings.batch_size or None,
-        file=settings.out / CHECKPOINTS / PLAN,
-    )
-    return learner.fit_best(
-        plan=plan,
-        keep=lambda model: save_so_far(model, settings.out),
-        say=lambda line: print_on_main(f"{line}\n"),
-    )
-
-
-def fine_tune(learner: Learner, settings: RunSettings) -> None:
-    """Train the head alone, then everything: `Learner.fine_tune` with its own rate for the second stage."""
-    if settings.freeze_epochs:
-        learner.freeze()
-        learner.fit_one_cycle(settings.freeze_epochs, slice(settings.learning_rate), pct_start=0.99)
-    if settings.epochs:
-        learner.unfreeze()
-        rate = settings.unfrozen_learning_rate or settings.learning_rate / 10
-        learner.fit_one_cycle(settings.epochs, slice(rate / 100, rate), pct_start=0.3, div=5.0)
 
 
 def find_data(settings: RunSettings) -> ImageData:
@@ -439,30 +335,13 @@ def read_settings(path: Path) -> RunSettings:
     """
     if not path.is_file():
         raise DataError(f"{path.parent} holds no run that could go on: it has no {path.name}.")
-    kinds = typing.get_type_hints(RunSettings)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        if set(found) != set(kinds):
-            raise FileFormatError(
-                f"{path}: other settings than this kclf has: {sorted(set(found) ^ set(kinds))}"
-            )
-        values = {name: _of_kind(name, found[name], kind) for name, kind in kinds.items()}
-        check_values(values, AUGMENTATIONS)
-        return RunSettings(**values)
-    except FileFormatError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        found = RunSettings.from_json(json.loads(path.read_text(encoding="utf-8"))["settings"])
+        if found.backbone not in backbone_names():
+            raise ValueError(f"no run can have had backbone={found.backbone!r}")
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
         raise FileFormatError(f"{path}: no settings of a run ({error!r})") from error
-
-
-def _of_kind(name: str, value: Any, kind: Any) -> Any:
-    """A JSON value as the field's type."""
-    for allowed in typing.get_args(kind) or (kind,):
-        if allowed is Path and isinstance(value, str):
-            return Path(value)
-        if type(value) is allowed or (allowed is float and type(value) is int):
-            return value
-    raise TypeError(f"Expected {name} to be {kind}. Received: {name}={value!r}")
+    return found
 
 
 def save_so_far(classifier: ImageClassifier, out: Path) -> None:
@@ -524,9 +403,8 @@ def write_history(table: EpochTable, freeze_epochs: int, path: Path) -> None:
 
 def describe_settings(settings: RunSettings, data: ImageData) -> dict[str, Any]:
     """Settings, data and versions as JSON can hold them."""
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(settings).items()}
     return {
-        "settings": plain,
+        "settings": settings.to_json(),
         "data": {
             "class_names": data.class_names,
             "task": data.task,

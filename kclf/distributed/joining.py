@@ -9,6 +9,7 @@ import keras
 import torch
 
 from .._core.fit_hooks import forward_loss, intercept_loss, override
+from .._core.keras_private import EPOCH_LOGS, all_layers, epoch_logs
 from ..errors import TrainingError
 from .group import (
     average,
@@ -78,7 +79,7 @@ class _Joined:
     def __init__(self, model: keras.Model) -> None:
         self.model, self.optimizer = model, model.optimizer
         self._norms = [
-            layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)
+            layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)
         ]
         self._photos = 0  # that the gradients at hand are of
         self._loss: torch.Tensor | None = None
@@ -86,7 +87,7 @@ class _Joined:
         before = vars(model).get(_NAME)
         step = model.train_step
         self._step = before._step if getattr(step, "__self__", None) is before is not None else step
-        override(model, train_step=self.train_step, _get_metrics_result_or_logs=self.logs)
+        override(model, **{"train_step": self.train_step, EPOCH_LOGS: self.logs})
         override(self.optimizer, apply=self.apply)
         intercept_loss(self.optimizer, self._hold)
 
@@ -98,7 +99,7 @@ class _Joined:
             raise TrainingError(f"Rank {rank()} has another model than rank 0: other layers, or other shapes")
         variables = [*self.model.variables, *self.optimizer.variables]
         broadcast([variable.value for variable in variables])
-        drawing = [layer for layer in self.model._flatten_layers() if hasattr(layer, "get_random_state")]
+        drawing = [layer for layer in all_layers(self.model) if hasattr(layer, "get_random_state")]
         states = run_on_main(lambda: [torch.get_rng_state(), *(one.get_random_state() for one in drawing)])
         torch.set_rng_state(states[0])
         for layer, state in zip(drawing, states[1:], strict=True):
@@ -149,11 +150,11 @@ class _Joined:
         model = self.model
         sums = [variable.value for variable in model.metrics_variables]
         if world_size() == 1 or not sums:
-            return type(model)._get_metrics_result_or_logs(model, logs)
+            return epoch_logs(model, logs)
         mine = [tensor.detach().clone() for tensor in sums]
         total(sums)
         try:
-            return type(model)._get_metrics_result_or_logs(model, logs)
+            return epoch_logs(model, logs)
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(sums, mine)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..callbacks import FlatCosine, OneCycle
+from ..callbacks import OneCycle
 from ..data import ImageData
 from ..learner.learner import Learner
 from ..learner.learner import load_learner as load_plain
@@ -70,26 +70,12 @@ class CourseLearner(Learner):
         div: float = 5.0,
         *,
         lr_max: float | None = None,
-        div_final: float = 1e5,
-        wd: float | Sequence[float] | None = None,
-        moms: Sequence[float] | None = None,
-        cbs: Any = None,
-        reset_opt: bool = False,
         **options: Any,
     ) -> None:
-        """Train the head, then everything; `lr_max` takes the place of `base_lr`.
-
-        A fit always begins with a fresh optimizer, so that `reset_opt` changes nothing.
-        """
+        """Train the head, then everything; `lr_max` takes the place of `base_lr`."""
         rate = base_lr if lr_max is None else lr_max
-        both = {"wd": wd, "moms": moms, "cbs": cbs, "div_final": div_final, **options}
-        if freeze_epochs:
-            self.freeze()
-            self.fit_one_cycle(freeze_epochs, slice(rate), pct_start=0.99, **both)
-        if epochs:
-            self.unfreeze()
-            rates = slice(rate / 2 / lr_mult, rate / 2)
-            self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, **both)
+        stages: dict[str, Any] = {"lr_mult": lr_mult, "pct_start": pct_start, "div": div, **options}
+        super().fine_tune(epochs, rate, freeze_epochs, **stages)
 
     def fit_one_cycle(
         self,
@@ -106,11 +92,13 @@ class CourseLearner(Learner):
         callbacks: Callbacks = (),
         resume: bool = False,
     ) -> keras.callbacks.History:
-        """One rise and fall of the rate; `moms` are the momenta before, at and after its peak."""
-        momentum = {} if moms is None else {"momentum": _momenta(moms)}
-        rates = self._check_rates(lr_max)
-        cycle = OneCycle(rates, pct_start=pct_start, div=div, div_final=div_final, **momentum)
-        return self._fit(n_epoch, cycle, [*callbacks, *_listed(cbs)], wd, resume)
+        """One rise and fall of the rate.
+
+        A fit always begins with a fresh optimizer, so that `reset_opt` changes nothing.
+        """
+        cycle: dict[str, Any] = {"div": div, "div_final": div_final, "pct_start": pct_start, "moms": moms}
+        both = [*callbacks, *_listed(cbs)]
+        return super().fit_one_cycle(n_epoch, lr_max, **cycle, wd=wd, callbacks=both, resume=resume)
 
     def fit_flat_cos(
         self,
@@ -125,8 +113,8 @@ class CourseLearner(Learner):
         resume: bool = False,
     ) -> keras.callbacks.History:
         """A flat rate that falls along a cosine in the end."""
-        flat = FlatCosine(self._check_rates(lr), pct_start=pct_start, div_final=div_final)
-        return self._fit(n_epoch, flat, [*callbacks, *_listed(cbs)], wd, resume)
+        options: dict[str, Any] = {"wd": wd, "callbacks": [*callbacks, *_listed(cbs)], "resume": resume}
+        return super().fit_flat_cos(n_epoch, lr, div_final=div_final, pct_start=pct_start, **options)
 
     def lr_find(self, *arguments: Any, suggest_funcs: Any = None, **options: Any) -> SuggestedRates:
         """The range test; prints what it suggests, as fastai 2 does. `suggest_funcs` are names of rules."""
@@ -196,13 +184,6 @@ def _listed(one_or_many: Any) -> list[Any]:
     if one_or_many is None:
         return []
     return list(one_or_many) if isinstance(one_or_many, list | tuple) else [one_or_many]
-
-
-def _momenta(moms: Sequence[float]) -> tuple[float, float, float]:
-    """Momentum before, at and after the peak of a cycle."""
-    if not 2 <= len(moms) <= 3:
-        raise ValueError(f"Expected moms=(high, low, high). Received: moms={moms}")
-    return float(moms[0]), float(moms[1]), float(moms[-1])
 
 
 def cnn_learner(

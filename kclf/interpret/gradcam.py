@@ -15,6 +15,7 @@ import torch
 
 from .._core.arguments import listed
 from .._core.fit_hooks import overridden
+from .._core.keras_private import all_layers
 from .._core.keywords import GRAD_CAM, answering
 from .._core.plotting import new_grid
 from ..acceleration import run_by_keras
@@ -136,7 +137,7 @@ def _of_classifier(model: Any, batch: torch.Tensor) -> Halves:
 def _of_model(model: Any, batch: torch.Tensor, name: str | None) -> Halves:
     """The same for another Keras model, in one pass that starts anew at each map."""
     found: list[torch.Tensor] = []
-    layers = [one for one in model._flatten_layers(include_self=False) if name in (None, one.name)]
+    layers = [one for one in all_layers(model, include_self=False) if name in (None, one.name)]
 
     def opened(call: Callable[..., Any]) -> Callable[..., Any]:
         def call_and_open(*arguments: Any, **named: Any) -> Any:
@@ -156,7 +157,7 @@ def _of_model(model: Any, batch: torch.Tensor, name: str | None) -> Halves:
             stack.enter_context(overridden(one, call=opened(one.call)))
         logits = model(batch.float(), training=False)
     if not found:
-        names = [one.name for one in model._flatten_layers(include_self=False)]
+        names = [one.name for one in all_layers(model, include_self=False)]
         raise ValueError(
             "Expected layer to name one that gives a map (n, rows, columns, channels), of "
             f"{listed(names)}. Received: layer={name!r}"

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from .. import schedules
+from .._core.settings import TrainSettings
 from ..callbacks import (
     CosineRestarts,
     FlatCosine,
@@ -173,11 +174,26 @@ class Learner(Trainer):
         div_final: float = 1e5,
         pct_start: float = 0.25,
         wd: float | Sequence[float] | None = None,
+        moms: Sequence[float] | None = None,
         callbacks: Callbacks = (),
         resume: bool = False,
     ) -> keras.callbacks.History:
-        """Train with one rise and fall of the rate over `n_epoch` epochs; see `OneCycle`."""
-        cycle = OneCycle(self._check_rates(lr_max), pct_start=pct_start, div=div, div_final=div_final)
+        """Train with one rise and fall of the rate over `n_epoch` epochs; see `OneCycle`.
+
+        Args:
+            n_epoch: epochs.
+            lr_max: rate at the peak: one for all layer groups, a list with one for each, or a slice.
+            div: the first rate is that of the peak by `div`.
+            div_final: the last one is that of the peak by `div_final`.
+            pct_start: share of the epochs that the rate rises.
+            wd: weight decay: one for all layer groups, or a list; None for the learner's.
+            moms: momentum before, at and after the peak; None for those of `OneCycle`.
+            callbacks: more callbacks for this fit.
+            resume: as for `fit`.
+        """
+        momentum = {} if moms is None else {"momentum": _momenta(moms)}
+        rates = self._check_rates(lr_max)
+        cycle = OneCycle(rates, pct_start=pct_start, div=div, div_final=div_final, **momentum)
         return self._fit(n_epoch, cycle, callbacks, wd, resume)
 
     def fit_flat_cos(
@@ -218,37 +234,68 @@ class Learner(Trainer):
         freeze_epochs: int = 1,
         *,
         lr_mult: float = 100.0,
+        unfrozen_lr: float | None = None,
         pct_start: float = 0.3,
         div: float = 5.0,
-        callbacks: Callbacks = (),
-        resume: bool = False,
+        **options: Any,
     ) -> None:
         """Train the head for `freeze_epochs`, then everything for `epochs`, the input side at lower rates.
 
         Args:
             epochs: epochs with everything trainable.
-            base_lr: highest rate of the head's epochs; twice that of the head afterwards.
+            base_lr: highest rate of the head while it trains alone.
             freeze_epochs: epochs of the head alone.
-            lr_mult: ratio of the head's rate to the first group's afterwards.
+            unfrozen_lr: highest rate of the head afterwards; None for half of `base_lr`, as fastai has it.
+            lr_mult: ratio of that to the first layer group's.
             pct_start: share of the epochs with everything trainable that the rate rises.
             div: their first rate is the highest by `div`.
-            callbacks: more callbacks for both parts.
-            resume: as for `fit`.
+            **options: of both parts, as for `fit_one_cycle`: callbacks, resume, wd, moms, div_final.
         """
-        both: dict[str, Any] = {"callbacks": callbacks, "resume": resume}
         if freeze_epochs:
             self.freeze()
-            self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **both)
+            self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **options)
         if epochs:
             self.unfreeze()
-            rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
-            self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, **both)
+            highest = base_lr / 2 if unfrozen_lr is None else unfrozen_lr
+            rates = slice(highest / lr_mult, highest)
+            self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, **options)
+
+    def train(
+        self,
+        settings: TrainSettings,
+        *,
+        keep: Callable[[ImageClassifier], None] | None = None,
+        say: Callable[[str], None] | None = None,
+        callbacks: Callbacks = (),
+        resume: bool = False,
+    ) -> BestFit | None:
+        """Train as `kclf train` does: by `fit_best`, or by `fine_tune` with the recipe "course".
+
+        Args:
+            settings: how.
+            keep: as for `fit_best`.
+            say: as for `fit_best`.
+            callbacks: more callbacks for all fits.
+            resume: as for `fit`.
+
+        Returns:
+            What `fit_best` found; None with the recipe "course".
+        """
+        fits: dict[str, Any] = {"callbacks": callbacks, "resume": resume}
+        if settings.recipe == "course":
+            rate = settings.learning_rate
+            unfrozen = settings.unfrozen_learning_rate or rate / 10
+            self.fine_tune(settings.epochs, rate, settings.freeze_epochs, unfrozen_lr=unfrozen, **fits)
+            return None
+        how: dict[str, Any] = {"effort": settings.effort, "batch_size": settings.batch_size or None}
+        return self.fit_best(settings.minutes, **how, keep=keep, say=say, **fits)
 
     def fit_best(
         self,
         minutes: float | None = None,
         *,
         effort: str = "standard",
+        batch_size: int | None = None,
         plan: Plan | None = None,
         keep: Callable[[ImageClassifier], None] | None = None,
         say: Callable[[str], None] | None = None,
@@ -260,7 +307,8 @@ class Learner(Trainer):
         Args:
             minutes: how long it may take; None leaves it to the effort.
             effort: "quick" solves the last layer alone; "standard" and "best" tune everything from there.
-            plan: what to do, in place of both.
+            batch_size: photos a step; None for what suits their number.
+            plan: what to do, in place of these.
             keep: called with the best classifier so far, each time that there is a better one.
             say: takes the lines that are printed; None prints them where the learner is verbose.
             callbacks: more callbacks for the tuning.
@@ -269,7 +317,9 @@ class Learner(Trainer):
         data, self._precompute = self._require_data(), False
         if plan is None:
             file = self.path / "checkpoints" / "plan.json" if resume else None
-            plan = plan_best(self.model, data, effort=effort, minutes=minutes, file=file)
+            plan = plan_best(
+                self.model, data, effort=effort, minutes=minutes, batch_size=batch_size, file=file
+            )
 
         def fit(photos: ImageData, passes: int, schedule: Schedule) -> None:
             self.data = photos
@@ -473,6 +523,13 @@ class Learner(Trainer):
     def _to(self, policy: str) -> Learner:
         self.model = clone_with(self.model, dtype=policy)
         return self
+
+
+def _momenta(moms: Sequence[float]) -> tuple[float, float, float]:
+    """Momentum before, at and after the peak of a cycle, of the course's `moms`."""
+    if not 2 <= len(moms) <= 3:
+        raise ValueError(f"Expected moms=(high, low, high). Received: moms={moms}")
+    return float(moms[0]), float(moms[1]), float(moms[-1])
 
 
 def load_learner(path: AnyPath, data: ImageData | None = None, **options: Any) -> Learner:

@@ -16,6 +16,7 @@ import torch
 from .._core.arguments import one_of
 from .._core.devices import send
 from .._core.h5_store import whole_file
+from .._core.keras_private import all_layers, own_weights
 from .._core.keywords import COMPILE, MODEL, answering
 from ..acceleration import accelerate as accelerate_model
 from ..acceleration import unpacked
@@ -372,9 +373,7 @@ class ImageClassifier(keras.Model):
             **arguments,
         )
         if not self.optimizer.built:  # on all weights at once, so that unfreezing later keeps what was learnt
-            self.optimizer.build(
-                [v for g in self.layer_groups for layer in g for v in layer._trainable_variables]
-            )
+            self.optimizer.build([v for g in self.layer_groups for layer in g for v in own_weights(layer)])
         distribute(self)
 
     def fit(self, *arguments: Any, **named: Any) -> keras.callbacks.History:
@@ -399,7 +398,7 @@ class ImageClassifier(keras.Model):
         """
         self.__dict__["_range_checked"] = False
         if self.batchnorm == "inference":
-            for layer in self.backbone._flatten_layers():
+            for layer in all_layers(self.backbone):
                 if _is_batchnorm(layer) and layer.trainable:
                     self._set_trainable(layer, True, in_head=False)
         return super().make_train_function(force=force)
@@ -532,7 +531,7 @@ def _settle_faster(backbone: keras.Model) -> None:
     Keras' backbones have .99 and MobileNetV2 .999: made for runs of 100,000 steps, they lag hopelessly behind
     the weights in a fine-tuning of a hundred, and validation collapses while training goes well.
     """
-    for layer in backbone._flatten_layers():
+    for layer in all_layers(backbone):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = min(layer.momentum, BATCHNORM_MOMENTUM)
 

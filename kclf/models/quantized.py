@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from .._core.keras_private import all_layers
+
 PLAIN = ("int8", "int4", "float8")  # the others need data to quantize by
 
 
@@ -38,5 +40,5 @@ def _layers(model: Any) -> dict[str, Any]:
     return {
         f"{part}/{layer.name}": layer
         for part in ("backbone", "head")
-        for layer in getattr(model, part)._flatten_layers(include_self=False)
+        for layer in all_layers(getattr(model, part), include_self=False)
     }

@@ -11,6 +11,24 @@ import keras
 import numpy as np
 import torch
 
+from .._core.keras_private import (
+    applies_alone,
+    average_of_weights,
+    counted_as,
+    decays,
+    gradient_sums,
+    is_overwritten,
+    move_into_place,
+    rate_source,
+    raw,
+    share_counts,
+    share_variables,
+    state_variables,
+    step_count,
+    trained_variables,
+    update,
+    without_empty,
+)
 from .._core.keywords import OPTIMIZER, answering
 from . import updates
 from .loss_scale import load_in_order
@@ -91,11 +109,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         optimizer = keras.optimizers.get(optimizer)
         _check_inner(optimizer)
         super().__init__(learning_rate=0.0, name=name)
-        self._untrack_variable(self._learning_rate)
-        self._untrack_variable(self._iterations)
         self.inner_optimizer = optimizer
-        object.__setattr__(self, "_learning_rate", None)  # the inner one's is the only rate
-        object.__setattr__(self, "_iterations", optimizer._iterations)
+        share_counts(self, optimizer)
         self._groups = (
             model_or_groups if isinstance(model_or_groups, RecordedGroups) else LayerGroups(model_or_groups)
         )
@@ -111,8 +126,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self._finish_next = False
         self.use_ema = optimizer.use_ema
         self.loss_scale_factor = optimizer.loss_scale_factor
-        self._steps = _HostMirror(optimizer._iterations)
-        self._rate = _HostMirror(optimizer._learning_rate)
+        self._steps = _HostMirror(step_count(optimizer))
+        self._rate = _HostMirror(rate_source(optimizer))
         self._roster = VariableRegistry([])
         self._plan: _Plan | None = None
         self._veto: updates.Veto | None = None
@@ -139,8 +154,9 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
         numeric = isinstance(learning_rate, int | float | np.number)
-        if numeric and isinstance(self.inner_optimizer._learning_rate, keras.Variable):
-            self._rate = _HostMirror(self.inner_optimizer._learning_rate)
+        source = rate_source(self.inner_optimizer)
+        if numeric and isinstance(source, keras.Variable):
+            self._rate = _HostMirror(source)
             self._rate.write(float(learning_rate))
         else:
             self.inner_optimizer.learning_rate = learning_rate
@@ -179,7 +195,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self._plan = None
 
     def _rate_now(self) -> float:
-        source = self.inner_optimizer._learning_rate
+        source = rate_source(self.inner_optimizer)
         if isinstance(source, keras.Variable):
             if self._rate.variable is not source:
                 self._rate = _HostMirror(source)
@@ -200,10 +216,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self._roster = VariableRegistry(self._groups.members())
         self._roster.register(variables)
         self.inner_optimizer.build(self._roster.variables)
-        object.__setattr__(self, "_trainable_variables", self._roster.variables)
-        object.__setattr__(
-            self, "_trainable_variables_indices", self.inner_optimizer._trainable_variables_indices
-        )
+        share_variables(self, self.inner_optimizer, self._roster.variables)
         self._update_counts = self.add_variable(
             (len(self._roster.members),), dtype="int64", name="update_counts"
         )
@@ -212,7 +225,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     @property
     def variables(self) -> list[keras.Variable]:
         """Counts of updates, and the state of the optimizer inside."""
-        return self._variables + self.inner_optimizer.variables
+        return state_variables(self) + self.inner_optimizer.variables
 
     @property
     def iterations(self) -> Any:
@@ -222,7 +235,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     @property
     def _model_variables_moving_average(self) -> list[keras.Variable]:
         """Where `keras.callbacks.SwapEMAWeights` looks, through a LossScaleOptimizer."""
-        return self.inner_optimizer._model_variables_moving_average
+        return average_of_weights(self.inner_optimizer)
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[keras.Variable] | None = None, var_names: Sequence[str] | None = None
@@ -232,12 +245,12 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the counts of updates; the optimizer inside writes its own part."""
-        for index, variable in enumerate(self._variables):
+        for index, variable in enumerate(state_variables(self)):
             store[str(index)] = variable.numpy()
 
     def load_own_variables(self, store: Any) -> None:
         """Read what `save_own_variables` wrote."""
-        load_in_order(self, self._variables, store)
+        load_in_order(self, state_variables(self), store)
 
     def get_config(self) -> dict[str, Any]:
         """The optimizer inside, the multipliers, and a description of every variable with its group."""
@@ -279,12 +292,12 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             grads: one gradient for each variable; None where there is none.
             trainable_variables: the variables, any subset of the groups'; all of them when None.
         """
-        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        variables = trained_variables(self) if trainable_variables is None else trainable_variables
         variables, gradients = list(variables), list(grads)
         if not self.built:
             self.build(variables)
         if any(gradient is None for gradient in gradients):
-            gradients, variables = self._filter_empty_gradients(gradients, variables)
+            gradients, variables = without_empty(self, gradients, variables)
         with torch.no_grad():
             plan = self._plan_for(variables)
             veto, self._veto = self._veto, None
@@ -292,7 +305,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             if veto is None:
                 self._steps.add_one()
             else:
-                self._steps.variable._value.add_(veto.counts.to(self._steps.variable._value.dtype))
+                raw(self._steps.variable).add_(veto.counts.to(raw(self._steps.variable).dtype))
 
     @property
     def takes_veto(self) -> bool:
@@ -300,7 +313,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         inner = self.inner_optimizer
         return (
             updates.kernel_name(inner) in updates.VETOED
-            and isinstance(inner._learning_rate, keras.Variable)
+            and isinstance(rate_source(inner), keras.Variable)
             and not inner.gradient_accumulation_steps
             and not (inner.use_ema and inner.ema_overwrite_frequency)
         )
@@ -338,9 +351,9 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
                 kernel(inner, bucket, updates.match_layout(gradients, bucket.values), rate, *vetoes)
             return
         bucket.decay(rate)
-        rate_tensor = torch.full((), rate, device=bucket.values[0].device)
-        with self._own_count(bucket):
-            inner._backend_update_step(gradients, bucket.variables, rate_tensor)
+        device = bucket.values[0].device
+        with counted_as(inner, bucket.count, device):
+            update(inner, gradients, bucket.variables, torch.full((), rate, device=device))
 
     @contextmanager
     def _own_epsilon(self, bucket: Bucket) -> Iterator[None]:
@@ -356,22 +369,6 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         finally:
             object.__setattr__(inner, "epsilon", epsilon)
 
-    @contextmanager
-    def _own_count(self, bucket: Bucket) -> Iterator[None]:
-        """Let the formulas of the optimizer inside see the updates that these variables have had."""
-        inner = self.inner_optimizer
-        raw_steps = bucket.count * (inner.gradient_accumulation_steps or 1)
-        steps = torch.full((), raw_steps, dtype=torch.int32, device=bucket.values[0].device)
-        iterations = inner._iterations
-        if hasattr(inner, "_u_product"):  # Nadam: a product over the updates so far
-            done = np.arange(1, bucket.count + 1)
-            inner._u_product.assign(float(np.prod(inner.beta_1 * (1.0 - 0.5 * 0.96**done))))
-        object.__setattr__(inner, "_iterations", steps)
-        try:
-            yield
-        finally:
-            object.__setattr__(inner, "_iterations", iterations)
-
     def _accumulated(self, plan: _Plan, gradients: Tensors) -> Tensors | None:
         """The gradients to apply now, unscaled and averaged; None while steps are being accumulated."""
         inner = self.inner_optimizer
@@ -380,7 +377,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         every = inner.gradient_accumulation_steps
         if not every:
             return gradients
-        sums = [inner._accumulated_gradients[place].value for place in plan.places]
+        kept = gradient_sums(inner)
+        sums = [kept[place].value for place in plan.places]
         torch._foreach_add_(sums, gradients)
         left = (self._steps.read() + 1) % every
         if left and not self._finish_next:
@@ -400,14 +398,15 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     def _average(self, veto: updates.Veto | None) -> None:
         """The moving average of the weights over all variables at hand, as Keras has it unless warmed up."""
         inner = self.inner_optimizer
+        kept = average_of_weights(inner)
         pairs = [
-            (inner._model_variables_moving_average[place].value, self._roster.variables[place].value)
+            (kept[place].value, self._roster.variables[place].value)
             for place in self._roster.seen()
-            if inner._model_variables_moving_average[place] is not None
+            if kept[place] is not None
         ]
         averages, values = map(list, zip(*pairs, strict=True))
         if veto is not None:
-            done = self._steps.variable._value
+            done = raw(self._steps.variable)
             share = torch.where(done > 0, self._share_of_average(done), 1.0) * veto.counts
             steps = torch._foreach_mul(torch._foreach_sub(values, averages), share)
             torch._foreach_add_(averages, steps)
@@ -430,7 +429,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         """At the end of `fit`: under EMA, the averages become the weights."""
         if self.inner_optimizer.use_ema and self.built:
             for place in self._roster.seen():
-                average = self.inner_optimizer._model_variables_moving_average[place]
+                average = average_of_weights(self.inner_optimizer)[place]
                 if average is not None:
                     self._roster.variables[place].assign(average)
 
@@ -440,10 +439,10 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         """The buckets of these variables, made again only where something about them has changed."""
         key = (
             [*map(id, variables)],
-            [variable._value.data_ptr() for variable in variables],
+            [raw(variable).data_ptr() for variable in variables],
             (self.weight_decay, getattr(self.inner_optimizer, "adam_weight_decay", None)),
             (self.weight_decay_multipliers, self.decay_biases_and_norms),
-            self._update_counts._value._version,
+            raw(self._update_counts)._version,
         )
         stale = self._plan is not None and self._plan.counted_by_device and self._veto is None
         if self._plan is None or stale or self._plan.key != key:
@@ -459,7 +458,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         plan = _Plan(places)
         buckets: dict[tuple[Any, ...], Bucket] = {}
         for position, (variable, place) in enumerate(zip(variables, places, strict=True)):
-            if self._overwrite_variable_with_gradient(variable):
+            if is_overwritten(self, variable):
                 raise TypeError(
                     "Expected weights that gradients update. Received: a scale of float8, which Keras trains "
                     f"in another way ({variable.path}). Use mixed_bfloat16 or mixed_float16"
@@ -478,19 +477,13 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
 
     def _adopt(self, place: int) -> None:
         """Put a variable that was met late in the place that its stand-in kept."""
-        inner, variable = self.inner_optimizer, self._roster.variables[place]
-        stand_in = inner._trainable_variables[place]
-        inner._trainable_variables[place] = variable
-        inner._trainable_variables_indices.pop(inner._var_key(stand_in), None)
-        inner._trainable_variables_indices[inner._var_key(variable)] = place
+        move_into_place(self.inner_optimizer, place, self._roster.variables[place])
 
     def _decay_of(self, variable: keras.Variable, place: int) -> float:
-        inner, member = self.inner_optimizer, self._roster.members[place]
-        if not inner._use_weight_decay(variable) or not (member.decays or self.decay_biases_and_norms):
+        member = self._roster.members[place]
+        if not (member.decays or self.decay_biases_and_norms):
             return 0.0
-        own = getattr(inner, "_should_use_adamw", None)  # Muon keeps a second rate of decay
-        decay = inner.adam_weight_decay if own is not None and own(variable) else inner.weight_decay
-        return float(decay or 0.0) * self.weight_decay_multipliers[member.group]
+        return decays(self.inner_optimizer, variable) * self.weight_decay_multipliers[member.group]
 
 
 @dataclass
@@ -540,13 +533,13 @@ class _HostMirror:
         self._version = -1
 
     def read(self) -> float:
-        tensor = self.variable._value
+        tensor = raw(self.variable)
         if tensor._version != self._version:
             self._value, self._version = tensor.item(), tensor._version
         return self._value
 
     def write(self, value: float) -> None:
-        tensor = self.variable._value
+        tensor = raw(self.variable)
         with torch.no_grad():
             tensor.fill_(value)
         self._value, self._version = _rounded(value), tensor._version
@@ -554,8 +547,8 @@ class _HostMirror:
     def add_one(self) -> None:
         value = self.read()
         with torch.no_grad():
-            self.variable._value.add_(1)
-        self._value, self._version = value + 1, self.variable._value._version
+            raw(self.variable).add_(1)
+        self._value, self._version = value + 1, raw(self.variable)._version
 
 
 def _rounded(value: float) -> float:
@@ -568,7 +561,7 @@ def _check_inner(optimizer: Any) -> None:
         raise ValueError(
             "Loss scaling goes outermost: LossScaleOptimizer(LayerGroupOptimizer(optimizer, ...))"
         )
-    if not hasattr(optimizer, "_backend_update_step"):
+    if not applies_alone(optimizer):
         raise TypeError(f"Cannot set rates inside {type(optimizer).__name__}: give it a single optimizer")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import torch
 
+from .._core.keras_private import is_overwritten, state_variables, trained_variables
+
 
 @keras.saving.register_keras_serializable(package="kclf")
 class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
@@ -57,21 +59,21 @@ class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         trainable_variables: Sequence[keras.Variable] | None,
     ) -> list[list[torch.Tensor]]:
         """Gradients that carry the loss scale, one list a dtype (the kernel takes one at a time)."""
-        variables = trainable_variables or self._trainable_variables
+        variables = trainable_variables or trained_variables(self)
         found: dict[torch.dtype, list[torch.Tensor]] = {}
         for gradient, variable in zip(grads, variables, strict=True):
-            if gradient is not None and not self._overwrite_variable_with_gradient(variable):
+            if gradient is not None and not is_overwritten(self, variable):
                 found.setdefault(gradient.dtype, []).append(gradient)
         return list(found.values())
 
     def save_own_variables(self, store: Any) -> None:
         """Write the scale and its counter; the inner optimizer writes its own part once."""
-        for index, variable in enumerate(self._variables):
+        for index, variable in enumerate(state_variables(self)):
             store[str(index)] = variable.numpy()
 
     def load_own_variables(self, store: Any) -> None:
         """Read what `save_own_variables` wrote."""
-        load_in_order(self, self._variables, store)
+        load_in_order(self, state_variables(self), store)
 
 
 def loss_scaled(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

@@ -14,15 +14,9 @@ from dataclasses import dataclass, field
 import keras
 import torch
 
-from .._core.keras_private import OPTIMIZERS_OF_TORCH
+from .._core.keras_private import OPTIMIZERS_OF_TORCH, SLOTS, slots
 
 Tensors = list[torch.Tensor]
-STATE_NAMES = {
-    "SGD": ("momentums",),
-    "Adam": ("_momentums", "_velocities", "_velocity_hats"),
-    "AdamW": ("_momentums", "_velocities", "_velocity_hats"),
-    "RMSprop": ("_velocities", "_average_gradients", "_momentums"),
-}
 
 
 class Veto:
@@ -64,11 +58,10 @@ class Bucket:
         self.values = [variable.value for variable in self.variables]
         self.step = torch.zeros((), dtype=torch.float32, device=self.values[0].device)
         self.done = torch.full_like(self.step, self.count)
-        for name in STATE_NAMES.get(kernel_name(optimizer), ()):
-            slots = getattr(optimizer, name, None)
-            if slots:
-                owners = [slots[optimizer._get_variable_index(variable)] for variable in self.variables]
-                self.state[name] = [_laid_like(o.value, v) for o, v in zip(owners, self.values, strict=True)]
+        for name in SLOTS.get(kernel_name(optimizer), ()):
+            if owners := slots(optimizer, name, self.variables):
+                kept = [_laid_like(o.value, v) for o, v in zip(owners, self.values, strict=True)]
+                self.state[name.removeprefix("_")] = kept
 
     def decay(self, rate: float, veto: Veto | None = None) -> None:
         """Decoupled weight decay (Loshchilov & Hutter 2017): p <- p * (1 - rate * weight_decay)."""
@@ -136,9 +129,9 @@ def adam(
     torch._fused_adamw_(
         bucket.values,
         gradients,
-        bucket.state["_momentums"],
-        bucket.state["_velocities"],
-        bucket.state.get("_velocity_hats", []),
+        bucket.state["momentums"],
+        bucket.state["velocities"],
+        bucket.state.get("velocity_hats", []),
         [bucket.step.fill_(count)] * len(gradients),
         lr=rate,
         beta1=optimizer.beta_1,
@@ -161,9 +154,9 @@ def _adam_unless(
     torch._fused_adamw_(
         bucket.values,
         gradients,
-        bucket.state["_momentums"],
-        bucket.state["_velocities"],
-        bucket.state.get("_velocity_hats", []),
+        bucket.state["momentums"],
+        bucket.state["velocities"],
+        bucket.state.get("velocity_hats", []),
         [bucket.step.fill_(ENDLESS)] * len(gradients),
         lr=veto.corrected(rate, bucket.done, optimizer.beta_1, optimizer.beta_2),
         beta1=optimizer.beta_1,
@@ -179,19 +172,19 @@ def _adam_unless(
 def rmsprop(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: float) -> None:
     """RMSprop, centered or not, with momentum or not."""
     bucket.decay(rate)
-    velocities = bucket.state["_velocities"]
+    velocities = bucket.state["velocities"]
     torch._foreach_mul_(velocities, optimizer.rho)
     torch._foreach_addcmul_(velocities, gradients, gradients, 1.0 - optimizer.rho)
     scale = torch._foreach_add(velocities, optimizer.epsilon)
     if optimizer.centered:
-        averages = bucket.state["_average_gradients"]
+        averages = bucket.state["average_gradients"]
         torch._foreach_lerp_(averages, gradients, 1.0 - optimizer.rho)
         torch._foreach_addcmul_(scale, averages, averages, -1.0)
     torch._foreach_sqrt_(scale)
     if not optimizer.momentum:
         torch._foreach_addcdiv_(bucket.values, gradients, scale, -rate)
         return
-    momentums = bucket.state["_momentums"]
+    momentums = bucket.state["momentums"]
     torch._foreach_mul_(momentums, optimizer.momentum)
     torch._foreach_addcdiv_(momentums, gradients, scale, 1.0)
     torch._foreach_add_(bucket.values, momentums, alpha=-rate)

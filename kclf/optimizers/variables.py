@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import torch
 
+from .._core.keras_private import all_layers, own_weights, set_path
+
 GroupSpec = float | slice | Sequence[float] | Mapping[int, float]
 
 
@@ -120,7 +122,7 @@ class VariableSpec:
         data = torch.zeros((), dtype=getattr(torch, self.dtype)).expand(self.shape)
         parameter = torch.nn.Parameter(data, requires_grad=False)
         variable = keras.Variable(parameter, trainable=False, dtype=self.dtype, name=self.path.split("/")[-1])
-        variable._path = self.path
+        set_path(variable, self.path)
         return variable
 
 
@@ -166,7 +168,7 @@ class LayerGroups:
         found: dict[int, tuple[keras.Variable, VariableSpec]] = {}
         for index, group in enumerate(self.layers()):
             for layer in _leaves(group):
-                for variable in layer._trainable_variables:
+                for variable in own_weights(layer):
                     _, other = found.setdefault(id(variable), (variable, _describe(variable, layer, index)))
                     if other.group != index:
                         raise ValueError(
@@ -178,7 +180,7 @@ class LayerGroups:
 
 def _leaves(layers: Iterable[keras.Layer]) -> Iterator[keras.Layer]:
     for layer in layers:
-        for leaf in layer._flatten_layers():
+        for leaf in all_layers(layer):
             if not leaf.built:
                 raise ValueError(f"The layer {leaf.name} is not built: call its model on one batch first")
             yield leaf
@@ -186,7 +188,7 @@ def _leaves(layers: Iterable[keras.Layer]) -> Iterator[keras.Layer]:
 
 def _can_hold_variables(layer: keras.Layer) -> bool:
     """True for layers with weights, and for those that are not built and may get some."""
-    return any(leaf._trainable_variables or not leaf.built for leaf in layer._flatten_layers())
+    return any(own_weights(leaf) or not leaf.built for leaf in all_layers(layer))
 
 
 def _describe(variable: keras.Variable, layer: keras.Layer, group: int) -> VariableSpec:

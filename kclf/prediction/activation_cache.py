@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from .._core.arguments import at_least, one_of
 from .._core.atomic import sweep
 from .._core.h5_store import read_arrays, write_arrays
+from .._core.keras_private import all_layers
 from .._core.locks import FolderLock
 from ..data import ImageData, ImageDataset
 from ..data.sources import ArrayImages
@@ -302,7 +303,7 @@ def activation_key(
             "square": [dataset.presize, dataset.resize_method],
             "size": model.size,
             "normalization": _nameless(model.normalization),
-            "backbone": [_nameless(layer) for layer in model.backbone._flatten_layers(include_self=False)],
+            "backbone": [_nameless(layer) for layer in all_layers(model.backbone, include_self=False)],
             "weights": weights or weights_digest(model.backbone),
             "computed in": model.backbone.compute_dtype,
             "stored in": dtype,

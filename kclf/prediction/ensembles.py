@@ -23,6 +23,7 @@ import keras
 import numpy as np
 import torch
 
+from .._core.keras_private import all_layers
 from ..callbacks import load_snapshot
 from ..callbacks.run_state import passing_draws, remember_tensors
 from .inference import predict as predict_plain
@@ -327,7 +328,7 @@ def recompute_batchnorm(model: keras.Model, data: Iterable[Any], *, batches: int
     """
     norms = [
         layer
-        for layer in model._flatten_layers()
+        for layer in all_layers(model)
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     ]
     momenta = [norm.momentum for norm in norms]

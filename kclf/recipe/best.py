@@ -64,6 +64,7 @@ def fit_best(
     *,
     effort: str = "standard",
     minutes: float | None = None,
+    batch_size: int | None = None,
     plan: Plan | None = None,
     folder: str | PathLike[str] | None = None,
     fit: Fit | None = None,
@@ -84,7 +85,8 @@ def fit_best(
         effort: "quick" solves the last layer alone, at the given size; "standard" tries a larger one, and
             tunes where there are 500 photos; "best" tries two, and tunes three times as long.
         minutes: how long it may take; None leaves it to the effort.
-        plan: what to do, in place of effort and minutes; from `plan_best`.
+        batch_size: photos a step of the tuning; None for what suits their number.
+        plan: what to do, in place of these; from `plan_best`.
         folder: keep the activations there; None computes them each time.
         fit: trains the model on data for some epochs under a schedule; None is `model.fit`.
         say: takes the lines that are printed.
@@ -102,7 +104,7 @@ def fit_best(
         >>> fit_best(model, data, effort="quick", say=lambda line: None).kept
         'probe'
     """
-    plan = plan or plan_best(model, data, effort=effort, minutes=minutes)
+    plan = plan or plan_best(model, data, effort=effort, minutes=minutes, batch_size=batch_size)
     whole, held_apart = data, data.valid is None and plan.passes > 0
     data = _with_validation(data) if held_apart else data
     say(plan.describe(model.size))

@@ -16,6 +16,7 @@ import torch
 
 from .._core.arguments import one_of
 from .._core.atomic import replacing
+from .._core.settings import TrainSettings
 from ..backbones import backbone_spec
 from ..callbacks.run_state import remember_model, remember_randomness
 from ..data import ImageData
@@ -177,9 +178,7 @@ def make_plan(
         sizes: at which the last layer may be solved, the given one first; those are left out that there is
             no time for.
     """
-    one_of("effort", effort, EFFORTS)
-    if minutes is not None and minutes <= 0:
-        raise ValueError(f"Expected minutes above 0. Received: minutes={minutes}")
+    TrainSettings(effort=effort, minutes=minutes, batch_size=batch_size)  # type: ignore[arg-type]
     train = data.train.num_images
     valid = 0 if data.valid is None else data.valid.num_images
     batch = batch_size or max(batch_for(train), world_size())

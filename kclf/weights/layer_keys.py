@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import torch
 
-from .._core.keras_private import saving_lib
+from .._core.keras_private import inner_layers, own_variables, save_state, saving_lib
 
 
 def class_word(layer: keras.layers.Layer) -> str:
@@ -41,13 +41,8 @@ def _walk(layer: keras.layers.Layer, seen: set[int]) -> Iterator[keras.layers.La
     seen.add(id(layer))
     if own_variables(layer):
         yield layer
-    for inner in layer._layers:
+    for inner in inner_layers(layer):
         yield from _walk(inner, seen)
-
-
-def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Variables of this layer alone, in the order Keras saves them, the same frozen and unfrozen."""
-    return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def named_variables(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
@@ -90,7 +85,7 @@ def saved_paths(model: keras.layers.Layer) -> dict[str, str]:
     """Where Keras saves each layer that holds variables: path in a `.weights.h5` -> key of the layer."""
     key_of = {id(v): key for key, layer in layer_keys(model).items() for v in own_variables(layer)}
     store = _PathStore()
-    saving_lib._save_state(model, store, None, "", set())
+    save_state(model, store)
     return {
         path: key_of[id(variables["0"])]
         for path, variables in store.saved.items()
