@@ -457,6 +457,7 @@ def test_curves_that_fall_below_their_scatter_get_one(fall):
     assert 1e-5 < np.median([one for one in told if one is not None]) < 1
 
 
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
 def test_a_frozen_model_gets_none():
     model = make_model(grouped=False)
     model.trainable = False

@@ -164,7 +164,7 @@ def own_metric(metric: Any, task: str) -> keras.metrics.Metric | None:
         return None
     if function in _OF_FIGURES and function is metric:
         return _OF_FIGURES[function](task)
-    threshold = settings.get("threshold")
+    threshold = float(settings.get("threshold", 0.0))
     if function is figures.accuracy_multi and set(settings) == {"threshold"} and 0 < threshold < 1:
         logit = math.log(threshold / (1 - threshold))
         return keras.metrics.BinaryAccuracy(threshold=logit, name="accuracy_multi")
