@@ -428,3 +428,40 @@ def test_photos_augmentation_batchnorm_dropout_and_adamw(killed, monkeypatch):
     else:
         find_learning_rate(model, data, num_steps=40)
     assert_same(outcome(model, data), without)
+
+
+@pytest.mark.parametrize("scatter", [0.02, 0.05, 0.5])
+@pytest.mark.parametrize("steps", [40, 100, 200])
+def test_curves_of_pure_noise_get_a_rate_in_one_of_twenty_at_most(scatter, steps):
+    rates, generator = np.geomspace(1e-7, 10, steps), np.random.default_rng(steps)
+    curves = 0.7 + scatter * generator.normal(size=(300, steps))
+    told = [
+        any(RangeTestRun(rates, losses, steps).suggest(rule).learning_rate is not None for rule in RULES)
+        for losses in curves
+    ]
+    assert np.mean(told) <= 0.05
+
+
+@pytest.mark.parametrize("fall", [0.15, 0.4])
+def test_curves_that_fall_below_their_scatter_get_one(fall):
+    """A fall by three times the scatter of the losses, from 1e-4 to 1e-1, and a rise."""
+    rates, generator = np.geomspace(1e-7, 10, 100), np.random.default_rng(1)
+    shape = 0.7 - fall * np.clip((np.log10(rates) + 4) / 3, 0, 1) + 2.0 * np.clip(np.log10(rates) + 0.2, 0, 1)
+    told = [
+        RangeTestRun(rates, shape + fall / 3 * generator.normal(size=100), 100)
+        .suggest("valley")
+        .learning_rate
+        for _ in range(100)
+    ]
+    assert np.mean([one is not None for one in told]) > 0.97
+    assert 1e-5 < np.median([one for one in told if one is not None]) < 1
+
+
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
+def test_a_frozen_model_gets_none():
+    model = make_model(grouped=False)
+    model.trainable = False
+    model.compile("sgd", "mse")
+    result = find_learning_rate(model, arrays(), num_steps=30, batch_size=8)
+    assert result.agreement is None
+    assert "no weight" in str(result)

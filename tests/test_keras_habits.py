@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import kclf
+from kclf.checks.wrong_labels import features_of
 from kclf.errors import BackboneError
 from kclf.prediction.inference import last_activation
 from tests.test_compile_names import SIDE, classifier, easy_photos
@@ -206,3 +211,113 @@ def test_a_classifier_has_the_shapes_of_a_functional_model():
     np.testing.assert_allclose(
         again.predict(x.astype("float32"), verbose=0), model.predict(x, verbose=0), atol=1e-5
     )
+
+
+def test_the_summary_of_a_classifier_has_shapes():
+    lines = []
+    classifier().summary(print_fn=lines.append)
+    text = "\n".join(lines)
+    assert "unbuilt" not in text
+    assert "?" not in text
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_classifier_is_exported_for_torch(tmp_path, loaded):
+    model = classifier()
+    if loaded:
+        model.save(tmp_path / "m.keras")
+        model = kclf.load(tmp_path / "m.keras")
+    x = easy_photos()[0][:1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its tracing
+        model.export(tmp_path / "m.pt2", format="torch", verbose=False)
+        again = torch.export.load(tmp_path / "m.pt2").module()
+    found = again(torch.tensor(x, dtype=torch.float32)).detach().numpy()
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_a_quantized_classifier_predicts_alike_and_is_read_back(tmp_path):
+    x, y = easy_photos()
+    model = classifier()
+    model.compile(keras.optimizers.Adam(0.1))
+    model.fit(x, y, epochs=3, verbose=0)
+    before = model.predict(x, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras names every layer that stays as it is
+        model.quantize("int8")
+    after = model.predict(x, verbose=0)
+    assert 0 < np.abs(after - before).max() < 0.05 * np.abs(before).max()
+    model.save(tmp_path / "m.keras")
+    again = kclf.load(tmp_path / "m.keras")
+    assert any("int8" in str(variable.dtype) for variable in again.weights)
+    np.testing.assert_allclose(again.predict(x, verbose=0), after, atol=1e-6)
+    with pytest.raises(kclf.WeightsError, match=r"\.keras"):
+        model.save(tmp_path / "m.h5")
+
+
+@pytest.mark.parametrize("name", ["m.h5", "m.hdf5"])
+def test_a_file_that_nobody_could_read_back_is_not_written(tmp_path, name):
+    with pytest.raises(ValueError, match=r"model\.save"):
+        keras.saving.save_model(classifier(), tmp_path / name)
+
+
+def photo_model(last):
+    return keras.Sequential(
+        [
+            keras.Input((SIDE, SIDE, 3)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(4, 3, activation="relu", name="early"),
+            keras.Sequential([keras.layers.Conv2D(5, 3, strides=2, activation="relu")], name="body"),
+            keras.layers.GlobalAveragePooling2D(),
+            *last,
+        ]
+    )
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("ending", ["softmax", "layer", "logits"])
+def test_grad_cam_of_a_keras_model_explains_its_logits(ending, accelerated):
+    last = {"softmax": [keras.layers.Dense(2, "softmax")], "logits": [keras.layers.Dense(2)]}
+    model = photo_model(last.get(ending, [keras.layers.Dense(2), keras.layers.Softmax()]))
+    if accelerated:
+        kclf.accelerate(model)
+    x = easy_photos()[0][:3]
+    before = model.predict(x, verbose=0)
+    heat = kclf.grad_cam(model, x)
+    dense = next(one for one in model.layers if isinstance(one, keras.layers.Dense))
+    maps = keras.Sequential(model.layers[:3])(x.astype("float32")).detach().cpu().numpy()
+    shares = np.array(dense.kernel.value.detach().cpu())[:, heat.classes].T
+    by_hand = np.maximum((maps * shares[:, None, None]).sum(-1), 0)
+    np.testing.assert_allclose(heat.maps, by_hand / by_hand.max((1, 2), keepdims=True).clip(1e-9), atol=1e-4)
+    np.testing.assert_array_equal(heat.classes, before.argmax(1))
+    np.testing.assert_allclose(model.predict(x, verbose=0), before, atol=1e-6)
+    assert kclf.grad_cam(model, x, layer="early").maps.shape == (3, SIDE - 2, SIDE - 2)
+    with pytest.raises(ValueError, match="early"):
+        kclf.grad_cam(model, x, layer="absent")
+
+
+def test_files_are_predicted_and_checked_by_a_keras_model(tmp_path):
+    x, y = easy_photos()
+    for number, (pixels, label) in enumerate(zip(x, y, strict=True)):
+        path = tmp_path / "ab"[label] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    model = photo_model([keras.layers.Dense(2, "softmax")])
+    predictions, skipped = kclf.predict_files(model, [tmp_path], class_names=["a", "b"])
+    order = [int(path.rsplit("/", 1)[1][:-4]) for path in map(str, predictions.paths)]
+    np.testing.assert_allclose(predictions.probabilities, model.predict(x[order], verbose=0), atol=1e-5)
+    assert skipped == []
+    assert predictions.class_names == ["a", "b"]
+    assert all("not checked" not in note for note in kclf.check(tmp_path, model).notes)
+
+
+def test_a_model_that_does_not_tell_what_is_needed_is_answered(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "1.png")
+    anyhow = keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="size=SIDE"):
+        kclf.predict_files(anyhow, [tmp_path])
+    assert len(kclf.predict_files(anyhow, [tmp_path], size=8)[0].probabilities) == 1
+    with pytest.raises(TypeError, match="features="):
+        features_of(keras.Model())
+    with pytest.raises(TypeError, match=r"model\.export"):
+        kclf.to_onnx(anyhow, tmp_path / "m.onnx")

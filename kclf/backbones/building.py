@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 
 from .._core.keras_private import all_layers
+from .._core.keywords import BACKBONE, answering
 from ..errors import BackboneError, WeightsError
 from ..weights import is_torch_file, layers_with_variables, load_weights
 from .applications import application, application_with_top, correct_variance, torch_application
@@ -41,6 +42,7 @@ OWN = {"resnet": resnet, "convnext": convnext, "transformer": transformer}
 InputShape = tuple[int | None, int | None, int]
 
 
+@answering(BACKBONE)
 def build_backbone(
     name: str,
     *,

@@ -20,6 +20,7 @@ from .._core.atomic import sweep
 from .._core.fit_hooks import Step, unwrap_step, wrap_step
 from .._core.h5_store import JSON, read_arrays, write_arrays
 from .._core.keras_private import start_epochs_at
+from .._core.keywords import CHECKPOINT, answering
 from .._core.locks import FolderLock
 from ..distributed import gather, is_main, run_on_main, world_size
 from ..errors import FileFormatError, NotFiniteError, OutputError, RunStopped, TrainingError
@@ -88,6 +89,7 @@ class Checkpoint(keras.callbacks.Callback):
         (0, 1, 'done')
     """
 
+    @answering(CHECKPOINT)
     def __init__(
         self,
         folder: str | os.PathLike[str],

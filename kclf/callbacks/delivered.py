@@ -16,7 +16,7 @@ from .._core.fit_hooks import Step, overridden, unwrap_step, wrap_step
 from .._core.keras_private import all_layers, average_of_weights, trained_variables
 from ..acceleration import run_by_keras
 from ..optimizers import layer_group_optimizer
-from .steps import finish_interrupted, innermost
+from .steps import finish_interrupted, innermost, log_rates
 
 FEWEST, MOST = 128, 512  # training images that statistics are taken from: a quarter of all, between these
 BATCH = 64
@@ -47,6 +47,8 @@ class DeliveredModel(keras.callbacks.Callback):
         super().__init__()
         self.data = data
         self._read: list[torch.Tensor] | None = None
+        self._monitors: list[tuple[str, str]] = []  # that other callbacks of the fit wait for
+        self._validates = True
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Find the batch norms that follow the batches, and listen to the steps."""
@@ -65,7 +67,40 @@ class DeliveredModel(keras.callbacks.Callback):
             self._recent = _last([*self._recent, keras.utils.unpack_x_y_sample_weight(data[0])[0]])
         if self._watch is not None and self._watch():
             self._watch = None
-        return step(data)
+        logs = step(data)
+        if self._monitors:
+            self._look_at_monitors()
+        return logs
+
+    def wait_for(self, callbacks: Sequence[Any], validates: bool) -> None:
+        """Look after the first step whether what other callbacks monitor will ever come.
+
+        Args:
+            callbacks: of the fit; where one is neither of Keras nor of kclf, it may log figures of its own.
+            validates: whether the fit has validation data.
+        """
+        known = all(type(one).__module__.split(".")[0] in ("keras", "kclf") for one in callbacks)
+        self._monitors = [
+            (type(one).__name__, one.monitor)
+            for one in callbacks
+            if known
+            and isinstance(getattr(one, "monitor", None), str)
+            and getattr(one, "save_best_only", True)
+        ]
+        self._validates = validates
+
+    def _look_at_monitors(self) -> None:
+        names = list(self.model.get_metrics_result())
+        names += [f"val_{name}" for name in names] * self._validates
+        for callback, monitor in self._monitors:
+            if monitor not in names and not monitor.startswith("learning_rate"):
+                without = "" if self._validates else ". It has no validation_data"
+                warnings.warn(
+                    f"{callback} waits for {monitor!r}, which this fit never logs{without}. "
+                    f"It logs {', '.join(names)}",
+                    stacklevel=2,
+                )
+        self._monitors = []
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Before validation: the weights and statistics that the fit would deliver now."""
@@ -80,7 +115,8 @@ class DeliveredModel(keras.callbacks.Callback):
             self._kept.put_back()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Where nothing was validated: statistics for what is saved now."""
+        """Where nothing was validated: statistics for what is saved now. The rates, for the history."""
+        log_rates(self.model.optimizer, logs)
         if self._moved and not averages(self.model):
             self._refresh()
 
@@ -125,6 +161,7 @@ def delivered_first(callbacks: Any, model: keras.Model, given: Mapping[str, Any]
     if split and hasattr(data, "__len__"):
         data = data[: int(len(data) * (1.0 - split))]
     first = DeliveredModel(data)
+    first.wait_for(found, given.get("validation_data") is not None or bool(split))
     found.insert(0, first)
     if isinstance(callbacks, keras.callbacks.CallbackList):
         first.set_model(model)

@@ -21,7 +21,7 @@ from ..errors import NotFiniteError
 from ..optimizers import layer_group_optimizer
 from .checkpoint import Checkpoint
 from .delivered import live_batchnorms
-from .steps import LossHook
+from .steps import LossHook, warn_of_silence
 
 NEAR_CHANCE = 5.0  # training is this many times further above chance than validation
 CLEARLY_LEARNT = 0.15  # training accuracy above chance that counts as having learnt
@@ -263,7 +263,10 @@ class FiniteGuard(keras.callbacks.Callback):
         """Keep the last few batches, to look at what the loss comes from."""
         self._step += 1
         self._recent.append((self._step, self._epoch, self._batch, data[0]))
-        return step(data)
+        logs = step(data)
+        if self._step == 1 and self._marks is None:
+            warn_of_silence(self)
+        return logs
 
     def _receive(self, loss: torch.Tensor) -> None:
         """On the device: how many steps in a row were not finite, the longest row, and where it began."""

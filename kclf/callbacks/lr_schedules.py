@@ -11,20 +11,21 @@ import keras
 
 from .. import schedules
 from .._core.fit_hooks import Step, unwrap_step, wrap_step
+from .._core.keywords import SCHEDULE, answering
 from ..distributed import require_joined
 from ..optimizers.variables import GroupSpec
 from ..schedules import ScheduleFunction
 from .snapshots import SnapshotSaver
-from .steps import Hyperparameters, steps_of_run
+from .steps import Hyperparameters, log_rates, steps_of_run
 
 
 class Schedule(keras.callbacks.Callback):
     """Drive the learning rate, and the momentum, by functions of the step.
 
     The value is set before each batch, from the place in the whole run: `fit(initial_epoch=3)` continues
-    where the schedule was. When the run ends, the optimizer has its own rate and momentum back. No batch
-    waits for the device. Under a `LayerGroupOptimizer` the function gives the last group's rate and the
-    others keep their ratios.
+    where the schedule was. When the run ends, the optimizer has its own rate and momentum back, and the
+    history has the rate of each layer group at the end of each epoch. No batch waits for the device. Under a
+    `LayerGroupOptimizer` the function gives the last group's rate and the others keep their ratios.
 
     Args:
         learning_rate: a function step -> learning rate; `kclf.schedules` has many.
@@ -49,7 +50,7 @@ class Schedule(keras.callbacks.Callback):
         """Learn the length of the run."""
         require_joined(self.model)
         num_steps, self._steps_per_epoch = steps_of_run(self.params)
-        self._hyperparameters = Hyperparameters(self.model.optimizer)
+        self._hyperparameters, self._has_warned = Hyperparameters(self.model.optimizer), False
         self._functions = self.functions(self._hyperparameters, num_steps, self._steps_per_epoch)
         if self.model.train_function is not None:  # else no fit of Keras' drives it
             wrap_step(self.model, "train_function", self._interruptible)
@@ -68,6 +69,8 @@ class Schedule(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the values of this batch."""
+        if batch == 0:
+            self._warn_of_another()
         learning_rate, momentum = self._functions
         step = self.place(self._first_step + batch)
         self._hyperparameters.set(learning_rate(step), momentum and momentum(step))
@@ -79,6 +82,22 @@ class Schedule(keras.callbacks.Callback):
             step: batches of the run before it.
         """
         return step
+
+    def _warn_of_another(self) -> None:
+        """Say once that another callback sets the rate, too: it would be thought to have an effect."""
+        other = None if self._has_warned else self._hyperparameters.was_set_elsewhere()
+        if other is not None:
+            self._has_warned = True
+            warnings.warn(
+                f"Something else set the learning rate to {other:.3g} between two epochs, in vain: "
+                f"{type(self).__name__} sets it before each batch. Leave a ReduceLROnPlateau, "
+                "LearningRateScheduler or second schedule beside it out",
+                stacklevel=2,
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Tell the history the rates of the last batch."""
+        log_rates(self.model.optimizer, logs)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Give the optimizer its own values back."""
@@ -103,6 +122,7 @@ class OneCycle(Schedule):
         >>> callback = OneCycle(1e-3)
     """
 
+    @answering(SCHEDULE)
     def __init__(
         self,
         lr_max: GroupSpec | None = None,
@@ -146,6 +166,7 @@ class FlatCosine(Schedule):
         >>> callback = FlatCosine(1e-3)
     """
 
+    @answering(SCHEDULE)
     def __init__(
         self, lr_max: GroupSpec | None = None, *, pct_start: float = 0.75, div_final: float = 1e5
     ) -> None:
@@ -182,6 +203,7 @@ class CosineRestarts(Schedule):
         7
     """
 
+    @answering(SCHEDULE)
     def __init__(
         self,
         lr_max: GroupSpec | None = None,
@@ -250,6 +272,7 @@ class CosineRestarts(Schedule):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """After the last batch of a cycle and its validation: save the snapshot."""
+        super().on_epoch_end(epoch, logs)
         cycle, start, _ = schedules.cycle_at(epoch + 1, self.cycle_len, self.cycle_mult)
         if self._saver is not None and start == epoch + 1:
             self._saver.save(self.model, cycle - 1)

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from .._core.csv_files import write_csv
+from .._core.fit_hooks import Step, unwrap_step, wrap_step
 from .._core.plotting import new_axes
 from .._core.progress import Progress
 from ..distributed import is_main
 from ..optimizers import layer_group_optimizer
-from .steps import LossHook, innermost, momentum_name
+from .steps import LossHook, innermost, momentum_name, warn_of_silence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,6 +188,17 @@ class Recorder(keras.callbacks.Callback):
             self._begun.append(len(self.losses))
         self._momentum_name = momentum_name(self.model.optimizer)
         self._tap = LossHook(self.model, self._receive)
+        self._has_stepped = False
+        if self.model.train_function is not None:
+            wrap_step(self.model, "train_function", self._listen)
+
+    def _listen(self, step: Step, data: list[Any]) -> Any:
+        """A step; where the first one tells no loss, none will."""
+        logs = step(data)
+        if not (self._has_stepped or self._pending):
+            warn_of_silence(self)
+        self._has_stepped = True
+        return logs
 
     def _receive(self, loss: torch.Tensor) -> None:
         optimizer, name = self.model.optimizer, self._momentum_name
@@ -201,6 +213,7 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Stop listening."""
+        unwrap_step(self.model, "train_function", self._listen)
         self._fetch()
         if self._tap is not None:
             self._tap.close()
@@ -373,7 +386,7 @@ class EpochTable(keras.callbacks.Callback):
         if "val_loss" in logs:
             columns["valid_loss"] = logs["val_loss"]
         for name, value in logs.items():
-            if name not in {"loss", "learning_rate"} and not name.startswith("val_"):
+            if name != "loss" and not name.startswith(("val_", "learning_rate")):
                 columns[name] = logs.get(f"val_{name}", value)
         for name, value in logs.items():
             if name.startswith("val_") and name != "val_loss":

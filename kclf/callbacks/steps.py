@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -133,6 +134,11 @@ class Hyperparameters:
             for name in _SAVING:
                 vars(part).pop(name, None)
 
+    def was_set_elsewhere(self) -> float | None:
+        """The rate that something else has set since `set`; None where nothing has."""
+        now = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
+        return None if self._last_rate is None or now == np.float32(self._last_rate) else now
+
     def is_unchanged(self) -> bool:
         """True while the optimizer still has the rate that was set here last."""
         now = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
@@ -147,6 +153,32 @@ def finish_interrupted(optimizer: keras.optimizers.Optimizer) -> None:
     before.release()
     if before.is_unchanged():
         before.restore()
+
+
+def log_rates(optimizer: keras.optimizers.Optimizer, logs: dict[str, Any] | None) -> None:
+    """Put the rates of now into the logs of an epoch, where a schedule of kclf sets them.
+
+    The last group's is "learning_rate", as in Keras; those of the groups before it are "learning_rate_0",
+    "learning_rate_1" and so on.
+    """
+    if logs is None or "_before_schedule" not in vars(optimizer):
+        return
+    groups = layer_group_optimizer(optimizer)
+    if groups is None:
+        logs["learning_rate"] = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        return
+    *others, logs["learning_rate"] = groups.learning_rates
+    logs.update({f"learning_rate_{number}": rate for number, rate in enumerate(others)})
+
+
+def warn_of_silence(callback: keras.callbacks.Callback) -> None:
+    """Say that a callback hears no loss: the step of the model keeps it to itself."""
+    warnings.warn(
+        f"{type(callback).__name__} hears no loss: the train_step of {type(callback.model).__name__} does "
+        "not pass it through optimizer.scale_loss, as Keras' own does. Write "
+        "self.optimizer.scale_loss(loss).backward() there",
+        stacklevel=2,
+    )
 
 
 class LossHook:
@@ -168,3 +200,20 @@ class LossHook:
     def close(self) -> None:
         """Stop listening."""
         remove_listener(self._optimizer, self._receive)
+
+
+class FinishAccumulation(keras.callbacks.Callback):
+    """Lets the last batch of a fit make a step of the gradients that were accumulated, be they ever so few.
+
+    For an optimizer that ends with the fit, as a `Learner`'s: what is left would be lost.
+    """
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Know the epoch."""
+        self._is_last = epoch == self.params["epochs"] - 1
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Before the last batch: its step shall not wait for more."""
+        optimizer = layer_group_optimizer(self.model.optimizer)
+        if self._is_last and optimizer is not None and batch + 1 == self.params["steps"]:
+            optimizer.finish_accumulation()

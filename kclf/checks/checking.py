@@ -71,6 +71,7 @@ def check(
         data: an `ImageData`, or a folder that holds a folder a class, with or without `train`, `valid` and
             `test` above them.
         model: an `ImageClassifier`; its backbone is used, not its head, which may have learnt wrong labels.
+            Of another Keras model what its last layer is given is used.
         label: path -> name of the class; without it the class is the folder the photo lies in.
         features: paths -> activations, float (n, channels); in place of a model.
         threads: that read files; as many as there are cores, if None.

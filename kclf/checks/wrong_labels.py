@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import torch
 
+from .._core.devices import send
 from ..data import ImageDataset
+from ..data.images import size_for
 from ..data.sources import FileImages
 
 BATCH_SIZE = 32
@@ -18,20 +21,42 @@ def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
     """The backbone's features, the mean over the cells of a map, float32 (n, channels).
 
     Args:
-        model: an `ImageClassifier`: reads the photos as in a prediction.
+        model: an `ImageClassifier`: reads the photos as in a prediction; or another functional Keras model,
+            whose last layer makes classes of its features.
         paths: readable photos.
     """
+    method: Any = getattr(model, "resize_method", "crop")
     photos = ImageDataset(
-        FileImages(paths, model.depth),
-        presize=model.presize or model.size,
-        resize_method=model.resize_method,
+        FileImages(paths, getattr(model, "depth", None)),
+        presize=size_for(model),
+        resize_method=method,
         batch_size=BATCH_SIZE,
     )
+    make = features_of(model)
     with torch.no_grad():
-        features = (model.features(images).float() for images, *_ in photos)
+        features = (make(send(images)).float() for images, *_ in photos)
         means = (found.mean(dim=(1, 2)) if found.ndim == 4 else found for found in features)
         batches = [found.cpu().numpy() for found in means]
     return np.concatenate(batches)
+
+
+def features_of(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function images -> features of a model.
+
+    Raises:
+        TypeError: a model of its own `call`, whose features cannot be told.
+    """
+    if hasattr(model, "features"):
+        return model.features
+    last = next((one for one in reversed(getattr(model, "layers", [])) if one.weights), None)
+    if last is None or not getattr(model, "inputs", None):
+        raise TypeError(
+            "Expected an ImageClassifier or a functional Keras model that ends in a layer of classes; for "
+            "others pass features=, a function paths -> activations (n, channels). "
+            f"Received: {type(model).__name__} {getattr(model, 'name', '')!r}"
+        )
+    graph = keras.Model(model.inputs, last.input)
+    return lambda images: graph(images.float(), training=False)
 
 
 class LabelIssue(NamedTuple):

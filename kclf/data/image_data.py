@@ -10,6 +10,7 @@ import numpy as np
 
 from .._core.arguments import at_least, one_of
 from .._core.csv_files import write_csv
+from .._core.keywords import DATA, answering
 from ..errors import DataError
 from . import show
 from .archives import unpacked
@@ -287,6 +288,7 @@ class ImageData:
     # Sources
 
     @classmethod
+    @answering(DATA, also=Loading.__annotations__)
     def from_folder(
         cls,
         folder: Path,
@@ -330,6 +332,7 @@ class ImageData:
         return cls._of(found.class_names, "single_label", seed, loading, train, valid, test, found.notes)
 
     @classmethod
+    @answering(DATA, also=Loading.__annotations__)
     def from_files(
         cls,
         paths: Sequence[Path] | Path,
@@ -382,6 +385,7 @@ class ImageData:
         )
 
     @classmethod
+    @answering(DATA, also=Loading.__annotations__)
     def from_table(
         cls,
         table: Any,
@@ -456,6 +460,7 @@ class ImageData:
         )  # fmt: skip
 
     @classmethod
+    @answering(DATA)
     def from_csv(
         cls, csv_file: Path, *, folder: Path | None = None, delimiter: str | None = None, **arguments: Any
     ) -> ImageData:
@@ -476,6 +481,7 @@ class ImageData:
         return data
 
     @classmethod
+    @answering(DATA, also=Loading.__annotations__)
     def from_arrays(
         cls,
         train: tuple[np.ndarray, Any],
@@ -507,6 +513,11 @@ class ImageData:
             >>> data.class_names, data.size, data.train.num_images, data.valid.num_images
             (['cat', 'dog'], 32, 16, 4)
         """
+        if not isinstance(train, tuple | list) or len(train) != 2:
+            raise TypeError(
+                "Expected images and their labels as one argument: ImageData.from_arrays((images, labels)). "
+                f"Received: train of type {type(train).__name__}"
+            )
         images, labels = ArrayImages(train[0]), one_column(np.asarray(train[1]), task)
         require_as_many(images, labels)
         loading.setdefault("size", int(images.images.shape[1]))

@@ -275,6 +275,23 @@ def read_square(
     return to_square(read_image(path, at_least=size, depth=depth), size, method, position, out)
 
 
+def size_for(model: Any) -> int:
+    """Side in pixels of the squares that photos are read at for a model.
+
+    Raises:
+        ValueError: the model takes any size and does not say.
+    """
+    known = getattr(model, "presize", None) or getattr(model, "size", None)
+    shape = getattr(model, "input_shape", None) or ()
+    sides = {side for side in shape[1:3] if isinstance(side, int)} if isinstance(shape, tuple) else set()
+    if isinstance(known, int) or len(sides) == 1:
+        return known or sides.pop()
+    raise ValueError(
+        f"Expected size=SIDE in pixels: {model.name!r} does not say how large its photos are. "
+        f"Received: input_shape={shape or None}"
+    )
+
+
 def as_pixels(photo: Any) -> np.ndarray:
     """A PIL image, or pixels with or without colour, as uint8 (height, width, 3).
 

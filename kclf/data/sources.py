@@ -112,7 +112,8 @@ class ArrayImages(Images):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise DataError(
                 "Expected uint8 images in [0, 255] of shape (n, height, width, 3) or (n, height, width). "
-                f"Received: dtype={images.dtype}, shape={images.shape}"
+                f'Whole numbers of another type go by images.astype("uint8"), shares of 1 by (images * 255) '
+                f"first. Received: dtype={images.dtype}, shape={images.shape}"
             )
         self.images = images
         self.paths = np.array([f"[{i}]" for i in range(len(images))], dtype=np.str_)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,12 @@ import keras
 import numpy as np
 import torch
 
+from .._core.arguments import listed
+from .._core.fit_hooks import overridden
+from .._core.keras_private import all_layers
+from .._core.keywords import GRAD_CAM, answering
 from .._core.plotting import new_grid
+from ..acceleration import run_by_keras
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,8 +69,13 @@ class GradCam:
         return self
 
 
+@answering(GRAD_CAM)
 def grad_cam(
-    model: keras.Model, images: np.ndarray | torch.Tensor, classes: np.ndarray | None = None
+    model: keras.Model,
+    images: np.ndarray | torch.Tensor,
+    classes: np.ndarray | None = None,
+    *,
+    layer: str | None = None,
 ) -> GradCam:
     """Heat maps of the regions that spoke for a class, from the backbone's last feature map.
 
@@ -75,31 +86,105 @@ def grad_cam(
     to mix them, and that block is differentiated too.
 
     Args:
-        model: an `ImageClassifier`: has `augmentation`, `normalization`, `backbone` and `head`.
-        images: as a dataset gives them, uint8 or float in [0, 255], (n, height, width, 3).
+        model: an `ImageClassifier`, or any other Keras model.
+        images: as the model takes them, (n, height, width, 3); for a classifier uint8 or float in [0, 255].
         classes: which class to explain, int (n,); the predicted one, if None.
+        layer: name of the layer whose map is explained; None takes the backbone, of another model the last
+            layer that gives a map. A softmax or sigmoid at its end is left out.
+
+    Raises:
+        ValueError: the model has no such layer, or none that gives a map.
     """
     batch = torch.as_tensor(np.asarray(images) if not isinstance(images, torch.Tensor) else images)
     batch = batch.to(_device(model))
+    if layer is None and _has_parts(model):
+        seen, features, logits = _of_classifier(model, batch)
+    else:
+        seen, features, logits = _of_model(model, batch, layer)
+    explained = (
+        logits.argmax(dim=1)
+        if classes is None
+        else torch.as_tensor(np.asarray(classes), device=logits.device).long()
+    )
+    with torch.enable_grad():
+        score = logits.gather(1, explained[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, features)
+    return GradCam(
+        images=_shown(seen),
+        maps=_heat(*(_as_map(x.float(), model) for x in (features.detach(), gradient))),
+        classes=explained.cpu().numpy(),
+    )
+
+
+Halves = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _has_parts(model: Any) -> bool:
+    return all(hasattr(model, part) for part in ("augmentation", "normalization", "backbone", "head"))
+
+
+def _of_classifier(model: Any, batch: torch.Tensor) -> Halves:
+    """What the backbone sees, the values that are explained, and the logits that come of them."""
     with torch.no_grad():
         seen = model.augmentation(batch, training=False)
         front, back = _halves(model.backbone)
         features = front(model.normalization(seen), training=False)
     features = features.detach().float().requires_grad_()
     with torch.enable_grad():
-        logits = model.head(back(features), training=False)
-        explained = (
-            logits.argmax(dim=1)
-            if classes is None
-            else torch.as_tensor(np.asarray(classes), device=logits.device).long()
+        return seen, features, model.head(back(features), training=False)
+
+
+def _of_model(model: Any, batch: torch.Tensor, name: str | None) -> Halves:
+    """The same for another Keras model, in one pass that starts anew at each map."""
+    found: list[torch.Tensor] = []
+    layers = [one for one in all_layers(model, include_self=False) if name in (None, one.name)]
+
+    def opened(call: Callable[..., Any]) -> Callable[..., Any]:
+        def call_and_open(*arguments: Any, **named: Any) -> Any:
+            values = call(*arguments, **named)
+            if getattr(values, "ndim", 0) == 4:
+                values = values.detach().requires_grad_()
+                found.append(values)
+            return values
+
+        return call_and_open
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(run_by_keras(model))
+        stack.enter_context(_without_last_activation(model))
+        for one in layers:
+            stack.enter_context(overridden(one, call=opened(one.call)))
+        logits = model(batch.float(), training=False)
+    if not found:
+        names = [one.name for one in all_layers(model, include_self=False)]
+        raise ValueError(
+            "Expected layer to name one that gives a map (n, rows, columns, channels), of "
+            f"{listed(names)}. Received: layer={name!r}"
         )
-        score = logits.gather(1, explained[:, None]).sum()
-        gradient = torch.autograd.grad(score, features)[0]
-    return GradCam(
-        images=seen.clamp(0, 255).round().to(torch.uint8).cpu().numpy(),
-        maps=_heat(*(_as_map(x, model.backbone) for x in (features.detach(), gradient))),
-        classes=explained.cpu().numpy(),
-    )
+    return batch, found[-1], logits
+
+
+@contextmanager
+def _without_last_activation(model: Any) -> Iterator[None]:
+    """The model gives logits within the block, should it end in a softmax or sigmoid."""
+    last = model.layers[-1]
+    changes: dict[str, Any] = {}
+    if isinstance(last, keras.layers.Softmax):
+        changes = {"call": lambda inputs, mask=None: inputs}
+    elif getattr(getattr(last, "activation", None), "__name__", "") in ("softmax", "sigmoid"):
+        changes = {"activation": keras.activations.linear}
+    with overridden(last, **changes):
+        yield
+
+
+def _shown(seen: torch.Tensor) -> np.ndarray:
+    """The photos as uint8, whatever range a model takes them in."""
+    seen = seen.float()
+    low, high = seen.aminmax()
+    if high <= 1.0 and low < high:
+        seen = seen * 255 if low >= 0 else (seen + 1) * 127.5
+    return seen.clamp(0, 255).round().to(torch.uint8).cpu().numpy()
 
 
 def _halves(backbone: keras.Model) -> tuple[Any, Any]:
@@ -112,11 +197,11 @@ def _halves(backbone: keras.Model) -> tuple[Any, Any]:
     return keras.Model(backbone.inputs, tokens), keras.Model(tokens, backbone.output)
 
 
-def _as_map(values: torch.Tensor, backbone: keras.Model) -> torch.Tensor:
+def _as_map(values: torch.Tensor, model: Any) -> torch.Tensor:
     """Tokens as the map of their patches, (n, rows, columns, channels); a map as it is."""
     if values.ndim == 4:
         return values
-    tokens = backbone.get_layer("tokens")
+    tokens = model.backbone.get_layer("tokens")
     _, rows, columns, _ = tokens.input.shape
     return values[:, tokens.prefix :].unflatten(1, (rows, columns))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._core.keywords import AUGMENTATION, answering
 from .augmentation import Augmentation
 
 
@@ -94,6 +95,7 @@ def trivial(size: int | tuple[int, int] | None = None, **options: Any) -> Augmen
     return Augmentation(size, **policy | options)
 
 
+@answering(AUGMENTATION)
 def aug_transforms(
     size: int | tuple[int, int] | None = None,
     *,

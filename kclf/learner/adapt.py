@@ -75,7 +75,7 @@ def adapt_to_data(model: ImageClassifier, data: ImageData) -> ImageClassifier:
 def take_weights(path: Path, model: ImageClassifier) -> None:
     """Give a classifier the weights of a saved one of the same layers."""
     saved = load(path)
-    for setting in ("backbone_name", "class_names", "hidden"):
+    for setting in ("backbone_name", "class_names", "task", "hidden"):
         theirs, ours = getattr(saved, setting), getattr(model, setting)
         if theirs != ours:
             raise WeightsError(

@@ -23,6 +23,7 @@ from ..callbacks import (
     Schedule,
 )
 from ..callbacks.snapshots import BestSoFar
+from ..callbacks.steps import FinishAccumulation
 from ..data import ImageData, ImageDataset
 from ..data.mixed_dataset import mixed
 from ..distributed import distribute, print_on_main
@@ -132,7 +133,8 @@ class Trainer:
         table = [bar, self.table] if self.verbose else []
         model, train, valid = self._trained()
         guards = [self.memory, FiniteGuard(self.checkpoint, _photos_of(train)), best]
-        listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks, *guards]
+        last = [FinishAccumulation()] if self.training.gradient_accumulation else []
+        listening = [schedule, *last, self.recorder, *table, *self.callbacks, *callbacks, *guards]
         self._compile(model, weight_decay)
         try:
             history = model.fit(

@@ -8,9 +8,8 @@ from typing import Any
 
 import keras
 
-from .. import metrics as figures
 from ..losses import BinaryCrossEntropy, CrossEntropy
-from ..models import accuracy_metric, auto_loss
+from ..models import auto_loss, own_metric
 from ..optimizers import LayerGroupOptimizer
 from ..optimizers.loss_scale import loss_scaled
 
@@ -24,15 +23,6 @@ OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
 }
 # Largest norm of the gradient that goes with them: SGD at 1e-2 tears a unfrozen network apart without.
 CLIPS: dict[str, float | None] = {"adamw": None, "sgd": 1.0}
-# The course's metrics, by name or as the functions of `kclf.metrics`.
-METRICS: dict[Any, Callable[[str], keras.metrics.Metric]] = {
-    "accuracy": accuracy_metric,
-    "error_rate": lambda task: figures.ErrorRate(),
-    "accuracy_multi": lambda task: accuracy_metric("multi_label"),
-    figures.accuracy: accuracy_metric,
-    figures.error_rate: lambda task: figures.ErrorRate(),
-    figures.accuracy_multi: lambda task: accuracy_metric("multi_label"),
-}
 
 
 @dataclass(frozen=True)
@@ -50,7 +40,7 @@ class Training:
         weight_decay: decoupled; biases and norm parameters are left alone.
         clip: largest norm of the gradient of all weights together; None leaves it. "auto" is 1 for "sgd", by
             which the course's rates suit unfrozen layers of any backbone, and None for all else.
-        gradient_accumulation: batches to one step.
+        gradient_accumulation: batches to one step; the last step of a fit takes what is left.
         ema: decay of an average of the weights, which takes their place when a fit ends.
         label_smoothing: share of each label spread over all classes, in [0, 1).
         focal_gamma: how much less the photos count that are already right; 2 in the paper.
@@ -122,6 +112,7 @@ class Training:
             groups,
             weight_decay_multipliers=multipliers,
             warm_up_average=True,
+            torch_epsilon=self.optimizer in ("auto", "adamw"),
         )
 
     def _clip(self, auto: str) -> float | None:
@@ -174,8 +165,5 @@ class Training:
         if isinstance(wanted, str) and wanted == "auto":
             wanted = [] if task == "regression" else ["accuracy"]
         wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
-        return [METRICS[metric](task) if _is_ours(metric) else metric for metric in wanted]
-
-
-def _is_ours(metric: Any) -> bool:
-    return isinstance(metric, str | type(figures.accuracy)) and metric in METRICS
+        found = [own_metric(metric, task) for metric in wanted]
+        return [given if ours is None else ours for given, ours in zip(wanted, found, strict=True)]

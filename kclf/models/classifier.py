@@ -17,7 +17,9 @@ from .._core.arguments import one_of
 from .._core.devices import send
 from .._core.h5_store import whole_file
 from .._core.keras_private import all_layers, own_weights
+from .._core.keywords import COMPILE, MODEL, answering
 from ..acceleration import accelerate as accelerate_model
+from ..acceleration import unpacked
 from ..backbones import backbone_spec, build_backbone, built_name, split_backbone, split_blocks
 from ..callbacks.delivered import delivered_first
 from ..data.decision import Decision
@@ -41,7 +43,8 @@ from ..weights import layers_with_variables
 from .compile_arguments import loss_on_logits, metrics_on_logits
 from .heads import build_head
 from .input_checks import check_backbone, check_labels, check_shape, warn_of_range
-from .saved_file import check_readable, write_single_file
+from .quantized import quantize_layers, quantized_layers
+from .saved_file import check_readable, refuse_legacy_file, write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train", "sync")
 BATCHNORM_MOMENTUM = 0.9
@@ -100,6 +103,7 @@ class ImageClassifier(keras.Model):
         >>> model.compile()
     """
 
+    @answering(MODEL)
     def __init__(
         self,
         backbone: str | keras.Model,
@@ -161,6 +165,12 @@ class ImageClassifier(keras.Model):
         if isinstance(backbone, str):
             _settle_faster(self.backbone)
         self.decision: Decision | None = None
+        for layer, shape in (
+            (self.augmentation, (None, None, None, 3)),
+            (self.normalization, self.input_shape),
+        ):
+            if not layer.built:
+                layer.build(shape)
         self.built = True
         self.__dict__.update(_range_checked=False, _size_before=0)  # out of sight of Keras' tracking
         self.freeze()
@@ -331,6 +341,7 @@ class ImageClassifier(keras.Model):
 
     # ---- compile ------------------------------------------------------------
 
+    @answering(COMPILE)
     def compile(
         self, optimizer: Any = "auto", loss: Any = "auto", metrics: Any = "auto", **arguments: Any
     ) -> None:
@@ -386,8 +397,15 @@ class ImageClassifier(keras.Model):
         return super().fit(**given)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Keras' step of `fit`; the first batch is looked at."""
+        """Keras' step of `fit`; the first batch is looked at.
+
+        Where Keras' own `model.backbone.trainable = True` was written, the policy for its batch norms holds.
+        """
         self.__dict__["_range_checked"] = False
+        if self.batchnorm == "inference":
+            for layer in all_layers(self.backbone):
+                if _is_batchnorm(layer) and layer.trainable:
+                    self._set_trainable(layer, True, in_head=False)
         return super().make_train_function(force=force)
 
     def make_test_function(self, force: bool = False) -> Any:
@@ -408,6 +426,7 @@ class ImageClassifier(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` needs to build the same architecture; weights are not part of it."""
+        refuse_legacy_file()
         backbone = self.backbone_name or keras.saving.serialize_keras_object(self.backbone)
         return {
             "backbone": backbone,
@@ -428,6 +447,7 @@ class ImageClassifier(keras.Model):
             **({} if self.depth is None else {"depth": self.depth}),
             "trainable_from_group": self.first_trainable_group,
             "decision": None if self.decision is None else self.decision.get_config(),
+            **({"quantized": quantized} if (quantized := quantized_layers(self)) else {}),
         }
 
     @classmethod
@@ -436,6 +456,7 @@ class ImageClassifier(keras.Model):
         config = WITHOUT_BIAS | dict(config)
         first_trainable_group = config.pop("trainable_from_group", -1)
         decision = Decision.from_config(config.pop("decision", None))
+        quantized = config.pop("quantized", {})
         config["augmentation"] = keras.saving.deserialize_keras_object(config["augmentation"])
         config["normalization"] = InputNormalization.from_config(config["normalization"])
         if isinstance(config["backbone"], dict):
@@ -443,6 +464,7 @@ class ImageClassifier(keras.Model):
         model = cls(**config, weights=None)
         model.freeze_to(first_trainable_group)
         model.decision = decision
+        quantize_layers(model, quantized)
         return model
 
     def save(self, filepath: str | PathLike[str], overwrite: bool = True, **arguments: Any) -> None:
@@ -478,13 +500,26 @@ class ImageClassifier(keras.Model):
         if path.suffix not in (".h5", ".hdf5"):
             super().save(filepath, overwrite=overwrite, **arguments)
             return
-        if self.backbone_name is None:
+        if self.backbone_name is None or quantized_layers(self):
+            reason = "was given as a model" if self.backbone_name is None else "has quantized layers"
             raise WeightsError(
-                "A single file names its backbone, and this one was given as a model. Save it as a "
+                f"A single file names its backbone, and this one {reason}. Save it as a "
                 f'".keras" file, which kclf.load, load_learner and the command read too: '
                 f'save("{path.with_suffix(".keras")}"). Received: filepath="{path}"'
             )
         write_single_file(self, path)
+
+    def export(self, filepath: str | PathLike[str], *arguments: Any, **named: Any) -> Any:
+        """As `keras.Model.export`: from images of `size` in [0, 255], float32, to logits.
+
+        `to_onnx` and `kclf.models.export.to_torch_export` write what takes photos of any size as bytes, and
+        gives probabilities.
+        """
+        images = keras.Input(self.input_shape[1:], name="images")
+        model = keras.Model(images, self.head(self.backbone(self.normalization(images))), name=self.name)
+        with torch.no_grad(), unpacked():
+            model(torch.zeros(1, *self.input_shape[1:]))  # folds batch norms into kernels
+            return model.export(filepath, *arguments, **named)
 
     @property
     def first_trainable_group(self) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
+from .. import metrics as figures
 from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..metrics import ErrorRate, LabelAccuracy, OnProbabilities, metric_by_name
 from .heads import accuracy_metric, auto_loss
@@ -41,6 +44,12 @@ _OF_PROBABILITIES = (
     keras.losses.Tversky,
 )
 _ACCURACIES = ("accuracy", "acc")
+# The functions of `kclf.metrics`, which take finished predictions first, and what is meant by them here.
+_OF_FIGURES: dict[Any, Callable[[str], keras.metrics.Metric]] = {
+    figures.accuracy: lambda task: accuracy_metric(task),
+    figures.error_rate: lambda task: ErrorRate(),
+    figures.accuracy_multi: lambda task: accuracy_metric("multi_label"),
+}
 _LABEL_ACCURACIES = ("sparse_categorical_accuracy", "categorical_accuracy")
 
 
@@ -134,14 +143,47 @@ def metrics_on_logits(metrics: Any, task: str, num_classes: int) -> list[Any] | 
     return found
 
 
+def own_metric(metric: Any, task: str) -> keras.metrics.Metric | None:
+    """The metric on logits that a function of `kclf.metrics` means, or its name; None for all else.
+
+    Args:
+        metric: such a function, `functools.partial(accuracy_multi, threshold=...)` of a probability, or any.
+        task: "single_label", "multi_label" or "regression".
+
+    Raises:
+        ValueError: a function of finished predictions that has no form for `compile`.
+    """
+    if isinstance(metric, str):
+        functions = {function.__name__: make for function, make in _OF_FIGURES.items()}
+        return functions[metric](task) if metric in functions else None
+    settings = metric.keywords if isinstance(metric, functools.partial) and not metric.args else {}
+    function = metric.func if isinstance(metric, functools.partial) else metric
+    if getattr(function, "__module__", "") != figures.__name__ or isinstance(
+        function, type | keras.metrics.Metric
+    ):
+        return None
+    if function in _OF_FIGURES and function is metric:
+        return _OF_FIGURES[function](task)
+    threshold = float(settings.get("threshold", 0.0))
+    if function is figures.accuracy_multi and set(settings) == {"threshold"} and 0 < threshold < 1:
+        logit = math.log(threshold / (1 - threshold))
+        return keras.metrics.BinaryAccuracy(threshold=logit, name="accuracy_multi")
+    raise ValueError(
+        f"Expected a metric that takes labels and logits. Received: {metric}, which takes finished "
+        "predictions. Pass accuracy, error_rate or accuracy_multi, a partial of accuracy_multi with "
+        "0 < threshold < 1, or a metric of keras.metrics"
+    )
+
+
 def _metric(metric: Any, task: str) -> Any:
+    ours = own_metric(metric, task)
+    if ours is not None:
+        return ours
     name = _keras_name(metric)
     if name in _ACCURACIES:
         return accuracy_metric(task)
     if task == "regression":
         return metric
-    if name == "error_rate":
-        return ErrorRate()
     if task == "single_label" and name in _LABEL_ACCURACIES:
         return LabelAccuracy(name=name)
     if isinstance(metric, str):

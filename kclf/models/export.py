@@ -175,6 +175,11 @@ def _in_float32(model: keras.Model) -> keras.Model:
 
 def _wrapped(model: keras.Model, side: int | None) -> tuple[PhotosToProbabilities, Tensor]:
     """The module to export, and two photos to try it with."""
+    if not all(hasattr(model, part) for part in ("normalization", "backbone", "head", "size")):
+        raise TypeError(
+            "Expected an ImageClassifier. Another Keras model is written by model.export(path, format=...). "
+            f"Received: {type(model).__name__} {model.name!r}"
+        )
     side = side or getattr(model, "presize", None) or model.size
     device = model.head.weights[0].value.device
     generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,7 @@ import torch
 
 from .._core.devices import full_float32
 from .._core.h5_store import write_arrays
+from .._core.keras_private import get_global_attribute
 from ..errors import FileFormatError, WeightsError
 from ..weights import array_of, layer_keys, named_variables
 
@@ -60,6 +61,19 @@ def check_readable(backbone: keras.Model) -> None:
             "module is imported before loading; no Lambda. "
             f"Received: {str(error).splitlines()[0]}"
         ) from error
+
+
+def refuse_legacy_file() -> None:
+    """Refuse to be described for Keras' legacy .h5, whose writer asks just now: nobody could read it back.
+
+    Raises:
+        ValueError: naming what writes a file that can be read.
+    """
+    if get_global_attribute("use_legacy_config"):
+        raise ValueError(
+            "Expected model.save(path), which writes a classifier as .h5 (kclf.load reads it) or .keras. "
+            "Received: keras.saving.save_model to Keras' legacy .h5, which holds none"
+        )
 
 
 def stored_arrays(model: keras.Model) -> dict[str, np.ndarray]:

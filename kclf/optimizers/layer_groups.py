@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ from .._core.keras_private import (
     update,
     without_empty,
 )
+from .._core.keywords import OPTIMIZER, answering
 from .._core.quiet_steps import HostMirror
 from . import updates
 from .loss_scale import load_in_order
@@ -75,6 +77,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         decay_biases_and_norms: True to decay biases and norm parameters too.
         warm_up_average: under `use_ema`, let the average follow faster at first, by the decay
             min(ema_momentum, (1 + steps) / (10 + steps)), so that after a short run it is not its start.
+        torch_epsilon: let Adam's epsilon stand after the bias correction, as in torch and fastai; Keras has
+            it before, where at the first step it counts 1 / sqrt(1 - beta_2) times as much.
         name: name of the optimizer.
 
     Example:
@@ -91,6 +95,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     built: bool
     is_quiet = True  # it keeps its counts and rates on the host, and reads nothing back
 
+    @answering(OPTIMIZER)
     def __init__(
         self,
         optimizer: keras.optimizers.Optimizer | str,
@@ -100,6 +105,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         *,
         decay_biases_and_norms: bool = False,
         warm_up_average: bool = False,
+        torch_epsilon: bool = False,
         name: str | None = None,
     ) -> None:
         optimizer = keras.optimizers.get(optimizer)
@@ -118,6 +124,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         self.weight_decay_multipliers = tuple(group_rates(weight_decay_multipliers, self.num_groups))
         self.decay_biases_and_norms = decay_biases_and_norms
         self.warm_up_average = warm_up_average
+        self.torch_epsilon = torch_epsilon
+        self._finish_next = False
         self.use_ema = optimizer.use_ema
         self.loss_scale_factor = optimizer.loss_scale_factor
         self._steps = HostMirror(step_count(optimizer))
@@ -258,6 +266,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             "weight_decay_multipliers": list(self.weight_decay_multipliers),
             "decay_biases_and_norms": self.decay_biases_and_norms,
             "warm_up_average": self.warm_up_average,
+            "torch_epsilon": self.torch_epsilon,
         }
 
     @classmethod
@@ -340,12 +349,27 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         kernel = updates.kernel_for(inner)
         if kernel is not None:
             vetoes = () if veto is None else (veto,)
-            kernel(inner, bucket, updates.match_layout(gradients, bucket.values), rate, *vetoes)
+            with self._own_epsilon(bucket):
+                kernel(inner, bucket, updates.match_layout(gradients, bucket.values), rate, *vetoes)
             return
         bucket.decay(rate)
         device = bucket.values[0].device
         with counted_as(inner, bucket.count, device):
             update(inner, gradients, bucket.variables, torch.full((), rate, device=device))
+
+    @contextmanager
+    def _own_epsilon(self, bucket: Bucket) -> Iterator[None]:
+        """Under `torch_epsilon`, the epsilon that Keras' formula needs for this update to be torch's."""
+        inner = self.inner_optimizer
+        epsilon = getattr(inner, "epsilon", None)
+        if not (self.torch_epsilon and epsilon and isinstance(getattr(inner, "beta_2", None), float)):
+            yield
+            return
+        object.__setattr__(inner, "epsilon", epsilon * (1.0 - inner.beta_2 ** (bucket.count + 1)) ** 0.5)
+        try:
+            yield
+        finally:
+            object.__setattr__(inner, "epsilon", epsilon)
 
     def _accumulated(self, plan: _Plan, gradients: Tensors) -> Tensors | None:
         """The gradients to apply now, unscaled and averaged; None while steps are being accumulated."""
@@ -358,11 +382,20 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         kept = gradient_sums(inner)
         sums = [kept[place].value for place in plan.places]
         torch._foreach_add_(sums, gradients)
-        if (self._steps.read() + 1) % every:
+        left = (self._steps.read() + 1) % every
+        if left and not self._finish_next:
             return None
-        gradients = torch._foreach_div(sums, float(every))
+        self._finish_next = False
+        gradients = torch._foreach_div(sums, float(left or every))
         torch._foreach_zero_(sums)
         return gradients
+
+    def finish_accumulation(self) -> None:
+        """Let the next step use the gradients that are there, though they are fewer than were asked for.
+
+        For the last batch of a run: those after it would count from a wrong place.
+        """
+        self._finish_next = True
 
     def _average(self, veto: updates.Veto | None) -> None:
         """The moving average of the weights over all variables at hand, as Keras has it unless warmed up."""

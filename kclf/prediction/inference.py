@@ -14,10 +14,12 @@ import torch
 
 from .._core.devices import Moment, moment, seconds_between, send
 from .._core.keras_private import producer_of
+from .._core.keywords import PREDICT, answering
 from .._core.progress import Progress
 from ..data import ImageDataset
 from ..data.decision import Decision
 from ..data.files import image_files
+from ..data.images import size_for
 from ..data.sources import FileImages
 from ..data.tasks import probabilities_of
 from ..distributed import gather, rank, world_size
@@ -25,6 +27,7 @@ from ..errors import DataError
 from .predictions import Predictions
 
 
+@answering(PREDICT)
 def predict(
     model: keras.Model,
     dataset: Any,
@@ -63,27 +66,36 @@ def predict(
 
 
 def predict_files(
-    model: Any, photos: Sequence[str | os.PathLike[str]], *, batch_size: int = 64
+    model: Any,
+    photos: Sequence[str | os.PathLike[str]],
+    *,
+    batch_size: int = 64,
+    size: int | None = None,
+    class_names: Sequence[str] = (),
 ) -> tuple[Predictions, list[tuple[str, str]]]:
     """Predict photos from files, read as the model's own preprocessing has it.
 
     Args:
-        model: an `ImageClassifier`.
+        model: an `ImageClassifier`, or another Keras model of images in [0, 255], whose photos are cropped to
+            a square.
         photos: files, and folders of which all images are taken.
         batch_size: photos a step.
+        size: side of the squares in pixels; None takes the classifier's, or that of the model's input.
+        class_names: of another Keras model, one an output.
 
     Returns:
         The predictions of the photos that can be read, in their order, and (path, reason) of the others.
 
     Raises:
         DataError: a path does not exist, there are no images, or none of them can be read.
+        ValueError: neither `size` nor the model says how large photos shall be.
     """
     dataset = ImageDataset(
-        FileImages([file for photo in photos for file in image_files(photo)], model.depth),
-        class_names=model.class_names,
-        task=model.task,
-        presize=model.presize or model.size,
-        resize_method=model.resize_method,
+        FileImages([file for photo in photos for file in image_files(photo)], getattr(model, "depth", None)),
+        class_names=class_names or getattr(model, "class_names", ()),
+        task=getattr(model, "task", "single_label"),
+        presize=size or size_for(model),
+        resize_method=getattr(model, "resize_method", "crop"),
         batch_size=batch_size,
         shard=(0, 1),
     )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .._core.arguments import at_least, in_closed, one_of
+from .._core.keywords import PREDICT, answering
 from ..layers import Augmentation, geometry
 from ..metrics import safe_log
 from .inference import Views, predict_views
@@ -22,6 +23,7 @@ AVERAGES = ("arithmetic", "geometric", "max")
 _CROP_SHARE = 0.875  # side of each of the five crops: 224 of 256 pixels, as in Krizhevsky et al. 2012
 
 
+@answering(PREDICT)
 def predict_tta(
     model: keras.Model,
     dataset: Any,
