@@ -116,7 +116,7 @@ ADVICE = {
 def diagnose(
     folder: str | os.PathLike[str] | None = None,
     *,
-    backbone: str = "EfficientNetLite0",
+    backbone: str = "MobileNetV2",
     size: int = 224,
     batch_size: int = 32,
     seconds: float = 3.0,

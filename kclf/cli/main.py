@@ -15,12 +15,13 @@ import typer
 from .._core.signals import end_on_signals
 from .._core.terminal import guard_streams, output_error
 from ..errors import KclfError, OutputError, RunStopped, TrainingError
+from .export_commands import export
 from .photo_commands import check, clean, require_place
-from .serve_commands import serve, similar
+from .runs_commands import runs
+from .serve_commands import serve, similar, similar_of_run
 from .train_commands import demo, train
 from .use_commands import choose, evaluate, predict
 from .weights_commands import app as weights_app
-from .wording import refuse_words_of_other_tools, reworded
 
 app = typer.Typer(
     add_completion=False,
@@ -54,19 +55,23 @@ def report(
         Path | None,
         typer.Option(help="The HTML file to write. Default: report.html in the run.", show_default=False),
     ] = None,
+    with_similar: Annotated[
+        bool, typer.Option("--similar/--no-similar", help="Show the nearest training photos beside mistakes.")
+    ] = True,
 ) -> None:
     """Write the report of a run: one HTML page that needs no network."""
     from ..report import write_report
 
     require_place(out)
-    typer.echo(write_report(run, out or run / "report.html"))
+    similar = similar_of_run(run) if with_similar else None
+    typer.echo(write_report(run, out or run / "report.html", similar=similar))
 
 
 def doctor(
     folder: Annotated[
         Path | None, typer.Argument(help="Photos to measure with; made-up ones without.", show_default=False)
     ] = None,
-    backbone: Annotated[str, typer.Option(help="The network to measure with.")] = "EfficientNetLite0",
+    backbone: Annotated[str, typer.Option(help="The network to measure with.")] = "MobileNetV2",
     size: Annotated[int, typer.Option(help="Side of the square the network sees, pixels.", min=32)] = 224,
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 32,
 ) -> None:
@@ -79,8 +84,10 @@ def doctor(
         raise typer.Exit(CANNOT_TRAIN)
 
 
-COMMANDS = (train, predict, demo, report, check, clean, doctor, evaluate, choose, serve, similar)
-for command in COMMANDS:
+TRAINING = (train, demo, report, runs, choose)
+USE = (predict, evaluate, similar, serve, export)
+PHOTOS = (check, clean, doctor)
+for command in (*TRAINING, *USE, *PHOTOS):
     app.command()(command)
 app.add_typer(weights_app, name="weights")
 
@@ -114,10 +121,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def run_app(words: Sequence[str] | None) -> None:
     """Run the command; where its output could not be written, it ends with that."""
-    words = sys.argv[1:] if words is None else words
     try:
-        refuse_words_of_other_tools(words)
-        reworded(typer.main.get_command(app))(words, prog_name="kclf")
+        app(words)
     finally:
         if (error := output_error()) is not None:
             raise OutputError(f"standard output cannot be written: {error.strerror}") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +26,22 @@ def train(
         Path | None,
         typer.Option(
             help="Folder for the classifier and what belongs to it. Default: FOLDER's name and -classifier.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    log: Annotated[
+        list[Literal["tensorboard", "csv", "wandb", "mlflow"]] | None,
+        typer.Option(
+            help="Tell the run to this as well, as it goes; may be given several times.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    repeat: Annotated[
+        Path | None,
+        typer.Option(
+            help="Train anew with the settings of this run, into another --out.",
             show_default=False,
             rich_help_panel=OUTPUT,
         ),
@@ -51,7 +69,7 @@ def train(
     Exit status: 0 done; 2 bad input; 3 training cannot go on; 4 a file cannot be written (disk full,
     read-only); 130 stopped by Ctrl-C and 143 by SIGTERM, with all saved.
     """
-    from .train import train_run, unfinished_run
+    from .train import SETTINGS, read_settings, train_run, unfinished_run
 
     if resume is not None:
         _refuse_more_than(context, "resume")
@@ -61,10 +79,18 @@ def train(
         else:
             train_run(unfinished, resume=True)
         return
+    if repeat is not None:
+        _refuse_more_than(context, "repeat", but=("out", "force"))
+        if out is None:
+            raise typer.BadParameter("the new run needs a folder of its own", param_hint="--out")
+        train_run(replace(read_settings(repeat / SETTINGS), out=out), force=force)
+        return
     if folder is None:
         raise typer.BadParameter("the folder of photos is missing", param_hint="FOLDER")
     out = out or Path(f"{folder.resolve().name}-classifier")
-    train_run(RunSettings(folder.absolute(), out, **_settings(given(context, values))), force=force)
+    told = ",".join(dict.fromkeys(log or ()))
+    settings = RunSettings(folder.absolute(), out, log=told, **_settings(given(context, values)))
+    train_run(settings, force=force)
 
 
 def demo(
@@ -137,8 +163,8 @@ def _batch_size(word: str) -> int | None:
     return int(word)
 
 
-def _refuse_more_than(context: typer.Context, allowed: str) -> None:
-    """Refuse options beside one that decides all."""
-    more = [name for name in context.params if name != allowed and is_given(context, name)]
+def _refuse_more_than(context: typer.Context, allowed: str, but: Sequence[str] = ()) -> None:
+    """Refuse options beside one that decides all, `but` some."""
+    more = [name for name in context.params if name not in (allowed, *but) and is_given(context, name)]
     if more:
         raise typer.BadParameter(f"--{allowed} takes the settings of its run. Received: {', '.join(more)}")

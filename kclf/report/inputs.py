@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from .._core.csv_files import read_csv
 from ..checks import Findings, read_ledger
+from ..data.tasks import TASKS
 from ..errors import DataError, FileFormatError
 from ..interpret import Interpretation
 from ..models import load
@@ -36,9 +38,11 @@ class ReportInputs:
         history: columns of the epochs: epoch, stage, train_loss, valid_loss, accuracy, time (seconds).
         batches: columns of the steps: step, learning_rate, momentum, smoothed_loss.
         range_test: columns learning_rate and loss of a learning-rate range test.
-        interpretation: of the validation photos.
+        predictions: of the validation photos.
         findings: of a check of the data.
         model: the classifier, for Grad-CAM; None leaves the heat maps out.
+        date: day of the run, as text.
+        is_run: `kclf train --repeat` can repeat it.
     """
 
     title: str = "Training report"
@@ -46,9 +50,19 @@ class ReportInputs:
     history: Mapping[str, Sequence[Any] | np.ndarray] = field(default_factory=dict)
     batches: Columns = field(default_factory=dict)
     range_test: Columns = field(default_factory=dict)
-    interpretation: Interpretation | None = None
+    predictions: Predictions | None = None
     findings: Findings | None = None
     model: Any = None
+    date: str = ""
+    is_run: bool = False
+
+    @property
+    def interpretation(self) -> Interpretation | None:
+        """The predictions beside the truth, where there is one label a photo."""
+        found = self.predictions
+        if found is None or found.labels is None or found.task != "single_label" or not len(found):
+            return None
+        return Interpretation(found)
 
 
 def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
@@ -70,17 +84,28 @@ def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
     data = settings.get("data", {})
     if not isinstance(data, dict):
         raise FileFormatError(f"{folder / SETTINGS}: expected an object as data. Received: {data!r:.60}")
-    single_label = data.get("task", "single_label") == "single_label"
+    task = data.get("task", "single_label")
+    if task not in TASKS:
+        raise FileFormatError(f"{folder / SETTINGS}: no task of a run. Received: {task!r:.60}")
+    predictions = _if_there(lambda path: read_predictions(path, task), folder / PREDICTIONS)
     return ReportInputs(
         title=folder.resolve().name,
         settings=settings,
         history=_read_numbers(folder / HISTORY, but=("stage",)),
         batches=_read_numbers(folder / BATCHES),
         range_test=_read_numbers(folder / RANGE_TEST),
-        interpretation=_if_there(read_predictions, folder / PREDICTIONS) if single_label else None,
+        predictions=predictions,
         findings=_if_there(lambda path: Findings(read_ledger(path)), folder / LEDGER),
         model=load(folder / CLASSIFIER) if heat and (folder / CLASSIFIER).is_file() else None,
+        date=_day_of([folder / name for name in names]),
+        is_run="settings" in settings,
     )
+
+
+def _day_of(files: Sequence[Path]) -> str:
+    """The day on which the newest of some files was written."""
+    times = [file.stat().st_mtime for file in files if file.is_file()]
+    return datetime.fromtimestamp(max(times)).strftime("%-d %B %Y" if os.name != "nt" else "%d %B %Y")
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
@@ -105,22 +130,42 @@ def _read_numbers(path: Path, but: Sequence[str] = ()) -> dict[str, np.ndarray]:
     return columns
 
 
-def read_predictions(path: Path) -> Interpretation:
-    """Read `predictions.csv`: path, label, predicted, confidence, then a column of probabilities a class."""
+def read_predictions(path: Path, task: str = "single_label") -> Predictions:
+    """Read `predictions.csv`: path, label, predicted, confidence, then a column of probabilities a class.
+
+    Args:
+        path: the file.
+        task: of its run; the file of a regression has no confidence.
+    """
+    before = BEFORE_CLASSES if task != "regression" else BEFORE_CLASSES[:-1]
     header, *rows = list(read_csv(path)) or [[]]
-    class_names = header[len(BEFORE_CLASSES) :]
-    if header[: len(BEFORE_CLASSES)] != BEFORE_CLASSES or not class_names:
+    class_names = header[len(before) :]
+    if header[: len(before)] != before or not class_names:
         raise FileFormatError(
-            f"{path}: expected columns {', '.join(BEFORE_CLASSES)} and one a class. Received: {header[:8]}"
+            f"{path}: expected columns {', '.join(before)} and one a class. Received: {header[:8]}"
         )
-    places = {name: place for place, name in enumerate(class_names)}
     try:
-        probabilities = np.array([row[len(BEFORE_CLASSES) :] for row in rows], np.float32)
-        labels = np.array([places[row[1]] for row in rows], np.intp)
+        probabilities = np.array([row[len(before) :] for row in rows], np.float32)
+        if np.isnan(probabilities).any():
+            raise ValueError("nan")
+        labels = _labels([row[1] for row in rows], class_names, task)
         paths = np.array([row[0] for row in rows])
-        return Interpretation(Predictions(probabilities.reshape(len(rows), -1), labels, paths, class_names))
+        return Predictions(probabilities.reshape(len(rows), -1), labels, paths, class_names, task)
     except (KeyError, IndexError, ValueError) as error:
         raise FileFormatError(f"{path}: a label or a probability cannot be read ({error})") from error
+
+
+def _labels(texts: Sequence[str], class_names: Sequence[str], task: str) -> np.ndarray:
+    """Labels as `Predictions` holds them, from what `label_text` made of them."""
+    places = {name: place for place, name in enumerate(class_names)}
+    if task == "single_label":
+        return np.array([places[text] for text in texts], np.intp)
+    if task == "regression":
+        return np.array([[float(word) for word in text.split()] for text in texts], np.float32)
+    rows = np.zeros((len(texts), len(class_names)), np.float32)
+    for row, text in zip(rows, texts, strict=True):
+        row[[places[name] for name in text.split(";") if name]] = 1
+    return rows
 
 
 def _if_there(read: Any, path: Path) -> Any:
