@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +16,15 @@ from .flags import given, is_given, with_flags
 OUTPUT = "Output"
 OF_COURSE = ("epochs", "freeze_epochs", "learning_rate")
 OF_LP_FT = ("effort", "minutes")
+
+
+class LogName(StrEnum):  # typer takes no list of literals
+    """What a run can be told to as it goes."""
+
+    tensorboard = "tensorboard"
+    csv = "csv"
+    wandb = "wandb"
+    mlflow = "mlflow"
 
 
 @with_flags(RunSettings)
@@ -31,7 +41,7 @@ def train(
         ),
     ] = None,
     log: Annotated[
-        list[Literal["tensorboard", "csv", "wandb", "mlflow"]] | None,
+        list[LogName] | None,
         typer.Option(
             help="Tell the run to this as well, as it goes; may be given several times.",
             show_default=False,
@@ -88,7 +98,7 @@ def train(
     if folder is None:
         raise typer.BadParameter("the folder of photos is missing", param_hint="FOLDER")
     out = out or Path(f"{folder.resolve().name}-classifier")
-    told = ",".join(dict.fromkeys(log or ()))
+    told = ",".join(dict.fromkeys(name.value for name in log or ()))
     settings = RunSettings(folder.absolute(), out, log=told, **_settings(given(context, values)))
     train_run(settings, force=force)
 
