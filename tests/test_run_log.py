@@ -81,7 +81,7 @@ def test_a_log_without_its_package_says_what_to_install(tmp_path, monkeypatch):
 def test_a_run_is_told_to_its_logs_and_repeated_by_one_line(photos, tmp_path):  # noqa: F811
     pytest.importorskip("tensorboard")
     first, second = tmp_path / "runs" / "first", tmp_path / "runs" / "second"
-    logs = ["--log", "csv", "--log", "tensorboard"]
+    logs = ["--log", "csv,tensorboard"]
     assert run("train", photos, *SMALL, *logs, "--out", first) == 0
     assert len(read_csv(first / LOG_CSV)) == 2
     assert list((first / LOG_TENSORBOARD).iterdir())

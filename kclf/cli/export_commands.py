@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,46 +19,31 @@ if TYPE_CHECKING:
 CALIBRATION = 128  # training photos, after which the ranges of int8 hardly widen
 
 
-class Target(StrEnum):
-    """What a classifier can be written as."""
-
-    onnx = "onnx"
-    torch = "torch"
-    tflite = "tflite"
-    coreml = "coreml"
-
-
-class FilePrecision(StrEnum):
-    """The number formats of an ONNX file."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
-
-
-ENDINGS = {Target.onnx: ".onnx", Target.torch: ".pt2", Target.tflite: ".tflite"}
+Target = Literal["onnx", "torch", "tflite", "coreml"]
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "tflite": ".tflite"}
 
 
 def export(
     run: Annotated[
         Path, typer.Argument(help="The folder of a run, or the file of a classifier.", show_default=False)
     ],
-    to: Annotated[Target, typer.Option("--to", help="What to write.")] = Target.onnx,
+    to: Annotated[Target, typer.Option("--to", help="What to write.")] = "onnx",
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write. Default: classifier.onnx, ... in the run.", show_default=False),
     ] = None,
     precision: Annotated[
-        FilePrecision, typer.Option(help="Of ONNX: fp16 halves the file, int8 quarters it.")
-    ] = FilePrecision.fp32,
+        Literal["fp32", "fp16", "int8"],
+        typer.Option(help="Of ONNX: fp16 halves the file, int8 quarters it."),
+    ] = "fp32",
     photos: Annotated[
         int, typer.Option(help="Validation photos to measure the file on; 0 for none.", min=0)
     ] = 1000,
 ) -> None:
     """Write a classifier for another runtime: from photos to probabilities, checked after writing."""
-    if precision is not FilePrecision.fp32 and to is not Target.onnx:
-        raise typer.BadParameter(f"--precision {precision.value} is of --to onnx. Received: --to {to.value}")
-    if to is Target.coreml:
+    if precision != "fp32" and to != "onnx":
+        raise typer.BadParameter(f"--precision {precision} is of --to onnx. Received: --to {to}")
+    if to == "coreml":
         raise KclfError(
             "Core ML files are not written: coremltools takes no 8-bit pixels from torch. On Apple machines "
             "onnxruntime runs the file of --to onnx by Core ML: its CoreMLExecutionProvider"
@@ -71,12 +55,12 @@ def export(
     file = out or (run if run.is_dir() else run.parent) / f"classifier{ENDINGS[to]}"
     data = data_of_run(run, "nothing is measured") if run.is_dir() and photos else None
     try:
-        exported = write(model, file, to, precision.value, data)
+        exported = write(model, file, to, precision, data)
     except ImportError as error:
         raise KclfError(str(error)) from error
     side = model.presize or model.size
     typer.echo(
-        f"{file}: {file.stat().st_size / 1e6:.1f} MB, {precision.value}, photos {side} x {side} to "
+        f"{file}: {file.stat().st_size / 1e6:.1f} MB, {precision}, photos {side} x {side} to "
         f"{len(model.class_names)} {'numbers' if model.task == 'regression' else 'classes'}"
     )
     if data is not None and data.valid is not None:
@@ -89,10 +73,10 @@ def write(model: Any, file: Path, to: Target, precision: str, data: ImageData | 
     from ..models import export as exports
     from ..prediction.exported import ExportedClassifier, load_onnx
 
-    if to is Target.onnx:
+    if to == "onnx":
         exports.to_onnx(model, file, precision=precision, calibration=_calibration(precision, data))
         return load_onnx(file)
-    run = exports.to_litert(model, file) if to is Target.tflite else _torch_program(model, file)
+    run = exports.to_litert(model, file) if to == "tflite" else _torch_program(model, file)
     return ExportedClassifier(
         run,
         model.class_names,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,15 +15,7 @@ from .flags import given, is_given, with_flags
 OUTPUT = "Output"
 OF_COURSE = ("epochs", "freeze_epochs", "learning_rate")
 OF_LP_FT = ("effort", "minutes")
-
-
-class LogName(StrEnum):  # typer takes no list of literals
-    """What a run can be told to as it goes."""
-
-    tensorboard = "tensorboard"
-    csv = "csv"
-    wandb = "wandb"
-    mlflow = "mlflow"
+LOGS = ("tensorboard", "csv", "wandb", "mlflow")
 
 
 @with_flags(RunSettings)
@@ -36,14 +27,6 @@ def train(
         Path | None,
         typer.Option(
             help="Folder for the classifier and what belongs to it. Default: FOLDER's name and -classifier.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    log: Annotated[
-        list[LogName] | None,
-        typer.Option(
-            help="Tell the run to this as well, as it goes; may be given several times.",
             show_default=False,
             rich_help_panel=OUTPUT,
         ),
@@ -98,9 +81,7 @@ def train(
     if folder is None:
         raise typer.BadParameter("the folder of photos is missing", param_hint="FOLDER")
     out = out or Path(f"{folder.resolve().name}-classifier")
-    told = ",".join(dict.fromkeys(name.value for name in log or ()))
-    settings = RunSettings(folder.absolute(), out, log=told, **_settings(given(context, values)))
-    train_run(settings, force=force)
+    train_run(RunSettings(folder.absolute(), out, **_settings(given(context, values))), force=force)
 
 
 def demo(
@@ -154,7 +135,7 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     size, presize = values.get("size", 224), values.get("presize")
     if presize is not None and presize < size:
         raise typer.BadParameter(f"expected --size {size} or more. Received: --presize {presize}")
-    read: dict[str, Any] = {"csv": Path.absolute, "weights": _weights, "batch_size": _batch_size}
+    read: dict[str, Any] = {"csv": Path.absolute, "weights": _weights, "batch_size": _batch_size, "log": _log}
     return {name: read[name](value) if name in read else value for name, value in values.items()}
 
 
@@ -171,6 +152,12 @@ def _batch_size(word: str) -> int | None:
     if not word.isdecimal() or int(word) < 1:
         raise typer.BadParameter(f"expected auto, or 1 or more photos. Received: --batch-size {word}")
     return int(word)
+
+
+def _log(word: str) -> str:
+    if unknown := sorted(set(word.split(",")) - set(LOGS)):
+        raise typer.BadParameter(f"expected {', '.join(LOGS)}. Received: --log {','.join(unknown)}")
+    return word
 
 
 def _refuse_more_than(context: typer.Context, allowed: str, but: Sequence[str] = ()) -> None:
