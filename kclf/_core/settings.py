@@ -111,7 +111,7 @@ class RunSettings(TrainSettings):
         augment: what happens to training photos.
         batchnorm: "frozen", "train" or "inference", as `ImageClassifier` has it.
         mixed_precision: number format to compute in; auto takes what this device is fastest with.
-        log: where else the run is told to as it goes: tensorboard, csv, wandb, mlflow; commas between several.
+        log: where else the run is told to as it goes: tensorboard, csv, wandb, mlflow; with commas, several.
         seed: governs split, order, augmentation and initial weights.
     """
 
