@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kclf
+from kclf.interpret import interpretation_of
 from kclf.report import ReportInputs, write_model_card
 
 SETTINGS = {"backbone": "MobileNetV2", "weights": "imagenet", "size": 96, "presize": 120}
@@ -13,7 +14,8 @@ SETTINGS = {"backbone": "MobileNetV2", "weights": "imagenet", "size": 96, "presi
 
 def card(tmp_path, predictions, settings=SETTINGS, title="pets", **data):
     data = {"class_names": predictions.class_names, "task": predictions.task, "train": 30, "valid": 4} | data
-    inputs = ReportInputs(title, {"settings": settings, "data": data}, predictions=predictions)
+    answers = interpretation_of(predictions)
+    inputs = ReportInputs(title, {"settings": settings, "data": data}, interpretation=answers)
     return write_model_card(inputs, tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 

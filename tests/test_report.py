@@ -111,14 +111,6 @@ def test_a_missing_file_leaves_its_part_out(run, tmp_path, missing):
     assert ("ResNet50" in text) == (missing != "settings.json")
 
 
-def test_several_labels_a_photo_have_a_verdict_and_no_confusion(run, tmp_path):
-    (run / "settings.json").write_text(json.dumps({"data": {"task": "multi_label"}}))
-    text = page(run, tmp_path)
-    assert "75.0% of the yes-or-no answers" in text
-    assert 'id="confusion"' not in text
-    assert "Loss by epoch" in text
-
-
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"predictions\.csv"):
         read_run(tmp_path)
@@ -149,13 +141,13 @@ def test_many_photos_stay_under_three_megabytes(tmp_path):
     names = [f"a rather long name of a breed {number}" for number in range(120)]
     paths = np.array([str(noisy)] * 2000)
     answers = Interpretation(Predictions(probabilities, rng.integers(0, 120, 2000), paths, names))
-    file = write_report(ReportInputs(predictions=answers.predictions), tmp_path / "report.html")
+    file = write_report(ReportInputs(interpretation=answers), tmp_path / "report.html")
     assert file.stat().st_size < 3_000_000
 
 
 def test_predictions_without_files_have_no_pictures(tmp_path):
     answers = Interpretation(Predictions(np.array([[0.9, 0.1]]), np.array([1]), class_names=["cat", "dog"]))
-    assert "data:image/jpeg" not in page(ReportInputs(predictions=answers.predictions), tmp_path)
+    assert "data:image/jpeg" not in page(ReportInputs(interpretation=answers), tmp_path)
 
 
 def test_a_ledger_page_shows_photo_and_advice(tmp_path):

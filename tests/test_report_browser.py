@@ -168,7 +168,7 @@ def page(tmp_path_factory) -> Path:
             "learning_rate": np.linspace(0, 1, 50),
             "smoothed_loss": np.linspace(3, 1, 50),
         },
-        predictions=answers.predictions,
+        interpretation=answers,
     )
     return write_report(inputs, folder / "report.html")
 

@@ -65,10 +65,10 @@ def finished_runs(folder: Path) -> list[RunRow]:
         if is_run(place) and (place / PREDICTIONS).is_file():
             described = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
             task = described.get("data", {}).get("task", "single_label")
-            predictions = read_predictions(place / PREDICTIONS, task)
-            if len(predictions):
+            found_there = read_predictions(place / PREDICTIONS, task)
+            if found_there is not None and len(found_there):
                 name = str(place.relative_to(folder))
-                found.append(RunRow(name, described.get("settings", {}), predictions))
+                found.append(RunRow(name, described.get("settings", {}), found_there.predictions))
     return found
 
 

@@ -106,6 +106,6 @@ def report_inputs(learner: Any) -> ReportInputs:
             "smoothed_loss": recorder.smoothed_losses,
         },
         range_test=tested,
-        predictions=learner.predictions(),
+        interpretation=learner.interpret(),
         model=learner.model,
     )

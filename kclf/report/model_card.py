@@ -56,7 +56,7 @@ def _lines(inputs: ReportInputs) -> Iterable[str]:
         f"An image classifier that gives {TASK_WORDS.get(task, task)}, trained with kclf by transfer "
         f"learning: {backbone} at {size} pixels. Photos are cropped to a square and read at {presize} pixels."
     )
-    yield from ["", "## Data", "", *_data(data, inputs.predictions, task), ""]
+    yield from ["", "## Data", "", *_data(data, _predictions(inputs), task), ""]
     yield from ["## Figures", "", *_figures(inputs), ""]
     yield from ["## Use", "", *_use(), ""]
     yield from ["## Licence", "", *_licence_words(licence), ""]
@@ -70,6 +70,10 @@ LIMITS = [
 ]
 
 
+def _predictions(inputs: ReportInputs) -> Predictions | None:
+    return None if inputs.interpretation is None else inputs.interpretation.predictions
+
+
 def _front_matter(inputs: ReportInputs, licence: str | None) -> list[str]:
     """What Hugging Face reads: library, task, licence, and the results."""
     found = inputs.interpretation
@@ -79,7 +83,7 @@ def _front_matter(inputs: ReportInputs, licence: str | None) -> list[str]:
         "tags:",
         *(f"- {tag}" for tag in ("image-classification", "keras", "kclf", "transfer-learning")),
     ]
-    if found is not None:
+    if isinstance(found, Interpretation):
         title = json.dumps(inputs.title)
         lines += ["model-index:", f"- name: {title}", "  results:"]
         lines += ["  - task:", "      type: image-classification", "    dataset:"]
@@ -121,8 +125,8 @@ def _valid_counts(predictions: Predictions | None, classes: int) -> list[Any]:
 
 
 def _figures(inputs: ReportInputs) -> Iterable[str]:
-    predictions, found = inputs.predictions, inputs.interpretation
-    if found is not None:
+    predictions, found = _predictions(inputs), inputs.interpretation
+    if isinstance(found, Interpretation):
         yield from _single_label_figures(found)
     elif predictions is None or predictions.labels is None or not len(predictions):
         yield "No validation photos were measured."
