@@ -42,9 +42,22 @@ def load_classifier(classifier: Path) -> ImageClassifier:
     return load(classifier / CLASSIFIER if classifier.is_dir() else classifier)
 
 
+def load_any(classifier: Path) -> Any:
+    """Read a classifier as `load_classifier` does, or from an ONNX file."""
+    from ..prediction.exported import load_onnx
+
+    if classifier.suffix != ".onnx":
+        return load_classifier(classifier)
+    try:
+        return load_onnx(classifier)
+    except ImportError as error:
+        raise KclfError(str(error)) from error
+
+
 def predict(
     classifier: Annotated[
-        Path, typer.Argument(help="A classifier.h5, or the folder of its run.", show_default=False)
+        Path,
+        typer.Argument(help="A classifier.h5, the folder of its run, or an .onnx file.", show_default=False),
     ],
     photos: Annotated[
         list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)
@@ -102,9 +115,8 @@ def predict(
         raise typer.BadParameter("expected photos after the classifier", param_hint="PHOTOS")
     set_decoding(max_pixels=max_pixels or "pillow")
     paths = (photos or []) if labels is None else [classifier, *(photos or [])]
-    model = load_classifier(classifier) if labels is None else of_imagenet(labels, backbone, weights)
-    model.depth = depth or model.depth
-    predictions, unreadable = predict_files(model, paths, batch_size=batch_size)
+    model = load_any(classifier) if labels is None else of_imagenet(labels, backbone, weights)
+    predictions, unreadable = predict_files(model, paths, batch_size=batch_size, depth=depth)
     for path, reason in unreadable:
         typer.echo(f"skipped {one_line(path)}: {one_line(reason)}", err=True)
     if predictions.task == "regression":
@@ -195,7 +207,7 @@ def with_threshold(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A classifier.h5, or the folder of its run.")],
+    run: Annotated[Path, typer.Argument(help="A classifier.h5, the folder of its run, or an .onnx file.")],
     folder: Annotated[Path, typer.Argument(help="Labelled photos: a folder for each class.")],
     label_regex: Pattern = None,
     csv: Table = None,
@@ -213,7 +225,7 @@ def evaluate(
     from ..interpret import Interpretation, RegressionInterpretation, interpretation_of
     from ..prediction.inference import predict
 
-    model = load_classifier(run)
+    model = load_any(run)
     found = predict(model, labelled_photos(model, folder, label_regex, csv, label_delimiter))
     answers = interpretation_of(found)
     if as_json:

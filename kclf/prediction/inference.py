@@ -24,6 +24,7 @@ from ..data.sources import FileImages
 from ..data.tasks import probabilities_of
 from ..distributed import gather, rank, world_size
 from ..errors import DataError
+from .exported import ExportedClassifier
 from .predictions import Predictions
 
 
@@ -41,7 +42,7 @@ def predict(
     Each process that calls it predicts all photos by itself, or its share of the batches (`together`).
 
     Args:
-        model: any Keras model of images.
+        model: any Keras model of images, or an `ExportedClassifier`.
         dataset: an `ImageDataset`, another iterable of batches (images, or (images, labels, ...)) whose
             order does not change, or an array of images (n, height, width, channels). A dataset that
             shuffles is read in order.
@@ -72,16 +73,18 @@ def predict_files(
     batch_size: int = 64,
     size: int | None = None,
     class_names: Sequence[str] = (),
+    depth: int | None = None,
 ) -> tuple[Predictions, list[tuple[str, str]]]:
     """Predict photos from files, read as the model's own preprocessing has it.
 
     Args:
-        model: an `ImageClassifier`, or another Keras model of images in [0, 255], whose photos are cropped to
-            a square.
+        model: an `ImageClassifier`, what `load_onnx` read, or another Keras model of images in [0, 255],
+            whose photos are cropped to a square.
         photos: files, and folders of which all images are taken.
         batch_size: photos a step.
         size: side of the squares in pixels; None takes the classifier's, or that of the model's input.
         class_names: of another Keras model, one an output.
+        depth: bits of the values of deep images; None takes what the classifier was trained with.
 
     Returns:
         The predictions of the photos that can be read, in their order, and (path, reason) of the others.
@@ -91,7 +94,9 @@ def predict_files(
         ValueError: neither `size` nor the model says how large photos shall be.
     """
     dataset = ImageDataset(
-        FileImages([file for photo in photos for file in image_files(photo)], getattr(model, "depth", None)),
+        FileImages(
+            [file for photo in photos for file in image_files(photo)], depth or getattr(model, "depth", None)
+        ),
         class_names=class_names or getattr(model, "class_names", ()),
         task=getattr(model, "task", "single_label"),
         presize=size or size_for(model),
@@ -125,7 +130,6 @@ def predict_views(
     """Predictions for each view and the seconds it took, every photo read once; `bar` names a bar."""
     class_names = _class_names(model, dataset)
     dataset = _in_order(dataset)
-    model.make_predict_function()
     if together and world_size() > 1 and isinstance(dataset, ImageDataset):
         arrays, seconds = _predict_together(model, dataset, views)
         known = dataset.labels
@@ -153,12 +157,13 @@ def _predict_batches(
     outputs: dict[int, list[Any]] = defaultdict(list)
     spans: dict[int, list[tuple[Moment, Moment]]] = defaultdict(list)
     labels = []
+    outputs_of = _function(model)
     for batch in batches:
         images, *rest = batch if isinstance(batch, tuple | list) else (batch,)
         labels += [rest[0]] if rest and rest[0] is not None else []
         start = moment()
         for place, view in enumerate(views.make(send(torch.as_tensor(images)))):
-            outputs[place].append(model.predict_function([(view,)]))
+            outputs[place].append(outputs_of(view))
             start, began = moment(), start
             spans[place].append((began, start))
     arrays = [_on_host(parts).astype(np.float32) for parts in outputs.values()]  # here the host waits
@@ -191,6 +196,14 @@ def _predict_together(
         for whole, part in zip(full, values, strict=False):
             whole[rows] = part
     return full, seconds
+
+
+def _function(model: Any) -> Callable[[torch.Tensor], Any]:
+    """What gives the outputs of a batch of images."""
+    if isinstance(model, ExportedClassifier):
+        return model
+    model.make_predict_function()
+    return lambda view: model.predict_function([(view,)])
 
 
 def _number_of(dataset: Any) -> int | None:
@@ -274,7 +287,7 @@ def gives_logits(model: keras.Model, outputs: np.ndarray, task: str) -> bool:
         outputs: what it gave, (n, classes).
         task: "single_label", "multi_label" or "regression".
     """
-    if last_activation(model) in ("softmax", "sigmoid"):
+    if isinstance(model, ExportedClassifier) or last_activation(model) in ("softmax", "sigmoid"):
         return False
     rows = outputs.reshape(len(outputs), -1)
     if task != "single_label" or rows.shape[1] < 2:
