@@ -10,9 +10,12 @@ import typer
 from .._core.settings import RunSettings
 from .flags import given, is_given, with_flags
 
-OUTPUT = "Output"
 OF_COURSE = ("epochs", "freeze_epochs", "learning_rate")
 OF_LP_FT = ("effort", "minutes")
+
+
+def _output(text: str, *words: str) -> Any:
+    return typer.Option(*words, help=text, show_default=False, rich_help_panel="Output")
 
 
 @with_flags(RunSettings)
@@ -22,22 +25,11 @@ def train(
     *,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for the classifier and what belongs to it. Default: FOLDER's name and -classifier.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
+        _output("Folder for the classifier and what belongs to it. Default: FOLDER's name and -classifier."),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write into an --out that exists.", rich_help_panel=OUTPUT)
-    ] = False,
+    force: Annotated[bool, _output("Write into an --out that exists.", "--force")] = False,
     resume: Annotated[
-        Path | None,
-        typer.Option(
-            help="Continue the interrupted run in this folder; takes no other options.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, _output("Continue the interrupted run in this folder; takes no other options.")
     ] = None,
     **values: Any,
 ) -> None:

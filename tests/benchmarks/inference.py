@@ -27,28 +27,21 @@ def predicting(settings, model):
     return one_round
 
 
-@harness.contestant("kclf")
-def kclf(settings):
-    model = keras_model(settings)
-    from kclf.acceleration import accelerate
+def accelerated(**options):
+    """A contestant: the model under `accelerate` with some of its switches turned."""
 
-    return predicting(settings, accelerate(model))
+    def prepare(settings):
+        model = keras_model(settings)
+        from kclf.acceleration import accelerate
 
+        return predicting(settings, accelerate(model, **options))
 
-@harness.contestant("kclf, batch norms not folded")
-def kclf_unfolded(settings):
-    model = keras_model(settings)
-    from kclf.acceleration import accelerate
-
-    return predicting(settings, accelerate(model, folding=False))
+    return prepare
 
 
-@harness.contestant("kclf, not packed")
-def kclf_unpacked(settings):
-    model = keras_model(settings)
-    from kclf.acceleration import accelerate
-
-    return predicting(settings, accelerate(model, packing=False))
+harness.contestant("kclf")(accelerated())
+harness.contestant("kclf, batch norms not folded")(accelerated(folding=False))
+harness.contestant("kclf, not packed")(accelerated(packing=False))
 
 
 @harness.contestant("stock Keras")
