@@ -11,6 +11,8 @@ from keras import ops
 class _ShapedCrossEntropy(keras.losses.Loss):
     """A cross-entropy whose labels are smoothed and whose right photos count less."""
 
+    _name: str  # where none is given
+
     def __init__(
         self,
         label_smoothing: float = 0.0,
@@ -21,8 +23,7 @@ class _ShapedCrossEntropy(keras.losses.Loss):
         dtype: Any = None,
     ) -> None:
         _check_shape_of_loss(label_smoothing, focal_gamma)
-        name = name or keras.utils.to_snake_case(type(self).__name__)
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        super().__init__(name=name or self._name, reduction=reduction, dtype=dtype)
         self.label_smoothing = float(label_smoothing)
         self.focal_gamma = float(focal_gamma)
 
@@ -62,6 +63,8 @@ class CrossEntropy(_ShapedCrossEntropy):
         0.2181
     """
 
+    _name = "cross_entropy"
+
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Loss of each photo, float (batch,)."""
         classes = y_pred.shape[-1]
@@ -97,6 +100,8 @@ class BinaryCrossEntropy(_ShapedCrossEntropy):
         >>> float(BinaryCrossEntropy()(np.array([[1.0, 0.0]]), np.array([[-20.0, -20.0]])))
         10.0
     """
+
+    _name = "binary_cross_entropy"
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Loss of each photo, float (batch,)."""
