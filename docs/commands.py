@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import typer
 
 from kclf.cli.main import app
+from kclf.cli.wording import choices
 
 PLACE = "<!-- commands -->"
 
@@ -30,7 +31,7 @@ def values(parameter: Any) -> str:
     kind = parameter.type_descriptor.annotation
     if kind is bool:
         return ""
-    if words := get_args(kind):
+    if words := choices(kind):
         return ", ".join(f"`{word}`" for word in words)
     return {str: "text", Path: "path", int: "whole number", float: "number"}.get(kind, "text")
 

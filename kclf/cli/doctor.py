@@ -116,7 +116,7 @@ ADVICE = {
 def diagnose(
     folder: str | os.PathLike[str] | None = None,
     *,
-    backbone: str = "MobileNetV2",
+    backbone: str = "EfficientNetLite0",
     size: int = 224,
     batch_size: int = 32,
     seconds: float = 3.0,

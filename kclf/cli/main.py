@@ -20,6 +20,7 @@ from .serve_commands import serve, similar
 from .train_commands import demo, train
 from .use_commands import choose, evaluate, predict
 from .weights_commands import app as weights_app
+from .wording import refuse_words_of_other_tools, reworded
 
 app = typer.Typer(
     add_completion=False,
@@ -65,7 +66,7 @@ def doctor(
     folder: Annotated[
         Path | None, typer.Argument(help="Photos to measure with; made-up ones without.", show_default=False)
     ] = None,
-    backbone: Annotated[str, typer.Option(help="The network to measure with.")] = "MobileNetV2",
+    backbone: Annotated[str, typer.Option(help="The network to measure with.")] = "EfficientNetLite0",
     size: Annotated[int, typer.Option(help="Side of the square the network sees, pixels.", min=32)] = 224,
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 32,
 ) -> None:
@@ -113,8 +114,10 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def run_app(words: Sequence[str] | None) -> None:
     """Run the command; where its output could not be written, it ends with that."""
+    words = sys.argv[1:] if words is None else words
     try:
-        app(words)
+        refuse_words_of_other_tools(words)
+        reworded(typer.main.get_command(app))(words, prog_name="kclf")
     finally:
         if (error := output_error()) is not None:
             raise OutputError(f"standard output cannot be written: {error.strerror}") from None
