@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-.PHONY: help demo test lint test-heavy test-pretended-gpu verify recipes docs bench bench-gpu clean
+.PHONY: help demo test lint test-newest test-heavy test-pretended-gpu verify recipes docs bench bench-gpu clean
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
@@ -30,6 +30,17 @@ test-pretended-gpu: .venv/installed   ## the suites of training and prediction o
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/pretended_cuda -m 'heavy or not heavy'
 	$(PRETEND) -m 'gpu or not heavy' tests/test_gpu.py
 	$(PRETEND) $(SUITES)
+
+# Above the bounds of pyproject.toml, which pip then warns of: what breaks there is to be seen before it is allowed.
+CORE := test_keras_private.py test_optimizers.py test_optimizers_saving.py test_acceleration_step.py test_delivered.py \
+	test_callbacks_together.py test_models.py
+NEWEST := $(subst .venv,.venv-newest,$(BIN))
+test-newest:     ## the core of the tests with the newest Keras and torch that pip gives; it may fail, and says the versions
+	$(PYTHON) -m venv .venv-newest
+	$(NEWEST)/pip install --quiet --editable '.[lite,test]'
+	$(NEWEST)/pip install --quiet --upgrade keras torch
+	$(NEWEST)/python -c 'import keras, torch; print("keras", keras.__version__, "torch", torch.__version__)'
+	OMP_NUM_THREADS=1 $(NEWEST)/python -m pytest -n auto -W default $(addprefix tests/,$(CORE))
 
 test-heavy: .venv/installed   ## the long matrices
 	$(BIN)/python -m pytest -m heavy
@@ -73,4 +84,4 @@ bench-gpu:       ## the table of a machine with CUDA; PYTHON names an environmen
 	PYTHONPATH=.$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) tests/benchmarks/gpu_bench.py $(ARGS)
 
 clean:           ## remove what the targets made
-	rm -rf .venv demo-run site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-newest demo-run site .pytest_cache .mypy_cache .ruff_cache

@@ -8,8 +8,36 @@ import keras
 from keras import ops
 
 
+class _ShapedCrossEntropy(keras.losses.Loss):
+    """A cross-entropy whose labels are smoothed and whose right photos count less."""
+
+    _name: str  # where none is given
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        *,
+        reduction: str = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        _check_shape_of_loss(label_smoothing, focal_gamma)
+        super().__init__(name=name or self._name, reduction=reduction, dtype=dtype)
+        self.label_smoothing = float(label_smoothing)
+        self.focal_gamma = float(focal_gamma)
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` needs."""
+        return {
+            **super().get_config(),
+            "label_smoothing": self.label_smoothing,
+            "focal_gamma": self.focal_gamma,
+        }
+
+
 @keras.saving.register_keras_serializable(package="kclf")
-class CrossEntropy(keras.losses.Loss):
+class CrossEntropy(_ShapedCrossEntropy):
     """Cross-entropy from logits, for whole labels and for the soft ones that MixUp and CutMix make.
 
     loss = -sum_c q_c (1 - p_c)^gamma log p_c, with q = (1 - s) * label + s / classes.
@@ -35,19 +63,7 @@ class CrossEntropy(keras.losses.Loss):
         0.2181
     """
 
-    def __init__(
-        self,
-        label_smoothing: float = 0.0,
-        focal_gamma: float = 0.0,
-        *,
-        reduction: str = "sum_over_batch_size",
-        name: str = "cross_entropy",
-        dtype: Any = None,
-    ) -> None:
-        _check_shape_of_loss(label_smoothing, focal_gamma)
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.label_smoothing = float(label_smoothing)
-        self.focal_gamma = float(focal_gamma)
+    _name = "cross_entropy"
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Loss of each photo, float (batch,)."""
@@ -59,17 +75,9 @@ class CrossEntropy(keras.losses.Loss):
             targets = targets * (1 - ops.exp(log_probabilities)) ** self.focal_gamma
         return -ops.sum(targets * log_probabilities, axis=-1)
 
-    def get_config(self) -> dict[str, Any]:
-        """What `from_config` needs."""
-        return {
-            **super().get_config(),
-            "label_smoothing": self.label_smoothing,
-            "focal_gamma": self.focal_gamma,
-        }
-
 
 @keras.saving.register_keras_serializable(package="kclf")
-class BinaryCrossEntropy(keras.losses.Loss):
+class BinaryCrossEntropy(_ShapedCrossEntropy):
     """Binary cross-entropy from logits for several labels a photo, exact however sure the model is.
 
     loss = mean_c of -q_c (1 - p_c)^gamma log p_c - (1 - q_c) p_c^gamma log (1 - p_c), with
@@ -93,19 +101,7 @@ class BinaryCrossEntropy(keras.losses.Loss):
         10.0
     """
 
-    def __init__(
-        self,
-        label_smoothing: float = 0.0,
-        focal_gamma: float = 0.0,
-        *,
-        reduction: str = "sum_over_batch_size",
-        name: str = "binary_cross_entropy",
-        dtype: Any = None,
-    ) -> None:
-        _check_shape_of_loss(label_smoothing, focal_gamma)
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.label_smoothing = float(label_smoothing)
-        self.focal_gamma = float(focal_gamma)
+    _name = "binary_cross_entropy"
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Loss of each photo, float (batch,)."""
@@ -120,14 +116,6 @@ class BinaryCrossEntropy(keras.losses.Loss):
             easy_yes, easy_no = ops.exp(self.focal_gamma * no), ops.exp(self.focal_gamma * yes)
             return -ops.mean(targets * easy_yes * yes + (1 - targets) * easy_no * no, axis=-1)
         return -ops.mean(targets * yes + (1 - targets) * no, axis=-1)
-
-    def get_config(self) -> dict[str, Any]:
-        """What `from_config` needs."""
-        return {
-            **super().get_config(),
-            "label_smoothing": self.label_smoothing,
-            "focal_gamma": self.focal_gamma,
-        }
 
 
 def _check_shape_of_loss(label_smoothing: float, focal_gamma: float) -> None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import zipfile
 
 import keras
 import numpy as np
 import pytest
 from keras import layers, optimizers
+from test_optimizers import KERAS_OPTIMIZERS
 
 from kclf.optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer
 
 MULTIPLIERS = [0.1, 0.3, 1.0]
-KERAS_OPTIMIZERS = sorted(
-    name
-    for name, kind in vars(optimizers).items()
-    if inspect.isclass(kind)
-    and issubclass(kind, optimizers.Optimizer)
-    and name not in {"Optimizer", "LossScaleOptimizer", "MultiOptimizer"}
-)
 
 
 def data(n: int = 24):

@@ -306,24 +306,22 @@ class FoldedConvolution:
 
 def compile_conv2d(site: LayerContext) -> Convolution | None:
     """A Conv2D."""
-    layer = site.layer
-    if not site.channels_first or layer.padding not in ("valid", "same"):
-        return None
-    activation = activation_function(layer.activation, image=site.views, in_place=True)
-    bias = layer.bias if layer.use_bias else None
-    post = POST_OPERATIONS.get(layer.activation)
-    return Convolution(layer, kernel_of(layer), bias, dense_kernel, layer.groups, activation, post)
+    return _one_convolution(site, kernel_of(site.layer), dense_kernel, site.layer.groups)
 
 
 def compile_depthwise(site: LayerContext) -> Convolution | None:
     """A DepthwiseConv2D."""
+    kernel = site.layer.kernel
+    return _one_convolution(site, kernel, depthwise_kernel, kernel.shape[2])
+
+
+def _one_convolution(site: LayerContext, kernel: Any, to_torch: Any, groups: int) -> Convolution | None:
     layer = site.layer
     if not site.channels_first or layer.padding not in ("valid", "same"):
         return None
     activation = activation_function(layer.activation, image=site.views, in_place=True)
-    bias = layer.bias if layer.use_bias else None
-    post = POST_OPERATIONS.get(layer.activation)
-    return Convolution(layer, layer.kernel, bias, depthwise_kernel, layer.kernel.shape[2], activation, post)
+    bias, post = layer.bias if layer.use_bias else None, POST_OPERATIONS.get(layer.activation)
+    return Convolution(layer, kernel, bias, to_torch, groups, activation, post)
 
 
 def compile_separable(site: LayerContext) -> Function | None:

@@ -187,6 +187,10 @@ def wandering(losses: np.ndarray) -> float:
     return float((max(sums.max(), 0.0) - min(sums.min(), 0.0)) / np.sqrt(len(losses)))
 
 
+def _suggested(rule: str, text: str) -> property:
+    return property(lambda test: test.suggestions[rule].learning_rate, doc=text)
+
+
 @dataclass(frozen=True)
 class RangeTest:
     """The result of a range test: curves, four suggestions, and how far they agree.
@@ -239,25 +243,10 @@ class RangeTest:
         found = {rule: suggestion.learning_rate for rule, suggestion in self.suggestions.items()}
         return {rule: rate for rule, rate in found.items() if rate is not None}
 
-    @property
-    def valley(self) -> float | None:
-        """The rate in the middle of the longest fall: the default choice."""
-        return self.suggestions["valley"].learning_rate
-
-    @property
-    def slide(self) -> float | None:
-        """The rate before the rise: what to take after unfreezing."""
-        return self.suggestions["slide"].learning_rate
-
-    @property
-    def minimum(self) -> float | None:
-        """A tenth of the rate with the lowest loss."""
-        return self.suggestions["minimum"].learning_rate
-
-    @property
-    def steep(self) -> float | None:
-        """The rate where the loss falls fastest."""
-        return self.suggestions["steep"].learning_rate
+    valley = _suggested("valley", "The rate in the middle of the longest fall: the default choice.")
+    slide = _suggested("slide", "The rate before the rise: what to take after unfreezing.")
+    minimum = _suggested("minimum", "A tenth of the rate with the lowest loss.")
+    steep = _suggested("steep", "The rate where the loss falls fastest.")
 
     def __str__(self) -> str:
         lines = [str(suggestion) for suggestion in self.suggestions.values()]

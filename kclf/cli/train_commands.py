@@ -13,11 +13,14 @@ import typer
 from .._core.settings import RunSettings
 from .flags import given, is_given, with_flags
 
-OUTPUT = "Output"
 OF_COURSE = ("epochs", "freeze_epochs", "learning_rate")
 OF_LP_FT = ("effort", "minutes", "refit")
 LOGS = ("tensorboard", "csv", "wandb", "mlflow")
 STARTED = time.monotonic()  # of the command, whose packages load from here on
+
+
+def _output(text: str, *words: str) -> Any:
+    return typer.Option(*words, help=text, show_default=False, rich_help_panel="Output")
 
 
 @with_flags(RunSettings)
@@ -27,30 +30,14 @@ def train(
     *,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for the classifier and what belongs to it. Default: FOLDER's name and -classifier.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
+        _output("Folder for the classifier and what belongs to it. Default: FOLDER's name and -classifier."),
     ] = None,
     repeat: Annotated[
-        Path | None,
-        typer.Option(
-            help="Train anew with the settings of this run, into another --out.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, _output("Train anew with the settings of this run, into another --out.")
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write into an --out that exists.", rich_help_panel=OUTPUT)
-    ] = False,
+    force: Annotated[bool, _output("Write into an --out that exists.", "--force")] = False,
     resume: Annotated[
-        Path | None,
-        typer.Option(
-            help="Continue the interrupted run in this folder; takes no other options.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, _output("Continue the interrupted run in this folder; takes no other options.")
     ] = None,
     **values: Any,
 ) -> None:

@@ -233,15 +233,7 @@ def require_same_data() -> None:
 
 def broadcast(tensors: Tensors) -> None:
     """Give tensors the values that they have on rank 0, in place."""
-    if world_size() == 1:
-        return
-    start()
-    with together(), torch.no_grad():
-        for bucket in buckets(tensors):
-            flat = flattened(bucket)
-            dist.broadcast(flat, src=0)
-            if not is_main():
-                unpack(flat, bucket)
+    _exchange(tensors, lambda flat: dist.broadcast(flat, src=0))
 
 
 def average(tensors: Tensors, weight: float = 1.0) -> None:
@@ -269,13 +261,18 @@ def average(tensors: Tensors, weight: float = 1.0) -> None:
 
 def total(tensors: Tensors) -> None:
     """Give tensors their sum over the ranks, in place."""
+    _exchange(tensors, dist.all_reduce)
+
+
+def _exchange(tensors: Tensors, change: Callable[[torch.Tensor], Any]) -> None:
+    """Let the ranks change tensors together, many in one flat tensor at a time."""
     if world_size() == 1:
         return
     start()
     with together(), torch.no_grad():
         for bucket in buckets(tensors):
             flat = flattened(bucket)
-            dist.all_reduce(flat)
+            change(flat)
             unpack(flat, bucket)
 
 

@@ -18,7 +18,7 @@ from ..learner.adapt import head_for, log_probabilities
 from ..learner.learner import Learner
 from ..learner.learner import load_learner as load_plain
 from ..learner.plots import SuggestedRates
-from ..learner.trainer import AnyPath, Callbacks, Rates
+from ..learner.trainer import AnyPath, Rates
 from ..models import load
 from ..prediction import precompute, predict, predict_tta
 from .course_interpretation import ClassificationInterpretation
@@ -118,17 +118,14 @@ class CourseLearner(Learner):
         moms: Sequence[float] | None = None,
         cbs: Any = None,
         reset_opt: bool = False,
-        *,
-        callbacks: Callbacks = (),
-        resume: bool = False,
+        **options: Any,
     ) -> keras.callbacks.History:
         """One rise and fall of the rate.
 
         A fit always begins with a fresh optimizer, so that `reset_opt` changes nothing.
         """
         cycle: dict[str, Any] = {"div": div, "div_final": div_final, "pct_start": pct_start, "moms": moms}
-        both = [*callbacks, *_listed(cbs)]
-        return super().fit_one_cycle(n_epoch, lr_max, **cycle, wd=wd, callbacks=both, resume=resume)
+        return super().fit_one_cycle(n_epoch, lr_max, **cycle, wd=wd, **_with(cbs, options))
 
     def fit_flat_cos(
         self,
@@ -138,13 +135,11 @@ class CourseLearner(Learner):
         pct_start: float = 0.75,
         wd: float | Sequence[float] | None = None,
         cbs: Any = None,
-        *,
-        callbacks: Callbacks = (),
-        resume: bool = False,
+        **options: Any,
     ) -> keras.callbacks.History:
         """A flat rate that falls along a cosine in the end."""
-        options: dict[str, Any] = {"wd": wd, "callbacks": [*callbacks, *_listed(cbs)], "resume": resume}
-        return super().fit_flat_cos(n_epoch, lr, div_final=div_final, pct_start=pct_start, **options)
+        flat: dict[str, Any] = {"div_final": div_final, "pct_start": pct_start, "wd": wd}
+        return super().fit_flat_cos(n_epoch, lr, **flat, **_with(cbs, options))
 
     def lr_find(self, *arguments: Any, suggest_funcs: Any = None, **options: Any) -> SuggestedRates:
         """The range test; prints what it suggests, as fastai 2 does. `suggest_funcs` are names of rules."""
@@ -240,6 +235,11 @@ class CourseLearner(Learner):
         """As `Learner.interpret`; of one label a photo also under fastai's names."""
         found = super().interpret()
         return ClassificationInterpretation(found.predictions) if found.task == "single_label" else found
+
+
+def _with(cbs: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a fit, with the course's callbacks after those that are among them."""
+    return {**options, "callbacks": [*options.get("callbacks", ()), *_listed(cbs)]}
 
 
 def _listed(one_or_many: Any) -> list[Any]:

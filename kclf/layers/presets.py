@@ -34,12 +34,9 @@ def top_down(
     """For images taken from above (satellite, microscope): as `side_on`, with all symmetries of the square.
 
     Args:
-        size: height and width of the result, in pixels; None keeps those of the input.
-        max_zoom: largest magnification.
-        **options: further arguments of `Augmentation`.
-
-    Returns:
-        The layer.
+        size: as for `side_on`.
+        max_zoom: as for `side_on`.
+        **options: as for `side_on`.
     """
     return Augmentation(size, **{"flip": "dihedral"} | _course(max_zoom) | options)
 
@@ -50,12 +47,9 @@ def basic(
     """For images whose left and right differ (letters, X-rays): as `side_on`, never mirrored.
 
     Args:
-        size: height and width of the result, in pixels; None keeps those of the input.
-        max_zoom: largest magnification.
-        **options: further arguments of `Augmentation`.
-
-    Returns:
-        The layer.
+        size: as for `side_on`.
+        max_zoom: as for `side_on`.
+        **options: as for `side_on`.
     """
     return Augmentation(size, **_course(max_zoom) | options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import keras
 import numpy as np
@@ -47,7 +47,7 @@ from .adapt import (
     take_weights,
 )
 from .plots import SuggestedRates, report_inputs
-from .trainer import AnyPath, Callbacks, Rates, Trainer
+from .trainer import AnyPath, Callbacks, FitOptions, Rates, Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,7 +153,7 @@ class Learner(Trainer):
             schedule = CosineRestarts(rates, cycle_len=cycle_len, cycle_mult=cycle_mult, num_cycles=n_cycle)
         else:
             schedule = FlatCosine(rates, pct_start=1.0)
-        return self._fit(ends[-1], schedule, more, wds, resume, auto="sgd")
+        return self._fit(ends[-1], schedule, wd=wds, callbacks=more, resume=resume, auto="sgd")
 
     def load_cycle(self, name: str, cycle: int) -> None:
         """Load the weights saved at the end of a cycle, counted from 0."""
@@ -182,10 +182,8 @@ class Learner(Trainer):
         div: float = 25.0,
         div_final: float = 1e5,
         pct_start: float = 0.25,
-        wd: float | Sequence[float] | None = None,
         moms: Sequence[float] | None = None,
-        callbacks: Callbacks = (),
-        resume: bool = False,
+        **options: Unpack[FitOptions],
     ) -> keras.callbacks.History:
         """Train with one rise and fall of the rate over `n_epoch` epochs; see `OneCycle`.
 
@@ -195,15 +193,13 @@ class Learner(Trainer):
             div: the first rate is that of the peak by `div`.
             div_final: the last one is that of the peak by `div_final`.
             pct_start: share of the epochs that the rate rises.
-            wd: weight decay: one for all layer groups, or a list; None for the learner's.
             moms: momentum before, at and after the peak; None for those of `OneCycle`.
-            callbacks: more callbacks for this fit.
-            resume: as for `fit`.
+            **options: `wd`, `callbacks` and `resume`, as for `fit` (there `wds`).
         """
         momentum = {} if moms is None else {"momentum": _momenta(moms)}
         rates = self._check_rates(lr_max)
         cycle = OneCycle(rates, pct_start=pct_start, div=div, div_final=div_final, **momentum)
-        return self._fit(n_epoch, cycle, callbacks, wd, resume)
+        return self._fit(n_epoch, cycle, **options)
 
     def fit_flat_cos(
         self,
@@ -212,13 +208,11 @@ class Learner(Trainer):
         *,
         div_final: float = 1e5,
         pct_start: float = 0.75,
-        wd: float | Sequence[float] | None = None,
-        callbacks: Callbacks = (),
-        resume: bool = False,
+        **options: Unpack[FitOptions],
     ) -> keras.callbacks.History:
         """Train at a flat rate that falls along a cosine in the end; see `FlatCosine`."""
         flat = FlatCosine(self._check_rates(lr), pct_start=pct_start, div_final=div_final)
-        return self._fit(n_epoch, flat, callbacks, wd, resume)
+        return self._fit(n_epoch, flat, **options)
 
     def fit_sgdr(
         self,
@@ -227,14 +221,12 @@ class Learner(Trainer):
         lr_max: Rates = 1e-3,
         *,
         cycle_mult: int = 2,
-        wd: float | Sequence[float] | None = None,
-        callbacks: Callbacks = (),
-        resume: bool = False,
+        **options: Unpack[FitOptions],
     ) -> keras.callbacks.History:
         """Train in cosine cycles with restarts; see `CosineRestarts`."""
         rates = self._check_rates(lr_max)
         cycles = CosineRestarts(rates, cycle_len=cycle_len, cycle_mult=cycle_mult, num_cycles=n_cycles)
-        return self._fit(cycles.num_epochs, cycles, callbacks, wd, resume)
+        return self._fit(cycles.num_epochs, cycles, **options)
 
     def fine_tune(
         self,
@@ -340,16 +332,12 @@ class Learner(Trainer):
 
         def fit(photos: ImageData, passes: int, schedule: Schedule) -> None:
             self.data, first = photos, self.checkpoint
-            if next(fits) == 0 or first is None:
-                self._fit(passes, schedule, callbacks, resume=resume, validate=False)
-                return
-            self.checkpoint = first.below(
-                REFIT
-            )  # resumed, it chooses again by the weights at the end of first
+            if next(fits) and first is not None:  # resumed, it chooses again by the weights of the first
+                self.checkpoint = first.below(REFIT)
             try:
-                self._fit(passes, schedule, callbacks, resume=resume, validate=False)
+                self._fit(passes, schedule, callbacks=callbacks, resume=resume, validate=False)
             finally:
-                self.checkpoint = first
+                self.checkpoint = first or self.checkpoint
 
         try:
             found = fit_best(

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import keras
 import numpy as np
@@ -37,6 +37,20 @@ from .training import Training
 Rates = float | slice | Sequence[float]
 Callbacks = Sequence[keras.callbacks.Callback]
 AnyPath = str | os.PathLike[str]
+
+
+class FitOptions(TypedDict, total=False):
+    """What every fit of a learner takes.
+
+    Attributes:
+        wd: weight decay: one for all layer groups, or a list; None for the learner's.
+        callbacks: more callbacks for this fit.
+        resume: as for `Learner.fit`.
+    """
+
+    wd: float | Sequence[float] | None
+    callbacks: Callbacks
+    resume: bool
 
 
 class Trainer:
@@ -118,8 +132,9 @@ class Trainer:
         self,
         epochs: int,
         schedule: Schedule,
+        *,
+        wd: Any = None,
         callbacks: Callbacks = (),
-        weight_decay: Any = None,
         resume: bool = False,
         auto: str = "adamw",
         validate: bool = True,
@@ -135,7 +150,7 @@ class Trainer:
         guards = [self.memory, FiniteGuard(self.checkpoint, _photos_of(train)), best]
         last = [FinishAccumulation()] if self.training.gradient_accumulation else []
         listening = [schedule, *last, self.recorder, *table, *self.callbacks, *callbacks, *guards]
-        self._compile(model, weight_decay)
+        self._compile(model, wd)
         try:
             history = model.fit(
                 train,

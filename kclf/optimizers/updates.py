@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 import torch
@@ -126,19 +127,8 @@ def adam(
         _adam_unless(optimizer, bucket, gradients, rate, veto)
         return
     count = bucket.count + 1
-    torch._fused_adamw_(
-        _flat(bucket.values),
-        _flat(gradients),
-        *(_flat(bucket.state.get(name, [])) for name in ("momentums", "velocities", "velocity_hats")),
-        [bucket.step.fill_(count)] * len(gradients),
-        lr=rate,
-        beta1=optimizer.beta_1,
-        beta2=optimizer.beta_2,
-        weight_decay=bucket.weight_decay,
-        eps=optimizer.epsilon / (1.0 - optimizer.beta_2**count) ** 0.5,
-        amsgrad=bool(optimizer.amsgrad),
-        maximize=False,
-    )
+    epsilon = optimizer.epsilon / (1.0 - optimizer.beta_2**count) ** 0.5
+    _fused_adam(optimizer, bucket, gradients, count, lr=rate, weight_decay=bucket.weight_decay, eps=epsilon)
 
 
 def _flat(tensors: Tensors) -> Tensors:
@@ -160,19 +150,24 @@ def _adam_unless(
 ) -> None:
     """Adam by a count that the device alone knows: the corrections stand in the rate, torch makes none."""
     bucket.decay(rate, veto)
+    corrected = veto.corrected(rate, bucket.done, optimizer.beta_1, optimizer.beta_2)
+    at = {"lr": corrected, "weight_decay": 0.0, "eps": optimizer.epsilon}
+    _fused_adam(optimizer, bucket, gradients, ENDLESS, **at, found_inf=veto.found)
+
+
+def _fused_adam(
+    optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, count: float, **options: Any
+) -> None:
     torch._fused_adamw_(
         _flat(bucket.values),
         _flat(gradients),
         *(_flat(bucket.state.get(name, [])) for name in ("momentums", "velocities", "velocity_hats")),
-        [bucket.step.fill_(ENDLESS)] * len(gradients),
-        lr=veto.corrected(rate, bucket.done, optimizer.beta_1, optimizer.beta_2),
+        [bucket.step.fill_(count)] * len(gradients),
         beta1=optimizer.beta_1,
         beta2=optimizer.beta_2,
-        weight_decay=0.0,
-        eps=optimizer.epsilon,
         amsgrad=bool(optimizer.amsgrad),
         maximize=False,
-        found_inf=veto.found,
+        **options,
     )
 
 

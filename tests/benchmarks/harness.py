@@ -97,6 +97,26 @@ def contestant(
 # ---- the worker's side: one contestant, told what to do over a pipe
 
 
+def rounds_of_fit(model: Any, batches: Sequence[Any]) -> Round:
+    """Rounds of Keras' `fit` over batches that are at hand, as a loader gives them; counts steps."""
+    import torch
+
+    class Repeated(torch.utils.data.DataLoader):
+        def __iter__(self) -> Any:
+            return iter(batches)
+
+        def __len__(self) -> int:
+            return len(batches)
+
+    loader = Repeated(torch.utils.data.TensorDataset(torch.zeros(len(batches))), batch_size=1)
+
+    def one_round() -> float:
+        model.fit(loader, epochs=1, shuffle=False, verbose=0)
+        return len(batches)
+
+    return one_round
+
+
 def synchronize() -> None:
     """Wait for the GPU, where torch is loaded and has one."""
     torch = sys.modules.get("torch")

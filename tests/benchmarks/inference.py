@@ -27,12 +27,19 @@ def predicting(settings, model):
     return one_round
 
 
-@harness.contestant("kclf")
-def kclf(settings):
-    model = keras_model(settings)
-    from kclf.acceleration import accelerate
+def accelerated(**options):
+    """A contestant: the model under `accelerate` with some of its switches turned."""
 
-    return predicting(settings, accelerate(model))
+    def prepare(settings):
+        model = keras_model(settings)
+        from kclf.acceleration import accelerate
+
+        return predicting(settings, accelerate(model, **options))
+
+    return prepare
+
+
+harness.contestant("kclf")(accelerated())
 
 
 @harness.contestant("stock Keras")

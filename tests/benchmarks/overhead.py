@@ -16,8 +16,6 @@ def batches(settings):
 
 
 def fitting(settings, wrap):
-    import torch
-
     if settings.optimizer == "kclf":
         import kclf.optimizers
     import keras
@@ -31,22 +29,7 @@ def fitting(settings, wrap):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     wrap(model)
-    fixed = batches(settings)
-
-    class Repeated(torch.utils.data.DataLoader):
-        def __iter__(self):
-            return iter(fixed)
-
-        def __len__(self):
-            return settings.steps
-
-    loader = Repeated(torch.utils.data.TensorDataset(torch.zeros(settings.steps)), batch_size=1)
-
-    def one_round():
-        model.fit(loader, epochs=1, shuffle=False, verbose=0)
-        return settings.steps
-
-    return one_round
+    return harness.rounds_of_fit(model, batches(settings))
 
 
 @harness.contestant("kclf")

@@ -59,25 +59,8 @@ def keras_model(settings):
 
 
 def fitting(settings, model):
-    """Rounds of `fit` over the fixed batch, given as a loader gives it."""
-    import torch
-
-    batch = fixed_batch(settings)
-
-    class Repeated(torch.utils.data.DataLoader):
-        def __iter__(self):
-            return iter([batch] * settings.steps)
-
-        def __len__(self):
-            return settings.steps
-
-    loader = Repeated(torch.utils.data.TensorDataset(torch.zeros(settings.steps)), batch_size=1)
-
-    def one_round():
-        model.fit(loader, epochs=1, shuffle=False, verbose=0)
-        return settings.steps
-
-    return one_round
+    """Rounds of `fit` over the fixed batch."""
+    return harness.rounds_of_fit(model, [fixed_batch(settings)] * settings.steps)
 
 
 @harness.contestant("kclf")
