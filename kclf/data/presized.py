@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from .._core.atomic import replacing, sweep
 from .._core.h5_store import read_arrays, write_arrays
 from .._core.locks import FolderLock
+from .._core.progress import Progress
 from ..errors import DataError, FileFormatError, ImageError
 from .decoding import decoding
 from .images import CENTRE, ResizeMethod, crop_or_pad, image_size, read_image, resize, to_square
@@ -250,9 +250,8 @@ def _fill(
     with (
         open(folder / "pixels", "r+b") as pixels,
         open(folder / "sums", "r+b") as stored,
-        tqdm(total=len(paths), initial=len(paths) - len(todo), unit="photo", disable=None) as bar,
+        Progress(len(paths), f"presizing to {size} px", done=len(paths) - len(todo)) as bar,
     ):
-        bar.set_description(f"Presizing to {size} px")
         store = partial(_store, paths, size, layout, pixels, threading.Lock(), depth)
         for some in _batches(todo):
             for index, found in zip(some.tolist(), pool.map(store, some.tolist()), strict=True):
