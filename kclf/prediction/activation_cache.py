@@ -121,8 +121,8 @@ class ActivationDataset(DataLoader):
         return tuple(send(part, kept.device) for part in batch)
 
     def _kept(self) -> torch.Tensor | None:
-        device = self.images.device
-        if self._on_gpu is not None and self._on_gpu.device == device:
+        device = self.images.device  # without a number, which that of a tensor has
+        if self._on_gpu is not None and device.type == "cuda":
             return self._on_gpu
         if self._gave_back or not may_stay(self.features.nbytes, device):
             return None
