@@ -16,7 +16,7 @@ import torch
 from .._core.devices import full_float32
 from .._core.h5_store import write_arrays
 from .._core.keras_private import get_global_attribute
-from ..errors import FileFormatError
+from ..errors import FileFormatError, WeightsError
 from ..weights import array_of, layer_keys, named_variables
 
 FILE_FORMAT = "kclf-classifier"
@@ -57,6 +57,23 @@ def refuse_legacy_file() -> None:
             "Expected model.save(path), which writes a classifier as .h5 (kclf.load reads it) or .keras. "
             "Received: keras.saving.save_model to Keras' legacy .h5, which holds none"
         )
+
+
+def check_readable(backbone: keras.Model) -> None:
+    """Raise where Keras' safe mode could not build a backbone of one's own from its description.
+
+    Raises:
+        WeightsError: it has code that no file may bring, such as a Lambda, or a class that is not registered.
+    """
+    try:
+        keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(backbone), safe_mode=True)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"The backbone {backbone.name!r} could not be read back, so nothing was saved: Keras' safe mode "
+            "takes layers of Keras, and classes under @keras.saving.register_keras_serializable() whose "
+            "module is imported before loading; no Lambda. "
+            f"Received: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def stored_arrays(model: keras.Model) -> dict[str, np.ndarray]:
