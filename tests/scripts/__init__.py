@@ -1,0 +1,1 @@
+"""Published Keras scripts, written anew in the same shape: as they are, and moved to our parts."""
