@@ -25,7 +25,7 @@ from .._core.settings import RunSettings
 from .._core.signals import StopRequest
 from .._core.terminal import one_line
 from ..backbones import backbone_names
-from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
+from ..callbacks import Checkpoint, EpochTable, ProgressBar, Recorder
 from ..callbacks.microbatches import LARGEST, largest_batch
 from ..callbacks.snapshots import SaveAfterEpochs
 from ..data import ImageData
@@ -55,7 +55,7 @@ from ..learner import Learner
 from ..models import ImageClassifier
 from ..precision import best_precision
 from ..prediction.predictions import Predictions
-from ..recipe import BestFit, photo_losses
+from ..recipe import BestFit
 from ..report import write_report
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 from .run_folder import (
@@ -119,8 +119,8 @@ def train_run(
     keras.utils.set_random_seed(settings.seed)
     data = find_data(settings)
     print_on_main(data.summary())
-    table, memory = EpochTable(), MemoryGuard()
-    learner = build_learner(settings, data, callbacks=[ProgressBar(), table, memory])
+    table = EpochTable()
+    learner = build_learner(settings, data, callbacks=[ProgressBar(data.batch_size), table])
     print_on_main(describe_model(learner.model))
     if settings.batch_size is None:
         settings = dataclasses.replace(settings, batch_size=fit_batch_size(learner))
@@ -128,12 +128,12 @@ def train_run(
         print_on_main(f"{describe(data.batch_size, settings.seed)}\n")
     with writing(settings.out), locked_by_main(FolderLock(settings.out)), StopRequest() as stop:
         learner.checkpoint = begin(settings, data, stop, resume=resume)
-        learner.callbacks.append(FiniteGuard(learner.checkpoint, data.train))
         found = train_to_end(learner, settings, stop, started)
     skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
     if is_main():
         with writing(settings.out), FolderLock(settings.out):
-            more = {"batch_parts": memory.parts} if memory.parts > 1 else {}
+            parts = learner.memory.parts
+            more = {"batch_parts": parts} if parts > 1 else {}
             more |= {} if found is None else describe_best(found)
             if more:
                 write_settings(settings.out, describe_settings(settings, data) | more)
@@ -396,7 +396,7 @@ def describe_best(found: BestFit) -> dict[str, Any]:
     described |= {"refitted_on": found.refitted_on} if found.refitted_on else {}
     if found.estimate is None:
         return described
-    figures = {"photos": len(found.estimate), "loss": float(photo_losses(found.estimate).mean())}
+    figures = {"photos": len(found.estimate), "loss": float(found.estimate.losses().mean())}
     if found.estimate.task != "regression":
         figures["accuracy"] = found.estimate.accuracy()
     return described | {"estimate": figures}
