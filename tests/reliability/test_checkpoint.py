@@ -65,17 +65,15 @@ def tiny():
 
 
 def classifier(dtype=None, optimizer=lambda: optimizers.AdamW(1e-3)):
-    model = with_random_logits(
-        kclf.ImageClassifier(
-            tiny(),
-            ["cat", "dog"],
-            size=SIZE,
-            hidden=(4,),
-            normalization="tf",
-            augmentation=kclf.aug_transforms(),
-            dtype=dtype,
-        )
-    )
+    model = with_random_logits(kclf.ImageClassifier(
+        tiny(),
+        ["cat", "dog"],
+        size=SIZE,
+        hidden=(4,),
+        normalization="tf",
+        augmentation=kclf.aug_transforms(),
+        dtype=dtype,
+    ))
     model.compile(kclf.LayerGroupOptimizer(optimizer(), model), loss="auto", metrics=["accuracy"])
     return model
 
