@@ -111,13 +111,6 @@ def test_a_missing_file_leaves_its_part_out(run, tmp_path, missing):
     assert ("ResNet50" in text) == (missing != "settings.json")
 
 
-def test_several_labels_a_photo_are_not_interpreted(run, tmp_path):
-    (run / "settings.json").write_text(json.dumps({"data": {"task": "multi_label"}}))
-    text = page(run, tmp_path)
-    assert "75.0%" not in text
-    assert "Loss by epoch" in text
-
-
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"predictions\.csv"):
         read_run(tmp_path)

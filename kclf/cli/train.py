@@ -24,7 +24,7 @@ from .._core.settings import RunSettings
 from .._core.signals import StopRequest
 from .._core.terminal import one_line
 from ..backbones import backbone_names
-from ..callbacks import Checkpoint, EpochTable, FiniteGuard, MemoryGuard, ProgressBar, Recorder
+from ..callbacks import Checkpoint, EpochTable, ProgressBar, Recorder
 from ..callbacks.microbatches import LARGEST, largest_batch
 from ..callbacks.snapshots import SaveAfterEpochs
 from ..data import ImageData
@@ -54,7 +54,7 @@ from ..learner import Learner
 from ..models import ImageClassifier
 from ..precision import best_precision
 from ..prediction.predictions import Predictions
-from ..recipe import BestFit, photo_losses
+from ..recipe import BestFit
 from ..report import write_report
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 from .run_folder import (
@@ -113,8 +113,8 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
     keras.utils.set_random_seed(settings.seed)
     data = find_data(settings)
     print_on_main(data.summary())
-    table, memory = EpochTable(), MemoryGuard()
-    learner = build_learner(settings, data, callbacks=[ProgressBar(), table, memory])
+    table = EpochTable()
+    learner = build_learner(settings, data, callbacks=[ProgressBar(data.batch_size), table])
     print_on_main(describe_model(learner.model))
     if note := data.train.gpu_note():
         print_on_main(f"{note}\n")
@@ -124,13 +124,13 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
         print_on_main(f"{describe(data.batch_size, settings.seed)}\n")
     with writing(settings.out), locked_by_main(FolderLock(settings.out)), StopRequest() as stop:
         learner.checkpoint = begin(settings, data, stop, resume=resume)
-        learner.callbacks.append(FiniteGuard(learner.checkpoint, data.train))
         found = train_to_end(learner, settings, stop)
     skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
     predictions = (found and found.predictions) or learner.predictions(together=True)
     if is_main():
         with writing(settings.out), FolderLock(settings.out):
-            more = {"batch_parts": memory.parts} if memory.parts > 1 else {}
+            parts = learner.memory.parts
+            more = {"batch_parts": parts} if parts > 1 else {}
             more |= {} if found is None else describe_best(found)
             if more:
                 write_settings(settings.out, describe_settings(settings, data) | more)
@@ -388,7 +388,7 @@ def describe_best(found: BestFit) -> dict[str, Any]:
     described = {"plan": dataclasses.asdict(found.plan), "kept": found.kept}
     if found.estimate is None:
         return described
-    figures = {"photos": len(found.estimate), "loss": float(photo_losses(found.estimate).mean())}
+    figures = {"photos": len(found.estimate), "loss": float(found.estimate.losses().mean())}
     if found.estimate.task != "regression":
         figures["accuracy"] = found.estimate.accuracy()
     return described | {"estimate": figures}

@@ -48,28 +48,40 @@ class Example:
     Args:
         index: place of the photo in the predictions.
         path: its file, or None where the predictions know no files.
-        actual: name of its class.
-        predicted: name of the class with the largest probability.
-        probability: of the predicted class.
-        actual_probability: of the actual class.
-        loss: minus log of `actual_probability`.
+        actual: name of its class, of all its labels, or its number.
+        predicted: what the model says, in the same form.
+        loss: of the photo; for one label, minus log of `actual_probability`.
+        probability: of the predicted class; None where there is not one.
+        actual_probability: of the actual class; None where there is not one.
+        note: the probabilities of labels that are wrong.
+        judged: False for numbers, which are neither right nor wrong.
     """
 
     index: int
     path: str | None
     actual: str
     predicted: str
-    probability: float
-    actual_probability: float
     loss: float
+    probability: float | None = None
+    actual_probability: float | None = None
+    note: str = ""
+    judged: bool = True
 
     @property
     def is_right(self) -> bool:
-        """Whether the predicted class is the actual one."""
-        return self.actual == self.predicted
+        """Whether what is predicted is what is there."""
+        return not self.judged or self.actual == self.predicted
 
     def __str__(self) -> str:
-        return f"{self.predicted} {self.probability:.2f} / {self.actual} {self.actual_probability:.2f}"
+        said, true = (
+            self._beside(self.predicted, self.probability),
+            self._beside(self.actual, self.actual_probability),
+        )
+        return f"{said} / {true}" + (f" ({self.note})" if self.note else "")
+
+    @staticmethod
+    def _beside(name: str, probability: float | None) -> str:
+        return name if probability is None else f"{name} {probability:.2f}"
 
 
 @dataclass

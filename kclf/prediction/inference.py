@@ -14,6 +14,7 @@ import torch
 
 from .._core.devices import Moment, moment, seconds_between, send
 from .._core.keras_private import producer_of
+from .._core.progress import Progress
 from ..data import ImageDataset
 from ..data.decision import Decision
 from ..data.files import image_files
@@ -24,7 +25,12 @@ from .predictions import Predictions
 
 
 def predict(
-    model: keras.Model, dataset: Any, *, from_logits: bool | None = None, together: bool = False
+    model: keras.Model,
+    dataset: Any,
+    *,
+    from_logits: bool | None = None,
+    together: bool = False,
+    progress: bool = False,
 ) -> Predictions:
     """Predict every photo of a dataset, in its order.
 
@@ -39,6 +45,7 @@ def predict(
             last activation, and by rows that sum to 1.
         together: let the processes of `torchrun` divide the batches of an `ImageDataset` among them, all of
             which must then call this; each gets all predictions, the same bits as one process alone.
+        progress: show a bar.
 
     Returns:
         Probabilities with labels and paths, of the photos that can be read.
@@ -48,7 +55,9 @@ def predict(
         >>> predict(model, np.zeros((3, 8, 8, 3), "float32")).probabilities.tolist()
         [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
     """
-    (plain,), _ = predict_views(model, dataset, from_logits, Views(lambda images: iter([images])), together)
+    bar = "predictions" if progress else None
+    views = Views(lambda images: iter([images]))
+    (plain,), _ = predict_views(model, dataset, from_logits, views, together, bar)
     return plain
 
 
@@ -92,26 +101,32 @@ class Views:
 
 
 def predict_views(
-    model: keras.Model, dataset: Any, from_logits: bool | None, views: Views, together: bool
+    model: keras.Model,
+    dataset: Any,
+    from_logits: bool | None,
+    views: Views,
+    together: bool,
+    bar: str | None = None,
 ) -> tuple[list[Predictions], list[float]]:
-    """Predictions for each view and the seconds it took, every photo read once."""
+    """Predictions for each view and the seconds it took, every photo read once; `bar` names a bar."""
     class_names = _class_names(model, dataset)
     dataset = _in_order(dataset)
     model.make_predict_function()
-    if together and world_size() > 1 and isinstance(dataset, ImageDataset):
-        arrays, seconds = _predict_together(model, dataset, views)
-        known = dataset.labels
-    else:
-        arrays, labels, seconds = _predict_batches(model, _batches(dataset), views)
-        known = getattr(dataset, "labels", None)
-        known = _on_host(labels) if known is None and labels else known
+    with Progress(_number_of(dataset), bar or "", shown=bar is not None) as shown:
+        if together and world_size() > 1 and isinstance(dataset, ImageDataset):
+            arrays, seconds = _predict_together(model, dataset, views, shown)
+            known = dataset.labels
+        else:
+            arrays, labels, seconds = _predict_batches(model, _batches(dataset), views, shown)
+            known = getattr(dataset, "labels", None)
+            known = _on_host(labels) if known is None and labels else known
     if not arrays:
         raise ValueError("Expected a dataset with at least one batch. Received: an empty dataset")
     return _beside_labels(model, dataset, arrays, known, class_names, from_logits), seconds
 
 
 def _predict_batches(
-    model: keras.Model, batches: Iterable[Any], views: Views
+    model: keras.Model, batches: Iterable[Any], views: Views, shown: Progress
 ) -> tuple[list[np.ndarray], list[Any], list[float]]:
     """Outputs (n, ...) and seconds of each view, and the labels of each batch that brings them."""
     outputs: dict[int, list[Any]] = defaultdict(list)
@@ -125,12 +140,13 @@ def _predict_batches(
             outputs[place].append(model.predict_function([(view,)]))
             start, began = moment(), start
             spans[place].append((began, start))
+        shown.update(len(images))
     arrays = [_on_host(parts).astype(np.float32) for parts in outputs.values()]  # here the host waits
     return arrays, labels, [sum(seconds_between(*span) for span in spans[place]) for place in outputs]
 
 
 def _predict_together(
-    model: keras.Model, dataset: ImageDataset, views: Views
+    model: keras.Model, dataset: ImageDataset, views: Views, shown: Progress
 ) -> tuple[list[np.ndarray], list[float]]:
     """Outputs of all photos, of which each rank computes every n-th batch; the seconds are this rank's."""
     numbers = [range(first, len(dataset), world_size()) for first in range(world_size())]
@@ -143,8 +159,9 @@ def _predict_together(
                 yield next(own)
             else:
                 views.skip(len(dataset.rows(number)), dataset.presize, dataset.presize)
+                shown.update(len(dataset.rows(number)))
 
-    arrays, _, seconds = _predict_batches(model, batches(), views)
+    arrays, _, seconds = _predict_batches(model, batches(), views, shown)
     places = [int(place) for number in numbers[rank()] for place in dataset.rows(number)]
     faults = {} if mine is None else {places[index]: reason for index, reason in mine.unreadable.items()}
     found = gather((places, arrays, faults))
@@ -155,6 +172,13 @@ def _predict_together(
         for whole, part in zip(full, values, strict=False):
             whole[rows] = part
     return full, seconds
+
+
+def _number_of(dataset: Any) -> int | None:
+    """How many photos a dataset has, where it says so."""
+    if isinstance(dataset, np.ndarray | torch.Tensor):
+        return len(dataset)
+    return getattr(dataset, "num_images", None)
 
 
 def _on_host(parts: list[Any]) -> np.ndarray:

@@ -34,6 +34,7 @@ def predict_tta(
     seed: int = 0,
     from_logits: bool | None = None,
     together: bool = False,
+    progress: bool = False,
 ) -> Predictions:
     """Average the predictions of several views of each photo: test-time augmentation.
 
@@ -53,6 +54,7 @@ def predict_tta(
         seed: of the random views.
         from_logits: whether the model gives logits; None sees it, as in `predict`.
         together: let the processes of `torchrun` divide the batches among them, as in `predict`.
+        progress: show a bar.
 
     Returns:
         Averaged probabilities; what it gained over the plain view, and cost, is in `.tta`.
@@ -68,7 +70,8 @@ def predict_tta(
         yield from others.make(images)
 
     all_of_them = Views(all_views, others.skip)
-    (plain, *augmented), seconds = predict_views(model, dataset, from_logits, all_of_them, together)
+    bar = f"{count + 1} views" if progress else None
+    (plain, *augmented), seconds = predict_views(model, dataset, from_logits, all_of_them, together, bar)
     averaged = average_views(
         plain.probabilities, [view.probabilities for view in augmented], share, average, plain.task
     )

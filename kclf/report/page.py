@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,15 @@ from markupsafe import Markup, escape
 
 from .._core.atomic import replacing
 from ..checks import Finding, Findings
-from ..interpret import ConfusionMatrix, Example, Interpretation
+from ..interpret import (
+    AnyInterpretation,
+    ConfusionMatrix,
+    Example,
+    Interpretation,
+    Interval,
+    MultiLabelInterpretation,
+    RegressionInterpretation,
+)
 from .charts import Curve, line_chart
 from .inputs import ReportInputs, read_run
 from .thumbnails import Thumbnail, thumbnails
@@ -123,35 +131,121 @@ def _content(inputs: ReportInputs, model: Any) -> dict[str, Any]:
     }
 
 
-def _answers(answers: Interpretation, model: Any) -> dict[str, Any]:
-    matrix = answers.confusion_matrix()
+def _answers(answers: AnyInterpretation, model: Any) -> dict[str, Any]:
     photos = _photos(answers)
     shown = (
         thumbnails([str(photo.path) for photo in photos], model)
         if answers.paths is not None
         else [Thumbnail()] * len(photos)
     )
-    reliability, temperature = answers.calibration(), answers.fit_temperature()
     return {
         "answers": answers,
-        "errors": int((~answers.right).sum()),
-        "log_loss": float(answers.losses.mean()),
+        "gallery": list(zip(photos, shown, strict=True)),
+        "has_heat": any(one.heat for one in shown),
+        **_of_the_task(answers),
+    }
+
+
+def _of_the_task(answers: AnyInterpretation) -> dict[str, Any]:
+    if isinstance(answers, MultiLabelInterpretation):
+        return _several_labels(answers)
+    return _numbers(answers) if isinstance(answers, RegressionInterpretation) else _one_label(answers)
+
+
+def _one_label(answers: Interpretation) -> dict[str, Any]:
+    matrix = answers.confusion_matrix()
+    reliability, temperature = answers.calibration(), answers.fit_temperature()
+    accuracy, errors = answers.accuracy, int((~answers.right).sum())
+    return {
+        "figures": [
+            ("Accuracy", _share(accuracy.value), _interval(accuracy)),
+            ("Errors", f"{errors:,}", f"of {len(answers):,} validation photos"),
+            ("Log loss", f"{answers.losses.mean():.4f}", ""),
+            ("Calibration error", f"{reliability.error:.3f}", f"best temperature {temperature:.2f}"),
+            ("Classes", str(len(answers.class_names)), ""),
+        ],
         "ece": reliability.error,
         "temperature": temperature,
         "cooled_ece": answers.with_temperature(temperature).calibration().error,
         "reliability": Markup(_reliability_chart(answers)),
         "promises": [answers.abstain(precision) for precision in TARGET_PRECISIONS],
-        "scores": answers.class_scores(),
+        "scores": _score_table(answers.class_scores(), {}),
         "confused": matrix.most_confused()[:30],
         "matrix": _matrix(matrix),
-        "gallery": list(zip(photos, shown, strict=True)),
-        "has_heat": any(one.heat for one in shown),
     }
 
 
-def _photos(answers: Interpretation) -> list[Example]:
+def _several_labels(answers: MultiLabelInterpretation) -> dict[str, Any]:
+    scores, exact, calibration = answers.class_scores(), answers.exact, answers.calibration()
+    more = {
+        "Given from": [f"{score.threshold:.2f}" for score in scores],
+        "Average precision": [f"{score.average_precision:.4f}" for score in scores],
+    }
+    return {
+        "figures": [
+            ("All labels right", _share(exact.value), _interval(exact)),
+            ("Photos", f"{len(answers):,}", "of validation"),
+            ("Mean average precision", f"{answers.mean_average_precision:.4f}", "of the labels"),
+            ("F1", f"{answers.f1():.4f}", f"all answers together {answers.f1('micro'):.4f}"),
+            ("Log loss", f"{answers.losses.mean():.4f}", ""),
+            ("Calibration error", f"{calibration.error:.3f}", ""),
+            ("Labels", str(len(answers.class_names)), ""),
+        ],
+        "ece": calibration.error,
+        "reliability": Markup(_reliability_chart(answers)),
+        "scores": _score_table(scores, more),
+    }
+
+
+def _numbers(answers: RegressionInterpretation) -> dict[str, Any]:
+    error, true, said = answers.mean_absolute_error, answers.actual.ravel(), answers.predicted.ravel()
+    ends = (float(min(true.min(), said.min())), float(max(true.max(), said.max())))
+    both = {} if ends[0] == ends[1] else {"x_range": ends, "y_range": ends, "diagonal": True}
+    return {
+        "figures": [
+            (
+                "Mean absolute error",
+                f"{error.value:.4g}",
+                f"95 % interval {error.low:.4g} to {error.high:.4g}",
+            ),
+            ("Root mean squared error", f"{answers.root_mean_squared_error:.4g}", ""),
+            ("Bias", f"{answers.bias:+.4g}", "mean of predicted minus actual"),
+            ("R²", f"{answers.r_squared:.4f}", "0 is what the mean would give"),
+            ("Photos", f"{len(answers):,}", "of validation"),
+        ],
+        "residuals": [
+            _dots(true, said, "Predicted over actual numbers", "actual", "predicted", **both),
+            _dots(said, said - true, "Residuals", "predicted", "predicted - actual"),
+        ],
+    }
+
+
+def _dots(x: np.ndarray, y: np.ndarray, title: str, x_label: str, y_label: str, **how: Any) -> Markup:
+    curve = Curve("photos", x, y, dots=True)
+    return Markup(line_chart([curve], title=title, x_label=x_label, y_label=y_label, **how))
+
+
+def _interval(interval: Interval) -> str:
+    return f"95 % interval {_share(interval.low)} to {_share(interval.high)}"
+
+
+def _score_table(scores: Sequence[Any], more: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Heads, and for each class its name, photos, intervals and further cells."""
+    further = zip(*more.values(), strict=True) if more else [()] * len(scores)
+    return {
+        "heads": ["Class", "Photos", "Precision", "Recall", "F1", *more],
+        "rows": [
+            (score.name, score.photos, (score.precision, score.recall, score.f1), cells)
+            for score, cells in zip(scores, further, strict=True)
+        ],
+    }
+
+
+def _photos(answers: AnyInterpretation) -> list[Example]:
     """The photos of the gallery, largest loss first: wrong answers, and the least sure of the right ones."""
-    ranked = np.argsort(answers.actual_probability, kind="stable")
+    if isinstance(answers, RegressionInterpretation):
+        return list(answers.top_losses(MOST_PHOTOS))
+    ranked = np.argsort(-answers.losses, kind="stable")
     wrong = ranked[~answers.right[ranked]][:MOST_WRONG]
     right = ranked[answers.right[ranked]][: max(24, MOST_PHOTOS - len(wrong)) if len(wrong) else 48]
     chosen = set(wrong.tolist()) | set(right[: MOST_PHOTOS - len(wrong)].tolist())
@@ -205,7 +299,7 @@ def _range_test_chart(rates: np.ndarray, losses: Any) -> str:
     return line_chart([curve], title=title, x_label="learning rate", y_label="loss", log_x=True)
 
 
-def _reliability_chart(answers: Interpretation) -> str:
+def _reliability_chart(answers: Interpretation | MultiLabelInterpretation) -> str:
     reliability = answers.calibration()
     filled = reliability.count > 0
     intervals = [i for i, there in zip(reliability.intervals(), filled, strict=True) if there]
