@@ -21,6 +21,7 @@ from ..data.files import image_files
 from ..data.tasks import probabilities_of
 from ..distributed import gather, rank, world_size
 from ..errors import DataError
+from .exported import ExportedClassifier
 from .predictions import Predictions
 
 
@@ -37,7 +38,7 @@ def predict(
     Each process that calls it predicts all photos by itself, or its share of the batches (`together`).
 
     Args:
-        model: any Keras model of images.
+        model: any Keras model of images, or an `ExportedClassifier`.
         dataset: an `ImageDataset`, another iterable of batches (images, or (images, labels, ...)) whose
             order does not change, or an array of images (n, height, width, channels). A dataset that
             shuffles is read in order.
@@ -67,7 +68,7 @@ def predict_files(
     """Predict photos from files, read as the model's own preprocessing has it.
 
     Args:
-        model: an `ImageClassifier`.
+        model: an `ImageClassifier`, or what `load_onnx` read.
         photos: files, and folders of which all images are taken.
         batch_size: photos a step.
 
@@ -87,6 +88,9 @@ def predict_files(
         shard=(0, 1),
     )
     return predict(model, dataset), dataset.skipped
+
+
+Function = Callable[[torch.Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,13 @@ def predict_views(
     """Predictions for each view and the seconds it took, every photo read once; `bar` names a bar."""
     class_names = _class_names(model, dataset)
     dataset = _in_order(dataset)
-    model.make_predict_function()
+    outputs_of = _function(model)
     with Progress(_number_of(dataset), bar or "", shown=bar is not None) as shown:
         if together and world_size() > 1 and isinstance(dataset, ImageDataset):
-            arrays, seconds = _predict_together(model, dataset, views, shown)
+            arrays, seconds = _predict_together(outputs_of, dataset, views, shown)
             known = dataset.labels
         else:
-            arrays, labels, seconds = _predict_batches(model, _batches(dataset), views, shown)
+            arrays, labels, seconds = _predict_batches(outputs_of, _batches(dataset), views, shown)
             known = getattr(dataset, "labels", None)
             known = _on_host(labels) if known is None and labels else known
     if not arrays:
@@ -126,7 +130,7 @@ def predict_views(
 
 
 def _predict_batches(
-    model: keras.Model, batches: Iterable[Any], views: Views, shown: Progress
+    outputs_of: Function, batches: Iterable[Any], views: Views, shown: Progress
 ) -> tuple[list[np.ndarray], list[Any], list[float]]:
     """Outputs (n, ...) and seconds of each view, and the labels of each batch that brings them."""
     outputs: dict[int, list[Any]] = defaultdict(list)
@@ -137,7 +141,7 @@ def _predict_batches(
         labels += [rest[0]] if rest and rest[0] is not None else []
         start = moment()
         for place, view in enumerate(views.make(send(torch.as_tensor(images)))):
-            outputs[place].append(model.predict_function([(view,)]))
+            outputs[place].append(outputs_of(view))
             start, began = moment(), start
             spans[place].append((began, start))
         shown.update(len(images))
@@ -146,7 +150,7 @@ def _predict_batches(
 
 
 def _predict_together(
-    model: keras.Model, dataset: ImageDataset, views: Views, shown: Progress
+    outputs_of: Function, dataset: ImageDataset, views: Views, shown: Progress
 ) -> tuple[list[np.ndarray], list[float]]:
     """Outputs of all photos, of which each rank computes every n-th batch; the seconds are this rank's."""
     numbers = [range(first, len(dataset), world_size()) for first in range(world_size())]
@@ -161,7 +165,7 @@ def _predict_together(
                 views.skip(len(dataset.rows(number)), dataset.presize, dataset.presize)
                 shown.update(len(dataset.rows(number)))
 
-    arrays, _, seconds = _predict_batches(model, batches(), views, shown)
+    arrays, _, seconds = _predict_batches(outputs_of, batches(), views, shown)
     places = [int(place) for number in numbers[rank()] for place in dataset.rows(number)]
     faults = {} if mine is None else {places[index]: reason for index, reason in mine.unreadable.items()}
     found = gather((places, arrays, faults))
@@ -172,6 +176,14 @@ def _predict_together(
         for whole, part in zip(full, values, strict=False):
             whole[rows] = part
     return full, seconds
+
+
+def _function(model: Any) -> Function:
+    """What gives the outputs of a batch of images."""
+    if isinstance(model, ExportedClassifier):
+        return model
+    model.make_predict_function()
+    return lambda view: model.predict_function([(view,)])
 
 
 def _number_of(dataset: Any) -> int | None:
@@ -255,7 +267,7 @@ def gives_logits(model: keras.Model, outputs: np.ndarray, task: str) -> bool:
         outputs: what it gave, (n, classes).
         task: "single_label", "multi_label" or "regression".
     """
-    if last_activation(model) in ("softmax", "sigmoid"):
+    if isinstance(model, ExportedClassifier) or last_activation(model) in ("softmax", "sigmoid"):
         return False
     rows = outputs.reshape(len(outputs), -1)
     if task != "single_label" or rows.shape[1] < 2:
