@@ -87,6 +87,39 @@ def accuracy_multi(probabilities: Any, labels: Any, threshold: float = 0.5) -> f
     return float(np.mean((scores > threshold) == (labels > 0.5)))
 
 
+FEWEST_POSITIVES = 10  # photos that have a label, for a threshold of its own
+
+
+def best_thresholds(probabilities: Any, labels: Any, *, fewest: int = FEWEST_POSITIVES) -> np.ndarray:
+    """For each label, the probability above which F1 on these photos is highest.
+
+    Args:
+        probabilities: (n, classes) in [0, 1].
+        labels: (n, classes), 0 or 1.
+        fewest: photos that must have a label; of fewer, its threshold is .5.
+
+    Returns:
+        Float64 (classes,).
+
+    Example:
+        >>> best_thresholds([[0.9], [0.6], [0.2]], [[1], [0], [0]], fewest=1).tolist()
+        [0.75]
+    """
+    scores, has = _array(probabilities), _array(labels) > 0.5
+    return np.array(
+        [_best_threshold(p, y) if y.sum() >= fewest else 0.5 for p, y in zip(scores.T, has.T, strict=True)]
+    )
+
+
+def _best_threshold(p: np.ndarray, has: np.ndarray) -> float:
+    order = np.argsort(-p, kind="stable")
+    hits = has[order].cumsum()
+    f1 = 2 * hits / (np.arange(1, len(p) + 1) + has.sum())
+    best = int(f1.argmax())
+    below = p[order[best + 1]] if best + 1 < len(p) else 0.0
+    return float((p[order[best]] + below) / 2)
+
+
 def log_loss(labels: Any, probabilities: Any) -> float:
     """Mean of -log(probability given to the right class), the figure many competitions are scored by.
 

@@ -13,6 +13,7 @@ from PIL import Image
 import kclf
 from kclf.cli.main import main
 from kclf.datasets import write_digits
+from kclf.prediction.predictions import Predictions
 
 SMALL = [
     "--backbone",
@@ -88,7 +89,7 @@ def test_a_run_leaves_its_results(trained):
     left = {path.name for path in (trained / "out").glob("[!.]*")}
 
     tables = {"history.csv", "batches.csv", "predictions.csv", "settings.json"}
-    assert left == tables | {"classifier.h5", "report.html", "curves.png"}
+    assert left == tables | {"classifier.h5", "report.html", "MODEL_CARD.md", "curves.png"}
 
 
 def test_history_has_the_columns_of_the_course(trained):
@@ -108,6 +109,7 @@ def test_settings_say_what_was_done(trained):
         "task": "single_label",
         "train": 16,
         "valid": 4,
+        "class_counts": {"blue": 8, "red": 8},
     }
     assert set(settings["versions"]) == {"kclf", "keras", "numpy", "python", "torch"}
 
@@ -429,7 +431,7 @@ def test_everything_is_tuned_and_the_better_classifier_is_kept(photos, tmp_path,
 
 
 @pytest.mark.parametrize("task", ["regression", "multi_label"])
-def test_numbers_and_several_labels_by_the_command_alone(task, photos, tmp_path):
+def test_numbers_and_several_labels_by_the_command_alone(task, photos, tmp_path, capsys):
     rows = [(path, name) for name in COLOURS for path in sorted((photos / name).glob("*.png"))]
     answers = {"regression": {"blue": "20", "red": "30.5"}, "multi_label": {"blue": "b;x", "red": "r"}}[task]
     text = "".join(f"{path.relative_to(photos)},{answers[name]}\n" for path, name in rows)
@@ -443,6 +445,50 @@ def test_numbers_and_several_labels_by_the_command_alone(task, photos, tmp_path)
     assert read_csv(out / "predictions.csv")
     estimate = json.loads((out / "settings.json").read_text())["estimate"]
     assert estimate["loss"] < (10 if task == "regression" else 1)
+    shown = {"regression": ["Residuals"], "multi_label": ["Mean average precision", "Given from"]}[task]
+    assert [word for word in shown if word not in (out / "report.html").read_text()] == []
+    said = {"regression": "mean absolute error", "multi_label": "mean average precision"}[task]
+    delimiter = how if task == "multi_label" else []
+    evaluation = ["evaluate", out, photos, "--csv", tmp_path / "labels.csv", *delimiter]
+    capsys.readouterr()
+    assert run(*evaluation) == 0
+    assert said in capsys.readouterr().out
+    assert run(*evaluation, "--json") == 0
+    assert json.loads(capsys.readouterr().out)[said.replace(" ", "_")] is not None
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (["--csv"], "path,class_1,probability_1,class_2,probability_2\n0,sea,0.900000,sky,0.600000\n1,,,,\n"),
+        ([], "0  sea 0.9000   sky 0.6000\n1  no label\n"),
+        (["--top", "1"], "0  sea 0.9000\n1  sea 0.1000\n"),
+    ],
+)
+def test_predict_prints_the_labels_that_are_given(form, expected, monkeypatch, capsys):
+    said = np.array([[0.6, 0.9, 0.2], [0.1, 0.1, 0.0]])
+    found = Predictions(said, class_names=["sky", "sea", "dog"], task="multi_label")
+    monkeypatch.setattr("kclf.prediction.inference.predict_files", lambda *_, **__: (found, []))
+    monkeypatch.setattr("kclf.cli.use_commands.load_classifier", lambda path: None)
+    assert run("predict", "classifier.h5", "photos", *form) == 0
+    got = capsys.readouterr().out
+    assert got == expected.replace("1  sea", "1  sky")
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (["--csv"], "path,value\n0,34.25\n"),
+        ([], "0  34.25\n"),
+        (["--json"], '[\n  {\n    "path": "0",\n    "value": 34.25\n  }\n]\n'),
+    ],
+)
+def test_predict_prints_numbers(form, expected, monkeypatch, capsys):
+    found = Predictions(np.array([[34.25]]), class_names=["value"], task="regression")
+    monkeypatch.setattr("kclf.prediction.inference.predict_files", lambda *_, **__: (found, []))
+    monkeypatch.setattr("kclf.cli.use_commands.load_classifier", lambda path: None)
+    assert run("predict", "classifier.h5", "photos", *form) == 0
+    assert capsys.readouterr().out == expected
 
 
 @pytest.mark.parametrize(

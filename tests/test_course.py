@@ -58,6 +58,10 @@ def dogscats_folder(tmp_path):
 @pytest.mark.filterwarnings("ignore:The augmentation has no effect")
 def test_lesson_1_eight_steps(small, dogscats_folder):
     PATH = f"{dogscats_folder}/"
+    (dogscats_folder / "test1").mkdir()
+    picture("cats", 1).save(dogscats_folder / "test1" / "1.jpg")
+    tested = ImageClassifierData.from_paths(PATH, tfms=tfms_from_model(arch, sz), test_name="test1")
+    assert tested.test_ds.fnames == ["test1/1.jpg"]
     data = ImageClassifierData.from_paths(PATH, tfms=tfms_from_model(arch, sz))
     learn = ConvLearner.pretrained(arch, data, precompute=True)
     learn.fit(0.01, 2)

@@ -79,7 +79,7 @@ def test_the_page_shows_the_run(run, tmp_path):
         "75.0%",
         "2.0 min",
         "ResNet50",
-        "versions.keras",
+        "versions keras",
         "Loss by epoch",
         "Learning rate",
         "no such file",
@@ -109,13 +109,6 @@ def test_a_missing_file_leaves_its_part_out(run, tmp_path, missing):
     text = page(run, tmp_path)
     assert ("75.0%" in text) == (missing != "predictions.csv")
     assert ("ResNet50" in text) == (missing != "settings.json")
-
-
-def test_several_labels_a_photo_are_not_interpreted(run, tmp_path):
-    (run / "settings.json").write_text(json.dumps({"data": {"task": "multi_label"}}))
-    text = page(run, tmp_path)
-    assert "75.0%" not in text
-    assert "Loss by epoch" in text
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -11,10 +11,10 @@ from typing import IO, TYPE_CHECKING, Any
 import keras
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from .._core.csv_files import write_csv
 from .._core.plotting import new_axes
+from .._core.progress import Progress
 from ..distributed import is_main
 from ..optimizers import layer_group_optimizer
 from .steps import LossHook, innermost, momentum_name
@@ -23,65 +23,125 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-SECONDS_A_LOSS = 0.5  # between two losses that are shown
+BATCHES_OF_A_CURVE = 20  # a smoothed curve has so many that do not lean on each other
+SECONDS_A_LOSS = 0.25  # between two losses that are fetched from a GPU
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """Shows how far the epoch has come, with images/s, the time left, and on a CPU the loss.
+    """Shows how far a fit has come: epoch, batches, photos/s, smoothed loss, and the time left of all epochs.
 
-    It disappears when the epoch is over. It counts batches begun and reads no loss from a GPU, so that no
-    batch waits for the device. In a notebook it is a widget; where standard error is no terminal it shows
-    nothing.
+    It disappears when the fit is over, and for each line of a table between epochs. No batch waits for it: it
+    counts batches begun, and from a GPU takes the loss that has arrived. In a notebook it is an output of the
+    cell; where standard error is no terminal it shows nothing.
 
     Args:
-        batch_size: images a batch; None counts batches.
+        batch_size: photos a batch, for the speed; None shows none.
+        total: batches of all; None takes epochs times steps.
+        name: what is done; None says which epoch it is.
     """
 
-    def __init__(self, batch_size: int | None = None) -> None:
+    def __init__(
+        self, batch_size: int | None = None, *, total: int | None = None, name: str | None = None
+    ) -> None:
         super().__init__()
-        self.batch_size = batch_size
+        self.batch_size, self.total, self.name = batch_size, total, name
         self._tap: LossHook | None = None
-        self._shown = 0.0
+        self._bar: Progress | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Listen to the losses."""
+        self.close()
+        self._loss = LateLoss()
         self._tap = LossHook(self.model, self._receive)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Listen no more."""
+        """Remove the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar and listen no more, also where a fit was cut off."""
         if self._tap is not None:
             self._tap.close()
+        if self._bar is not None:
+            self._bar.close()
+        self._tap = self._bar = None
 
     def _receive(self, loss: torch.Tensor) -> None:
-        now = time.monotonic()
-        if loss.device.type == "cpu" and now - self._shown > SECONDS_A_LOSS:
-            self._shown = now
-            self._bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+        value = self._loss.add(loss)
+        if value is not None and self._bar is not None:
+            self._bar.note(f"loss {value:.4f}")
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Open the bar."""
-        self._bar = tqdm(
-            total=(self.params or {}).get("steps"),
-            desc=f"epoch {epoch}",
-            unit="batch" if self.batch_size is None else "img",
-            unit_scale=self.batch_size or False,
-            leave=False,
-            disable=None if sys.stderr is not None and is_main() else True,
-            file=sys.stderr,
-        )
+        """Say which epoch it is; the first opens the bar."""
+        known = self.params or {}
+        steps, epochs = known.get("steps"), known.get("epochs")
+        self._epoch = f"epoch {epoch + 1}/{epochs}" if self.name is None else self.name
+        if self._bar is None:
+            self._bar = Progress(
+                self.total or (steps and epochs and steps * epochs),
+                self._epoch,
+                unit="batches",
+                photos=self.batch_size or 0,
+                shown=is_main(),
+                done=0 if self.total else epoch * (steps or 0),
+                delay=0.0,
+            )
+        self._bar.set_description_str(self._epoch)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """One batch more."""
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.update()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Say that the validation photos are on."""
-        if getattr(self, "_bar", None) is not None:
-            self._bar.set_description("validation")
+        if self._bar is not None:
+            self._bar.set_description_str("validation")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Remove the bar before the epoch's line is printed."""
-        self._bar.close()
+        """Make room for the epoch's line."""
+        if self._bar is not None and self.name is None:
+            self._bar.clear()
+
+
+class LateLoss:
+    """The debiased moving average of losses, for show: at once on a CPU, when it has arrived from a GPU.
+
+    Args:
+        smoothing: weight of the past.
+    """
+
+    def __init__(self, smoothing: float = 0.98) -> None:
+        self.smoothing = smoothing
+        self._average: torch.Tensor | None = None
+        self._count, self._sent = 0, 0.0
+        self._arriving: tuple[torch.cuda.Event, torch.Tensor, int] | None = None
+
+    def add(self, loss: torch.Tensor) -> float | None:
+        """Take one loss; gives the newest average that is at hand, None where none is new."""
+        loss = loss.detach().float()
+        average = torch.zeros_like(loss) if self._average is None else self._average
+        self._average = average.mul_(self.smoothing).add_(loss, alpha=1 - self.smoothing)
+        self._count += 1
+        if loss.device.type == "cpu":
+            return self._debiased(float(average), self._count)
+        return self._from_device(average) if loss.device.type == "cuda" else None
+
+    def _from_device(self, average: torch.Tensor) -> float | None:
+        found, now = None, time.monotonic()
+        if self._arriving is not None and self._arriving[0].query():
+            found = self._debiased(float(self._arriving[1]), self._arriving[2])
+            self._arriving = None
+        if self._arriving is None and now - self._sent > SECONDS_A_LOSS:
+            self._sent = now
+            arrived, on_host = torch.cuda.Event(), torch.empty((), pin_memory=True)
+            on_host.copy_(average, non_blocking=True)
+            arrived.record()
+            self._arriving = arrived, on_host, self._count
+        return found
+
+    def _debiased(self, average: float, count: int) -> float:
+        return average / (1 - self.smoothing**count)
 
 
 class Recorder(keras.callbacks.Callback):
@@ -114,6 +174,7 @@ class Recorder(keras.callbacks.Callback):
         self.learning_rates: list[float] = []
         self.momentums: list[float] = []
         self.epochs: list[dict[str, float]] = []
+        self._begun: list[int] = []  # batches done where each fit began
         self._ends: list[int] = []  # batches done at the end of each epoch
         self._tap: LossHook | None = None
         self._pending: list[tuple[torch.Tensor, float | torch.Tensor, float]] = []
@@ -123,6 +184,8 @@ class Recorder(keras.callbacks.Callback):
         if self._tap is not None:  # the last fit was interrupted
             self._tap.close()
         self._fetch()
+        if self._begun[-1:] != [len(self.losses)]:
+            self._begun.append(len(self.losses))
         self._momentum_name = momentum_name(self.model.optimizer)
         self._tap = LossHook(self.model, self._receive)
 
@@ -155,21 +218,28 @@ class Recorder(keras.callbacks.Callback):
         """All that was recorded, for a checkpoint."""
         self._fetch()
         figures = {name: np.array(getattr(self, name), np.float64) for name in self._FIGURES}
-        ends = np.array(self._ends, np.int64)
-        return {**figures, "ends": ends, "epochs": [dict(logs) for logs in self.epochs]}
+        places = {"ends": np.array(self._ends, np.int64), "begun": np.array(self._begun, np.int64)}
+        return {**figures, **places, "epochs": [dict(logs) for logs in self.epochs]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._pending = []
         for name in self._FIGURES:
             setattr(self, name, state[name].tolist())
-        self._ends = state["ends"].tolist()
+        self._ends, self._begun = state["ends"].tolist(), state["begun"].tolist()
         self.epochs = [dict(logs) for logs in state["epochs"]]
 
     @property
+    def epoch_ends(self) -> list[int]:
+        """Batches done at the end of each epoch."""
+        return list(self._ends)
+
+    @property
     def smoothed_losses(self) -> np.ndarray:
-        """Debiased moving average of the losses, float64 (batches,)."""
-        return smooth(self.losses, self.smoothing)
+        """Debiased moving average of the losses, which begins anew with each fit, float64 (batches,)."""
+        ends = [*self._begun[1:], len(self.losses)]
+        fits = [self.losses[start:end] for start, end in zip(self._begun, ends, strict=True)]
+        return np.concatenate([smooth(fit, self.smoothing) for fit in fits] or [np.zeros(0)])
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line a batch: step, learning_rate, momentum, loss, smoothed_loss."""
@@ -188,19 +258,51 @@ class Recorder(keras.callbacks.Callback):
     def plot_loss(self, *, skip_start: int = 5, ax: Axes | None = None) -> Axes:
         """Smoothed training loss over batches, and the validation loss at the end of each epoch.
 
+        A short run is smoothed over fewer batches than a long one, so that the line does not lag behind.
+
         Args:
-            skip_start: batches left out at the start, where the loss is far above the rest.
+            skip_start: batches left out at the start, where the loss is far above the rest; of a run of fewer
+                than ten times as many, none.
             ax: axes to draw on; new ones when None.
         """
-        steps = range(len(self.losses))
+        count = len(self.losses)
+        skip_start = skip_start if count >= 10 * skip_start else 0
+        smoothed = smooth(self.losses, min(self.smoothing, smoothing_of(count)))
         axes = ax or new_axes()
-        axes.plot(steps[skip_start:], self.smoothed_losses[skip_start:], label="train")
+        axes.plot(range(count)[skip_start:], smoothed[skip_start:], label="train")
         valid = [logs.get("val_loss", float("nan")) for logs in self.epochs]
         if not np.all(np.isnan(valid)):
             axes.plot(self._ends, valid, marker="o", label="valid")
-        axes.set(xlabel="batch", ylabel="loss")
+        axes.set(xlabel="batch", ylabel="loss", title="Loss")
+        whole_ticks(axes)
         axes.legend()
         return axes
+
+    def plot_metric(self, name: str = "accuracy", *, ax: Axes | None = None) -> Axes:
+        """A metric of the validation images at the end of each epoch; of the training images without them.
+
+        Args:
+            name: of the metric.
+            ax: axes to draw on; new ones when None.
+        """
+        values = [logs.get(f"val_{name}", logs.get(name, float("nan"))) for logs in self.epochs]
+        axes = ax or new_axes()
+        axes.plot(range(1, len(values) + 1), values, marker="o")
+        axes.set(xlabel="epoch", ylabel=name, title=name.replace("_", " ").capitalize())
+        whole_ticks(axes)
+        return axes
+
+
+def whole_ticks(axes: Axes) -> None:
+    """Write whole numbers alone below: there is no batch 1.5."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def smoothing_of(batches: int) -> float:
+    """Weight of the past by which a moving average spans a twentieth of a run."""
+    return max(0.0, 1 - BATCHES_OF_A_CURVE / max(batches, 1))
 
 
 def current_rate(optimizer: keras.optimizers.Optimizer) -> float | torch.Tensor:
@@ -238,7 +340,8 @@ def line_plot(values: Sequence[float] | np.ndarray, name: str, ax: Axes | None) 
     """Draw the values of batches as a line, on axes or in a new figure."""
     axes = ax or new_axes()
     axes.plot(values)
-    axes.set(xlabel="batch", ylabel=name)
+    axes.set(xlabel="batch", ylabel=name, title=name.capitalize())
+    whole_ticks(axes)
     return axes
 
 
@@ -249,6 +352,8 @@ class EpochTable(keras.callbacks.Callback):
 
     Args:
         file: where to print; standard output when None.
+        recorder: whose smoothed loss is the train_loss, as in the course; None has the epoch's mean. It has
+            to come before the table in the callbacks.
 
     Example:
         >>> table = EpochTable()
@@ -256,9 +361,9 @@ class EpochTable(keras.callbacks.Callback):
         '    0   0.500000   0.250000   0.900000   01:15'
     """
 
-    def __init__(self, file: IO[str] | None = None) -> None:
+    def __init__(self, file: IO[str] | None = None, recorder: Recorder | None = None) -> None:
         super().__init__()
-        self.file = file
+        self.file, self.recorder = file, recorder
         self.rows: list[dict[str, Any]] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -272,16 +377,19 @@ class EpochTable(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Print the epoch's line."""
         seconds = time.perf_counter() - self._start
-        columns = self.columns(logs or {})
+        logs = dict(logs or {})
+        if self.recorder is not None and self.recorder.losses:
+            logs["loss"] = float(self.recorder.smoothed_losses[-1])
+        columns = self.columns(logs)
         self.rows.append({"epoch": epoch, **columns, "time": seconds})
         if not is_main():
             return
-        header = self.header(logs or {})
+        header = self.header(logs)
         stream = self.file or sys.stdout
         if header != self._header:
             print(header, file=stream)
             self._header = header
-        print(self.line(logs or {}, epoch=epoch, seconds=seconds), file=stream, flush=True)
+        print(self.line(logs, epoch=epoch, seconds=seconds), file=stream, flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The lines so far, for a checkpoint."""

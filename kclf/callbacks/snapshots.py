@@ -15,7 +15,7 @@ from .._core.keras_private import metric_direction
 from ..distributed import barrier, is_main
 from ..errors import TrainingError
 from ..weights import save_weights
-from .delivered import as_delivered
+from .delivered import as_delivered, live_batchnorms
 
 
 @contextmanager
@@ -210,6 +210,57 @@ class BestModel(SaveAfterEpochs):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.best, self.best_epoch = state["best"], state["best_epoch"]
+
+
+class BestSoFar(keras.callbacks.Callback):
+    """Keeps the weights of a fit's best epoch in memory, to have them back where the fit is cut off.
+
+    Args:
+        monitor: the figure, as `fit` logs it; where it does not, the last epoch is the best.
+
+    Attributes:
+        epoch: the best epoch so far, counted from 0; None before one is over.
+        value: its figure, None where there is none.
+    """
+
+    def __init__(self, monitor: str = "val_loss") -> None:
+        super().__init__()
+        self.monitor = monitor
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Forget an earlier fit."""
+        self.epoch: int | None = None
+        self.value: float | None = None
+        self._kept: list[tuple[keras.Variable, Any]] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Keep the weights, as the last validation saw them, where they are better than those before."""
+        value = (logs or {}).get(self.monitor)
+        sign = 1 if better_direction(self.monitor, self.model) == "max" else -1
+        if value is not None and self.value is not None and not sign * value > sign * self.value:
+            return
+        self.epoch, self.value = epoch, value
+        with as_delivered(self.model):
+            self._kept = [(one, one.value.detach().to("cpu", copy=True)) for one in self._changing()]
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Let go of the weights."""
+        self._kept = []
+
+    def restore(self) -> str:
+        """Put the best weights back, and say which they are."""
+        for variable, value in self._kept:
+            variable.assign(value)
+        self._kept = []
+        if self.epoch is None:
+            return "No epoch was over: the weights are those of now."
+        figure = "" if self.value is None else f", {self.monitor.replace('val_', 'valid_')} {self.value:.6f}"
+        return f"The weights are those of epoch {self.epoch}, the best so far{figure}."
+
+    def _changing(self) -> list[keras.Variable]:
+        norms = live_batchnorms(self.model)
+        moving = [one for norm in norms for one in (norm.moving_mean, norm.moving_variance)]
+        return [*self.model.trainable_variables, *moving]
 
 
 class CycleSnapshots(SaveAfterEpochs):

@@ -42,9 +42,22 @@ def load_classifier(classifier: Path) -> ImageClassifier:
     return load(classifier / CLASSIFIER if classifier.is_dir() else classifier)
 
 
+def load_any(classifier: Path) -> Any:
+    """Read a classifier as `load_classifier` does, or from an ONNX file."""
+    from ..prediction.exported import load_onnx
+
+    if classifier.suffix != ".onnx":
+        return load_classifier(classifier)
+    try:
+        return load_onnx(classifier)
+    except ImportError as error:
+        raise KclfError(str(error)) from error
+
+
 def predict(
     classifier: Annotated[
-        Path, typer.Argument(help="A classifier.h5, or the folder of its run.", show_default=False)
+        Path,
+        typer.Argument(help="A classifier.h5, the folder of its run, or an .onnx file.", show_default=False),
     ],
     photos: Annotated[
         list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)
@@ -60,7 +73,14 @@ def predict(
     weights: Annotated[
         str, typer.Option(help="With --labels: 'imagenet', or a file of them with top.")
     ] = "imagenet",
-    top: Annotated[int, typer.Option(help="How many classes to print a photo.", min=1)] = 1,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            help="How many classes to print a photo. Default: 1, or all labels above their thresholds.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 64,
@@ -92,11 +112,18 @@ def predict(
         raise typer.BadParameter("expected photos after the classifier", param_hint="PHOTOS")
     set_decoding(depth=depth, max_pixels=max_pixels or "pillow")
     paths = (photos or []) if labels is None else [classifier, *(photos or [])]
-    model = load_classifier(classifier) if labels is None else of_imagenet(labels, backbone, weights)
+    model = load_any(classifier) if labels is None else of_imagenet(labels, backbone, weights)
     predictions, unreadable = predict_files(model, paths, batch_size=batch_size)
     for path, reason in unreadable:
         typer.echo(f"skipped {one_line(path)}: {one_line(reason)}", err=True)
-    ranked = predictions.top(top) if coverage is None else with_coverage(predictions, coverage)
+    if predictions.task == "regression":
+        print_numbers(predictions, as_csv, as_json)
+        return
+    if coverage is not None:
+        ranked = with_coverage(predictions, coverage)
+    else:
+        several = top is None and predictions.task == "multi_label"
+        ranked = predictions.given() if several else predictions.top(top or 1)
     rows = [
         {"path": path, "classes": [{"class": name, "probability": p} for name, p in classes]}
         for path, classes in zip(predictions.files, ranked, strict=True)
@@ -111,14 +138,35 @@ def predict(
         _print_lines(rows)
 
 
+def print_numbers(predictions: Predictions, as_csv: bool = False, as_json: bool = False) -> None:
+    """Print what a regression says: a line a photo, CSV, or JSON."""
+    names = list(predictions.class_names)
+    rows = [
+        (path, row.tolist()) for path, row in zip(predictions.files, predictions.probabilities, strict=True)
+    ]
+    if as_json:
+        found = [{"path": path, **dict(zip(names, values, strict=True))} for path, values in rows]
+        typer.echo(json.dumps(found, indent=2))
+        return
+    if as_csv:
+        writer = CsvWriter(sys.stdout, line_end="\n")
+        writer.write(["path", *names])
+        for path, values in rows:
+            writer.write([path, *(f"{value:.6g}" for value in values)])
+        return
+    width = max(len(one_line(path)) for path, _ in rows)
+    for path, values in rows:
+        typer.echo(f"{one_line(path):<{width}}  {'  '.join(f'{value:.6g}' for value in values)}")
+
+
 def _print_csv(rows: list[dict[str, Any]]) -> None:
-    most = max(len(row["classes"]) for row in rows)
+    most = max(1, *(len(row["classes"]) for row in rows))
     writer = CsvWriter(sys.stdout, line_end="\n")
     ranks = [""] if most == 1 else [f"_{rank}" for rank in range(1, most + 1)]
     writer.write(["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
     for row in rows:
         cells = [cell for c in row["classes"] for cell in (c["class"], f"{c['probability']:.6f}")]
-        writer.write([row["path"], *cells])
+        writer.write([row["path"], *cells, *[""] * (2 * (most - len(row["classes"])))])
 
 
 def _print_lines(rows: list[dict[str, Any]]) -> None:
@@ -126,7 +174,7 @@ def _print_lines(rows: list[dict[str, Any]]) -> None:
     width = max(map(len, paths))
     for path, row in zip(paths, rows, strict=True):
         classes = "   ".join(f"{one_line(c['class'])} {c['probability']:.4f}" for c in row["classes"])
-        typer.echo(f"{path:<{width}}  {classes}")
+        typer.echo(f"{path:<{width}}  {classes or 'no label'}")
 
 
 def with_coverage(predictions: Predictions, coverage: float) -> list[list[tuple[str, float]]]:
@@ -156,56 +204,64 @@ def with_threshold(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A classifier.h5, or the folder of its run.")],
+    run: Annotated[Path, typer.Argument(help="A classifier.h5, the folder of its run, or an .onnx file.")],
     folder: Annotated[Path, typer.Argument(help="Labelled photos: a folder for each class.")],
     label_regex: Pattern = None,
     csv: Table = None,
+    label_delimiter: Annotated[
+        str | None,
+        typer.Option(help="In the table: between several labels of a photo.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say how good a classifier is on labelled photos: accuracy, log loss, calibration, each class."""
-    from ..interpret import Interpretation
+    """Say how good a classifier is on labelled photos, in all and for each class.
+
+    Of one label a photo: accuracy, log loss, calibration. Of several: mean average precision, F1. Of numbers:
+    mean absolute error, bias.
+    """
+    from ..interpret import Interpretation, RegressionInterpretation, interpretation_of
     from ..prediction.inference import predict
 
-    model = load_classifier(run)
-    found = predict(model, labelled_photos(model, folder, label_regex, csv))
-    if found.task != "single_label":
-        typer.echo(str(found))
-        return
-    interpretation = Interpretation(found)
-    accuracy, calibration = interpretation.accuracy, interpretation.calibration()
+    model = load_any(run)
+    found = predict(model, labelled_photos(model, folder, label_regex, csv, label_delimiter))
+    answers = interpretation_of(found)
     if as_json:
-        figures = {
-            "photos": len(found),
-            "accuracy": accuracy.value,
-            "interval": [accuracy.low, accuracy.high],
-            "log_loss": found.log_loss(),
-            "calibration_error": float(calibration.error),
-        }
-        typer.echo(json.dumps(figures, indent=2))
+        typer.echo(json.dumps(answers.figures(), indent=2))
         return
-    typer.echo(f"{len(found):,} photos: accuracy {accuracy}, log loss {found.log_loss():.4f}, ", nl=False)
-    typer.echo(f"calibration error {calibration.error:.3f}\n\n{interpretation.class_scores()}")
+    if isinstance(answers, Interpretation):
+        error = answers.calibration().error
+        typer.echo(
+            f"{len(found):,} photos: accuracy {answers.accuracy}, log loss {found.log_loss():.4f}, ", nl=False
+        )
+        typer.echo(f"calibration error {error:.3f}\n\n{answers.class_scores()}")
+        return
+    scores = [] if isinstance(answers, RegressionInterpretation) else [str(answers.class_scores())]
+    typer.echo("\n\n".join([answers.summary(), *scores]))
 
 
-def labelled_photos(model: Any, folder: Path, label_regex: str | None, csv: Path | None) -> Any:
-    """The photos of a folder with the classes of a model as labels."""
+def labelled_photos(
+    model: Any, folder: Path, label_regex: str | None, csv: Path | None, delimiter: str | None = None
+) -> Any:
+    """The photos of a folder with labels for the outputs of a model."""
     from ..data import ImageDataset
     from ..data.files import list_images
-    from ..data.labels import encode, folder_labels, regex_label
+    from ..data.labels import encode_for, folder_labels, label_parts, regex_label
     from ..data.table_files import join_paths
     from ..data.tables import read_table
 
     if csv is not None:
         columns = list(read_table(csv).values())
         files, labels = join_paths(str(folder), columns[0]), list(columns[1])
+        labels = [label_parts(str(label), delimiter) for label in labels] if delimiter else labels
     else:
         files = list_images(folder)
         take = None if label_regex is None else regex_label(label_regex)
         labels = folder_labels(files, folder) if take is None else [take(file) for file in files]
     return ImageDataset(
         files,
-        encode(labels, model.class_names, files),
-        class_names=model.class_names,
+        encode_for(labels, model.task, model.class_names, files),
+        class_names=() if model.task == "regression" else model.class_names,
+        task=model.task,
         presize=model.presize or model.size,
         resize_method=model.resize_method,
         batch_size=64,

@@ -234,17 +234,18 @@ class ImageData:
         """
         return summary(self.splits, self.size, self.notes, index)
 
-    def show_batch(self, count: int = 9, split: str = "train") -> Figure:
+    def show_batch(self, count: int = 9, split: str = "train", *, columns: int | None = None) -> Figure:
         """The first images of the next batch with their labels; looking does not move the epoch.
 
         Args:
             count: number of images.
             split: "train", "valid" or "test".
+            columns: of the grid; None for one near to a square.
 
         Returns:
             A matplotlib figure, not shown.
         """
-        return show.show_batch(self._split(split), count)
+        return show.show_batch(self._split(split), count, columns)
 
     def show_augmented(
         self, augmentation: show.Augment | None = None, count: int = 8, index: int = 0

@@ -335,6 +335,24 @@ def encode_many(
     return rows
 
 
+def encode_for(
+    labels: Sequence[Any], task: Task, class_names: Sequence[str], paths: Sequence[str] | None = None
+) -> np.ndarray:
+    """Labels for the outputs of a classifier that stands; one label is the only one of several.
+
+    Args:
+        labels: n labels: names, lists of names, or numbers.
+        task: of the classifier.
+        class_names: its classes in order.
+        paths: n files, to name the one at fault.
+    """
+    if task == "regression":
+        return encode_numbers(labels, paths)
+    if task == "single_label":
+        return encode(labels, class_names, paths)
+    return encode_many([[one] if isinstance(one, str) else one for one in labels], class_names, paths)
+
+
 def encode_numbers(labels: Sequence[object], paths: Sequence[str] | None = None) -> np.ndarray:
     """Numbers of labels that are numbers, for regression: float32 (n,)."""
     numbers = np.empty(len(labels), dtype=np.float32)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from .._core.atomic import replacing, sweep
 from .._core.h5_store import read_arrays, write_arrays
 from .._core.locks import FolderLock
+from .._core.progress import Progress
 from ..errors import DataError, FileFormatError, ImageError
 from .decoding import decoding
 from .images import CENTRE, ResizeMethod, crop_or_pad, image_size, read_image, resize, to_square
@@ -241,8 +241,7 @@ def _fill(
             return error.reason
         return None
 
-    with tqdm(total=len(paths), initial=len(paths) - len(todo), unit="photo", disable=None) as bar:
-        bar.set_description(f"Presizing to {size} px")
+    with Progress(len(paths), f"presizing to {size} px", done=len(paths) - len(todo)) as bar:
         for some in _batches(todo):
             found = list(pool.map(store, some))
             for index, reason in zip(some.tolist(), found, strict=True):

@@ -19,13 +19,13 @@ Augment = Callable[..., Any]
 TILE = 2.2  # inches
 
 
-def show_batch(split: ImageDataset, count: int = 9) -> Figure:
+def show_batch(split: ImageDataset, count: int = 9, columns: int | None = None) -> Figure:
     """The first images of the next batch with their labels."""
     images, *labels = split.peek()
     shown = images[:count].numpy(force=True)
     known = labels[0][:count].numpy(force=True) if labels else ()
     titles = [label_text(label, split.class_names, split.task) for label in known] or None
-    return tiles(shown, titles)
+    return tiles(shown, titles, columns)
 
 
 def show_augmented(split: ImageDataset, augmentation: Augment | None, index: int, count: int) -> Figure:
@@ -40,9 +40,9 @@ def show_augmented(split: ImageDataset, augmentation: Augment | None, index: int
     return tiles(views.numpy(force=True).clip(0, 255).astype(np.uint8))
 
 
-def tiles(images: np.ndarray, titles: Sequence[str] | None = None) -> Figure:
-    """Images in a grid near to a square, each under its title: uint8 (n, height, width, 3)."""
-    columns = int(np.ceil(np.sqrt(len(images))))
+def tiles(images: np.ndarray, titles: Sequence[str] | None = None, columns: int | None = None) -> Figure:
+    """Images in a grid, near to a square unless told, each under its title: uint8 (n, height, width, 3)."""
+    columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))
     figure = _figure(TILE * columns, TILE * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

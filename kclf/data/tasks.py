@@ -10,6 +10,7 @@ import torch
 
 Task = Literal["single_label", "multi_label", "regression"]
 TASKS: tuple[str, ...] = get_args(Task)
+SEPARATOR = ";"  # between the labels of a photo, in text
 
 
 def probabilities_of(logits: torch.Tensor, task: str) -> torch.Tensor:
@@ -43,5 +44,5 @@ def label_text(label: Any, class_names: Sequence[str], task: str) -> str:
     if task == "single_label":
         return class_names[int(label)]
     if task == "multi_label":
-        return ";".join(name for name, on in zip(class_names, label, strict=True) if on)
+        return SEPARATOR.join(name for name, on in zip(class_names, label, strict=True) if on)
     return " ".join(f"{value:.6g}" for value in np.atleast_1d(label))

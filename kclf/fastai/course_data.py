@@ -107,6 +107,11 @@ class CourseData(ImageData):
         """Number of classes."""
         return len(self.class_names)
 
+    def class_counts(self) -> dict[str, int]:
+        """Training photos of each class, most first: the notes' pivot table."""
+        counts = dict(zip(self.class_names, self.train.class_counts().tolist(), strict=True))
+        return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+
     @property
     def trn_ds(self) -> CourseSplit:
         """The training photos."""
@@ -179,6 +184,7 @@ class CourseData(ImageData):
         count: int | None = None,
         split: str = "train",
         *,
+        columns: int | None = None,
         nrows: int | None = None,
         ncols: int | None = None,
         max_n: int = 9,
@@ -188,13 +194,15 @@ class CourseData(ImageData):
         Args:
             count: how many; None for `nrows * ncols`, or `max_n`.
             split: "train", "valid" or "test".
+            columns: the same as `ncols`.
             nrows: rows of images.
             ncols: columns of images.
             max_n: how many, where nothing else says.
         """
+        columns = columns or ncols or (nrows and -(-max_n // nrows))
         if count is None:
             count = (nrows or 1) * (ncols or -(-max_n // (nrows or 1))) if nrows or ncols else max_n
-        return super().show_batch(count, split)
+        return super().show_batch(count, split, columns=columns)
 
     def show_augmented(self, augmentation: Any = ..., count: int = 8, index: int = 0) -> Figure:
         """One photo as training meets it, under the data's own augmentation unless another is given."""

@@ -8,7 +8,7 @@ from ..interpret import Gallery, Interpretation
 
 
 class ClassificationInterpretation(Interpretation):
-    """`Interpretation` with fastai 2's names beside its own."""
+    """`Interpretation` with fastai 2's names beside its own; several labels have `learn.interpret()`."""
 
     def plot_top_losses(self, k: int, largest: bool = True, **options: Any) -> Gallery:
         """Draw the photos with the largest loss; options as for `Gallery.plot`."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,20 +13,45 @@ import numpy as np
 
 from ..callbacks import OneCycle
 from ..data import ImageData
+from ..interpret import AnyInterpretation
+from ..learner.adapt import head_for, log_probabilities
 from ..learner.learner import Learner
 from ..learner.learner import load_learner as load_plain
 from ..learner.plots import SuggestedRates
 from ..learner.trainer import AnyPath, Callbacks, Rates
 from ..models import load
-from ..prediction import Predictions, predict, predict_tta
+from ..prediction import precompute, predict, predict_tta
+from .course_interpretation import ClassificationInterpretation
+from .course_recorder import CourseRecorder
 
+PICKLES = (".pkl", ".pth")  # of fastai's exports
 SPLITS = ("train", "valid", "test")  # get_preds(0), get_preds(1), as fastai 2 counts them
 
 
 class CourseLearner(Learner):
     """`Learner` that also takes the arguments of fastai's own signatures; see there for the rest."""
 
+    recorder_type = CourseRecorder
+
     # ---- fastai 0.7 ------------------------------------------------------------
+
+    def fit(
+        self, lrs: Any = None, n_cycle: float | None = None, wds: Any = None, **options: Any
+    ) -> keras.callbacks.History:
+        """Fastai 0.7's `fit(lrs, n_cycle)`, and fastai 2's `fit(n_epoch, lr)`, which has whole epochs first.
+
+        Args:
+            lrs: learning rates; or epochs, where `n_cycle` is a rate or None (which is a rate of 1e-3).
+            n_cycle: epochs or cycles; or a rate.
+            wds: weight decay.
+            **options: as for `Learner.fit`; `lr`, `wd` and `cbs` as in fastai 2.
+        """
+        rate = options.pop("lr", n_cycle)
+        if "n_epoch" in options or rate is None or not float(rate).is_integer():
+            lrs, n_cycle = (1e-3 if rate is None else rate), options.pop("n_epoch", lrs)
+        callbacks = [*options.pop("callbacks", ()), *_listed(options.pop("cbs", None))]
+        decay = options.pop("wd", wds)
+        return super().fit(lrs, int(n_cycle), decay, callbacks=callbacks, **options)  # type: ignore[arg-type]
 
     def TTA(
         self, n_aug: int = 4, is_test: bool = False, *, average: str = "arithmetic"
@@ -37,12 +65,14 @@ class CourseLearner(Learner):
                 log-probabilities, as in the course's notes.
         """
         split = self._split("test" if is_test else "valid")
-        averaged = predict_tta(self.model, split, n_aug, weight=1 / (n_aug + 1), average=average)
-        return self._logs(averaged), averaged.labels
+        averaged = predict_tta(
+            self.model, split, n_aug, weight=1 / (n_aug + 1), average=average, progress=self.verbose
+        )
+        return log_probabilities(averaged), averaged.labels
 
     def predict_array(self, arr: np.ndarray) -> np.ndarray:
         """Log-probabilities of images uint8 (n, height, width, 3), float32 (n, classes)."""
-        return self._logs(predict(self.model, arr))
+        return log_probabilities(predict(self.model, arr))
 
     def bn_freeze(self, do_freeze: bool) -> None:
         """Let the backbone's BatchNorm keep its statistics (True), or follow the batches where it trains."""
@@ -164,20 +194,52 @@ class CourseLearner(Learner):
         """The optimizer of the last fit, None before the first."""
         return self.model.optimizer
 
-    def no_bar(self) -> CourseLearner:
-        """Train without a progress bar and table from here on."""
-        self.verbose = False
-        return self
+    @contextmanager
+    def no_bar(self) -> Iterator[CourseLearner]:
+        """No bars and tables within a `with` block."""
+        before, self.verbose = self.verbose, False
+        try:
+            yield self
+        finally:
+            self.verbose = before
 
     def remove_cb(self, cb: Any) -> CourseLearner:
         """Take away a callback, or all of a class."""
         self.callbacks = [one for one in self.callbacks if one is not cb and type(one) is not cb]
         return self
 
-    def _logs(self, found: Predictions) -> np.ndarray:
-        from ..learner.adapt import log_probabilities
+    def export(self, fname: AnyPath = "export.pkl") -> Path:
+        """Save the classifier for `load_learner`, which takes the same name.
 
-        return log_probabilities(found)
+        Nothing is pickled: in place of `export.pkl` there is `export.h5`, which holds no code, or
+        `export.keras` of a backbone of one's own.
+        """
+        name = Path(fname)
+        return super().export(name.with_suffix(".h5") if name.suffix in PICKLES else name)
+
+    @property
+    def metrics(self) -> Any:
+        """What is measured beside the loss; may be set, for the fits from there on."""
+        return self.training.metrics
+
+    @metrics.setter
+    def metrics(self, wanted: Any) -> None:
+        self.training = replace(self.training, metrics=wanted)
+
+    @property
+    def fc_model(self) -> keras.Model:
+        """What trains under `precompute`: the head alone. `model` is always the whole classifier."""
+        return head_for(self.model)
+
+    @property
+    def fc_data(self) -> Any:
+        """What it trains on: `.train` and `.valid` of activations. `data` are always the photos."""
+        return precompute(self.model, self._require_data(), **self._cache)
+
+    def interpret(self) -> AnyInterpretation:
+        """As `Learner.interpret`; of one label a photo also under fastai's names."""
+        found = super().interpret()
+        return ClassificationInterpretation(found.predictions) if found.task == "single_label" else found
 
 
 def _listed(one_or_many: Any) -> list[Any]:
@@ -218,6 +280,11 @@ def cnn_learner(
         xtra_fc: widths of the head's hidden layers.
         **settings: as for `Learner`.
     """
+    if settings.pop("xtra_cut", 0):
+        raise ValueError(
+            "kclf takes no layers off a backbone by their number. Pass a Keras model that ends earlier: "
+            "b = build_backbone(name); keras.Model(b.inputs, b.get_layer(...).output), with normalization="
+        )
     carried: dict[str, Any] = {"augmentation": getattr(dls, "augmentation", None), "callbacks": _listed(cbs)}
     carried |= {"loss": loss_func, "ps": ps, "xtra_fc": xtra_fc}
     carried |= {} if opt_func is None else {"optimizer": opt_func}
@@ -231,6 +298,9 @@ vision_learner = cnn_learner
 
 def load_learner(path: AnyPath, data: ImageData | None = None, **options: Any) -> Learner:
     """A learner from a file that `export` (or `save`) wrote; no code from the file runs."""
+    path = Path(path)
+    if path.suffix in PICKLES and not path.exists():
+        path = next((one for one in map(path.with_suffix, (".h5", ".keras")) if one.exists()), path)
     if data is None:
         return CourseLearner(None, load(path), **options)
     return load_plain(path, data, **options)

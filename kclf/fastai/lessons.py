@@ -10,6 +10,7 @@ import numpy as np
 
 from .._core.plotting import new_grid
 from ..data import ImageData
+from ..data.files import list_images
 from ..errors import DataError
 from ..interpret import ConfusionMatrix
 from ..layers import Augmentation
@@ -84,10 +85,11 @@ class ImageClassifierData:
             missing = [name for name in (trn_name, val_name) if not os.path.isdir(os.path.join(path, name))]
             if missing:
                 raise DataError(f"{path}: no such folder. Received: {', '.join(missing)}")
-        options = _options(bs, tfms, num_workers) | arguments
+        data = ImageData.from_folder(path, **(_options(bs, tfms, num_workers) | arguments))
         if test_name is not None:
-            options["test"] = os.path.join(path, test_name)
-        return _made(ImageData.from_folder(path, **options), tfms, path)
+            files = list_images(os.path.join(path, test_name))
+            data.test = (data.valid or data.train).replace(images=files, labels=None, shuffle=False)
+        return _made(data, tfms, path)
 
     @staticmethod
     def from_csv(
@@ -148,7 +150,9 @@ class ImageClassifierData:
         test: Any = None,
         **arguments: Any,
     ) -> CourseData:
-        """Images in memory: (images uint8 (n, height, width, 3), labels) for training and validation.
+        """Images in memory: (images (n, height, width, 3), labels) for training and validation.
+
+        Images are uint8, or floats in [0, 1] or [0, 255], which become uint8.
 
         Args:
             path: kept as the data's folder.
@@ -162,7 +166,24 @@ class ImageClassifierData:
             **arguments: as for `ImageData.from_arrays`.
         """
         options = _options(bs, tfms, num_workers) | arguments
+        trn, val = ((_pixels(images), labels) for images, labels in (trn, val))
+        if test is not None:
+            test = (_pixels(test[0]), *test[1:]) if isinstance(test, tuple) else _pixels(test)
         return _made(ImageData.from_arrays(trn, val, class_names=classes, test=test, **options), tfms, None)
+
+
+def _pixels(images: Any) -> np.ndarray:
+    """Images as uint8: floats in [0, 1] are shares of 255."""
+    images = np.asarray(images)
+    if images.dtype.kind != "f":
+        return images
+    low, high = float(images.min(initial=0)), float(images.max(initial=0))
+    if not (low >= 0 and high <= 255):
+        raise DataError(
+            f"Expected images in [0, 1] or [0, 255]. Received: values from {low:g} to {high:g}. Pass them as "
+            "they are before normalisation, which belongs to the backbone"
+        )
+    return (images * (255 if high <= 1 else 1)).round().astype(np.uint8)
 
 
 def _options(bs: int, tfms: Transforms | None, num_workers: int | None) -> dict[str, Any]:

@@ -4,12 +4,22 @@ from .calibration import Abstention, Calibration
 from .confusion import Confusion, ConfusionMatrix
 from .gallery import Example, Gallery
 from .gradcam import GradCam, grad_cam
-from .interpretation import ClassScore, Interpretation, ScoreTable, compare
+from .interpretation import (
+    AnyInterpretation,
+    ClassScore,
+    Interpretation,
+    ScoreTable,
+    compare,
+    interpretation_of,
+)
+from .numbers import RegressionInterpretation
+from .several_labels import LabelScore, MultiLabelInterpretation
 from .similar import Neighbour, SimilarPhotos
 from .statistics import Comparison, Interval, wilson_interval
 
 __all__ = [
     "Abstention",
+    "AnyInterpretation",
     "Calibration",
     "ClassScore",
     "Comparison",
@@ -20,10 +30,14 @@ __all__ = [
     "GradCam",
     "Interpretation",
     "Interval",
+    "LabelScore",
+    "MultiLabelInterpretation",
     "Neighbour",
+    "RegressionInterpretation",
     "ScoreTable",
     "SimilarPhotos",
     "compare",
     "grad_cam",
+    "interpretation_of",
     "wilson_interval",
 ]

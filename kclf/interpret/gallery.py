@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LONGEST_NAME = 24  # letters above a picture
+
+
+def short(name: str) -> str:
+    """A name as it fits above a picture of a grid."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
 
 def show_answers(
     split: ImageDataset, indices: Sequence[int], titles: Sequence[str], wrong: Sequence[bool]
@@ -48,28 +55,40 @@ class Example:
     Args:
         index: place of the photo in the predictions.
         path: its file, or None where the predictions know no files.
-        actual: name of its class.
-        predicted: name of the class with the largest probability.
-        probability: of the predicted class.
-        actual_probability: of the actual class.
-        loss: minus log of `actual_probability`.
+        actual: name of its class, of all its labels, or its number.
+        predicted: what the model says, in the same form.
+        loss: of the photo; for one label, minus log of `actual_probability`.
+        probability: of the predicted class; None where there is not one.
+        actual_probability: of the actual class; None where there is not one.
+        note: the probabilities of labels that are wrong.
+        judged: False for numbers, which are neither right nor wrong.
     """
 
     index: int
     path: str | None
     actual: str
     predicted: str
-    probability: float
-    actual_probability: float
     loss: float
+    probability: float | None = None
+    actual_probability: float | None = None
+    note: str = ""
+    judged: bool = True
 
     @property
     def is_right(self) -> bool:
-        """Whether the predicted class is the actual one."""
-        return self.actual == self.predicted
+        """Whether what is predicted is what is there."""
+        return not self.judged or self.actual == self.predicted
 
     def __str__(self) -> str:
-        return f"{self.predicted} {self.probability:.2f} / {self.actual} {self.actual_probability:.2f}"
+        said, true = (
+            self._beside(self.predicted, self.probability),
+            self._beside(self.actual, self.actual_probability),
+        )
+        return f"{said} / {true}" + (f" ({self.note})" if self.note else "")
+
+    @staticmethod
+    def _beside(name: str, probability: float | None) -> str:
+        return name if probability is None else f"{name} {probability:.2f}"
 
 
 @dataclass
@@ -146,7 +165,9 @@ class Gallery(Sequence[Example]):
 
 def _show(ax: Axes, answer: Example, images: Indexed | None) -> None:
     colour = "black" if answer.is_right else "tab:red"
-    ax.set_title(str(answer), fontsize=8, color=colour, parse_math=False)
+    said = f"predicted {short(answer.predicted)} {answer.probability:.2f}"
+    truth = f"actual {short(answer.actual)} {answer.actual_probability:.2f}"
+    ax.set_title(f"{said}\n{truth}", fontsize=8, color=colour, parse_math=False)
     try:
         ax.imshow(
             read_image(str(answer.path), at_least=256) if images is None else np.asarray(images[answer.index])
@@ -169,8 +190,8 @@ def show_results(photos: ImageDataset, found: Predictions, rows: np.ndarray) -> 
     right = [found.label_text(found.labels[row]) or "none" for row in rows]
     wrong = [found.task != "regression" and a != b for a, b in zip(said, right, strict=True)]
     if found.task == "single_label":
-        said = [f"{a} {found.confidence[row]:.2f}" for a, row in zip(said, rows, strict=True)]
-    titles = [f"{a} / {b}" for a, b in zip(said, right, strict=True)]
+        said = [f"{short(a)} {found.confidence[row]:.2f}" for a, row in zip(said, rows, strict=True)]
+    titles = [f"predicted {short(a)}\nactual {short(b)}" for a, b in zip(said, right, strict=True)]
     return show_answers(photos, _places(photos, found, rows), titles, wrong)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,13 +11,18 @@ import numpy as np
 from .._core.arguments import one_of
 from ..prediction.predictions import Predictions
 from . import calibration
+from .answers import Answers
 from .calibration import Abstention, Calibration
 from .confusion import Confusion, ConfusionMatrix, Order
 from .gallery import Example, Gallery
-from .statistics import Comparison, Interval, compare_answers, wilson_interval
+from .numbers import RegressionInterpretation
+from .several_labels import MultiLabelInterpretation
+from .statistics import Comparison, Interval, compare_answers, f1_interval, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from .similar import Neighbour, SimilarPhotos
 
 
 class ClassScore(NamedTuple):
@@ -50,7 +54,7 @@ class ScoreTable(list[ClassScore]):
 
 
 @dataclass(frozen=True, eq=False)
-class Interpretation:
+class Interpretation(Answers):
     """Predictions beside the truth, for one label an image.
 
     Args:
@@ -68,35 +72,7 @@ class Interpretation:
         .6667 (.2077-.9385)
     """
 
-    predictions: Predictions
-
-    def __post_init__(self) -> None:
-        task, labels = self.predictions.task, self.predictions.labels
-        if labels is None or task != "single_label":
-            given = None if labels is None else f"{len(labels)} of them"
-            raise ValueError(
-                f"Expected predictions that carry one label an image. Received: labels={given}, {task=}"
-            )
-        unknown = int(np.isnan(self.probabilities).any(axis=1).sum())
-        if unknown:
-            raise ValueError(
-                f"Expected probabilities. Received: NaN for {unknown} of {len(self)} images: numbers of the "
-                "model that overflow, as they may in float16. Predict in float32"
-            )
-
-    @classmethod
-    def from_learner(cls, learner: Any) -> Interpretation:
-        """Interpret a learner's predictions of its validation photos.
-
-        Args:
-            learner: anything with `.model` and `.data.valid`.
-        """
-        from ..prediction.inference import predict
-
-        return cls(predict(learner.model, learner.data.valid))
-
-    def __len__(self) -> int:
-        return len(self.predictions)
+    task = "single_label"
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -107,16 +83,6 @@ class Interpretation:
     def labels(self) -> np.ndarray:
         """Indices of the actual classes, int (n,)."""
         return np.asarray(self.predictions.labels)
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of the classes."""
-        return self.predictions.class_names
-
-    @property
-    def paths(self) -> np.ndarray | None:
-        """The images' files, (n,), or None."""
-        return self.predictions.paths
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -137,11 +103,6 @@ class Interpretation:
     def actual_probability(self) -> np.ndarray:
         """The probability of the actual class, float64 (n,)."""
         return self.probabilities[np.arange(len(self)), self.labels].astype(np.float64)
-
-    @cached_property
-    def losses(self) -> np.ndarray:
-        """Minus log of the actual class's probability, float64 (n,); at most 15.9, as in `log_loss`."""
-        return self.predictions.losses()
 
     @property
     def accuracy(self) -> Interval:
@@ -186,16 +147,10 @@ class Interpretation:
                 photos,
                 precision=wilson_interval(hit, named, confidence=confidence),
                 recall=wilson_interval(hit, photos, confidence=confidence),
-                f1=_f1(hit, named + photos - hit, confidence),
+                f1=f1_interval(hit, named + photos - hit, confidence),
             )
             for name, hit, named, photos in scores
         )
-
-    def top_losses(self, k: int = 9, *, largest: bool = True) -> Gallery:
-        """The photos with the largest (or smallest) loss: where the truth surprised the model most."""
-        likely = self.actual_probability
-        order = np.argsort(likely if largest else -likely, kind="stable")
-        return self._gallery(order[:k], "Top losses" if largest else "Smallest losses")
 
     def most_right(self, k: int = 4, class_name: str | None = None) -> Gallery:
         """Right answers given with the largest probability, of one class or of all."""
@@ -214,6 +169,24 @@ class Interpretation:
         pair = self.predicted == self._class(predicted)
         return self._surest(pair, k, actual, f"{actual} taken for {predicted}")
 
+    def similar(
+        self, photos: SimilarPhotos, k: int = 9, *, count: int = 4
+    ) -> list[tuple[Example, list[Neighbour]]]:
+        """The wrong answers with the largest loss, each with the training photos that look most alike.
+
+        Args:
+            photos: the training photos, from `SimilarPhotos.of`.
+            k: how many answers.
+            count: neighbours of each.
+
+        Raises:
+            ValueError: the predictions know no files.
+        """
+        if self.paths is None:
+            raise ValueError("Expected predictions with the files of their photos. Received: paths=None")
+        worst = [example for example in self.top_losses(len(self)) if not example.is_right][:k]
+        return [(example, photos.nearest(example.path, count)) for example in worst]
+
     def calibration(self, bins: int = 15) -> Calibration:
         """Confidence against the share that is right; see `Calibration`."""
         return calibration.calibrate(self.probabilities, self.labels, bins=bins)
@@ -230,6 +203,17 @@ class Interpretation:
     def abstain(self, precision: float = 0.99, *, assurance: float = 0.95) -> Abstention:
         """From which probability on to answer so that answers hold a precision; see `calibration.abstain`."""
         return calibration.abstain(self.confidence, self.right, precision=precision, assurance=assurance)
+
+    def figures(self) -> dict[str, Any]:
+        """Accuracy with its interval, log loss and calibration error, as plain numbers."""
+        accuracy = self.accuracy
+        return {
+            "photos": len(self),
+            "accuracy": accuracy.value,
+            "interval": [accuracy.low, accuracy.high],
+            "log_loss": float(self.losses.mean()),
+            "calibration_error": float(self.calibration().error),
+        }
 
     def summary(self) -> str:
         """Accuracy, calibration, abstention and the worst confusions, in a few lines."""
@@ -253,14 +237,11 @@ class Interpretation:
         order = np.argsort(-self.confidence[places], kind="stable")
         return self._gallery(places[order][:k], title)
 
-    def _gallery(self, places: np.ndarray, title: str) -> Gallery:
-        return Gallery([self._answer(int(place)) for place in places], title)
-
     def _answer(self, place: int) -> Example:
         actual, predicted = int(self.labels[place]), int(self.predicted[place])
         return Example(
             index=place,
-            path=None if self.paths is None else str(self.paths[place]),
+            path=self._path(place),
             actual=self.class_names[actual],
             predicted=self.class_names[predicted],
             probability=float(self.probabilities[place, predicted]),
@@ -286,5 +267,14 @@ def compare(first: Interpretation, second: Interpretation) -> Comparison:
     return compare_answers(first.right, second.right)
 
 
-def _f1(hits: int, union: int, confidence: float) -> Interval:
-    return Interval(*(2 * j / (1 + j) for j in wilson_interval(hits, union, confidence=confidence)))
+AnyInterpretation = Interpretation | MultiLabelInterpretation | RegressionInterpretation
+
+
+def interpretation_of(predictions: Predictions) -> AnyInterpretation:
+    """The interpretation for the task of some predictions: one label, several labels, or numbers.
+
+    Args:
+        predictions: that carry their labels.
+    """
+    kinds = (Interpretation, MultiLabelInterpretation, RegressionInterpretation)
+    return next(kind for kind in kinds if kind.task == predictions.task)(predictions)

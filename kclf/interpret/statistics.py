@@ -156,3 +156,35 @@ def wilson_ends(successes: Any, trials: Any, z: float) -> tuple[Any, Any]:
     spread = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
     return (centre - spread) / scale, (centre + spread) / scale
+
+
+def f1_interval(hits: int, union: int, confidence: float = 0.95) -> Interval:
+    """F1 = 2J/(1+J) of J = hits/union, with Wilson's interval of J, mapped.
+
+    Args:
+        hits: photos of a class that got its name.
+        union: photos that are of the class, or got its name, or both.
+        confidence: share of such intervals that hold the true value, in (0, 1).
+    """
+    return Interval(*(2 * j / (1 + j) for j in wilson_interval(hits, union, confidence=confidence)))
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
+    """A mean with the interval of Student's t; of one value it is all numbers.
+
+    Args:
+        values: float (n,).
+        confidence: share of such intervals that hold the true mean, in (0, 1).
+
+    Example:
+        >>> tuple(round(number, 2) for number in mean_interval(np.array([1.0, 2.0, 3.0])))
+        (2.0, -0.48, 4.48)
+    """
+    from scipy.stats import t
+
+    in_open("confidence", confidence, 0, 1)
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return Interval(mean, -math.inf, math.inf)
+    spread = float(t.ppf((1 + confidence) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+    return Interval(mean, mean - spread, mean + spread)

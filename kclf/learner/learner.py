@@ -15,6 +15,7 @@ from ..callbacks import (
     CosineRestarts,
     FlatCosine,
     OneCycle,
+    ProgressBar,
     Schedule,
     SnapshotSaver,
     find_learning_rate,
@@ -24,7 +25,7 @@ from ..callbacks.lr_schedules import TriangularCycles
 from ..callbacks.snapshots import BestModel, CycleSnapshots
 from ..data import ImageData
 from ..distributed import print_on_main
-from ..interpret import Interpretation
+from ..interpret import AnyInterpretation, interpretation_of
 from ..interpret.gallery import show_results
 from ..models import ImageClassifier, load
 from ..models.clone import clone_with
@@ -78,6 +79,12 @@ class Learner(Trainer):
         recorder: rate, momentum and loss of every batch so far.
         checkpoint: the `Checkpoint` of every fit, or None; set one, or pass `resume=True` to the fits.
         sched: plots of the last fit and the last range test, under the names of fastai 0.7.
+        table: the `EpochTable` of the fits, of which a verbose learner prints each row.
+        memory: the `MemoryGuard` of the fits: its `parts` are above 1 where batches had to be split.
+
+    A loss that is infinite or NaN ends a fit with the batch and the photos at fault; a batch that the memory
+    cannot hold goes through in parts. A fit that is cut off so, or by Ctrl-C, leaves the weights of its best
+    epoch.
 
     Example:
         >>> import tempfile
@@ -392,7 +399,12 @@ class Learner(Trainer):
         """
         model, train, _ = self._trained()
         self._compile(model)
-        test = find_learning_rate(model, train, start=start_lr, end=end_lr, num_steps=num_it, **options)
+        bar = ProgressBar(self._require_data().batch_size, total=num_it, name="range test")
+        options["callbacks"] = [*options.get("callbacks", []), *([bar] if self.verbose else []), self.memory]
+        try:
+            test = find_learning_rate(model, train, start=start_lr, end=end_lr, num_steps=num_it, **options)
+        finally:
+            bar.close()
         self.sched.finder = SuggestedRates(test.runs, rules=tuple(suggest))
         self.sched.tested_last = True
         return self.sched.finder
@@ -435,7 +447,7 @@ class Learner(Trainer):
         photos = self._split(split)
         if self.precompute:
             return predict(head_for(self.model), activations(self.model, photos, **self._cache))
-        return predict(self.model, photos)
+        return predict(self.model, photos, progress=self.verbose)
 
     def predict(self, photo: Any = None, *, is_test: bool = False) -> Any:
         """With a photo: its class, class number and probabilities. Without: log-probabilities of a split.
@@ -466,7 +478,7 @@ class Learner(Trainer):
             Float32 (n, classes), and the labels (n,), None where unknown.
         """
         split = self._split("test" if is_test else "valid")
-        averaged = predict_tta(self.model, split, n_aug, weight=1 / (n_aug + 1))
+        averaged = predict_tta(self.model, split, n_aug, weight=1 / (n_aug + 1), progress=self.verbose)
         return log_probabilities(averaged), averaged.labels
 
     def tta(
@@ -474,22 +486,24 @@ class Learner(Trainer):
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Probabilities averaged over `n` augmented views and the plain one (share `beta`), and labels."""
         average = "max" if use_max else "arithmetic"
-        averaged = predict_tta(self.model, self._split(split), n, weight=beta, average=average)
+        averaged = predict_tta(
+            self.model, self._split(split), n, weight=beta, average=average, progress=self.verbose
+        )
         return averaged.probabilities, averaged.labels
 
     def get_preds(self, split: str = "valid", *, dl: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Probabilities (n, classes) and labels of a split, or of any iterable of batches."""
-        found = self.predictions(split) if dl is None else predict(self.model, dl)
+        found = self.predictions(split) if dl is None else predict(self.model, dl, progress=self.verbose)
         return found.probabilities, found.labels
 
     def submission(self, path: AnyPath, *, n_aug: int = 4, id_column: str = "id") -> None:
         """Write the test photos' probabilities, averaged over augmented views, as a Kaggle submission."""
-        averaged = predict_tta(self.model, self._split("test"), n_aug)
+        averaged = predict_tta(self.model, self._split("test"), n_aug, progress=self.verbose)
         write_submission(averaged, self._place(path), id_column=id_column)
 
-    def interpret(self) -> Interpretation:
-        """Where the model errs on the validation photos."""
-        return Interpretation(self.predictions("valid"))
+    def interpret(self) -> AnyInterpretation:
+        """Where the model errs on the validation photos: for one label, several labels, or numbers."""
+        return interpretation_of(self.predictions("valid"))
 
     def report(self, path: AnyPath = "report.html") -> Path:
         """Write one self-contained HTML page: curves, confusion, top losses, calibration; gives its path."""
@@ -504,21 +518,35 @@ class Learner(Trainer):
     # ---- files ------------------------------------------------------------
 
     def save(self, name: str) -> Path:
-        """Save the classifier as `models/{name}.h5`, which `kclf.load` reads too; gives the path."""
-        path = self._place(Path("models") / f"{name}.h5")
-        self.model.save(path)
-        return path
+        """Save the classifier as `models/{name}.h5`, which `kclf.load` reads too; gives the path.
+
+        With a backbone of one's own it is `models/{name}.keras`.
+        """
+        return self.export(Path("models") / f"{name}.h5")
 
     def load(self, name: str) -> Learner:
         """Load the weights of `models/{name}.h5` into the model; what is frozen stays frozen."""
-        take_weights(self._file(name, ".h5"), self.model)
+        take_weights(self._ours(self._file(name, ".h5")), self.model)
         return self
 
     def export(self, path: AnyPath = "export.h5") -> Path:
-        """Save the classifier in one file that `load_learner` and `kclf.load` read; it holds no code."""
-        target = self._place(path)
+        """Save the classifier in one file that `load_learner` and `kclf.load` read; it holds no code.
+
+        Args:
+            path: where to. A backbone of one's own, which an ".h5" cannot name, goes into a ".keras" file in
+                its place, which Keras reads in its safe mode.
+
+        Returns:
+            The path written.
+        """
+        target = self._ours(self._place(path))
         self.model.save(target)
         return target
+
+    def _ours(self, path: Path) -> Path:
+        """The file that this classifier goes to where `path` is asked for."""
+        own = self.model.backbone_name is None and path.suffix in (".h5", ".hdf5")
+        return path.with_suffix(".keras") if own else path
 
     def _to(self, policy: str) -> Learner:
         self.model = clone_with(self.model, dtype=policy)

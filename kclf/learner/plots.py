@@ -106,6 +106,6 @@ def report_inputs(learner: Any) -> ReportInputs:
             "smoothed_loss": recorder.smoothed_losses,
         },
         range_test=tested,
-        interpretation=learner.interpret() if learner.model.task == "single_label" else None,
+        interpretation=learner.interpret(),
         model=learner.model,
     )

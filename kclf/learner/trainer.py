@@ -12,11 +12,21 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..callbacks import Checkpoint, DeliveredModel, EpochTable, ProgressBar, Recorder, Schedule
+from ..callbacks import (
+    Checkpoint,
+    DeliveredModel,
+    EpochTable,
+    FiniteGuard,
+    MemoryGuard,
+    ProgressBar,
+    Recorder,
+    Schedule,
+)
+from ..callbacks.snapshots import BestSoFar
 from ..data import ImageData, ImageDataset
 from ..data.mixed_dataset import mixed
-from ..distributed import distribute
-from ..errors import DataError
+from ..distributed import distribute, print_on_main
+from ..errors import DataError, NotFiniteError
 from ..prediction.activation_cache import precompute
 from .adapt import classifier_for, head_for, one_dropout
 from .plots import Sched
@@ -30,6 +40,8 @@ AnyPath = str | os.PathLike[str]
 
 class Trainer:
     """The state of a `Learner`, whose arguments and attributes these are, and its one way to fit."""
+
+    recorder_type: type[Recorder] = Recorder
 
     def __init__(
         self,
@@ -56,7 +68,9 @@ class Trainer:
         self.path = Path(path)
         self.callbacks = list(callbacks)
         self.verbose = verbose
-        self.recorder = Recorder()
+        self.recorder = self.recorder_type()
+        self.table = EpochTable(recorder=self.recorder)
+        self.memory = MemoryGuard()
         self.checkpoint: Checkpoint | None = None
         self.sched = Sched(self.recorder)
         self.precompute_views = precompute_views
@@ -112,24 +126,45 @@ class Trainer:
         self._auto = auto
         self.model.decision = None  # that of other weights
         self.sched.first, self.sched.tested_last = len(self.recorder.learning_rates), False
-        bar = ProgressBar(None if self.data is None else self.data.batch_size)
-        table = [bar, EpochTable()] if self.verbose else []
-        listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks]
-        model, train, valid = self._trained()
-        self._compile(model, weight_decay)
-        return model.fit(
-            train,
-            validation_data=valid if validate else None,
-            epochs=epochs,
-            callbacks=[DeliveredModel(train), *self._with_checkpoint(listening, train, resume)],
-            shuffle=False,
-            verbose=0,
-        )
-
-    def _with_checkpoint(self, callbacks: list[Any], train: Any, resume: bool) -> list[Any]:
-        """The callbacks of a fit, its schedule first, with the checkpoint last where there is to be one."""
         if resume and self.checkpoint is None:
             self.checkpoint = Checkpoint(self.path / "checkpoints", resume=resume)
+        bar, best = ProgressBar(self._require_data().batch_size), BestSoFar()
+        table = [bar, self.table] if self.verbose else []
+        model, train, valid = self._trained()
+        guards = [self.memory, FiniteGuard(self.checkpoint, _photos_of(train)), best]
+        listening = [schedule, self.recorder, *table, *self.callbacks, *callbacks, *guards]
+        self._compile(model, weight_decay)
+        try:
+            history = model.fit(
+                train,
+                validation_data=valid if validate else None,
+                epochs=epochs,
+                callbacks=[DeliveredModel(train), *self._with_checkpoint(listening, train)],
+                shuffle=False,
+                verbose=0,
+            )
+            history._ipython_display_ = lambda: None  # the table has said it; a cell would echo an object
+            return history
+        except (KeyboardInterrupt, NotFiniteError) as cut:
+            bar.close()
+            self._cut_short(cut, best)
+            raise
+        finally:
+            bar.close()
+
+    def _cut_short(self, cut: BaseException, best: BestSoFar) -> None:
+        """Leave the best weights so far, unless a checkpoint has brought back good ones."""
+        self.memory.on_train_end()
+        self.memory.on_test_end()
+        if isinstance(cut, KeyboardInterrupt):
+            said = f"Interrupted. {best.restore()}"
+            if self.verbose:
+                print_on_main(said)
+        elif self.checkpoint is None:
+            cut.add_note(best.restore())
+
+    def _with_checkpoint(self, callbacks: list[Any], train: Any) -> list[Any]:
+        """The callbacks of a fit, its schedule first, with the checkpoint last where there is to be one."""
         if self.checkpoint is None:
             return callbacks
         self.checkpoint.folders = [self.path / "models"]
@@ -198,3 +233,10 @@ class Trainer:
 
     def _file(self, name: str, ending: str = "") -> Path:
         return self.path / "models" / f"{name}{ending}"
+
+
+def _photos_of(train: Any) -> Any:
+    """The photos behind activations and mixtures of them."""
+    while hasattr(train, "images"):
+        train = train.images
+    return train

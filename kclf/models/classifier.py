@@ -40,7 +40,7 @@ from ..weights import layers_with_variables
 from .compile_arguments import loss_on_logits, metrics_on_logits
 from .heads import build_head
 from .input_checks import check_backbone, check_labels, check_shape, warn_of_range
-from .saved_file import write_single_file
+from .saved_file import check_readable, write_single_file
 
 BATCHNORM_POLICIES = ("inference", "frozen", "train")
 BATCHNORM_MOMENTUM = 0.9
@@ -452,12 +452,15 @@ class ImageClassifier(keras.Model):
             **arguments: go to `keras.Model.save`.
 
         Raises:
-            WeightsError: the single file cannot describe a backbone that is not in the registry.
+            WeightsError: the single file cannot describe a backbone that is not in the registry, or Keras'
+                safe mode could not read it back from an archive.
         """
         path = Path(filepath)
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists. Pass overwrite=True to replace it.")
         if path.suffix == ".keras" and "://" not in str(filepath):
+            if self.backbone_name is None:
+                check_readable(self.backbone)
             with whole_file(path) as file:
                 super().save(file, **arguments)
             return
@@ -471,8 +474,9 @@ class ImageClassifier(keras.Model):
             return
         if self.backbone_name is None:
             raise WeightsError(
-                "A single file names its backbone, and this one was given as a model. "
-                f'Save it as a ".keras" file. Received: filepath="{path}"'
+                "A single file names its backbone, and this one was given as a model. Save it as a "
+                f'".keras" file, which kclf.load, load_learner and the command read too: '
+                f'save("{path.with_suffix(".keras")}"). Received: filepath="{path}"'
             )
         write_single_file(self, path)
 

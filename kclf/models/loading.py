@@ -61,7 +61,13 @@ def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
 
 def _load_archive(path: str | PathLike[str]) -> ImageClassifier:
     """A classifier out of Keras' archive, which Keras reads in its safe mode."""
-    model = keras.saving.load_model(path, compile=False)
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except TypeError as error:
+        raise FileFormatError(
+            f"{path}: holds a class that is not registered here: {str(error).splitlines()[0]} Import the "
+            "module that defines it, under @keras.saving.register_keras_serializable(), before loading"
+        ) from error
     if not isinstance(model, ImageClassifier):
         raise FileFormatError(
             f"{path}: holds a {type(model).__name__} and no ImageClassifier. keras.saving.load_model reads it"

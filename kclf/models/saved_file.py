@@ -15,7 +15,7 @@ import torch
 
 from .._core.devices import full_float32
 from .._core.h5_store import write_arrays
-from ..errors import FileFormatError
+from ..errors import FileFormatError, WeightsError
 from ..weights import array_of, layer_keys, named_variables
 
 FILE_FORMAT = "kclf-classifier"
@@ -43,6 +43,23 @@ def write_single_file(model: keras.Model, path: Path) -> None:
             "versions": {"keras": keras.__version__, "numpy": np.__version__},
         },
     )
+
+
+def check_readable(backbone: keras.Model) -> None:
+    """Raise where Keras' safe mode could not build a backbone of one's own from its description.
+
+    Raises:
+        WeightsError: it has code that no file may bring, such as a Lambda, or a class that is not registered.
+    """
+    try:
+        keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(backbone), safe_mode=True)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"The backbone {backbone.name!r} could not be read back, so nothing was saved: Keras' safe mode "
+            "takes layers of Keras, and classes under @keras.saving.register_keras_serializable() whose "
+            "module is imported before loading; no Lambda. "
+            f"Received: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def stored_arrays(model: keras.Model) -> dict[str, np.ndarray]:

@@ -32,6 +32,7 @@ from .._core.atomic import sweep
 from .._core.h5_store import read_arrays, write_arrays
 from .._core.keras_private import all_layers
 from .._core.locks import FolderLock
+from .._core.progress import Progress
 from ..data import ImageData, ImageDataset
 from ..data.sources import ArrayImages
 from ..distributed import (
@@ -401,19 +402,11 @@ def _compute_parts(
     model: Any, dataset: ImageDataset, run: range, view: int, augment: bool, dtype: str, progress: bool
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """The parts of a run of numbers, of up to `PART` photos each."""
-    from tqdm.auto import tqdm
-
     batches = _numbered(dataset, view, augment)
     first, end = (min(number * PART, dataset.num_images) for number in (run.start, run.stop))
     batches.load_state_dict({"seed": batches.seed, "epoch": 0, "batch": first // batches.batch_size})
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
-    with tqdm(
-        total=end,
-        initial=first,
-        desc="Activations",
-        unit=" photos",
-        disable=not (progress and is_main()),
-    ) as bar:
+    with Progress(end, "activations", done=first, shown=progress and is_main()) as bar:
         start = batches.state_dict()["batch"]
         last = -(-end // batches.batch_size)
         for number, (images, indices) in zip(range(start, last), batches, strict=False):

@@ -13,26 +13,31 @@ import torch
 
 from .._core.devices import Moment, moment, seconds_between, send
 from .._core.keras_private import producer_of
+from .._core.progress import Progress
 from ..data import ImageDataset
 from ..data.decision import Decision
 from ..data.files import image_files
 from ..data.tasks import probabilities_of
 from ..errors import DataError
+from .exported import ExportedClassifier
 from .predictions import Predictions
 
 
-def predict(model: keras.Model, dataset: Any, *, from_logits: bool | None = None) -> Predictions:
+def predict(
+    model: keras.Model, dataset: Any, *, from_logits: bool | None = None, progress: bool = False
+) -> Predictions:
     """Predict every photo of a dataset, in its order.
 
     Each process that calls it predicts all photos by itself.
 
     Args:
-        model: any Keras model of images.
+        model: any Keras model of images, or an `ExportedClassifier`.
         dataset: an `ImageDataset`, another iterable of batches (images, or (images, labels, ...)) whose
             order does not change, or an array of images (n, height, width, channels). A dataset that
             shuffles is read in order.
         from_logits: whether the model gives logits, and no probabilities yet; None sees it by the model's
             last activation, and by rows that sum to 1.
+        progress: show a bar.
 
     Returns:
         Probabilities with labels and paths, of the photos that can be read.
@@ -42,7 +47,8 @@ def predict(model: keras.Model, dataset: Any, *, from_logits: bool | None = None
         >>> predict(model, np.zeros((3, 8, 8, 3), "float32")).probabilities.tolist()
         [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
     """
-    (plain,), _ = _predict_views(model, dataset, from_logits, lambda images: iter([images]))
+    bar = "predictions" if progress else None
+    (plain,), _ = _predict_views(model, dataset, from_logits, lambda images: iter([images]), bar)
     return plain
 
 
@@ -52,7 +58,7 @@ def predict_files(
     """Predict photos from files, read as the model's own preprocessing has it.
 
     Args:
-        model: an `ImageClassifier`.
+        model: an `ImageClassifier`, or what `load_onnx` read.
         photos: files, and folders of which all images are taken.
         batch_size: photos a step.
 
@@ -78,23 +84,25 @@ Views = Callable[[torch.Tensor], Iterator[torch.Tensor]]
 
 
 def _predict_views(
-    model: keras.Model, dataset: Any, from_logits: bool | None, views: Views
+    model: keras.Model, dataset: Any, from_logits: bool | None, views: Views, bar: str | None = None
 ) -> tuple[list[Predictions], list[float]]:
-    """Predictions for each view and the seconds it took, every photo read once."""
+    """Predictions for each view and the seconds it took, every photo read once; `bar` names a bar."""
     outputs: dict[int, list[Any]] = defaultdict(list)
     spans: dict[int, list[tuple[Moment, Moment]]] = defaultdict(list)
     labels = []
     class_names = _class_names(model, dataset)
     dataset = _in_order(dataset)
-    model.make_predict_function()
-    for batch in _batches(dataset):
-        images, *rest = batch if isinstance(batch, tuple | list) else (batch,)
-        labels += [rest[0]] if rest and rest[0] is not None else []
-        start = moment()
-        for place, view in enumerate(views(send(torch.as_tensor(images)))):
-            outputs[place].append(model.predict_function([(view,)]))
-            start, began = moment(), start
-            spans[place].append((began, start))
+    outputs_of = _function(model)
+    with Progress(_number_of(dataset), bar or "", shown=bar is not None) as shown:
+        for batch in _batches(dataset):
+            images, *rest = batch if isinstance(batch, tuple | list) else (batch,)
+            labels += [rest[0]] if rest and rest[0] is not None else []
+            start = moment()
+            for place, view in enumerate(views(send(torch.as_tensor(images)))):
+                outputs[place].append(outputs_of(view))
+                start, began = moment(), start
+                spans[place].append((began, start))
+            shown.update(len(images))
     if not outputs:
         raise ValueError("Expected a dataset with at least one batch. Received: an empty dataset")
     arrays = [_on_host(parts).astype(np.float32) for parts in outputs.values()]  # here the host waits
@@ -102,6 +110,21 @@ def _predict_views(
     known = _on_host(labels) if known is None and labels else known
     seconds = [sum(seconds_between(*span) for span in spans[place]) for place in outputs]
     return _beside_labels(model, dataset, arrays, known, class_names, from_logits), seconds
+
+
+def _function(model: Any) -> Callable[[torch.Tensor], Any]:
+    """What gives the outputs of a batch of images."""
+    if isinstance(model, ExportedClassifier):
+        return model
+    model.make_predict_function()
+    return lambda view: model.predict_function([(view,)])
+
+
+def _number_of(dataset: Any) -> int | None:
+    """How many photos a dataset has, where it says so."""
+    if isinstance(dataset, np.ndarray | torch.Tensor):
+        return len(dataset)
+    return getattr(dataset, "num_images", None)
 
 
 def _on_host(parts: list[Any]) -> np.ndarray:
@@ -178,7 +201,7 @@ def gives_logits(model: keras.Model, outputs: np.ndarray, task: str) -> bool:
         outputs: what it gave, (n, classes).
         task: "single_label", "multi_label" or "regression".
     """
-    if last_activation(model) in ("softmax", "sigmoid"):
+    if isinstance(model, ExportedClassifier) or last_activation(model) in ("softmax", "sigmoid"):
         return False
     rows = outputs.reshape(len(outputs), -1)
     if task != "single_label" or rows.shape[1] < 2:

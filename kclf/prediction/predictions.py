@@ -193,6 +193,7 @@ class Predictions:
 
     def log_loss(self) -> float:
         """Mean of -log(probability of what is right); with several labels, the mean over the classes."""
+        self._known()
         return float(self.losses().mean())
 
     def hits(self) -> np.ndarray:
@@ -201,7 +202,10 @@ class Predictions:
         return right.astype(np.float64) if right.ndim == 1 else right.mean(axis=1)
 
     def losses(self) -> np.ndarray:
-        """Log loss of each photo, float64 (n,)."""
+        """Log loss of each photo, at most 15.9, or the mean absolute error of its numbers; float64 (n,)."""
+        if self.task == "regression" and self.labels is not None:
+            true = np.asarray(self.labels, np.float64).reshape(len(self), -1)
+            return np.abs(self.probabilities.astype(np.float64) - true).mean(axis=1)
         labels, probabilities = self._known(), self.probabilities.astype(np.float64)
         if self.task == "single_label":
             return -safe_log(probabilities[np.arange(len(self)), labels])
@@ -220,6 +224,20 @@ class Predictions:
             for row, columns in enumerate(order)
         ]
 
+    def given(self) -> list[list[tuple[str, float]]]:
+        """Of several labels, those given to each photo, with their probabilities, likeliest first.
+
+        Example:
+            >>> several = np.array([[0.6, 0.9, 0.1]])
+            >>> Predictions(several, class_names=["sky", "sea", "dog"], task="multi_label").given()
+            [[('sea', 0.9), ('sky', 0.6)]]
+        """
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")
+        return [
+            [(self.class_names[n], float(row[n])) for n in places if has[n]]
+            for row, has, places in zip(self.probabilities, self.predicted, order, strict=True)
+        ]
+
     @property
     def files(self) -> list[str]:
         """Path of each photo, or its number where the photos are no files."""
@@ -227,8 +245,10 @@ class Predictions:
         return [str(path) for path in paths]
 
     def __str__(self) -> str:
-        if self.labels is None or self.task == "regression":
+        if self.labels is None or not len(self):
             return f"{len(self):,} photos predicted"
+        if self.task == "regression":
+            return f"mean absolute error {self.losses().mean():.4g} on {len(self):,} photos"
         return f"accuracy {self.accuracy():.4f}, log loss {self.log_loss():.4f} on {len(self):,} photos"
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:

@@ -33,6 +33,7 @@ def predict_tta(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     from_logits: bool | None = None,
+    progress: bool = False,
 ) -> Predictions:
     """Average the predictions of several views of each photo: test-time augmentation.
 
@@ -51,6 +52,7 @@ def predict_tta(
         augmentation: draws the views; None takes the model's own.
         seed: of the random views.
         from_logits: whether the model gives logits; None sees it, as in `predict`.
+        progress: show a bar.
 
     Returns:
         Averaged probabilities; what it gained over the plain view, and cost, is in `.tta`.
@@ -65,7 +67,8 @@ def predict_tta(
         yield images
         yield from others(images)
 
-    (plain, *augmented), seconds = _predict_views(model, dataset, from_logits, all_views)
+    bar = f"{count + 1} views" if progress else None
+    (plain, *augmented), seconds = _predict_views(model, dataset, from_logits, all_views, bar)
     averaged = average_views(
         plain.probabilities, [view.probabilities for view in augmented], share, average, plain.task
     )

@@ -4,7 +4,7 @@ from .best import BestFit, fit_best
 from .budget import EFFORTS, Plan, plan_best
 from .deciding import fit_decision, fit_temperature
 from .linear_probe import LinearProbe, fit_linear_probe, solve_linear_probe, write_linear_probe
-from .tuning import Comparison, describe_estimate, photo_losses
+from .tuning import Comparison, describe_estimate
 
 __all__ = [
     "EFFORTS",
@@ -17,7 +17,6 @@ __all__ = [
     "fit_decision",
     "fit_linear_probe",
     "fit_temperature",
-    "photo_losses",
     "plan_best",
     "solve_linear_probe",
     "write_linear_probe",

@@ -8,13 +8,12 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from ..data.decision import Decision
-from ..metrics import safe_log
+from ..metrics import best_thresholds, safe_log
 from ..prediction.predictions import Predictions
 
 FEWEST = 20  # photos; from fewer, nothing is decided
 MOST_SCORES = 2000
 PRIOR = 0.3  # standard deviation of log temperature; without it, photos that are all right ask for 0
-FEWEST_POSITIVES = 10  # photos that have a label, for a threshold of its own
 
 
 def fit_decision(held_out: Predictions | None) -> Decision | None:
@@ -37,7 +36,8 @@ def fit_decision(held_out: Predictions | None) -> Decision | None:
     temperature = fit_temperature(held_out)
     calibrated = at_temperature(held_out, temperature)
     if held_out.task == "multi_label":
-        return Decision(temperature, thresholds=_thresholds(calibrated))
+        thresholds = best_thresholds(calibrated.probabilities, held_out.labels)
+        return Decision(temperature, thresholds=tuple(thresholds.tolist()))
     scores = 1 - calibrated.probabilities[np.arange(len(calibrated)), held_out.labels]
     if len(scores) > MOST_SCORES:
         scores = np.random.default_rng(0).choice(scores, MOST_SCORES, replace=False)
@@ -78,22 +78,3 @@ def cross_fitted(held_out: Predictions) -> Predictions:
             temperature = fit_temperature(held_out.take(np.flatnonzero(~half)))
             values[half] = at_temperature(held_out.take(np.flatnonzero(half)), temperature).probabilities
     return replace(held_out, probabilities=values)
-
-
-def _thresholds(predictions: Predictions) -> tuple[float, ...]:
-    """For each label, the probability from which F1 on these photos is highest; .5 where few have it."""
-    labels = np.asarray(predictions.labels) > 0.5
-    return tuple(
-        _best_threshold(p, has) for p, has in zip(predictions.probabilities.T, labels.T, strict=True)
-    )
-
-
-def _best_threshold(p: np.ndarray, has: np.ndarray) -> float:
-    if has.sum() < FEWEST_POSITIVES:
-        return 0.5
-    order = np.argsort(-p, kind="stable")
-    hits = has[order].cumsum()
-    f1 = 2 * hits / (np.arange(1, len(p) + 1) + has.sum())
-    best = int(f1.argmax())
-    below = p[order[best + 1]] if best + 1 < len(p) else 0.0
-    return float((p[order[best]] + below) / 2)

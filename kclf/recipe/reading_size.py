@@ -15,7 +15,6 @@ from ..data import ImageData
 from ..models import ImageClassifier
 from ..models.clone import clone_with
 from .linear_probe import LinearProbe
-from .tuning import photo_losses
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def choose_reading(readings: Sequence[Reading]) -> Reading:
     known = [part for part in held_out if part is not None]
     if len(known) < len(readings):
         return readings[0]
-    losses = [photo_losses(part) for part in known]
+    losses = [part.losses() for part in known]
     best = min(losses, key=np.mean)
     for reading, loss in zip(reversed(readings), reversed(losses), strict=True):
         differences = loss - best

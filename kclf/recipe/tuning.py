@@ -58,7 +58,7 @@ class Comparison:
 
         One that only wins where it was chosen has won by chance: the solved classifier is then kept.
         """
-        gain = photo_losses(_calibrated(self._halves)) - photo_losses(_calibrated(self.probe))
+        gain = _calibrated(self._halves).losses() - _calibrated(self.probe).losses()
         return self.choose(np.arange(len(self.probe))) if gain.mean() < 0 else None
 
     @property
@@ -93,7 +93,7 @@ class Comparison:
         return replace(self.probe, probabilities=values)
 
     def __str__(self) -> str:
-        before, after = (photo_losses(_calibrated(part)) for part in (self.probe, self._halves))
+        before, after = (_calibrated(part).losses() for part in (self.probe, self._halves))
         gain = after - before
         error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
         choice = self.choice
@@ -108,7 +108,7 @@ def _tempered_loss(predictions: Predictions) -> float:
     """Mean loss at the temperature with the lowest; numbers have none."""
     if predictions.task != "regression":
         predictions = at_temperature(predictions, fit_temperature(predictions))
-    return float(photo_losses(predictions).mean())
+    return float(predictions.losses().mean())
 
 
 def _calibrated(predictions: Predictions) -> Predictions:
@@ -116,21 +116,13 @@ def _calibrated(predictions: Predictions) -> Predictions:
 
 
 def loss_name(task: str) -> str:
-    """What `photo_losses` are called."""
+    """What the losses of photos are called."""
     return "mean absolute error" if task == "regression" else "log loss"
-
-
-def photo_losses(predictions: Predictions) -> np.ndarray:
-    """Loss of each photo, float64 (n,): log loss, or the absolute error of numbers."""
-    if predictions.task != "regression":
-        return predictions.losses()
-    labels = np.asarray(predictions.labels, np.float64).reshape(len(predictions), -1)
-    return np.abs(predictions.probabilities - labels).mean(axis=1)
 
 
 def describe_estimate(predictions: Predictions) -> str:
     """What to expect on new photos, with the interval that 95 of 100 such figures hold the truth in."""
-    losses = photo_losses(predictions)
+    losses = predictions.losses()
     error = 1.96 * losses.std(ddof=1) / np.sqrt(len(losses)) if len(losses) > 1 else np.nan
     loss = f"{loss_name(predictions.task)} {losses.mean():.4f} ± {error:.4f}"
     if predictions.task == "regression":

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 
 from .._core.csv_files import read_csv
 from ..checks import Findings, read_ledger
+from ..data.decision import Decision
+from ..data.tasks import SEPARATOR
 from ..errors import DataError, FileFormatError
-from ..interpret import Interpretation
+from ..interpret import AnyInterpretation, interpretation_of
 from ..models import load
 from ..prediction.predictions import Predictions
 
@@ -39,6 +42,8 @@ class ReportInputs:
         interpretation: of the validation photos.
         findings: of a check of the data.
         model: the classifier, for Grad-CAM; None leaves the heat maps out.
+        date: day of the run, as text.
+        is_run: `kclf train --repeat` can repeat it.
     """
 
     title: str = "Training report"
@@ -46,9 +51,11 @@ class ReportInputs:
     history: Mapping[str, Sequence[Any] | np.ndarray] = field(default_factory=dict)
     batches: Columns = field(default_factory=dict)
     range_test: Columns = field(default_factory=dict)
-    interpretation: Interpretation | None = None
+    interpretation: AnyInterpretation | None = None
     findings: Findings | None = None
     model: Any = None
+    date: str = ""
+    is_run: bool = False
 
 
 def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
@@ -70,17 +77,28 @@ def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
     data = settings.get("data", {})
     if not isinstance(data, dict):
         raise FileFormatError(f"{folder / SETTINGS}: expected an object as data. Received: {data!r:.60}")
-    single_label = data.get("task", "single_label") == "single_label"
+    task = data.get("task", "single_label")
+    model = load(folder / CLASSIFIER) if (folder / CLASSIFIER).is_file() else None
     return ReportInputs(
         title=folder.resolve().name,
         settings=settings,
         history=_read_numbers(folder / HISTORY, but=("stage",)),
         batches=_read_numbers(folder / BATCHES),
         range_test=_read_numbers(folder / RANGE_TEST),
-        interpretation=_if_there(read_predictions, folder / PREDICTIONS) if single_label else None,
+        interpretation=_if_there(
+            lambda path: read_predictions(path, task, model and model.decision), folder / PREDICTIONS
+        ),
         findings=_if_there(lambda path: Findings(read_ledger(path)), folder / LEDGER),
-        model=load(folder / CLASSIFIER) if heat and (folder / CLASSIFIER).is_file() else None,
+        model=model if heat else None,
+        date=_day_of([folder / name for name in names]),
+        is_run="settings" in settings,
     )
+
+
+def _day_of(files: Sequence[Path]) -> str:
+    """The day on which the newest of some files was written."""
+    newest = datetime.fromtimestamp(max(file.stat().st_mtime for file in files if file.is_file()))
+    return f"{newest.day} {newest:%B %Y}"
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
@@ -105,22 +123,50 @@ def _read_numbers(path: Path, but: Sequence[str] = ()) -> dict[str, np.ndarray]:
     return columns
 
 
-def read_predictions(path: Path) -> Interpretation:
-    """Read `predictions.csv`: path, label, predicted, confidence, then a column of probabilities a class."""
+def read_predictions(
+    path: Path, task: str = "single_label", decision: Decision | None = None
+) -> AnyInterpretation | None:
+    """Read what `Predictions.to_csv` wrote: path, label, predicted, confidence, then a column a class.
+
+    Args:
+        path: the file.
+        task: of the predictions; numbers have no column of confidence.
+        decision: the thresholds of several labels.
+
+    Returns:
+        None where the photos have no labels.
+    """
     header, *rows = list(read_csv(path)) or [[]]
-    class_names = header[len(BEFORE_CLASSES) :]
-    if header[: len(BEFORE_CLASSES)] != BEFORE_CLASSES or not class_names:
+    before = [name for name in BEFORE_CLASSES if task != "regression" or name != "confidence"]
+    if "label" not in header[:2]:
+        before.remove("label")
+    class_names = header[len(before) :]
+    if header[: len(before)] != before or not class_names:
         raise FileFormatError(
-            f"{path}: expected columns {', '.join(BEFORE_CLASSES)} and one a class. Received: {header[:8]}"
+            f"{path}: expected columns {', '.join(before)} and one a class. Received: {header[:8]}"
         )
-    places = {name: place for place, name in enumerate(class_names)}
+    if "label" not in before:
+        return None
     try:
-        probabilities = np.array([row[len(BEFORE_CLASSES) :] for row in rows], np.float32)
-        labels = np.array([places[row[1]] for row in rows], np.intp)
+        values = np.array([row[len(before) :] for row in rows], np.float32).reshape(len(rows), -1)
+        labels = _labels([row[1] for row in rows], class_names, task)
         paths = np.array([row[0] for row in rows])
-        return Interpretation(Predictions(probabilities.reshape(len(rows), -1), labels, paths, class_names))
+        return interpretation_of(Predictions(values, labels, paths, class_names, task, decision=decision))
     except (KeyError, IndexError, ValueError) as error:
         raise FileFormatError(f"{path}: a label or a probability cannot be read ({error})") from error
+
+
+def _labels(texts: list[str], class_names: Sequence[str], task: str) -> np.ndarray:
+    """Labels from the words that `label_text` made of them."""
+    if task == "regression":
+        return np.array([text.split() for text in texts], np.float64)
+    places = {name: place for place, name in enumerate(class_names)}
+    if task == "single_label":
+        return np.array([places[text] for text in texts], np.intp)
+    labels = np.zeros((len(texts), len(class_names)), np.float32)
+    for row, text in zip(labels, texts, strict=True):
+        row[[places[name] for name in text.split(SEPARATOR) if text]] = 1
+    return labels
 
 
 def _if_there(read: Any, path: Path) -> Any:
