@@ -71,6 +71,7 @@ if not _IS_COMMAND:
     from .optimizers import FusedLossScaleOptimizer, LayerGroupOptimizer, layer_decay
     from .precision import set_precision
     from .prediction.ensembles import SnapshotEnsemble
+    from .prediction.exported import ExportedClassifier, load_onnx
     from .prediction.inference import predict, predict_files
     from .prediction.predictions import Predictions
     from .prediction.tta import predict_tta
@@ -91,6 +92,7 @@ __all__ = [
     "CutMix",
     "DataError",
     "EpochTable",
+    "ExportedClassifier",
     "FileFormatError",
     "FlatCosine",
     "FolderLockedError",
@@ -140,6 +142,7 @@ __all__ = [
     "layer_decay",
     "load",
     "load_learner",
+    "load_onnx",
     "load_weights",
     "predict",
     "predict_files",

@@ -89,7 +89,7 @@ def test_a_run_leaves_its_results(trained):
     left = {path.name for path in (trained / "out").glob("[!.]*")}
 
     tables = {"history.csv", "batches.csv", "predictions.csv", "settings.json"}
-    assert left == tables | {"classifier.h5", "report.html", "curves.png"}
+    assert left == tables | {"classifier.h5", "report.html", "MODEL_CARD.md", "curves.png"}
 
 
 def test_history_has_the_columns_of_the_course(trained):
@@ -109,6 +109,7 @@ def test_settings_say_what_was_done(trained):
         "task": "single_label",
         "train": 16,
         "valid": 4,
+        "class_counts": {"blue": 8, "red": 8},
     }
     assert set(settings["versions"]) == {"kclf", "keras", "numpy", "python", "torch"}
 

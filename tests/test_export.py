@@ -80,7 +80,7 @@ def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
         to_onnx(Classifier(), tmp_path / "model.onnx")
 
 
-def inverted_residual(dtype="float32") -> ImageClassifier:
+def inverted_residual(dtype="float32", task="single_label", names=("cat", "dog", "newt")) -> ImageClassifier:
     """An accelerated classifier around what the backbones are made of: batch norms to fold, odd padding."""
     layers = keras.layers
     inputs = keras.Input((32, 32, 3))
@@ -93,9 +93,8 @@ def inverted_residual(dtype="float32") -> ImageClassifier:
     backbone = keras.Model(inputs, layers.Add()([shortcut, x]))
     for variable in backbone.weights:
         variable.assign(keras.random.uniform(variable.shape, -0.5, 1.0) ** 2 + 0.1)
-    classes = ["cat", "dog", "newt"]
     return with_random_logits(ImageClassifier(
-        backbone, classes, size=32, presize=SIDE, hidden=[8], normalization="tf", dtype=dtype
+        backbone, names, size=32, presize=SIDE, hidden=[8], normalization="tf", dtype=dtype, task=task
     ))
 
 

@@ -464,7 +464,7 @@ def test_show_results_draws_each_photo_under_its_answer(tmp_path, task):
 
     rows = np.random.default_rng(0).permutation(len(found))[:4]
     for ax, row in zip(axes, rows, strict=True):
-        said, right = ax.get_title().split(" / ")
+        said, right = (line.split(" ", 1)[1] for line in ax.get_title().splitlines())
         assert right == (found.label_text(found.labels[row]) or "none")
         assert said.split(" ")[0] == (found.label_text(found.predicted[row]) or "none")
         wrong = task != "regression" and said.split(" ")[0] != right

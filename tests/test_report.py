@@ -79,7 +79,7 @@ def test_the_page_shows_the_run(run, tmp_path):
         "75.0%",
         "2.0 min",
         "ResNet50",
-        "versions.keras",
+        "versions keras",
         "Loss by epoch",
         "Learning rate",
         "no such file",

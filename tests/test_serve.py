@@ -107,6 +107,31 @@ def test_the_page_holds_the_classes_and_no_script_of_theirs():
     assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_other_tasks_are_served(task):
+    model = kclf.ImageClassifier("MobileNetV2", ["height", "width"], size=32, weights=None, task=task)
+    model = with_random_logits(model)
+    photo = encoded()
+    wanted = kclf.predict(model, model.read(photo)[None])
+    with TestClient(create_app(model), base_url="http://localhost") as client:
+        (row,) = client.post("/predict", files={"photos": ("a.png", photo)}).json()["predictions"]
+        explained = client.post("/explain", files={"photos": ("a.png", photo)})
+    assert row["prediction"] == wanted.label_text(wanted.predicted[0])
+    found = row["numbers"] if task == "regression" else row["classes"]
+    values = {one.get("name", one.get("class")): one.get("value", one.get("probability")) for one in found}
+    expected = dict(zip(model.class_names, wanted.probabilities[0], strict=True))
+    assert values == pytest.approx(expected, abs=1e-5)
+    assert explained.status_code == 200, explained.text
+
+
+def test_a_photo_below_the_threshold_may_be_none_of_the_classes(client):
+    photo = {"files": {"photos": ("a.png", encoded())}}
+    answers = [client.post(f"/predict{query}", **photo) for query in ("", "?threshold=0", "?threshold=1")]
+    rows = [answer.json()["predictions"][0] for answer in answers]
+    assert [row.get("none_of_these") for row in rows] == [None, False, True]
+    assert client.post("/predict?threshold=7", **photo).status_code == 422
+
+
 def test_health_metrics_and_description(client):
     assert client.get("/health").json()["classes"] == CLASSES
     client.post("/predict", files={"photos": ("a.png", encoded())})
@@ -211,6 +236,15 @@ def test_a_queue_that_is_full_refuses(model, monkeypatch):
     held.set()
     blocker.join()
     engine.close()
+
+
+def test_neighbours_of_other_tasks_have_their_labels_as_text(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    numbers = np.arange(6) + 0.5
+    data = kclf.ImageData.from_arrays((images, numbers), task="regression", batch_size=4)
+    model = kclf.ImageClassifier("MobileNetV2", ["age"], size=32, weights=None, task="regression")
+    photos = SimilarPhotos.of(model, data.train, tmp_path, progress=False)
+    assert set(photos.labels) <= {f"{number}" for number in numbers}
 
 
 def test_the_nearest_photo_is_itself(model, tmp_path):

@@ -111,6 +111,7 @@ class RunSettings(TrainSettings):
         augment: what happens to training photos.
         batchnorm: "frozen", "train" or "inference", as `ImageClassifier` has it.
         mixed_precision: number format to compute in; auto takes what this device is fastest with.
+        log: where else the run is told to as it goes: tensorboard, csv, wandb, mlflow; with commas, several.
         seed: governs split, order, augmentation and initial weights.
     """
 
@@ -137,6 +138,7 @@ class RunSettings(TrainSettings):
     augment: Literal["standard", "side_on", "top_down", "basic", "none"] = setting("standard", MODEL)
     batchnorm: Literal["frozen", "train", "inference"] = setting("inference", None)
     mixed_precision: Literal["float32", "mixed_float16", "mixed_bfloat16", "auto"] = setting("float32", MODEL)
+    log: str = setting("", TRAINING)
     seed: int = setting(0, TRAINING, least=0, most=2**32 - 1)
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+BATCHES_OF_A_CURVE = 20  # a smoothed curve has so many that do not lean on each other
 SECONDS_A_LOSS = 0.25  # between two losses that are fetched from a GPU
 
 
@@ -257,19 +258,51 @@ class Recorder(keras.callbacks.Callback):
     def plot_loss(self, *, skip_start: int = 5, ax: Axes | None = None) -> Axes:
         """Smoothed training loss over batches, and the validation loss at the end of each epoch.
 
+        A short run is smoothed over fewer batches than a long one, so that the line does not lag behind.
+
         Args:
-            skip_start: batches left out at the start, where the loss is far above the rest.
+            skip_start: batches left out at the start, where the loss is far above the rest; of a run of fewer
+                than ten times as many, none.
             ax: axes to draw on; new ones when None.
         """
-        steps = range(len(self.losses))
+        count = len(self.losses)
+        skip_start = skip_start if count >= 10 * skip_start else 0
+        smoothed = smooth(self.losses, min(self.smoothing, smoothing_of(count)))
         axes = ax or new_axes()
-        axes.plot(steps[skip_start:], self.smoothed_losses[skip_start:], label="train")
+        axes.plot(range(count)[skip_start:], smoothed[skip_start:], label="train")
         valid = [logs.get("val_loss", float("nan")) for logs in self.epochs]
         if not np.all(np.isnan(valid)):
             axes.plot(self._ends, valid, marker="o", label="valid")
-        axes.set(xlabel="batch", ylabel="loss")
+        axes.set(xlabel="batch", ylabel="loss", title="Loss")
+        whole_ticks(axes)
         axes.legend()
         return axes
+
+    def plot_metric(self, name: str = "accuracy", *, ax: Axes | None = None) -> Axes:
+        """A metric of the validation images at the end of each epoch; of the training images without them.
+
+        Args:
+            name: of the metric.
+            ax: axes to draw on; new ones when None.
+        """
+        values = [logs.get(f"val_{name}", logs.get(name, float("nan"))) for logs in self.epochs]
+        axes = ax or new_axes()
+        axes.plot(range(1, len(values) + 1), values, marker="o")
+        axes.set(xlabel="epoch", ylabel=name, title=name.replace("_", " ").capitalize())
+        whole_ticks(axes)
+        return axes
+
+
+def whole_ticks(axes: Axes) -> None:
+    """Write whole numbers alone below: there is no batch 1.5."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def smoothing_of(batches: int) -> float:
+    """Weight of the past by which a moving average spans a twentieth of a run."""
+    return max(0.0, 1 - BATCHES_OF_A_CURVE / max(batches, 1))
 
 
 def current_rate(optimizer: keras.optimizers.Optimizer) -> float | torch.Tensor:
@@ -307,7 +340,8 @@ def line_plot(values: Sequence[float] | np.ndarray, name: str, ax: Axes | None) 
     """Draw the values of batches as a line, on axes or in a new figure."""
     axes = ax or new_axes()
     axes.plot(values)
-    axes.set(xlabel="batch", ylabel=name)
+    axes.set(xlabel="batch", ylabel=name, title=name.capitalize())
+    whole_ticks(axes)
     return axes
 
 

@@ -15,8 +15,10 @@ import typer
 from .._core.signals import end_on_signals
 from .._core.terminal import guard_streams, output_error
 from ..errors import KclfError, OutputError, RunStopped, TrainingError
+from .export_commands import export
 from .photo_commands import check, clean, require_place
-from .serve_commands import serve, similar
+from .runs_commands import runs
+from .serve_commands import serve, similar, similar_of_run
 from .train_commands import demo, train
 from .use_commands import choose, evaluate, predict
 from .weights_commands import app as weights_app
@@ -54,12 +56,16 @@ def report(
         Path | None,
         typer.Option(help="The HTML file to write. Default: report.html in the run.", show_default=False),
     ] = None,
+    with_similar: Annotated[
+        bool, typer.Option("--similar/--no-similar", help="Show the nearest training photos beside mistakes.")
+    ] = True,
 ) -> None:
     """Write the report of a run: one HTML page that needs no network."""
     from ..report import write_report
 
     require_place(out)
-    typer.echo(write_report(run, out or run / "report.html"))
+    similar = similar_of_run(run) if with_similar else None
+    typer.echo(write_report(run, out or run / "report.html", similar=similar))
 
 
 def doctor(
@@ -79,8 +85,10 @@ def doctor(
         raise typer.Exit(CANNOT_TRAIN)
 
 
-COMMANDS = (train, predict, demo, report, check, clean, doctor, evaluate, choose, serve, similar)
-for command in COMMANDS:
+TRAINING = (train, demo, report, runs, choose)
+USE = (predict, evaluate, similar, serve, export)
+PHOTOS = (check, clean, doctor)
+for command in (*TRAINING, *USE, *PHOTOS):
     app.command()(command)
 app.add_typer(weights_app, name="weights")
 

@@ -64,7 +64,7 @@ def check(
     if page is not None:
         from ..report import write_ledger_page
 
-        typer.echo(f"The page to edit it on: {write_ledger_page(findings, page)}")
+        typer.echo(f"The page to edit it on: {write_ledger_page(findings, page, ledger=ledger.name)}")
 
 
 def clean(

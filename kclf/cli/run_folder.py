@@ -13,13 +13,15 @@ from pathlib import Path
 from .._core.atomic import LEFTOVERS, PREFIX, sweep
 from .._core.locks import LOCK_FILES
 from ..callbacks.checkpoint import is_checkpoint_file
+from ..callbacks.run_log import LOG_CSV
 from ..errors import DataError, OutputExistsError
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 
 CHECKPOINTS, REPORT, CURVES = "checkpoints", "report.html", "curves.png"
+MODEL_CARD = "MODEL_CARD.md"
 PLAN, ACTIVATIONS = "plan.json", "activations"  # among the checkpoints; a cache of the run
-RESULTS = (CLASSIFIER, REPORT, CURVES, HISTORY, SETTINGS)
-WRITTEN = (*RESULTS[:-1], BATCHES, PREDICTIONS, SETTINGS)  # all files of a run; the last marks it as one
+RESULTS = (CLASSIFIER, REPORT, MODEL_CARD, CURVES, HISTORY, SETTINGS)
+WRITTEN = (*RESULTS[:-1], BATCHES, PREDICTIONS, LOG_CSV, SETTINGS)  # all files of a run; the last marks it
 
 
 def check_out(out: Path, *, force: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import KclfError
+from .export_commands import data_of_run
 from .use_commands import load_classifier
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ def serve(
     with_similar: Annotated[
         bool, typer.Option("--similar/--no-similar", help="Show the nearest training photos.")
     ] = True,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Say 'none of these' where no class is as probable.", min=0, max=1, show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Try a classifier on a local web page, and use it over HTTP."""
     try:
@@ -55,6 +62,7 @@ def serve(
         token=token,
         hosts=name or (),
         similar=None if photos is None else _neighbours(photos),
+        threshold=threshold,
     )
 
 
@@ -79,16 +87,25 @@ def similar(
 
 def training_photos(model: Any, run: Path) -> SimilarPhotos | None:
     """The training photos of a run by their features; None where they are not there any more."""
-    from ..errors import DataError
     from ..interpret.similar import SimilarPhotos
-    from .train import SETTINGS, find_data, read_settings
 
-    try:
-        data = find_data(read_settings(run / SETTINGS))
-    except DataError as error:
-        typer.echo(f"No similar photos: {error}", err=True)
+    data = data_of_run(run, "no similar photos")
+    return None if data is None else SimilarPhotos.of(model, data.train, run / "activations")
+
+
+def similar_of_run(run: Path) -> SimilarPhotos | None:
+    """The training photos for the report of a run; None where it lacks them or its classifier."""
+    from ..interpret.similar import SimilarPhotos
+    from ..report.inputs import CLASSIFIER, SETTINGS
+    from .train import MOST_COMPARED, first_photos
+
+    if not (run / CLASSIFIER).is_file() or not (run / SETTINGS).is_file():
         return None
-    return SimilarPhotos.of(model, data.train, run / "activations")
+    data = data_of_run(run, "no similar photos")
+    if data is None or data.task != "single_label":
+        return None
+    photos = first_photos(data.train, MOST_COMPARED)
+    return SimilarPhotos.of(load_classifier(run), photos, run / "activations")
 
 
 def _neighbours(photos: SimilarPhotos) -> Callable[[Any, int], list[dict[str, Any]]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -26,8 +26,9 @@ from .._core.terminal import one_line
 from ..backbones import backbone_names
 from ..callbacks import Checkpoint, EpochTable, ProgressBar, Recorder
 from ..callbacks.microbatches import LARGEST, largest_batch
+from ..callbacks.run_log import RunLog, open_logs
 from ..callbacks.snapshots import SaveAfterEpochs
-from ..data import ImageData
+from ..data import ImageData, ImageDataset
 from ..data.archives import unpacked
 from ..data.decoding import set_decoding
 from ..distributed import (
@@ -50,16 +51,20 @@ from ..errors import (
     OutputError,
     RunStopped,
 )
+from ..interpret import Interpretation
+from ..interpret.similar import SimilarPhotos
 from ..learner import Learner
 from ..models import ImageClassifier
 from ..precision import best_precision
 from ..prediction.predictions import Predictions
 from ..recipe import BestFit
-from ..report import write_report
+from ..report import write_model_card, write_report
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 from .run_folder import (
+    ACTIVATIONS,
     CHECKPOINTS,
     CURVES,
+    MODEL_CARD,
     REPORT,
     RESULTS,
     WRITTEN,
@@ -69,6 +74,9 @@ from .run_folder import (
     is_unfinished,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 AUGMENTATIONS = {
     "standard": layers.aug_transforms,
     "side_on": layers.side_on,
@@ -77,6 +85,7 @@ AUGMENTATIONS = {
     "none": layers.none,
 }
 BATCH_SIZE = 64
+MOST_COMPARED = 1000  # training photos among which the report looks for neighbours: seconds on a CPU
 LAST_LAYER_DROPOUT = 0.2  # of "lp-ft": the last layer is learnt by a regression that has its own penalty
 
 
@@ -122,6 +131,9 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
         print_on_main(f"{describe(data.batch_size, settings.seed)}\n")
     with writing(settings.out), locked_by_main(FolderLock(settings.out)), StopRequest() as stop:
         learner.checkpoint = begin(settings, data, stop, resume=resume)
+        names = settings.log.split(",") if settings.log and is_main() else []
+        run_log = RunLog(open_logs(names, settings.out, settings.to_json()), data.train.num_images)
+        learner.callbacks.append(run_log)
         found = train_to_end(learner, settings, stop)
     skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
     if is_main():
@@ -133,6 +145,7 @@ def train_run(settings: RunSettings, *, force: bool = False, resume: bool = Fals
                 write_settings(settings.out, describe_settings(settings, data) | more)
             predictions = (found and found.predictions) or learner.predictions()
             write_run(learner, predictions, table, settings)
+            run_log.finish(*results_of(predictions))
             finish(settings.out)
         print(describe_skipped(skipped | dict(data.skipped)))
         written = ", ".join(name for name in RESULTS if (settings.out / name).exists())
@@ -378,7 +391,17 @@ def write_run(learner: Learner, predictions: Predictions, table: EpochTable, set
         write_history(table, head_epochs, out / HISTORY)
         with replacing(out / CURVES) as temporary:
             plot_curves(learner.recorder).savefig(temporary, dpi=120)
-    write_report(out, out / REPORT)
+    write_report(out, out / REPORT, similar=neighbours(learner, predictions, out))
+    write_model_card(out, out / MODEL_CARD)
+
+
+def neighbours(learner: Learner, predictions: Predictions, out: Path) -> SimilarPhotos | None:
+    """Training photos that the report can show beside mistakes; None where there is no mistake to explain."""
+    if learner.data is None or predictions.task != "single_label" or not (predictions.hits() < 1).any():
+        return None
+    with single_process():
+        photos = first_photos(learner.data.train, MOST_COMPARED)
+        return SimilarPhotos.of(learner.model, photos, out / ACTIVATIONS, progress=False)
 
 
 def describe_best(found: BestFit) -> dict[str, Any]:
@@ -401,6 +424,40 @@ def write_history(table: EpochTable, freeze_epochs: int, path: Path) -> None:
     write_csv(path, [rows[0], *(row.values() for row in rows)])
 
 
+def results_of(predictions: Predictions) -> tuple[dict[str, float], dict[str, Figure]]:
+    """Figures and pictures of a finished run, for its logs; of numbers to predict there are none."""
+    if predictions.labels is None or predictions.task == "regression" or not len(predictions):
+        return {}, {}
+    figures = {"accuracy": predictions.accuracy(), "log_loss": predictions.log_loss()}
+    if predictions.task == "multi_label":
+        return figures, {}
+    drawn = Interpretation(predictions).plot_confusion_matrix().figure_
+    return figures, {} if drawn is None else {"confusion matrix": drawn}
+
+
+def class_counts(data: ImageData) -> dict[str, dict[str, int]]:
+    """Training photos of each class; none where numbers are predicted."""
+    if data.task == "regression" or data.train.labels is None:
+        return {}
+    counts = data.train.class_counts().tolist()
+    return {"class_counts": dict(zip(data.class_names, counts, strict=True))}
+
+
+def first_photos(photos: ImageDataset, count: int) -> ImageDataset:
+    """So many photos of a split, spread over it, in its order and as a prediction reads them."""
+    chosen = np.linspace(0, photos.num_images - 1, min(count, photos.num_images)).round().astype(int)
+    return photos.replace(
+        images=photos.dataset.take(chosen),
+        labels=None if photos.labels is None else photos.labels[chosen],
+        shuffle=False,
+        random_crop=False,
+        drop_last=False,
+        class_weight=None,
+        sampling_weights=None,
+        shard=(0, 1),
+    )
+
+
 def describe_settings(settings: RunSettings, data: ImageData) -> dict[str, Any]:
     """Settings, data and versions as JSON can hold them."""
     return {
@@ -409,6 +466,7 @@ def describe_settings(settings: RunSettings, data: ImageData) -> dict[str, Any]:
             "class_names": data.class_names,
             "task": data.task,
             **{name: split.num_images for name, split in data.splits.items()},
+            **class_counts(data),
         },
         "versions": {
             "kclf": version("kclf"),
@@ -422,15 +480,18 @@ def describe_settings(settings: RunSettings, data: ImageData) -> dict[str, Any]:
 
 
 def plot_curves(recorder: Recorder) -> Any:
-    """Losses beside the learning rate, over the batches of the whole run.
+    """Losses and learning rate over the batches of the whole run, and the accuracy of its epochs, if any.
 
     Returns:
         A matplotlib figure, not shown.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    losses, rates = figure.subplots(1, 2)
+    has_accuracy = any("accuracy" in name for logs in recorder.epochs for name in logs)
+    figure = Figure(figsize=(15 if has_accuracy else 10, 4), layout="constrained")
+    losses, rates, *more = figure.subplots(1, 2 + has_accuracy)
     recorder.plot_loss(ax=losses)
     recorder.plot_lr(ax=rates)
+    if has_accuracy:
+        recorder.plot_metric(ax=more[0])
     return figure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ from .flags import given, is_given, with_flags
 OUTPUT = "Output"
 OF_COURSE = ("epochs", "freeze_epochs", "learning_rate")
 OF_LP_FT = ("effort", "minutes")
+LOGS = ("tensorboard", "csv", "wandb", "mlflow")
 
 
 @with_flags(RunSettings)
@@ -24,6 +27,14 @@ def train(
         Path | None,
         typer.Option(
             help="Folder for the classifier and what belongs to it. Default: FOLDER's name and -classifier.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    repeat: Annotated[
+        Path | None,
+        typer.Option(
+            help="Train anew with the settings of this run, into another --out.",
             show_default=False,
             rich_help_panel=OUTPUT,
         ),
@@ -51,7 +62,7 @@ def train(
     Exit status: 0 done; 2 bad input; 3 training cannot go on; 4 a file cannot be written (disk full,
     read-only); 130 stopped by Ctrl-C and 143 by SIGTERM, with all saved.
     """
-    from .train import train_run, unfinished_run
+    from .train import SETTINGS, read_settings, train_run, unfinished_run
 
     if resume is not None:
         _refuse_more_than(context, "resume")
@@ -60,6 +71,12 @@ def train(
             typer.echo(f"The run in {resume} is finished.")
         else:
             train_run(unfinished, resume=True)
+        return
+    if repeat is not None:
+        _refuse_more_than(context, "repeat", but=("out", "force"))
+        if out is None:
+            raise typer.BadParameter("the new run needs a folder of its own", param_hint="--out")
+        train_run(replace(read_settings(repeat / SETTINGS), out=out), force=force)
         return
     if folder is None:
         raise typer.BadParameter("the folder of photos is missing", param_hint="FOLDER")
@@ -118,7 +135,7 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     size, presize = values.get("size", 224), values.get("presize")
     if presize is not None and presize < size:
         raise typer.BadParameter(f"expected --size {size} or more. Received: --presize {presize}")
-    read: dict[str, Any] = {"csv": Path.absolute, "weights": _weights, "batch_size": _batch_size}
+    read: dict[str, Any] = {"csv": Path.absolute, "weights": _weights, "batch_size": _batch_size, "log": _log}
     return {name: read[name](value) if name in read else value for name, value in values.items()}
 
 
@@ -137,8 +154,14 @@ def _batch_size(word: str) -> int | None:
     return int(word)
 
 
-def _refuse_more_than(context: typer.Context, allowed: str) -> None:
-    """Refuse options beside one that decides all."""
-    more = [name for name in context.params if name != allowed and is_given(context, name)]
+def _log(word: str) -> str:
+    if unknown := sorted(set(word.split(",")) - set(LOGS)):
+        raise typer.BadParameter(f"expected {', '.join(LOGS)}. Received: --log {','.join(unknown)}")
+    return word
+
+
+def _refuse_more_than(context: typer.Context, allowed: str, but: Sequence[str] = ()) -> None:
+    """Refuse options beside one that decides all, `but` some."""
+    more = [name for name in context.params if name not in (allowed, *but) and is_given(context, name)]
     if more:
         raise typer.BadParameter(f"--{allowed} takes the settings of its run. Received: {', '.join(more)}")

@@ -33,9 +33,22 @@ def load_classifier(classifier: Path) -> ImageClassifier:
     return load(classifier / CLASSIFIER if classifier.is_dir() else classifier)
 
 
+def load_any(classifier: Path) -> Any:
+    """Read a classifier as `load_classifier` does, or from an ONNX file."""
+    from ..prediction.exported import load_onnx
+
+    if classifier.suffix != ".onnx":
+        return load_classifier(classifier)
+    try:
+        return load_onnx(classifier)
+    except ImportError as error:
+        raise KclfError(str(error)) from error
+
+
 def predict(
     classifier: Annotated[
-        Path, typer.Argument(help="A classifier.h5, or the folder of its run.", show_default=False)
+        Path,
+        typer.Argument(help="A classifier.h5, the folder of its run, or an .onnx file.", show_default=False),
     ],
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
     top: Annotated[
@@ -74,7 +87,7 @@ def predict(
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
     set_decoding(depth=depth, max_pixels=max_pixels or "pillow")
-    predictions, unreadable = predict_files(load_classifier(classifier), photos, batch_size=batch_size)
+    predictions, unreadable = predict_files(load_any(classifier), photos, batch_size=batch_size)
     for path, reason in unreadable:
         typer.echo(f"skipped {one_line(path)}: {one_line(reason)}", err=True)
     if predictions.task == "regression":
@@ -165,7 +178,7 @@ def with_threshold(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A classifier.h5, or the folder of its run.")],
+    run: Annotated[Path, typer.Argument(help="A classifier.h5, the folder of its run, or an .onnx file.")],
     folder: Annotated[Path, typer.Argument(help="Labelled photos: a folder for each class.")],
     label_regex: Pattern = None,
     csv: Table = None,
@@ -183,7 +196,7 @@ def evaluate(
     from ..interpret import Interpretation, RegressionInterpretation, interpretation_of
     from ..prediction.inference import predict
 
-    model = load_classifier(run)
+    model = load_any(run)
     found = predict(model, labelled_photos(model, folder, label_regex, csv, label_delimiter))
     answers = interpretation_of(found)
     if as_json:

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LONGEST_NAME = 24  # letters above a picture
+
+
+def short(name: str) -> str:
+    """A name as it fits above a picture of a grid."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
 
 def show_answers(
     split: ImageDataset, indices: Sequence[int], titles: Sequence[str], wrong: Sequence[bool]
@@ -158,7 +165,9 @@ class Gallery(Sequence[Example]):
 
 def _show(ax: Axes, answer: Example, images: Indexed | None) -> None:
     colour = "black" if answer.is_right else "tab:red"
-    ax.set_title(str(answer), fontsize=8, color=colour, parse_math=False)
+    said = f"predicted {short(answer.predicted)} {answer.probability:.2f}"
+    truth = f"actual {short(answer.actual)} {answer.actual_probability:.2f}"
+    ax.set_title(f"{said}\n{truth}", fontsize=8, color=colour, parse_math=False)
     try:
         ax.imshow(
             read_image(str(answer.path), at_least=256) if images is None else np.asarray(images[answer.index])
@@ -181,8 +190,8 @@ def show_results(photos: ImageDataset, found: Predictions, rows: np.ndarray) -> 
     right = [found.label_text(found.labels[row]) or "none" for row in rows]
     wrong = [found.task != "regression" and a != b for a, b in zip(said, right, strict=True)]
     if found.task == "single_label":
-        said = [f"{a} {found.confidence[row]:.2f}" for a, row in zip(said, rows, strict=True)]
-    titles = [f"{a} / {b}" for a, b in zip(said, right, strict=True)]
+        said = [f"{short(a)} {found.confidence[row]:.2f}" for a, row in zip(said, rows, strict=True)]
+    titles = [f"predicted {short(a)}\nactual {short(b)}" for a, b in zip(said, right, strict=True)]
     return show_answers(photos, _places(photos, found, rows), titles, wrong)
 
 

@@ -22,6 +22,8 @@ from .statistics import Comparison, Interval, compare_answers, f1_interval, wils
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from .similar import Neighbour, SimilarPhotos
+
 
 class ClassScore(NamedTuple):
     """How well one class is recognised.
@@ -166,6 +168,24 @@ class Interpretation(Answers):
         """The photos of one class that were taken for another, the surest first."""
         pair = self.predicted == self._class(predicted)
         return self._surest(pair, k, actual, f"{actual} taken for {predicted}")
+
+    def similar(
+        self, photos: SimilarPhotos, k: int = 9, *, count: int = 4
+    ) -> list[tuple[Example, list[Neighbour]]]:
+        """The wrong answers with the largest loss, each with the training photos that look most alike.
+
+        Args:
+            photos: the training photos, from `SimilarPhotos.of`.
+            k: how many answers.
+            count: neighbours of each.
+
+        Raises:
+            ValueError: the predictions know no files.
+        """
+        if self.paths is None:
+            raise ValueError("Expected predictions with the files of their photos. Received: paths=None")
+        worst = [example for example in self.top_losses(len(self)) if not example.is_right][:k]
+        return [(example, photos.nearest(example.path, count)) for example in worst]
 
     def calibration(self, bins: int = 15) -> Calibration:
         """Confidence against the share that is right; see `Calibration`."""

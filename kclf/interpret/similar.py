@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..data import ImageDataset
+from ..data.tasks import label_text
 from ..prediction.activation_cache import activations, pooled_activations
 
 
@@ -60,7 +61,7 @@ class SimilarPhotos:
         cached = activations(model, photos, folder, progress=progress)
         rows = np.flatnonzero(cached.readable)
         names, labels = photos.class_names, photos.labels
-        texts = ["" if labels is None or not names else _text(names, labels[row]) for row in rows]
+        texts = ["" if labels is None else label_text(labels[row], names, photos.task) for row in rows]
         paths = photos.paths if photos.files is None else photos.files
         return cls(model, _directions(cached.features[0][rows]), np.asarray(paths)[rows], np.array(texts))
 
@@ -81,9 +82,3 @@ class SimilarPhotos:
 def _directions(features: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return (features / np.maximum(lengths, 1e-12)).astype(np.float32)
-
-
-def _text(names: list[str], label: Any) -> str:
-    if np.ndim(label):
-        return ", ".join(name for name, has in zip(names, label, strict=True) if has)
-    return names[int(label)]

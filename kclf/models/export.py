@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import math
 import os
 import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -14,16 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._core.arguments import one_of
 from .._core.atomic import replacing
 from .._core.devices import full_float32
 from .._core.h5_store import whole_file
 from ..acceleration import unpacked
+from ..data.decision import Decision
 from ..data.tasks import probabilities_of
 from ..errors import WeightsError
 from .clone import in_policy
+from .quantization import quantize
 
+PRECISIONS = ("fp32", "fp16", "int8")
 OPSET = 18  # of ONNX; what torch's exporter writes without converting
+EXACT = 2**24  # whole numbers below it are exact in float32
 TOLERANCE = 1e-4  # largest difference of a probability between the export and the model
+# Of int8 only that it runs: what noise differs by says nothing, and photos are for the caller to measure.
+TOLERANCES = {"fp32": TOLERANCE, "fp16": 0.05, "int8": math.inf}
 
 
 class PhotosToProbabilities(torch.nn.Module):
@@ -49,7 +61,7 @@ class PhotosToProbabilities(torch.nn.Module):
         normalization, backbone, head = self.parts
         images = self.resize(photos) if self.resize is not None else photos.to(torch.float32)
         features = backbone(normalization(images), training=False)
-        logits = head(features, training=False)
+        logits = head(features, training=False).to(torch.float32)
         return probabilities_of(logits / self.temperature if self.temperature != 1 else logits, self.task)
 
 
@@ -77,12 +89,13 @@ class ResizeOfWholeNumbers(torch.nn.Module):
         weights = F.interpolate(identity, size=(target, source), mode=mode, antialias=True)[0, 0]
         bits = int(math.log2((2**15 - 0.5) / float(weights.max())))  # the largest weight fills 16 bits
         self.one = float(2**bits)
-        # Whole numbers up to 2^15, whose sums of products with pixels are exact in float64 alone.
-        self.register_buffer("weights", torch.trunc(weights * self.one + 0.5 * weights.sign()))
+        whole = torch.trunc(weights * self.one + 0.5 * weights.sign())  # numbers up to 2^15
+        largest = 255 * float(whole.abs().sum(dim=1).max())  # of the sums of products with pixels
+        self.register_buffer("weights", whole.to(torch.float32 if largest < EXACT else torch.float64))
 
     def forward(self, photos: Tensor) -> Tensor:
         """Photos (batch, source, source, 3), uint8, at (batch, target, target, 3), float32."""
-        images = photos.to(torch.float64).permute(0, 3, 1, 2)  # (batch, 3, source, source)
+        images = photos.to(self.weights.dtype).permute(0, 3, 1, 2)  # (batch, 3, source, source)
         images = self._rounded(torch.matmul(images, self.weights.T))
         images = self._rounded(torch.matmul(self.weights, images))
         return images.permute(0, 2, 3, 1).to(torch.float32)
@@ -107,7 +120,7 @@ def to_torch_export(
     Raises:
         WeightsError: the program does not give the model's probabilities.
     """
-    model = _in_float32(model)
+    model = _in_dtype(model, "float32")
     wrapped, photos = _wrapped(model, side)
     program = _exported(wrapped, photos)
     with torch.no_grad():
@@ -121,19 +134,32 @@ def to_torch_export(
     return program
 
 
-def to_onnx(model: keras.Model, path: str | os.PathLike[str], *, side: int | None = None) -> None:
+def to_onnx(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    side: int | None = None,
+    precision: str = "fp32",
+    calibration: np.ndarray | None = None,
+) -> None:
     """Write a classifier for ONNX runtimes; input "photos", output "probabilities", any batch size.
 
-    The file carries the class names and the side as metadata. Where onnxruntime is installed the file is
-    run against the model before it gets its name.
+    The file carries class names, task, side and decision as metadata; `load_onnx` reads it back. Where
+    onnxruntime is installed the file is run against the model before it gets its name.
 
     Args:
         model: an `ImageClassifier`.
-        path: where to, usually `.onnx`. It computes in float32, whatever the model's dtype policy.
+        path: where to, usually `.onnx`.
         side: side of the square photos that come in, in pixels; None takes the model's presize, or its size.
+        precision: "fp32" computes in float32, whatever the model's dtype policy; "fp16" halves the file and
+            is for GPUs and phones; "int8" quarters it and is for CPUs with 8-bit products. Measure both on
+            labelled photos: they cost accuracy.
+        calibration: of "int8": training photos uint8 (n, side, side, 3), a hundred or so, which show how
+            large the numbers between the layers become.
 
     Raises:
         ImportError: the packages of the extra `[onnx]` are not installed.
+        ValueError: "int8" without photos.
         WeightsError: the file does not give the model's probabilities.
     """
     try:
@@ -141,9 +167,15 @@ def to_onnx(model: keras.Model, path: str | os.PathLike[str], *, side: int | Non
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error}. ONNX needs an extra: pip install 'kclf[onnx]'") from error
-    model = _in_float32(model)
+    one_of("precision", precision, PRECISIONS)
+    if (precision == "int8") != (calibration is not None):
+        raise ValueError(
+            f'Expected photos as `calibration` with "int8" and with it alone. Received: {precision=}, '
+            f"calibration={'photos' if calibration is not None else None}"
+        )
+    model = _in_dtype(model, "float16" if precision == "fp16" else "float32")
     wrapped, photos = _wrapped(model, side)
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             _exported(wrapped, photos),
             (),
@@ -154,20 +186,109 @@ def to_onnx(model: keras.Model, path: str | os.PathLike[str], *, side: int | Non
             verbose=False,
         )
     file = program.model_proto
-    details = {"class_names": "\n".join(model.class_names), "side": str(photos.shape[1]), "task": model.task}
-    onnx.helper.set_model_props(file, details)
+    if calibration is not None:
+        file = quantize(file, calibration)
+    onnx.helper.set_model_props(file, _details(model, photos.shape[1], precision))
     with replacing(path) as temporary:
         temporary.write_bytes(file.SerializeToString())
         found = _run_onnx(temporary, photos.cpu().numpy())
         if found is not None:
-            _check(found, _expected(model, photos), path)
+            _check(found, _expected(model, photos), path, TOLERANCES[precision])
 
 
-def _in_float32(model: keras.Model) -> keras.Model:
-    """The model, or its twin in float32: other runtimes lack half precision for much of what it takes."""
-    if model.dtype_policy.compute_dtype == "float32":
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let torch's exporter keep to itself which packages it does without and what it deprecates in itself."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _details(model: keras.Model, side: int, precision: str) -> dict[str, str]:
+    """What a file says of itself: plain words for any program, and all as JSON for `load_onnx`."""
+    decision = decision_without_temperature(model)
+    described = {
+        "class_names": list(model.class_names),
+        "task": model.task,
+        "side": side,
+        "resize_method": getattr(model, "resize_method", "crop"),
+        "precision": precision,
+        "decision": decision and decision.get_config(),
+    }
+    plain = {"class_names": "\n".join(model.class_names), "side": str(side), "task": model.task}
+    return plain | {"classifier": json.dumps(described)}
+
+
+def to_litert(model: keras.Model, path: str | os.PathLike[str], *, side: int | None = None) -> Any:
+    """Write a classifier for LiteRT (TensorFlow Lite), by the converter that Keras uses.
+
+    The file takes one photo a call. Class names and the rest of what it says of itself are appended as a zip
+    archive, as TFLite's own metadata are: `unzip -p classifier.tflite labels.txt`.
+
+    Args:
+        model: an `ImageClassifier`.
+        path: where to, usually `.tflite`. It computes in float32, whatever the model's dtype policy.
+        side: side of the square photos that come in, in pixels; None takes the model's presize, or its size.
+
+    Returns:
+        What gives probabilities of photos uint8 (n, side, side, 3): the file, run by LiteRT.
+
+    Raises:
+        ImportError: the package `litert-torch` is not installed.
+        WeightsError: the file does not give the model's probabilities.
+    """
+    try:
+        import litert_torch
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise ImportError(
+            f"{error}. LiteRT needs packages that kclf does not bring, as they bring jax and more: "
+            "pip install litert-torch"
+        ) from error
+    model = _in_dtype(model, "float32")
+    wrapped, photos = _wrapped(model, side)
+    with torch.no_grad(), unpacked():
+        wrapped(photos)
+        program = litert_torch.convert(wrapped, (photos[:1],))
+    with replacing(path) as temporary:
+        program.export(str(temporary))
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.writestr("labels.txt", "\n".join(model.class_names))
+            archive.writestr("classifier.json", _details(model, photos.shape[1], "fp32")["classifier"])
+        _check(_run_litert(Interpreter, temporary)(photos.numpy()), _expected(model, photos), path)
+    return _run_litert(Interpreter, path)
+
+
+def _run_litert(interpreter_type: Any, path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarray]:
+    """What runs a file, photo by photo."""
+    interpreter = interpreter_type(model_path=os.fspath(path))
+    runner = interpreter.get_signature_runner()
+    (given,) = runner.get_input_details()
+
+    def run(photos: np.ndarray) -> np.ndarray:
+        answers = (runner(**{given: photo[None]}) for photo in photos)
+        return np.concatenate([value for answer in answers for value in answer.values()])
+
+    return run
+
+
+def decision_without_temperature(model: keras.Model) -> Decision | None:
+    """Thresholds and scores of a classifier, beside an export whose network has the temperature in it."""
+    decision = getattr(model, "decision", None)
+    return decision and dataclasses.replace(decision, temperature=1.0)
+
+
+def _in_dtype(model: keras.Model, dtype: str) -> keras.Model:
+    """The model, or its twin that computes in float32 or float16: not all runtimes mix number formats."""
+    if model.dtype_policy.compute_dtype == dtype:
         return model
-    twin = type(model).from_config(in_policy(model.get_config(), "float32") | {"dtype": "float32"})
+    twin = type(model).from_config(in_policy(model.get_config(), dtype) | {"dtype": dtype})
     for ours, theirs in zip(twin.weights, model.weights, strict=True):
         ours.assign(theirs)
     return twin
@@ -212,9 +333,11 @@ def _run_onnx(path: os.PathLike[str], photos: np.ndarray) -> np.ndarray | None:
     return session.run(None, {"photos": photos})[0]
 
 
-def _check(found: np.ndarray, expected: np.ndarray, path: str | os.PathLike[str]) -> None:
+def _check(
+    found: np.ndarray, expected: np.ndarray, path: str | os.PathLike[str], tolerance: float = TOLERANCE
+) -> None:
     difference = float(np.abs(found - expected).max())
-    if not difference <= TOLERANCE:
+    if not difference <= tolerance:
         raise WeightsError(
             f"{os.fspath(path)} was not written: its probabilities are {difference:.2g} off the model's."
         )

@@ -19,6 +19,7 @@ from ..data.decision import Decision
 from ..data.files import image_files
 from ..data.tasks import probabilities_of
 from ..errors import DataError
+from .exported import ExportedClassifier
 from .predictions import Predictions
 
 
@@ -30,7 +31,7 @@ def predict(
     Each process that calls it predicts all photos by itself.
 
     Args:
-        model: any Keras model of images.
+        model: any Keras model of images, or an `ExportedClassifier`.
         dataset: an `ImageDataset`, another iterable of batches (images, or (images, labels, ...)) whose
             order does not change, or an array of images (n, height, width, channels). A dataset that
             shuffles is read in order.
@@ -57,7 +58,7 @@ def predict_files(
     """Predict photos from files, read as the model's own preprocessing has it.
 
     Args:
-        model: an `ImageClassifier`.
+        model: an `ImageClassifier`, or what `load_onnx` read.
         photos: files, and folders of which all images are taken.
         batch_size: photos a step.
 
@@ -91,14 +92,14 @@ def _predict_views(
     labels = []
     class_names = _class_names(model, dataset)
     dataset = _in_order(dataset)
-    model.make_predict_function()
+    outputs_of = _function(model)
     with Progress(_number_of(dataset), bar or "", shown=bar is not None) as shown:
         for batch in _batches(dataset):
             images, *rest = batch if isinstance(batch, tuple | list) else (batch,)
             labels += [rest[0]] if rest and rest[0] is not None else []
             start = moment()
             for place, view in enumerate(views(send(torch.as_tensor(images)))):
-                outputs[place].append(model.predict_function([(view,)]))
+                outputs[place].append(outputs_of(view))
                 start, began = moment(), start
                 spans[place].append((began, start))
             shown.update(len(images))
@@ -109,6 +110,14 @@ def _predict_views(
     known = _on_host(labels) if known is None and labels else known
     seconds = [sum(seconds_between(*span) for span in spans[place]) for place in outputs]
     return _beside_labels(model, dataset, arrays, known, class_names, from_logits), seconds
+
+
+def _function(model: Any) -> Callable[[torch.Tensor], Any]:
+    """What gives the outputs of a batch of images."""
+    if isinstance(model, ExportedClassifier):
+        return model
+    model.make_predict_function()
+    return lambda view: model.predict_function([(view,)])
 
 
 def _number_of(dataset: Any) -> int | None:
@@ -192,7 +201,7 @@ def gives_logits(model: keras.Model, outputs: np.ndarray, task: str) -> bool:
         outputs: what it gave, (n, classes).
         task: "single_label", "multi_label" or "regression".
     """
-    if last_activation(model) in ("softmax", "sigmoid"):
+    if isinstance(model, ExportedClassifier) or last_activation(model) in ("softmax", "sigmoid"):
         return False
     rows = outputs.reshape(len(outputs), -1)
     if task != "single_label" or rows.shape[1] < 2:

@@ -10,7 +10,8 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40  # room for the ticks and the name of the axis
+RIGHT, TOP, BOTTOM = 12, 12, 44
+NAME_ROOM, GAP, LETTER = 22, 6, 8.0  # pixels: for the name of the upright axis, to its ticks, of a digit
 MOST_POINTS = 300  # of one curve: more than a pixel each
 MOST_DOTS = 40
 AIR = 0.04  # of the axis, beyond the first and the last point
@@ -52,6 +53,7 @@ class _Axis:
     start: float
     end: float
     log: bool
+    whole: bool = False
 
     def __call__(self, value: float) -> float:
         low, high, at = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
@@ -62,8 +64,34 @@ class _Axis:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
             return [10.0**power for power in range(first, last + 1, max(1, (last - first) // 5))]
         step = _nice((self.high - self.low) / 5)
+        step = max(1.0, step) if self.whole else step
         first = math.ceil(self.low / step - 1e-9)
         return [step * k for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What stands at the ticks of an axis: as many decimals for all, a common power of ten in its name."""
+
+    texts: list[str]
+    power: int
+
+    @classmethod
+    def of(cls, axis: _Axis) -> _Labels:
+        ticks = axis.ticks()
+        if axis.log or not ticks:
+            return cls([f"1e{round(math.log10(tick))}" for tick in ticks], 0)
+        largest = math.floor(math.log10(max(abs(tick) for tick in ticks) or 1.0))
+        power = 0 if -3 < largest < 5 else largest
+        scaled = [tick / 10**power for tick in ticks]
+        for decimals in range(8):
+            texts = [f"{number:.{decimals}f}" for number in scaled]
+            if all(abs(float(t) - n) <= 1e-6 * max(1.0, abs(n)) for t, n in zip(texts, scaled, strict=True)):
+                break
+        return cls(texts, power)
+
+    def named(self, name: str) -> str:
+        return f"{name} (× 1e{self.power})" if self.power else name
 
 
 def line_chart(
@@ -75,6 +103,7 @@ def line_chart(
     log_x: bool = False,
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
+    y_within: tuple[float, float] = (-math.inf, math.inf),
     diagonal: bool = False,
 ) -> str:
     """An SVG picture of curves that shares the page's colours; `title` is what a screen reader says.
@@ -86,6 +115,7 @@ def line_chart(
         y_label: beside it.
         log_x: powers of ten along x; points with x <= 0 are left out.
         x_range, y_range: the ends of the axes; those of the points, if None.
+        y_within: what the upright axis never goes beyond, such as 0 and 1 of a share.
         diagonal: draw y = x.
     """
     drawn = [(curve, *curve.points()) for curve in curves]
@@ -93,9 +123,13 @@ def line_chart(
     drawn = [entry for entry in drawn if len(entry[1])]
     if not drawn:
         return ""
-    across = _axis([x for _, x, _ in drawn], x_range, LEFT, WIDTH - RIGHT, log_x)
-    up = _axis([y for _, _, y in drawn], y_range, HEIGHT - BOTTOM, TOP, False)
-    parts = [*_grid(across, up), _words(x_label, y_label)]
+    up = _axis([y for _, _, y in drawn], y_range, HEIGHT - BOTTOM, TOP, False, y_within)
+    heights = _Labels.of(up)
+    left = NAME_ROOM + GAP + LETTER * max(map(len, heights.texts), default=1)
+    across = _axis([x for _, x, _ in drawn], x_range, left, WIDTH - RIGHT, log_x)
+    widths = _Labels.of(across)
+    words = _words(widths.named(x_label), heights.named(y_label), left)
+    parts = [*_grid(across, widths, up, heights), words]
     if diagonal:
         ends = across(up.low), up(up.low), across(up.high), up(up.high)
         parts.append('<line class="guide" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'.format(*ends))
@@ -112,32 +146,37 @@ def line_chart(
 
 
 def _axis(
-    values: list[np.ndarray], given: tuple[float, float] | None, start: float, end: float, log: bool
+    values: list[np.ndarray],
+    given: tuple[float, float] | None,
+    start: float,
+    end: float,
+    log: bool,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> _Axis:
     low, high = given or (min(float(v.min()) for v in values), max(float(v.max()) for v in values))
+    whole = given is None and not log and all((v == np.round(v)).all() for v in values)
     if low == high:
         low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
     elif given is None and not log:
         low, high = low - AIR * (high - low), high + AIR * (high - low)
-    return _Axis(low, high, start, end, log)
+    return _Axis(max(low, within[0]), min(high, within[1]), start, end, log, whole)
 
 
-def _grid(across: _Axis, up: _Axis) -> list[str]:
-    foot, parts = HEIGHT - BOTTOM, []
-    for tick in up.ticks():
+def _grid(across: _Axis, widths: _Labels, up: _Axis, heights: _Labels) -> list[str]:
+    foot, left, parts = HEIGHT - BOTTOM, across.start, []
+    for tick, text in zip(up.ticks(), heights.texts, strict=True):
         y = up(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
-    for tick in across.ticks():
-        x = across(tick)
-        parts.append(f'<text x="{x:.1f}" y="{foot + 15}" text-anchor="middle">{_short(tick)}</text>')
-    return [*parts, f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{foot}" y2="{foot}"/>']
+        parts.append(f'<line class="grid" x1="{left:.1f}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - GAP:.1f}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    for tick, text in zip(across.ticks(), widths.texts, strict=True):
+        parts.append(f'<text x="{across(tick):.1f}" y="{foot + 17}" text-anchor="middle">{text}</text>')
+    return [*parts, f'<line class="axis" x1="{left:.1f}" x2="{WIDTH - RIGHT}" y1="{foot}" y2="{foot}"/>']
 
 
-def _words(x_label: str, y_label: str) -> str:
-    centre, middle = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+def _words(x_label: str, y_label: str, left: float) -> str:
+    centre, middle = (left + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
     return (
-        f'<text x="{centre}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text x="{centre:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
         f'<text transform="rotate(-90 12 {middle})" x="12" y="{middle}" text-anchor="middle">'
         f"{escape(y_label)}</text>"
     )
@@ -172,4 +211,4 @@ def _nice(step: float) -> float:
 
 
 def _short(number: float) -> str:
-    return f"{number:.4g}" if abs(number) >= 1e-3 or number == 0 else f"{number:.0e}".replace("e-0", "e-")
+    return f"{number:.4g}" if abs(number) >= 1e-3 or number == 0 else f"{number:.2e}".replace("e-0", "e-")

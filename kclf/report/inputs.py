@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class ReportInputs:
         interpretation: of the validation photos.
         findings: of a check of the data.
         model: the classifier, for Grad-CAM; None leaves the heat maps out.
+        date: day of the run, as text.
+        is_run: `kclf train --repeat` can repeat it.
     """
 
     title: str = "Training report"
@@ -51,6 +54,8 @@ class ReportInputs:
     interpretation: AnyInterpretation | None = None
     findings: Findings | None = None
     model: Any = None
+    date: str = ""
+    is_run: bool = False
 
 
 def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
@@ -85,7 +90,15 @@ def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
         ),
         findings=_if_there(lambda path: Findings(read_ledger(path)), folder / LEDGER),
         model=model if heat else None,
+        date=_day_of([folder / name for name in names]),
+        is_run="settings" in settings,
     )
+
+
+def _day_of(files: Sequence[Path]) -> str:
+    """The day on which the newest of some files was written."""
+    newest = datetime.fromtimestamp(max(file.stat().st_mtime for file in files if file.is_file()))
+    return f"{newest.day} {newest:%B %Y}"
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:

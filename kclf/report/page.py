@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -15,6 +16,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from .._core.atomic import replacing
+from ..callbacks.recording import smooth, smoothing_of
 from ..checks import Finding, Findings
 from ..interpret import (
     AnyInterpretation,
@@ -25,22 +27,30 @@ from ..interpret import (
     MultiLabelInterpretation,
     RegressionInterpretation,
 )
+from ..interpret.similar import Neighbour, SimilarPhotos
 from .charts import Curve, line_chart
 from .inputs import ReportInputs, read_run
 from .thumbnails import Thumbnail, thumbnails
+from .verdict import verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 MOST_PHOTOS = 120  # in the gallery; about 9 KB each
 MOST_WRONG = 96  # of them, wrong answers
+MOST_EXPLAINED, NEIGHBOURS, NEIGHBOUR_SIDE = 24, 4, 64  # mistakes; their neighbours; pixels of these
 MOST_LEDGER_THUMBNAILS = 200
 LEDGER_SIDE = 112  # pixels
+SMOOTHING = 0.98  # at most, as in fastai
 TARGET_PRECISIONS = (0.9, 0.95, 0.99, 0.995)  # precisions to ask for
 
 
 def write_report(
-    run: str | os.PathLike[str] | ReportInputs, path: str | os.PathLike[str], *, heat: bool = True
+    run: str | os.PathLike[str] | ReportInputs,
+    path: str | os.PathLike[str],
+    *,
+    heat: bool = True,
+    similar: SimilarPhotos | None = None,
 ) -> Path:
     """Write the report of a run: one HTML file that needs no network and no other file.
 
@@ -48,26 +58,31 @@ def write_report(
         run: the folder of a run, or its parts.
         path: the HTML file to write.
         heat: show where the model looked (Grad-CAM), if its classifier is there.
+        similar: training photos, of which the nearest stand beside the worst mistakes.
 
     Returns:
         The path written.
     """
     inputs = run if isinstance(run, ReportInputs) else read_run(run, heat=heat)
-    page = _render("report.html.j2", **_content(inputs, inputs.model if heat else None))
+    page = _render("report.html.j2", **_content(inputs, inputs.model if heat else None, similar))
     return _write(page, path)
 
 
-def write_ledger_page(findings: Findings, path: str | os.PathLike[str]) -> Path:
+def write_ledger_page(
+    findings: Findings, path: str | os.PathLike[str], *, ledger: str = "ledger.csv"
+) -> Path:
     """Write a page that shows the findings with their photos, to be edited and saved as a ledger.
 
     Args:
         findings: of a check.
         path: the HTML file to write.
+        ledger: name of the file that the page saves.
 
     Returns:
         The path written.
     """
-    return _write(_render("ledger.html.j2", title="Check of the data", ledger=_ledger(findings)), path)
+    content = _ledger(findings) | {"file": os.path.basename(ledger)}
+    return _write(_render("ledger.html.j2", title="Check of the data", ledger=content), path)
 
 
 def _render(template: str, **content: Any) -> str:
@@ -117,30 +132,43 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def _content(inputs: ReportInputs, model: Any) -> dict[str, Any]:
+def _content(inputs: ReportInputs, model: Any, similar: SimilarPhotos | None) -> dict[str, Any]:
     answers = inputs.interpretation
     return {
         "title": inputs.title,
+        "subtitle": _subtitle(inputs),
+        "verdict": verdict(answers.predictions if answers is not None else None),
         "settings": list(_flat(inputs.settings)),
+        "repeat": f"kclf train --repeat {shlex.quote(inputs.title)} --out NEW" if inputs.is_run else "",
         "epochs": _epochs(inputs.history),
         "charts": [Markup(chart) for chart in _charts(inputs) if chart],
         "minutes": _minutes(inputs.history),
         "notes": inputs.findings.notes if inputs.findings else [],
-        "ledger": _ledger(inputs.findings) if inputs.findings else None,
-        **(_answers(answers, model) if answers is not None and len(answers) else {"answers": None}),
+        "ledger": _ledger(inputs.findings) | {"file": "ledger.csv"} if inputs.findings else None,
+        **(_answers(answers, model, similar) if answers is not None else {"answers": None}),
     }
 
 
-def _answers(answers: AnyInterpretation, model: Any) -> dict[str, Any]:
+def _subtitle(inputs: ReportInputs) -> str:
+    """Backbone, size and date, as far as they are known."""
+    settings = inputs.settings.get("settings", {})
+    settings = settings if isinstance(settings, Mapping) else {}
+    backbone, size = settings.get("backbone", ""), settings.get("size")
+    words = [f"{backbone} at {size} px" if backbone and size else str(backbone), inputs.date]
+    return " · ".join(word for word in words if word)
+
+
+def _answers(answers: AnyInterpretation, model: Any, similar: SimilarPhotos | None) -> dict[str, Any]:
     photos = _photos(answers)
     shown = (
         thumbnails([str(photo.path) for photo in photos], model)
         if answers.paths is not None
         else [Thumbnail()] * len(photos)
     )
+    near = _near(answers, similar)
     return {
         "answers": answers,
-        "gallery": list(zip(photos, shown, strict=True)),
+        "gallery": [(*pair, near.get(pair[0].index, [])) for pair in zip(photos, shown, strict=True)],
         "has_heat": any(one.heat for one in shown),
         **_of_the_task(answers),
     }
@@ -173,6 +201,17 @@ def _one_label(answers: Interpretation) -> dict[str, Any]:
         "confused": matrix.most_confused()[:30],
         "matrix": _matrix(matrix),
     }
+
+
+def _near(
+    answers: AnyInterpretation, similar: SimilarPhotos | None
+) -> dict[int, list[tuple[Neighbour, Thumbnail]]]:
+    """The nearest training photos of the worst mistakes, by the place of the mistake."""
+    if similar is None or not isinstance(answers, Interpretation) or answers.paths is None:
+        return {}
+    found = answers.similar(similar, MOST_EXPLAINED, count=NEIGHBOURS)
+    pictures = iter(thumbnails([n.path for _, near in found for n in near], side=NEIGHBOUR_SIDE))
+    return {example.index: [(one, next(pictures)) for one in near] for example, near in found}
 
 
 def _several_labels(answers: MultiLabelInterpretation) -> dict[str, Any]:
@@ -279,7 +318,11 @@ def _charts(inputs: ReportInputs) -> Iterable[str]:
     yield line_chart(losses, title="Loss by epoch", x_label="epoch", y_label="loss")
     if "accuracy" in history:
         accuracy = [Curve("accuracy", epochs, history["accuracy"])]
-        yield line_chart(accuracy, title="Accuracy by epoch", x_label="epoch", y_label="accuracy")
+        title = "Accuracy by epoch"
+        yield line_chart(accuracy, title=title, x_label="epoch", y_label="accuracy", y_within=(0, 1))
+    if "loss" in batches:
+        raw = [float(loss) for loss in batches["loss"]]
+        batches = {**batches, "smoothed_loss": smooth(raw, min(SMOOTHING, smoothing_of(len(raw))))}
     names = {"smoothed_loss": "Loss by batch", "learning_rate": "Learning rate", "momentum": "Momentum"}
     for column, title in names.items():
         if column in batches:
@@ -333,12 +376,13 @@ def _minutes(history: Mapping[str, Any]) -> float | None:
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested settings as rows: "data.size" and its value."""
+    """Nested settings as rows: "data size" and its value; what was left open is left out."""
     for name, value in settings.items():
+        words = f"{above}{name}".replace("_", " ")
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
+            yield from _flat(value, "" if name == "settings" else f"{words} ")
+        elif value not in (None, "", ()):
+            yield words, value
 
 
 def _ledger(findings: Findings) -> dict[str, Any]:

@@ -62,10 +62,20 @@ class Service:
         title: name of the page.
         limits: of a request.
         similar: gives the nearest training photos of a photo uint8 (side, side, 3), or None.
+        threshold: where no class is as probable, the photo may be none of these; a request can bring its own.
     """
 
-    def __init__(self, model: Any, *, title: str, limits: Limits, similar: Similar | None = None) -> None:
-        self.model, self.title, self.limits, self.similar = model, title, limits, similar
+    def __init__(
+        self,
+        model: Any,
+        *,
+        title: str,
+        limits: Limits,
+        similar: Similar | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        self.model, self.title, self.limits = model, title, limits
+        self.similar, self.threshold = similar, threshold
         self.engine = Engine(model)
         self.decoders = ThreadPoolExecutor(os.cpu_count() or 1, "kclf-decode")
         self.registry = CollectorRegistry()
@@ -124,6 +134,7 @@ def create_app(
     token: str | None = None,
     hosts: Sequence[str] = LOCAL_HOSTS,
     similar: Similar | None = None,
+    threshold: float | None = None,
 ) -> Any:
     """The ASGI application of a classifier: a page at `/`, and an HTTP API.
 
@@ -139,9 +150,10 @@ def create_app(
         token: what requests have to bring; None asks for nothing.
         hosts: names under which the server answers, "*" for any; others are refused against DNS rebinding.
         similar: gives the nearest training photos of a photo.
+        threshold: probability below which a photo may be none of the classes; None says so of none.
     """
     limits = limits or Limits()
-    service = Service(model, title=title, limits=limits, similar=similar)
+    service = Service(model, title=title, limits=limits, similar=similar, threshold=threshold)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -170,7 +182,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page() -> str:
         template = files("kclf.serve").joinpath("page.html").read_text(encoding="utf-8")
-        facts = {"title": service.title, "classes": service.model.class_names}
+        model = service.model
+        facts = {"title": service.title, "classes": model.class_names, "task": model.task}
         return template.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
 
     @app.get("/health")
@@ -184,15 +197,21 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return generate_latest(service.registry)
 
     @app.post("/predict", openapi_extra={"requestBody": PHOTOS_BODY})
-    async def predict(request: Request, top: int = Query(TOP, ge=1, le=1000)) -> dict[str, Any]:
-        """Classes and probabilities of each photo, in their order."""
+    async def predict(
+        request: Request,
+        top: int = Query(TOP, ge=1, le=1000),
+        threshold: float | None = Query(service.threshold, ge=0, le=1),
+    ) -> dict[str, Any]:
+        """Classes and probabilities of each photo, in their order; none of these below the threshold."""
         names, contents = await _photos_of(request, service.limits)
         squares = await service.squares(contents)
         readable = [square for square in squares if not isinstance(square, str)]
         if not readable:
             raise HTTPException(422, f"Expected photos. Received: {squares[0] if squares else 'none'}")
         found = iter(await asyncio.gather(*[service.predict(square) for square in readable]))
-        rows = [{"error": one} if isinstance(one, str) else _row(next(found), top) for one in squares]
+        rows = [
+            {"error": one} if isinstance(one, str) else _row(next(found), top, threshold) for one in squares
+        ]
         return {"predictions": [{"name": name} | row for name, row in zip(names, rows, strict=True)]}
 
     @app.post("/explain", openapi_extra={"requestBody": PHOTOS_BODY})
@@ -212,9 +231,17 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return JSONResponse({"detail": "Too many photos are waiting: try again"}, 503, {"Retry-After": "1"})
 
 
-def _row(found: Predictions, top: int) -> dict[str, Any]:
+def _row(found: Predictions, top: int, threshold: float | None) -> dict[str, Any]:
+    """What is said of one photo: its classes; or its numbers, of a regression."""
+    if found.task == "regression":
+        numbers = zip(found.class_names, found.probabilities[0], strict=True)
+        return {
+            "prediction": found.label_text(found.predicted[0]),
+            "numbers": [{"name": name, "value": float(value)} for name, value in numbers],
+        }
     classes = [{"class": name, "probability": round(float(p), 6)} for name, p in found.top(top)[0]]
-    return {"prediction": found.label_text(found.predicted[0]), "classes": classes}
+    unsure = {} if threshold is None else {"none_of_these": bool(found.confidence[0] < threshold)}
+    return {"prediction": found.label_text(found.predicted[0]), "classes": classes} | unsure
 
 
 def _explained(service: Service, square: np.ndarray) -> dict[str, Any]:

@@ -22,6 +22,7 @@ def serve(
     hosts: Sequence[str] = (),
     limits: Limits | None = None,
     similar: Similar | None = None,
+    threshold: float | None = None,
 ) -> None:
     """Serve a classifier until Ctrl-C.
 
@@ -34,11 +35,14 @@ def serve(
         hosts: names under which other machines reach it; those of this machine are always allowed.
         limits: what a request may cost.
         similar: gives the nearest training photos of a photo.
+        threshold: probability below which a photo may be none of the classes; None says so of none.
     """
     import uvicorn
 
     allowed = [*LOCAL_HOSTS, host, *hosts] if host != "0.0.0.0" or hosts else ["*"]
-    app = create_app(model, title=title, limits=limits, token=token, hosts=allowed, similar=similar)
+    app = create_app(
+        model, title=title, limits=limits, token=token, hosts=allowed, similar=similar, threshold=threshold
+    )
     uvicorn.run(
         app,
         host=host,

@@ -49,7 +49,8 @@
   const computed = (text) => /^[' ]*[=+\-@\t\r\n＝＋－＠]/.test(text) && !/^[+-]?[\d.]+(e[+-]?\d+)?$/i.test(text);
   const escaped = (text) => (computed(text) ? "'" + text : text);
   const quoted = (text) => (/[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text);
-  document.getElementById("save").addEventListener("click", () => {
+  const save = document.getElementById("save");
+  save.addEventListener("click", () => {
     const columns = Object.keys(records[0]);
     const lines = records.map((record, place) => {
       const [action, target] = parts(rows[place]).map((part) => part.value);
@@ -57,8 +58,8 @@
     });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(["\ufeff" + [columns.join(","), ...lines].join("\r\n") + "\r\n"], { type: "text/csv" }));
-    link.download = "ledger.csv";
+    link.download = save.dataset.file;
     link.click();
-    said.textContent = "ledger.csv saved";
+    said.textContent = `${save.dataset.file} saved`;
   });
 })();

@@ -1,0 +1,202 @@
+"""`MODEL_CARD.md` of a run, with the fields that Hugging Face reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._core.atomic import replacing
+from ..backbones import backbone_info, backbone_names
+from ..interpret import Interpretation
+from ..prediction.predictions import Predictions
+from .inputs import CLASSIFIER, ReportInputs, read_run
+
+MOST_CLASSES = 200  # rows of the table of classes
+MOST_CONFUSED = 10
+# SPDX identifiers that are Hugging Face's own in small letters; all else is "other" there.
+KNOWN_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0")
+TASK_WORDS = {
+    "single_label": "one class for each photo",
+    "multi_label": "any number of classes for each photo",
+    "regression": "numbers for each photo",
+}
+
+
+def write_model_card(run: str | os.PathLike[str] | ReportInputs, path: str | os.PathLike[str]) -> Path:
+    """Write the card of a classifier: data, classes, figures with intervals, calibration, licence and use.
+
+    Args:
+        run: the folder of a run, or its parts.
+        path: the Markdown file to write.
+
+    Returns:
+        The path written.
+    """
+    inputs = run if isinstance(run, ReportInputs) else read_run(run, heat=False)
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(_lines(inputs)) + "\n", encoding="utf-8")
+    return Path(path)
+
+
+def _lines(inputs: ReportInputs) -> Iterable[str]:
+    settings, data = (_mapping(inputs.settings.get(name)) for name in ("settings", "data"))
+    licence = _licence(settings)
+    yield from _front_matter(inputs, licence)
+    yield from [f"# {plain(inputs.title)}", ""]
+    task = str(data.get("task", "single_label"))
+    size, presize = settings.get("size", "?"), settings.get("presize", "?")
+    backbone = plain(settings.get("backbone", "a backbone"))
+    yield (
+        f"An image classifier that gives {TASK_WORDS.get(task, task)}, trained with kclf by transfer "
+        f"learning: {backbone} at {size} pixels. Photos are cropped to a square and read at {presize} pixels."
+    )
+    yield from ["", "## Data", "", *_data(data, _predictions(inputs), task), ""]
+    yield from ["## Figures", "", *_figures(inputs), ""]
+    yield from ["## Use", "", *_use(), ""]
+    yield from ["## Licence", "", *_licence_words(licence), ""]
+    yield from ["## Limits", "", *LIMITS]
+
+
+LIMITS = [
+    "The figures are of validation photos from the same source as the training photos. Photos from elsewhere "
+    "(another camera, season, country) can be harder: measure on labelled ones with `kclf evaluate`. A photo "
+    "of none of the classes is given one of them all the same, but for `kclf predict --threshold`."
+]
+
+
+def _predictions(inputs: ReportInputs) -> Predictions | None:
+    return None if inputs.interpretation is None else inputs.interpretation.predictions
+
+
+def _front_matter(inputs: ReportInputs, licence: str | None) -> list[str]:
+    """What Hugging Face reads: library, task, licence, and the results."""
+    found = inputs.interpretation
+    name = "other" if licence is None or licence.lower() not in KNOWN_LICENCES else licence.lower()
+    lines = ["---", f"license: {name}", "library_name: keras", "pipeline_tag: image-classification"]
+    lines += [
+        "tags:",
+        *(f"- {tag}" for tag in ("image-classification", "keras", "kclf", "transfer-learning")),
+    ]
+    if isinstance(found, Interpretation):
+        title = json.dumps(inputs.title)
+        lines += ["model-index:", f"- name: {title}", "  results:"]
+        lines += ["  - task:", "      type: image-classification", "    dataset:"]
+        lines += [
+            f"      name: {title}",
+            "      type: imagefolder",
+            "      split: validation",
+            "    metrics:",
+        ]
+        lines += ["    - type: accuracy", f"      value: {found.accuracy.value:.4f}"]
+    return [*lines, "---", ""]
+
+
+def _data(data: Mapping[str, Any], predictions: Predictions | None, task: str) -> Iterable[str]:
+    names = [str(name) for name in data.get("class_names", ())]
+    counts = ", ".join(f"{data[split]:,} for {word}" for split, word in SPLITS.items() if split in data)
+    what = "outputs" if task == "regression" else "classes"
+    yield f"Photos: {counts or 'unknown'}. {len(names)} {what}."
+    if not names or task == "regression":
+        return
+    trained = _mapping(data.get("class_counts"))
+    valid = _valid_counts(predictions, len(names))
+    yield from ["", "| class | training photos | validation photos |", "|---|---|---|"]
+    rows = zip(names, valid, strict=True)
+    yield from [f"| {plain(n)} | {trained.get(n, '?')} | {count} |" for n, count in list(rows)[:MOST_CLASSES]]
+    if len(names) > MOST_CLASSES:
+        yield f"\nand {len(names) - MOST_CLASSES:,} more."
+
+
+SPLITS = {"train": "training", "valid": "validation", "test": "test"}
+
+
+def _valid_counts(predictions: Predictions | None, classes: int) -> list[Any]:
+    if predictions is None or predictions.labels is None:
+        return ["?"] * classes
+    if predictions.labels.ndim > 1:
+        return predictions.labels.sum(axis=0).astype(int).tolist()
+    return np.bincount(predictions.labels, minlength=classes).tolist()
+
+
+def _figures(inputs: ReportInputs) -> Iterable[str]:
+    predictions, found = _predictions(inputs), inputs.interpretation
+    if isinstance(found, Interpretation):
+        yield from _single_label_figures(found)
+    elif predictions is None or predictions.labels is None or not len(predictions):
+        yield "No validation photos were measured."
+    elif predictions.task == "regression":
+        errors = np.abs(predictions.probabilities - predictions.labels.reshape(len(predictions), -1))
+        yield f"Mean error of {len(errors):,} validation photos: {errors.mean():.4g}."
+    else:
+        yield (
+            f"On {len(predictions):,} validation photos: share of right yes-or-no answers (is the class in "
+            f"the photo?) {predictions.accuracy():.4f}. Log loss {predictions.log_loss():.4f}."
+        )
+
+
+def _single_label_figures(found: Interpretation) -> Iterable[str]:
+    accuracy, reliability = found.accuracy, found.calibration()
+    temperature = found.fit_temperature()
+    sure = (
+        "is too sure of itself" if temperature > 1.05 else "is not sure enough" if temperature < 0.95 else ""
+    )
+    yield from ["| figure | value |", "|---|---|"]
+    yield f"| accuracy | {accuracy.value:.4f} (95 % interval {accuracy.low:.4f} to {accuracy.high:.4f}) |"
+    yield f"| validation photos | {len(found):,} |"
+    yield f"| log loss | {found.losses.mean():.4f} |"
+    yield f"| calibration error | {reliability.error:.3f} |"
+    yield from ["", f"Probabilities: the classifier {sure or 'is about as sure as it should be'}."]
+    confused = found.most_confused()[:MOST_CONFUSED]
+    yield from ["", "What it confuses most:" if confused else "No validation photo was confused."]
+    if confused:
+        yield from ["", "| photo of | taken for | photos |", "|---|---|---|"]
+        yield from [f"| {plain(p.actual)} | {plain(p.predicted)} | {p.photos} |" for p in confused]
+
+
+def _use() -> list[str]:
+    return [
+        "```bash",
+        "pip install kclf",
+        f"kclf predict {CLASSIFIER} photos/",
+        "```",
+        "",
+        "```python",
+        "import kclf",
+        "",
+        f'model = kclf.load("{CLASSIFIER}")',
+        'predictions, unreadable = kclf.predict_files(model, ["photo.jpg"])',
+        "print(predictions.top(3))",
+        "```",
+    ]
+
+
+def _licence(settings: Mapping[str, Any]) -> str | None:
+    """Licence of the weights that training began from; None where they are the user's own or random."""
+    backbone = settings.get("backbone")
+    if settings.get("weights") != "imagenet" or backbone not in backbone_names():
+        return None
+    return backbone_info(str(backbone)).licence
+
+
+def _licence_words(licence: str | None) -> list[str]:
+    if licence is None:
+        return ["Training began from weights whose licence kclf does not know. Say here what holds for them."]
+    return [
+        f"Training began from published weights under {licence}. What holds for the training photos is for "
+        "their owners to say."
+    ]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def plain(text: Any) -> str:
+    """A name as Markdown and HTML show it, whatever it holds."""
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(str(text).split()))

@@ -1,0 +1,62 @@
+"""The model card of a run: what Hugging Face reads, and what a person reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import kclf
+from kclf.interpret import interpretation_of
+from kclf.report import ReportInputs, write_model_card
+
+SETTINGS = {"backbone": "MobileNetV2", "weights": "imagenet", "size": 96, "presize": 120}
+
+
+def card(tmp_path, predictions, settings=SETTINGS, title="pets", **data):
+    data = {"class_names": predictions.class_names, "task": predictions.task, "train": 30, "valid": 4} | data
+    answers = interpretation_of(predictions)
+    inputs = ReportInputs(title, {"settings": settings, "data": data}, interpretation=answers)
+    return write_model_card(inputs, tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def predictions():
+    sure = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], np.float32)
+    return kclf.Predictions(sure, np.array([0, 1, 1, 0]), class_names=["cat", "dog"])
+
+
+def test_a_card_says_data_figures_licence_and_use(tmp_path, predictions):
+    text = card(tmp_path, predictions, class_counts={"cat": 20, "dog": 10})
+    _, front, body = text.split("---\n", 2)
+    assert "license: apache-2.0\nlibrary_name: keras\npipeline_tag: image-classification\n" in front
+    assert 'name: "pets"' in front
+    assert "- type: accuracy\n      value: 0.7500" in front
+    assert "| cat | 20 | 2 |\n| dog | 10 | 2 |" in body
+    assert "| accuracy | 0.7500 (95 % interval 0.3006 to 0.9544) |" in body
+    assert "| dog | cat | 1 |" in body
+    assert 'model = kclf.load("classifier.h5")' in body
+
+
+def test_weights_of_the_user_s_own_have_no_known_licence(tmp_path, predictions):
+    text = card(tmp_path, predictions, SETTINGS | {"weights": "/home/me/own.pth"})
+    assert "license: other" in text
+    assert "licence kclf does not know" in text
+    assert "/home/me" not in text
+
+
+def test_names_cannot_write_markdown_or_html(tmp_path):
+    names = ["<script>alert(1)</script>", "a|b\n# c"]
+    predictions = kclf.Predictions(np.eye(2), np.array([0, 1]), class_names=names)
+    text = card(tmp_path, predictions, title='x"\n---\nlicense: mit')
+    assert "<script>" not in text.replace("\\<script\\>", "")
+    assert r"a\|b \# c" in text
+    assert "\nlicense: mit" not in text
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "said"),
+    [("multi_label", np.eye(2), "1.0000. Log loss"), ("regression", np.eye(2) + 0.25, "Mean error of 2")],
+)
+def test_other_tasks_have_their_own_figures(tmp_path, task, labels, said):
+    predictions = kclf.Predictions(np.eye(2) * 0.8 + 0.1, labels, class_names=["a", "b"], task=task)
+    assert said in card(tmp_path, predictions)
