@@ -25,7 +25,7 @@ from keras import layers
 from kclf import distributed
 from kclf.callbacks import Checkpoint
 from kclf.data.sources import ArrayImages
-from kclf.distributed import gradients, group
+from kclf.distributed import averaging, group
 from kclf.prediction.activation_cache import precompute
 
 PHOTOS = 69  # batches of 8 leave a last one of 5
@@ -142,14 +142,14 @@ def predicted() -> dict[str, Any]:
 
 def overlapping() -> dict[str, Any]:
     """How many pieces of the gradient are on their way before the first layer's backward pass begins."""
-    sizes = group.BUCKET, gradients.FIRST_BUCKET
-    group.BUCKET = gradients.FIRST_BUCKET = 64  # bytes: every layer a piece
+    sizes = group.BUCKET, averaging.FIRST_BUCKET
+    group.BUCKET = averaging.FIRST_BUCKET = 64  # bytes: every layer a piece
     model, data = small_model(), photo_data(count=8)
     for _ in range(2):
         model.fit(data.train, epochs=1, verbose=0, shuffle=False)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         model.fit(data.train, epochs=1, verbose=0, shuffle=False)
-    group.BUCKET, gradients.FIRST_BUCKET = sizes
+    group.BUCKET, averaging.FIRST_BUCKET = sizes
     events = profile.events()
     last = max(e.time_range.start for e in events if e.name == "ConvolutionBackward0")
     sent = [event for event in events if event.name == "c10d::allreduce_"]

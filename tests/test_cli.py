@@ -406,6 +406,7 @@ def test_quick_solves_the_last_layer_alone(photos, tmp_path, capsys):
     assert "Plan: linear probe" in said
     assert "On new photos: accuracy" in said
     assert {path.name for path in out.iterdir()} - {".lock"} == {
+        "MODEL_CARD.md",
         "classifier.h5",
         "predictions.csv",
         "report.html",

@@ -23,7 +23,7 @@ def flags():
 
 
 def test_every_setting_with_a_part_is_a_flag_with_its_words():
-    assert set(flags()) - set(FLAGS) == {"folder", "out", "force", "resume"}
+    assert set(flags()) - set(FLAGS) == {"folder", "out", "force", "repeat", "resume"}
     assert [name for name in FLAGS if not flags()[name].help] == []
     assert "epochs with everything trainable" in flags()["epochs"].help
     assert set(described(RunSettings)) == {one.name for one in fields(RunSettings)}

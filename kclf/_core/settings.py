@@ -58,8 +58,8 @@ class TrainSettings:
     refit: bool = setting(False, TRAINING)
     epochs: int = setting(3, TRAINING, least=0, most=100_000)
     freeze_epochs: int = setting(1, TRAINING, least=0, most=100_000)
-    learning_rate: float = setting(2e-3, TRAINING, least=1e-9, most=1e6)
-    unfrozen_learning_rate: float | None = setting(None, None, least=1e-9, most=1e6)
+    learning_rate: float = setting(2e-3, TRAINING, least=1e-9, most=1e30)
+    unfrozen_learning_rate: float | None = setting(None, None, least=1e-9, most=1e30)
     batch_size: int | None = setting(0, TRAINING, least=0, word=str | None)
 
     def __post_init__(self) -> None:

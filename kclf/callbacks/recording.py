@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from .._core.csv_files import write_csv
-from .._core.fit_hooks import Step, unwrap_step, wrap_step
 from .._core.plotting import new_axes
 from .._core.progress import Progress
 from ..distributed import is_main
@@ -47,6 +46,7 @@ class ProgressBar(keras.callbacks.Callback):
         super().__init__()
         self.batch_size, self.total, self.name = batch_size, total, name
         self._tap: LossHook | None = None
+        self._heard = False
         self._bar: Progress | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -189,32 +189,25 @@ class Recorder(keras.callbacks.Callback):
             self._begun.append(len(self.losses))
         self._momentum_name = momentum_name(self.model.optimizer)
         self._tap = LossHook(self.model, self._receive)
-        self._has_stepped = False
-        if self.model.train_function is not None:
-            wrap_step(self.model, "train_function", self._listen)
-
-    def _listen(self, step: Step, data: list[Any]) -> Any:
-        """A step; where the first one tells no loss, none will."""
-        logs = step(data)
-        if not (self._has_stepped or self._pending):
-            warn_of_silence(self)
-        self._has_stepped = True
-        return logs
+        self._heard = False
 
     def _receive(self, loss: torch.Tensor) -> None:
+        self._heard = True
         optimizer, name = self.model.optimizer, self._momentum_name
         momentum = getattr(innermost(optimizer), name) if name else float("nan")
         self._pending.append((loss, current_rate(optimizer), momentum))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Fetch what the epoch left on the device."""
+        """Fetch what the epoch left on the device; say so where there was nothing to hear."""
+        if not self._heard:
+            warn_of_silence(self)
+            self._heard = True  # said once a fit
         self._fetch()
         self.epochs.append({name: float(np.mean(value)) for name, value in (logs or {}).items()})
         self._ends.append(len(self.losses))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Stop listening."""
-        unwrap_step(self.model, "train_function", self._listen)
         self._fetch()
         if self._tap is not None:
             self._tap.close()

@@ -11,7 +11,7 @@ import torch
 from .._core.fit_hooks import forward_loss, intercept_loss, is_part_of_step, override
 from .._core.keras_private import EPOCH_LOGS, all_layers, epoch_logs, raw, trained_variables
 from ..errors import TrainingError
-from .gradients import GradientExchange
+from .averaging import GradientExchange
 from .group import (
     broadcast,
     gather,

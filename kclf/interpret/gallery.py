@@ -81,14 +81,14 @@ class Example:
 
     def __str__(self) -> str:
         said, true = (
-            self._beside(self.predicted, self.probability),
-            self._beside(self.actual, self.actual_probability),
+            _beside(self.predicted, self.probability),
+            _beside(self.actual, self.actual_probability),
         )
         return f"{said} / {true}" + (f" ({self.note})" if self.note else "")
 
-    @staticmethod
-    def _beside(name: str, probability: float | None) -> str:
-        return name if probability is None else f"{name} {probability:.2f}"
+
+def _beside(name: str, probability: float | None) -> str:
+    return name if probability is None else f"{name} {probability:.2f}"
 
 
 @dataclass
@@ -165,8 +165,8 @@ class Gallery(Sequence[Example]):
 
 def _show(ax: Axes, answer: Example, images: Indexed | None) -> None:
     colour = "black" if answer.is_right else "tab:red"
-    said = f"predicted {short(answer.predicted)} {answer.probability:.2f}"
-    truth = f"actual {short(answer.actual)} {answer.actual_probability:.2f}"
+    said = f"predicted {_beside(short(answer.predicted), answer.probability)}"
+    truth = f"actual {_beside(short(answer.actual), answer.actual_probability)}"
     ax.set_title(f"{said}\n{truth}", fontsize=8, color=colour, parse_math=False)
     try:
         ax.imshow(

@@ -43,6 +43,13 @@ class AugmentationStack(Augmentation):
             raise TypeError(f"Expected Keras layers that change images. Received: {wrong}")
         self.layers = made
 
+    def build(self, input_shape: Any) -> None:
+        """Build the layers for images as they leave the augmentation."""
+        for layer in self.layers:
+            if not layer.built:
+                layer.build(input_shape)
+        super().build(input_shape)
+
     def call(self, images: Tensor, training: bool | None = None) -> Tensor:
         """A random view of each image through all layers (training), or its centre."""
         images = super().call(images, training=training)

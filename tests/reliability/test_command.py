@@ -68,6 +68,7 @@ def test_a_signal_leaves_a_classifier_and_the_run_goes_on(photos, tmp_path, caps
     assert run("train", "--resume", out) == 0
     assert "Going on from stage0001" in capsys.readouterr().out
     assert sorted(path.name for path in out.glob("[!.]*")) == [
+        "MODEL_CARD.md",
         "batches.csv",
         "classifier.h5",
         "curves.png",
