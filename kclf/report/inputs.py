@@ -78,7 +78,8 @@ def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
     if not isinstance(data, dict):
         raise FileFormatError(f"{folder / SETTINGS}: expected an object as data. Received: {data!r:.60}")
     task = data.get("task", "single_label")
-    model = load(folder / CLASSIFIER) if (folder / CLASSIFIER).is_file() else None
+    wanted = heat or task == "multi_label"  # whose thresholds the classifier keeps
+    model = load(folder / CLASSIFIER) if wanted and (folder / CLASSIFIER).is_file() else None
     return ReportInputs(
         title=folder.resolve().name,
         settings=settings,
