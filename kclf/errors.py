@@ -10,7 +10,7 @@
     ├── OutputExistsError (FileExistsError)  a result that would overwrite another
     │   └── FolderLockedError              a folder that another run works in
     ├── OutputError (OSError)              a result that cannot be written: disk full, read-only, folder gone
-    └── TrainingError (RuntimeError)       a run that cannot start or go on
+    └── TrainingError (RuntimeError)       a run that cannot start or continue
         ├── NotFiniteError                 a run whose loss or weights became infinite or NaN
         └── RunStopped                     a run that was asked to stop, and did so between two batches
 
@@ -78,7 +78,7 @@ class OutputError(KclfError, OSError):
 
 
 class TrainingError(KclfError, RuntimeError):
-    """A training run cannot start or cannot go on."""
+    """A training run cannot start or cannot continue."""
 
 
 class NotFiniteError(TrainingError):

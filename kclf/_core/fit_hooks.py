@@ -23,7 +23,7 @@ Around = Callable[[Step, list[Any]], Any]
 class _Steps:
     """A step of a model with functions around it; it ends with the fit that it was made for.
 
-    A fit that is cut off tells no callback. The next one has another `History`, and so is recognised.
+    An interrupted fit calls no callback. The next one has another `History`, and so is recognised.
     """
 
     def __init__(self, model: keras.Model, name: str, step: Step) -> None:

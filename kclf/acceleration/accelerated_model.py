@@ -252,7 +252,7 @@ def _lean_step(model: keras.Model, state: _Acceleration) -> None:
 
 
 def _with_loss_scale(model: keras.Model) -> Callable[[], dict[str, Any]]:
-    """What a saved model tells of `compile`, with the loss scaling that Keras put around the optimizer."""
+    """What a saved model says of `compile`, with the loss scaling that Keras put around the optimizer."""
 
     def get_compile_config() -> dict[str, Any]:
         config = type(model).get_compile_config(model)

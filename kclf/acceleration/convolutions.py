@@ -253,7 +253,7 @@ def _is_faster_as_product(x: torch.Tensor, weight: torch.Tensor) -> bool:
 class FoldedConvolution:
     """A convolution and the batch norm after it: one convolution wherever stored statistics are used.
 
-    The folded weights are kept until one of the variables changes, which its tensor's version tells. Where
+    The folded weights are kept until one of the variables changes, as its tensor's version shows. Where
     one of the variables is due a gradient they are folded anew in each step (`folding`), so that the gradient
     comes through to all of them: a product the size of the weights in place of the batch norm's three passes
     over the activations. By the batch's own statistics the two run apart.

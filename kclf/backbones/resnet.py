@@ -13,7 +13,7 @@ BATCHNORM = {"epsilon": 1e-5, "momentum": 0.9}
 
 @dataclass(frozen=True)
 class ResNetPlan:
-    """What tells one ResNet from another.
+    """What distinguishes one ResNet from another.
 
     Attributes:
         blocks: residual blocks in each of the four stages.

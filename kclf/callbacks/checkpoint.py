@@ -52,7 +52,7 @@ class Checkpoint(keras.callbacks.Callback):
     Give this one callback to all of them, **last in the list**, and run the same script again after a crash:
     fits that were over are passed over, the interrupted one resumes at its batch, and on the same CPU
     with the same number of threads the weights end bit for bit as they would have. So does a fit that was
-    cut off in the same process, by Ctrl-C in a notebook for one, when the same fit is the next.
+    interrupted in the same process, for example by Ctrl-C in a notebook, when the same fit is the next.
 
     A file holds weights, BatchNorm statistics, the optimizer with its counts and loss scale, metrics, the
     random states of Python, NumPy, torch, Keras and of layers, the place in the data, the history, and the
@@ -122,7 +122,7 @@ class Checkpoint(keras.callbacks.Callback):
     # ---- what fit calls ------------------------------------------------------------
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Begin a stage: pass it over, go on inside of it, or start it."""
+        """Begin a stage: skip it, resume inside of it, or start it."""
         run_on_main(self._lock.acquire)
         lengths = {name: (self.params or {}).get(name) for name in ("epochs", "steps")}
         asked = {**lengths, **self.settings}
@@ -325,7 +325,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _history(self) -> dict[str, Any]:
         return {"epoch": self.model.history.epoch, "history": self.model.history.history}
 
-    # ---- going on ------------------------------------------------------------
+    # ---- resuming ------------------------------------------------------------
 
     def look(self) -> Path | None:
         """Clear up after a kill, and read what was saved; `fit` does so itself where nobody has.
@@ -360,7 +360,7 @@ class Checkpoint(keras.callbacks.Callback):
                 files[-1].rename(f"{files[-1]}{DAMAGED}")
         if damage:
             warnings.warn(
-                f"{' '.join(damage)} Set aside with the ending .damaged; going on from "
+                f"{' '.join(damage)} Set aside with the ending .damaged; resuming from "
                 f"{files[-1].name if found else 'the beginning'}.",
                 stacklevel=3,
             )
@@ -374,7 +374,7 @@ class Checkpoint(keras.callbacks.Callback):
         for name in sorted({*ours, *theirs}):
             if ours.get(name) != theirs.get(name):
                 raise TrainingError(
-                    f"Stage {self._stage} of the run in {self.folder} cannot go on: it was begun with "
+                    f"Stage {self._stage} of the run in {self.folder} cannot be resumed: it was begun with "
                     f"{name}={theirs.get(name)!r}. Received: {name}={ours.get(name)!r}. Set it as it was, or "
                     "begin anew in another folder"
                 )

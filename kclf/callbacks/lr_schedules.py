@@ -258,7 +258,7 @@ class CosineRestarts(Schedule):
         whole = [start, start + length] if expected is None else [expected]
         warnings.warn(
             f"{epochs} epochs do not fill whole cycles of {self.cycle_len} epochs times {self.cycle_mult}: "
-            f"cycle {cycle} would be cut off and leave no snapshot. "
+            f"cycle {cycle} would be cut short and leave no snapshot. "
             f"Fit {' or '.join(str(number) for number in whole if number)} epochs",
             stacklevel=2,
         )

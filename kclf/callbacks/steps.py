@@ -146,7 +146,7 @@ class Hyperparameters:
 
 
 def finish_interrupted(optimizer: keras.optimizers.Optimizer) -> None:
-    """Put back what a schedule left behind when its fit was cut off, unless the rate was set anew since."""
+    """Put back what a schedule left behind when its fit was interrupted, unless the rate was set since."""
     before = vars(optimizer).pop("_before_schedule", None)
     if before is None:
         return

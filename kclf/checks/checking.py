@@ -16,7 +16,7 @@ from .file_info import FileInfo, Photo, file_digest, inspect_files, named_format
 from .findings import PROBLEMS, Finding, Findings
 from .wrong_labels import backbone_features
 
-SMALL = 64  # pixels of the short side: a fur or a face can hardly be told below
+SMALL = 64  # pixels of the short side: a fur or a face can hardly be recognised below
 LONG = 3.0  # times as long as wide: the square crop keeps less than a third
 LEAST_PER_CLASS = 5  # photos; with fewer a class cannot be judged by the others of its kind
 

@@ -1,4 +1,4 @@
-"""Every photo of a data set with what its file tells: format, size, content, look."""
+"""Every photo of a data set with what its file says: format, size, content, look."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What a file tells of itself; `error` is None where it can be decoded.
+    """What a file says about itself; `error` is None where it can be decoded.
 
     Args:
         error: why it cannot be decoded.
@@ -158,7 +158,7 @@ def file_digest(path: str) -> tuple[int, str]:
 
 
 def inspect_file(path: str) -> FileInfo:
-    """What one file tells of itself."""
+    """What one file says about itself."""
     num_bytes, digest = file_digest(path)
     try:
         with opened(path) as image:

@@ -146,7 +146,7 @@ def _logged(log: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
     """The moves (source, target) of a log, each within the places that the line before them names."""
     rows = list(read_csv(log))
     if rows and len(rows[-1]) < 2:
-        rows.pop()  # the line that a kill cut off; its move had not begun
+        rows.pop()  # the line that a kill truncated; its move had not begun
     moves, places = [], None
     for number, row in enumerate(rows, start=1):
         if len(row) == 3 and row[0] == "moved within":
@@ -185,7 +185,7 @@ def _is_in(path: Path, folders: list[Path]) -> bool:
 
 
 def _is_copy(one: Path, other: Path) -> bool:
-    """Whether both are there with the same content: a move across file systems that was cut off."""
+    """Whether both are there with the same content: an interrupted move across file systems."""
     if one.is_symlink() or other.is_symlink() or not (one.is_file() and other.is_file()):
         return False
     return filecmp.cmp(one, other, shallow=False)

@@ -94,9 +94,9 @@ app.add_typer(weights_app, name="weights")
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the command; an error ends with one message and an exit status that tells its kind.
+    """Run the command; an error ends with one message and an exit status that says its kind.
 
-    The status is 2 for bad input, 3 where training cannot go on, 4 where a result cannot be written, and 128
+    The status is 2 for bad input, 3 where training fails, 4 where a result cannot be written, and 128
     with the number of the signal that stopped it.
 
     Args:

@@ -74,7 +74,7 @@ def clean(
     apply: Annotated[
         bool, typer.Option("--apply", help="Move the files; else only say what would be.")
     ] = False,
-    undo: Annotated[bool, typer.Option("--undo", help="Move back what an undo log tells of.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Move back what an undo log lists.")] = False,
 ) -> None:
     """Do what an edited ledger says. Nothing is deleted: photos move to a folder `removed`."""
     from ..checks import apply_ledger, undo_ledger

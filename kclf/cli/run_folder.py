@@ -54,7 +54,7 @@ def check_out(out: Path, *, force: bool) -> None:
 
 
 def is_unfinished(out: Path) -> bool:
-    """Whether a folder holds a run that was cut off: the settings beside its checkpoints come first."""
+    """Whether a folder holds an interrupted run: the settings beside its checkpoints come first."""
     return (out / CHECKPOINTS / SETTINGS).is_file()
 
 

@@ -96,15 +96,15 @@ def train_run(
     """Find the data, train the head, fine-tune the whole, and write the results; says so as it goes.
 
     Each file is written whole or not at all. `settings.json` and the folder `checkpoints` come first, and
-    `classifier.h5` after each epoch, so that whatever happens the run can go on and there is a classifier;
+    `classifier.h5` after each epoch, so that a run can always be resumed and there is a classifier;
     the others (`RESULTS`, `batches.csv`, `predictions.csv` of the validation photos) when training is over.
     Then `checkpoints` is removed: a run that has it is not finished.
 
     Args:
         settings: what to do.
         force: write into a folder that exists.
-        resume: go on with the run that was cut off in `settings.out`. It does by itself where `torchrun` has
-            started the processes again.
+        resume: continue the run that was interrupted in `settings.out`. It does by itself where `torchrun`
+            has started the processes again.
         started: when the command began, by `time.monotonic()`: the plan and `minutes` count from there; None
             is now.
 
@@ -327,12 +327,12 @@ def write_settings(folder: Path, described: dict[str, Any]) -> None:
 
 
 def restarted_run(out: Path) -> RunSettings | None:
-    """The settings of the run in a folder where it was cut off and `torchrun` began it again."""
+    """The settings of the run in a folder where it was interrupted and `torchrun` began it again."""
     return unfinished_run(out) if restarts() and is_unfinished(out) else None
 
 
 def unfinished_run(out: Path) -> RunSettings | None:
-    """The settings of the run that was cut off in a folder; None where it was finished.
+    """The settings of the interrupted run in a folder; None where it was finished.
 
     Raises:
         DataError: there is no run.
@@ -358,7 +358,7 @@ def read_settings(path: Path) -> RunSettings:
         FileFormatError: it is not one, or holds values that no run could have had.
     """
     if not path.is_file():
-        raise DataError(f"{path.parent} holds no run that could go on: it has no {path.name}.")
+        raise DataError(f"{path.parent} holds no run that could be resumed: it has no {path.name}.")
     try:
         found = RunSettings.from_json(json.loads(path.read_text(encoding="utf-8"))["settings"])
         if found.backbone not in backbone_names():
@@ -384,7 +384,7 @@ def writing(out: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"{out} cannot be written: {error.strerror or error}. What was written before stands; make room, "
-            f"then go on with: kclf train --resume {out}"
+            f"then continue with: kclf train --resume {out}"
         ) from error
 
 

@@ -48,7 +48,7 @@ def train(
 
     Continue an interrupted run with --resume RUN; the result is the same.
 
-    Exit status: 0 done; 2 bad input; 3 training cannot go on; 4 a file cannot be written (disk full,
+    Exit status: 0 done; 2 bad input; 3 training cannot continue; 4 a file cannot be written (disk full,
     read-only); 130 stopped by Ctrl-C and 143 by SIGTERM, with all saved.
     """
     from .train import SETTINGS, read_settings, train_run, unfinished_run
@@ -130,7 +130,7 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _weights(word: str) -> str | None:
-    """What `RunSettings` takes; a file by its absolute path, since a run may go on from elsewhere."""
+    """What `RunSettings` takes; a file by its absolute path, since a run may be resumed from elsewhere."""
     if word == "none":
         return None
     return word if word == "imagenet" else str(Path(word).absolute())

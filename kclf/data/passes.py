@@ -85,7 +85,7 @@ class Pass:
             batch = self._first
         else:
             batch = self._take()
-        # A copy: whoever looked at the first batch may have written to it.
+        # A copy: the first batch may have been written to by its reader.
         self._first = tuple(part.clone() for part in batch) if first else None
         self.handed_out += 1
         return batch

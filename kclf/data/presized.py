@@ -44,7 +44,7 @@ class Layout:
 
 
 class _Pixels:
-    """The file of pixels. It is read, not mapped: a map of a file that is cut off ends the process.
+    """The file of pixels. It is read, not mapped: a map of a truncated file ends the process.
 
     Args:
         file: its path.

@@ -129,7 +129,7 @@ class Learner(Trainer):
             use_clr: (div, cut_div[, highest momentum, lowest momentum]): cycles with a straight rise over
                 1/cut_div of their length from 1/div of the rate, and a straight fall back.
             callbacks: more callbacks for this fit.
-            resume: keep checkpoints in `path/checkpoints` and go on from those that are there: the same
+            resume: keep checkpoints in `path/checkpoints` and continue from those that are there: the same
                 commands, run again after a crash, pass over the fits that were over and end bit for bit so.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What a `Learner` keeps, so that its commands go on after a crash."""
+"""What a `Learner` keeps, so that its commands resume after a crash."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ VETOED = ("SGD", "Adam", "AdamW")  # whose kernels leave a step out by a flag on
 
 
 def clip(optimizer: keras.optimizers.Optimizer, gradients: Tensors) -> Tensors:
-    """Clip once over all groups, as the optimizer was told: by global norm, norm a variable, or value."""
+    """Clip once over all groups, as the optimizer is set: by global norm, norm a variable, or value."""
     if optimizer.global_clipnorm:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         scale = torch.clamp(optimizer.global_clipnorm / norm, max=1.0) + (norm - norm)  # NaN spreads

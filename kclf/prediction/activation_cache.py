@@ -451,7 +451,7 @@ def _compute_parts(
 
 @contextmanager
 def _draws_of(augmentation: Any, seed: int, batch: int) -> Iterator[None]:
-    """Let the augmentation draw what belongs to a batch, and then go on as if it had drawn nothing.
+    """Let the augmentation draw what belongs to a batch, and then continue as if it had drawn nothing.
 
     So a part of a cache is the same whenever it is computed, and training is the same with and without it.
     """

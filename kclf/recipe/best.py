@@ -40,7 +40,7 @@ class BestFit:
         predictions: of the validation photos by the classifier that was kept; None where there are none.
         estimate: what to expect on new photos: of validation photos, cross-fitted where they made a choice,
             or cross-validated training photos; None where there are too few.
-        model: the classifier to go on with: the one that was given, or a copy that reads photos larger.
+        model: the classifier to use: the one that was given, or a copy that reads photos larger.
         refitted_on: photos that it was trained on again in the end, as was chosen; 0 where it was not. The
             figures are those from before.
     """

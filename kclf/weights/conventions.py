@@ -1,4 +1,4 @@
-"""What a network computes beyond its weights, and no weights file tells: padding and epsilon."""
+"""What a network computes beyond its weights, and no weights file says: padding and epsilon."""
 
 from __future__ import annotations
 

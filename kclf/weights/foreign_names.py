@@ -73,7 +73,7 @@ _CONVNEXT: Rules = (
     (r"^head\.(weight|bias)", r"head.fc.\1"),
 )
 _DINOV2: Rules = ((r"^register_tokens$", "reg_token"),)
-# What tells where a file comes from: the end of a name in it, and the rules for its names.
+# What shows where a file comes from: the end of a name in it, and the rules for its names.
 _KINDS: tuple[tuple[str, Rules], ...] = (
     (r"(^|\.)embeddings\.patch_embedding\.weight", _HF_SIGLIP),
     (r"(^|\.)embeddings\.patch_embeddings\.projection\.weight", _HF_VIT),
@@ -87,7 +87,7 @@ _PARTS = ("query", "key", "value"), ("q", "k", "v")
 
 
 def timm_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict with the names and shapes of timm's, whoever wrote it.
+    """A state dict with the names and shapes of timm's, of whatever origin.
 
     Knows transformers' ViT, DINOv2 (with and without registers), SigLIP, ConvNeXt and ConvNeXt V2, and the
     authors' DINOv2, ConvNeXt and ConvNeXt V2. Others come back as they are, less what pretraining leaves.

@@ -62,7 +62,7 @@ def load_model(path: str | os.PathLike[str], **arguments: Any) -> keras.Model:
 
 
 def _scaled_by_compile(path: str | os.PathLike[str]) -> bool:
-    """Whether the file has the state of one optimizer around those that its configuration tells of."""
+    """Whether the file has the state of one optimizer around those that its configuration describes."""
     with weights_of_archive(path) as file, zipfile.ZipFile(path) as archive:
         try:
             config = json.loads(_read_member(archive, "config.json", _limit(path)))
@@ -200,7 +200,7 @@ def _keras3_layers(file: h5py.File, model: keras.Model | None) -> dict[str, Save
 
 
 def _all_named(keys: list[str], words: list[str]) -> bool:
-    """Whether every layer has a name of its own: then the slow walk through a model tells nothing more."""
+    """Whether every layer has a name of its own: then the slow walk through a model adds nothing."""
     return all(words) and not any("#" in key for key in keys)
 
 

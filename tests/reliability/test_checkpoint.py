@@ -65,15 +65,17 @@ def tiny():
 
 
 def classifier(dtype=None, optimizer=lambda: optimizers.AdamW(1e-3)):
-    model = with_random_logits(kclf.ImageClassifier(
-        tiny(),
-        ["cat", "dog"],
-        size=SIZE,
-        hidden=(4,),
-        normalization="tf",
-        augmentation=kclf.aug_transforms(),
-        dtype=dtype,
-    ))
+    model = with_random_logits(
+        kclf.ImageClassifier(
+            tiny(),
+            ["cat", "dog"],
+            size=SIZE,
+            hidden=(4,),
+            normalization="tf",
+            augmentation=kclf.aug_transforms(),
+            dtype=dtype,
+        )
+    )
     model.compile(kclf.LayerGroupOptimizer(optimizer(), model), loss="auto", metrics=["accuracy"])
     return model
 
@@ -240,7 +242,7 @@ def test_a_damaged_file_is_set_aside_and_the_one_before_it_is_taken(tmp_path, un
     *_, before, newest = sorted(tmp_path.glob("*.h5"))
     newest.write_bytes(newest.read_bytes()[:-7])
 
-    with pytest.warns(UserWarning, match=rf"damaged.*going on from {before.name}"):
+    with pytest.warns(UserWarning, match=rf"damaged.*resuming from {before.name}"):
         again = script(tmp_path)
 
     assert again == uninterrupted()
@@ -254,7 +256,7 @@ def test_files_torn_anywhere_cost_no_more_than_the_time_before_them(tmp_path, un
     for path in tmp_path.glob("*.h5"):
         os.truncate(path, int(path.stat().st_size * share))
 
-    with pytest.warns(UserWarning, match="going on from the beginning"):
+    with pytest.warns(UserWarning, match="resuming from the beginning"):
         again = script(tmp_path)
 
     assert again == uninterrupted()

@@ -107,7 +107,7 @@ def test_a_rate_that_is_far_too_high_ends_the_run(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--resume", "nowhere"], "holds no run that could go on"),
+        (["--resume", "nowhere"], "holds no run that could be resumed"),
         (["--resume", "nowhere", "--epochs", "3"], "takes the settings of its run. Received: epochs"),
         ([], "the folder of photos is missing"),
         (["photos", "--batch-size", "0"], "expected auto, or 1 or more photos"),
