@@ -24,11 +24,13 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 @pytest.fixture(autouse=True)
 def _same_start():
-    """Every test starts from one seed and one policy, and leaves neither changed."""
+    """Every test starts from one seed and one policy, leaves neither changed, and no figure open."""
     policy = keras.config.dtype_policy()
     keras.utils.set_random_seed(20161101)
     yield
     keras.config.set_dtype_policy(policy)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 def with_random_logits(model):
