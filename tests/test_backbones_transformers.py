@@ -352,6 +352,7 @@ def test_blocks_of_a_convnext_and_of_others():
     assert [len(group) for group in convnexts][:2] == [2, 5]
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("default")  # of torch's exporter about itself
 def test_a_transformer_goes_to_onnx(tiny_classifier, tmp_path):
     pytest.importorskip("onnxscript", reason="onnx is not installed")

@@ -145,7 +145,7 @@ def other_weights(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["a.weights.h5", "a.keras", "a.pth"])
+@pytest.mark.parametrize("name", ["a.weights.h5", pytest.param("a.keras", marks=pytest.mark.heavy), "a.pth"])
 def test_weights_that_do_not_fit_are_told_in_ten_lines(other_weights, name):
     for call in (
         lambda: kclf.build_backbone("ResNet50", weights=other_weights / name),
