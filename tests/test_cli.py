@@ -431,6 +431,7 @@ def test_everything_is_tuned_and_the_better_classifier_is_kept(photos, tmp_path,
     assert len(rows) == json.loads((out / "settings.json").read_text())["plan"]["passes"]
 
 
+@pytest.mark.heavy  # tests/test_recipe_command.py has it beside scikit-learn
 @pytest.mark.parametrize("task", ["regression", "multi_label"])
 def test_numbers_and_several_labels_by_the_command_alone(task, photos, tmp_path, capsys):
     rows = [(path, name) for name in COLOURS for path in sorted((photos / name).glob("*.png"))]

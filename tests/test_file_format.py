@@ -159,7 +159,7 @@ def refused_of(path, mutations: int) -> int:
     return refused
 
 
-@pytest.mark.parametrize("mutations", [50, pytest.param(500, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("mutations", [20, pytest.param(500, marks=pytest.mark.heavy)])
 def test_a_mutated_file_is_refused_or_loads_equal(saved, mutations):
     tracemalloc.start()
     refused = refused_of(saved, mutations)

@@ -82,6 +82,7 @@ def test_another_backend_is_named_in_one_message(machine):
     assert re.search(message, done.stderr.strip().splitlines()[-1])
 
 
+@pytest.mark.heavy  # seconds of imports, three times
 @pytest.mark.skipif(os.name != "posix", reason="closes streams by a shell")
 def test_a_bare_machine_with_closed_streams_is_enough(tmp_path):
     code = f"""
