@@ -15,8 +15,8 @@ demo: .venv/installed   ## train the built-in demo: no data and no network neede
 	$(BIN)/kclf demo --out demo-run --force
 
 test: lint       ## lint, types and the tests (what CI runs)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --pretend-cuda tests/test_predict.py tests/test_activations.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --pretend-cuda tests/test_predict.py tests/test_activations.py
 
 lint: .venv/installed   ## ruff and mypy
 	$(BIN)/ruff check kclf tests recipes docs

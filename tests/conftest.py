@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -38,6 +39,13 @@ def with_random_logits(model):
     kernel = model.head.get_layer("logits").kernel
     kernel.assign(keras.random.normal(kernel.shape, stddev=(2 / kernel.shape[0]) ** 0.5))
     return model
+
+
+def pytest_collection_finish(session):
+    """What the packages made lives to the end, which the garbage collector need not look through."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 def pytest_addoption(parser):

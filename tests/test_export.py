@@ -53,7 +53,7 @@ def test_the_resize_is_torch_s_own_bit_for_bit(source, target, mode):
 
 
 @pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
-@pytest.mark.parametrize("side", [SIDE, 32])
+@pytest.mark.parametrize("side", [SIDE, pytest.param(32, marks=pytest.mark.heavy)])
 @torch.no_grad()
 def test_a_torch_program_gives_the_model_s_probabilities_at_any_batch_size(tmp_path, task, side):
     model = Classifier(task)
@@ -129,7 +129,7 @@ def exports_or_skip(kind):
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("kind", EXPORTS)
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.heavy)])
 def test_an_accelerated_classifier_is_exported_folded_in_float32_and_goes_on_as_before(tmp_path, kind, dtype):
     export, run = exports_or_skip(kind)
     model = inverted_residual(dtype)

@@ -43,7 +43,10 @@ def classifier_of(task):
 
 @pytest.mark.parametrize(
     ("task", "precision"),
-    [*((task, "fp32") for task in TASKS), *(("single_label", p) for p in ("fp16", "int8"))],
+    [
+        *(pytest.param(task, "fp32", marks=() if task == TASKS[0] else pytest.mark.heavy) for task in TASKS),
+        *(("single_label", precision) for precision in ("fp16", "int8")),
+    ],
 )
 def test_a_file_says_what_the_classifier_says(tmp_path, task, precision):
     model, photos = classifier_of(task), noise(200)

@@ -372,15 +372,17 @@ def reading(losses):
 PROBE = LinearProbe(*[np.zeros(1)] * 7)
 
 
-def test_the_largest_size_is_taken_that_folds_do_not_speak_against():
+def test_a_larger_size_is_taken_where_folds_speak_for_it():
     rng = np.random.default_rng(0)
     small = rng.uniform(0.5, 1, 50)
-    first, a_little_worse = reading(small), reading(small + rng.normal(0.005, 0.1, 50))
+    first, a_little_better = reading(small), reading(small - rng.normal(0.005, 0.1, 50))
     worse, better = reading(small + 0.2), reading(small - 0.2)
 
     assert choose_reading([first, better]) is better
-    assert choose_reading([first, a_little_worse]) is a_little_worse
+    assert choose_reading([first, a_little_better]) is first
     assert choose_reading([first, worse]) is first
+    assert choose_reading([first, better, reading(small - 0.2)]) is better
+    assert choose_reading([first, worse, better]) is better
     assert choose_reading([first, Reading(None, None, PROBE)]) is first
 
 

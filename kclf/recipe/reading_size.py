@@ -47,22 +47,20 @@ def at_size(model: ImageClassifier, data: ImageData, size: int) -> tuple[ImageCl
 
 
 def choose_reading(readings: Sequence[Reading]) -> Reading:
-    """The largest size that folds of the training photos do not speak against.
+    """The largest size that folds of the training photos speak for: a larger one costs more for good.
 
-    That is, whose cross-validated loss is at most one standard error above the lowest, from the differences
-    photo by photo. Without folds, the first.
+    That is, whose cross-validated loss is more than one standard error below that of the size chosen until
+    then, from the differences photo by photo. Without folds, the first.
 
     Args:
         readings: at rising sizes.
     """
-    held_out = [reading.probe.held_out for reading in readings]
-    known = [part for part in held_out if part is not None]
-    if len(known) < len(readings):
-        return readings[0]
-    losses = [part.losses() for part in known]
-    best = min(losses, key=np.mean)
-    for reading, loss in zip(reversed(readings), reversed(losses), strict=True):
-        differences = loss - best
-        if differences.mean() <= differences.std(ddof=1) / np.sqrt(len(differences)):
-            return reading
-    return readings[0]
+    chosen = readings[0]
+    for reading in readings[1:]:
+        before, after = chosen.probe.held_out, reading.probe.held_out
+        if before is None or after is None:
+            return readings[0]
+        gains = before.losses() - after.losses()
+        if gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)):
+            chosen = reading
+    return chosen

@@ -198,13 +198,18 @@ def _with_references(
 
 
 def _equal_words(content: bytes | mmap.mmap, values: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Where a file holds one of some numbers of 8 bytes, at whatever place, in one pass."""
+    """Where a file holds one of some numbers of 8 bytes, at whatever place, in one pass.
+
+    The numbers are addresses in the file, which most words of a weight are far beyond: these are out at once.
+    """
+    least, most = values.min(), values.max()
     for first in range(0, len(content), PIECE):
         piece = np.frombuffer(content[first : first + PIECE + 7], np.uint8)
         for shift in range(8):
             words = piece[shift:]
             words = words[: len(words) // 8 * 8].view(np.uint64)
-            for hit in np.flatnonzero(np.isin(words, values)):
+            near = np.flatnonzero((words >= least) & (words <= most))
+            for hit in near[np.isin(words[near], values)]:
                 yield first + shift + 8 * int(hit), int(words[hit])
 
 
