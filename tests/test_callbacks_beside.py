@@ -90,7 +90,8 @@ MONITORS = [
 
 
 @pytest.mark.parametrize("callback", MONITORS, ids=lambda one: type(one).__name__)
-def test_a_monitor_that_never_comes_is_named_after_the_first_step(callback):
+def test_a_monitor_that_never_comes_is_named_after_the_first_step(callback, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     said, _ = fitted([callback], 1)
     (ours,) = [one for one in said if "never logs" in one]
     assert callback.monitor in ours

@@ -110,7 +110,9 @@ def browser(tmp_path_factory):
     with open(folder / "driver.log", "w") as log:
         process = subprocess.Popen([driver, f"--port={port}"], stdout=log, stderr=log)
     try:
-        yield _session(Browser(f"http://127.0.0.1:{port}"), chromium, folder)
+        session = _session(Browser(f"http://127.0.0.1:{port}"), chromium, folder)
+        yield session
+        session.command("DELETE", "")  # or the browser outlives its driver
     finally:
         process.terminate()
         process.wait()
