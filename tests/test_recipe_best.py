@@ -13,7 +13,9 @@ import torch
 from test_recipe_linear_probe import NAMES, SIZE, classifier, photos
 
 import kclf
+from kclf.cli.run_folder import ACTIVATIONS, finish
 from kclf.data import ImageData
+from kclf.data.presized import CachedImages
 from kclf.data.sources import ArrayImages, JoinedImages
 from kclf.errors import NotFiniteError, RunStopped
 from kclf.prediction.activation_cache import activation_key
@@ -126,9 +128,9 @@ def test_a_plan_counts_from_the_start_to_the_report():
 
 @pytest.fixture
 def in_files(tmp_path):
-    """Twelve smooth photos of uneven sizes, two folders of classes, a third for validation."""
+    """Twelve smooth photos of uneven sizes, a folder a class, a third for validation."""
     for number in range(12):
-        folder = tmp_path / "photos" / ("cat", "dog")[number % 2]
+        folder = tmp_path / "photos" / NAMES[number % 3]
         folder.mkdir(parents=True, exist_ok=True)
         height, width = 41 + 7 * number, 97 - 3 * number
         pixels = np.indices((height, width)).sum(axis=0)[..., None] + [0, 30, 60]
@@ -168,6 +170,24 @@ def test_decoded_once_they_are_the_same_photos(in_files, tmp_path, monkeypatch):
     assert without_room is in_files
     assert "decoded in each pass" in said[0]
     assert decoded_once(in_files, plan(), tmp_path, said.append) is in_files
+
+
+def test_the_passes_read_the_cache_which_a_finished_run_removes(in_files, tmp_path):
+    seen, folder = [], tmp_path / ACTIVATIONS
+
+    fit_best(
+        classifier(),
+        in_files,
+        plan=plan(decode_seconds=1.0),
+        folder=folder,
+        fit=lambda photos, passes, schedule: seen.append(photos),
+        **SILENT,
+    )
+
+    assert [type(split.dataset) for split in seen[0].splits.values()] == [CachedImages, CachedImages]
+    assert any(path.name.startswith(f"{SIZE}px-") for path in folder.iterdir())
+    finish(tmp_path)
+    assert not folder.exists()
 
 
 class Clock:
