@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -331,16 +333,21 @@ def run(scenario: str, folder: Path, processes: int = 2, timeout: float = 300) -
     return [dict(np.load(folder / f"found{rank}.npz")) for rank in range(processes)]
 
 
-def torchrun(*words: str, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
-    """`torchrun`, with what follows its own options."""
+@contextmanager
+def torchrun(*words: str, processes: int = 2, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """`torchrun`, with what follows its own options; it ends with the block, and its processes with it."""
     options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *options, *words],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
+    ) as started:
+        try:
+            yield started
+        finally:
+            started.terminate()  # torchrun then ends its processes
 
 
 def main(scenario: str, folder: str) -> None:

@@ -160,7 +160,7 @@ def test_an_optimizer_shows_its_variables_its_rate_and_its_count():
 
 @pytest.mark.parametrize("kind", sorted(private.SLOTS))
 def test_optimizers_keep_their_slots_under_known_names(kind):
-    options = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9, "centered": True}}
+    options = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9, "centered": True}, "Nadam": {}}
     optimizer = getattr(keras.optimizers, kind)(**options.get(kind, {"amsgrad": True}))
     variable = keras.Variable(np.ones(3, "float32"))
     optimizer.build([variable])
@@ -173,6 +173,23 @@ def test_sums_and_averages_have_a_place_for_each_variable():
     optimizer.build([keras.Variable([1.0, 2.0])])
     assert private.gradient_sums(optimizer)[0].shape == (2,), version()
     assert private.average_of_weights(optimizer)[0].shape == (2,), version()
+    beside = [slot for name in private.BESIDE_UPDATES for slot in getattr(optimizer, name)]
+    assert [slot.shape for slot in beside] == [(2,), (2,)], version()
+
+
+def test_a_step_comes_in_parts():
+    optimizer = keras.optimizers.SGD(0.5, weight_decay=0.1, clipvalue=1.0, use_ema=True, ema_momentum=0.5)
+    variable = keras.Variable([1.0, 2.0])
+    optimizer.build([variable])
+    assert private.kernel_name(optimizer) == "SGD", version()
+    for name in (private.APPLY_FINITE, private.UPDATE):
+        assert callable(getattr(optimizer, name)), version()
+    with torch.no_grad():
+        private.whole_update(optimizer, [torch.tensor([4.0, 0.5])], [variable])
+        np.testing.assert_allclose(variable.numpy(), [0.95 - 0.5, 1.9 - 0.25], err_msg=version())
+        private.move_averages(optimizer)
+    average = private.average_of_weights(optimizer)[0]
+    np.testing.assert_allclose(average.numpy(), variable.numpy(), err_msg=version())
 
 
 def test_weight_decay_is_left_out_by_name_and_muon_has_a_second_one():
@@ -192,8 +209,10 @@ def test_formulas_can_be_run_as_of_another_step_and_on_another_variable():
     optimizer.build([before])
     private.move_into_place(optimizer, 0, after)
     assert private.trained_variables(optimizer)[0] is after, version()
-    with private.counted_as(optimizer, 3, torch.device("cpu")), torch.no_grad():
+    with torch.no_grad(), private.counted_as(optimizer, torch.tensor(3.0)):
         assert int(optimizer.iterations) == 3, version()
+        mu = [0.9 * (1 - 0.5 * 0.96**step) for step in (1, 2, 3)]
+        assert float(private.product_variable(optimizer)) == pytest.approx(np.prod(mu)), version()
         private.update(optimizer, [torch.ones(1)], [after], torch.tensor(0.5))
     assert int(optimizer.iterations) == 0, version()
     assert (before.numpy()[0], after.numpy()[0] < 5) == (1.0, True), version()

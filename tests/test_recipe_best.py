@@ -13,15 +13,18 @@ import torch
 from test_recipe_linear_probe import NAMES, SIZE, classifier, photos
 
 import kclf
+from kclf.cli.run_folder import ACTIVATIONS, finish
 from kclf.data import ImageData
+from kclf.data.presized import CachedImages
 from kclf.data.sources import ArrayImages, JoinedImages
 from kclf.errors import NotFiniteError, RunStopped
 from kclf.prediction.activation_cache import activation_key
 from kclf.prediction.predictions import Predictions
 from kclf.recipe import Comparison, LinearProbe, Plan, fit_best, fit_linear_probe, plan_best
+from kclf.recipe.best import _decoded_once as decoded_once
 from kclf.recipe.best import _too_late as too_late
 from kclf.recipe.best import on_everything
-from kclf.recipe.budget import Speed, batch_for, make_plan, measure_speed
+from kclf.recipe.budget import Speed, batch_for, make_plan, measure_speed, seconds_to_decode_once
 from kclf.recipe.reading_size import Reading, choose_reading
 from kclf.recipe.tuning import OneCycleInTime
 
@@ -118,6 +121,73 @@ def test_a_plan_counts_from_the_start_to_the_report():
     assert "1 min 0 s in all" in dataclasses.replace(
         whole, start_seconds=whole.start_seconds + 60 - whole.seconds
     ).describe(160)
+
+
+# ---- decoding once ------------------------------------------------------------
+
+
+@pytest.fixture
+def in_files(tmp_path):
+    """Twelve smooth photos of uneven sizes, a folder a class, a third for validation."""
+    for number in range(12):
+        folder = tmp_path / "photos" / NAMES[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        height, width = 41 + 7 * number, 97 - 3 * number
+        pixels = np.indices((height, width)).sum(axis=0)[..., None] + [0, 30, 60]
+        keras.utils.save_img(folder / f"{number}.png", pixels, scale=False)
+    return ImageData.from_folder(tmp_path / "photos", size=SIZE, batch_size=4, valid_fraction=1 / 3)
+
+
+def test_photos_are_decoded_once_where_decoding_is_the_limit(in_files):
+    slow, fast = Speed(read=0.03, step=0.01, decode=0.02), Speed(read=0.03, step=0.02, decode=0.01)
+
+    decided = make_plan(in_files, slow, effort="best")
+    each_time = make_plan(in_files, slow, effort="best", decode_once="never")
+
+    assert seconds_to_decode_once(in_files, slow) == pytest.approx(12 * 0.02)
+    assert seconds_to_decode_once(in_files, fast) == 0
+    assert seconds_to_decode_once(data(), slow) == 0  # in memory
+    assert seconds_to_decode_once(in_files.replace(resize_method="squish"), slow) == 0
+    assert measure_speed(classifier(), in_files).decode == 0  # on a CPU steps need the same cores
+    assert "photos decoded once 1 s, then" in decided.describe(SIZE)
+    assert each_time.decode_seconds == 0
+    assert each_time.tuning_seconds == pytest.approx(2 * decided.tuning_seconds)
+    assert make_plan(in_files, slow, effort="quick").decode_seconds == 0
+
+
+def test_decoded_once_they_are_the_same_photos(in_files, tmp_path, monkeypatch):
+    said, decided = [], plan(decode_seconds=1.0)
+
+    kept = decoded_once(in_files, decided, tmp_path / "caches", said.append)
+    monkeypatch.setattr("kclf.recipe.best.has_room", lambda folder, needed: False)
+    without_room = decoded_once(in_files, decided, tmp_path / "caches", said.append)
+
+    for ours, theirs in ((kept.train, in_files.train), (kept.valid, in_files.valid)):
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one[0].int() - other[0].int()).abs().max() <= 3  # windows lie on whole pixels of each
+            assert torch.equal(one[1], other[1])
+    assert not isinstance(kept.train.dataset, type(in_files.train.dataset))
+    assert without_room is in_files
+    assert "decoded in each pass" in said[0]
+    assert decoded_once(in_files, plan(), tmp_path, said.append) is in_files
+
+
+def test_the_passes_read_the_cache_which_a_finished_run_removes(in_files, tmp_path):
+    seen, folder = [], tmp_path / ACTIVATIONS
+
+    fit_best(
+        classifier(),
+        in_files,
+        plan=plan(decode_seconds=1.0),
+        folder=folder,
+        fit=lambda photos, passes, schedule: seen.append(photos),
+        **SILENT,
+    )
+
+    assert [type(split.dataset) for split in seen[0].splits.values()] == [CachedImages, CachedImages]
+    assert any(path.name.startswith(f"{SIZE}px-") for path in folder.iterdir())
+    finish(tmp_path)
+    assert not folder.exists()
 
 
 class Clock:

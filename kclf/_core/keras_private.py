@@ -26,10 +26,16 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.trainers.trainer import Trainer
 
+from .nadam import product_of
+
 OPTIMIZERS_OF_TORCH = (
     "keras.src.backend.torch.optimizers"  # the package of the optimizers that have foreach kernels
 )
 CURRENT_RATE = "_get_current_learning_rate"  # the method of an optimizer that gives the rate of a step
+APPLY_FINITE = "_backend_apply_gradients"  # the method of an optimizer that accumulates, updates and averages
+SUMS = "_accumulated_gradients"  # where an optimizer that accumulates keeps the sums, among its slots
+BESIDE_UPDATES = (SUMS, "_model_variables_moving_average")  # what an update itself does not change
+UPDATE = "_backend_update_step"  # the method of an optimizer with its formula
 SCALED_APPLY = "_common_apply"  # the method of a `LossScaleOptimizer` that makes a step or leaves it out
 EPOCH_LOGS = "_get_metrics_result_or_logs"  # the method of `epoch_logs`
 FIRST_EPOCH = "_initial_epoch"  # the attribute of a model that `start_epochs_at` sets
@@ -39,16 +45,20 @@ SLOTS = {
     "Adam": ("_momentums", "_velocities", "_velocity_hats"),
     "AdamW": ("_momentums", "_velocities", "_velocity_hats"),
     "RMSprop": ("_velocities", "_average_gradients", "_momentums"),
+    "Nadam": ("_momentums", "_velocities"),
 }
 
 __all__ = [
+    "APPLY_FINITE",
+    "BESIDE_UPDATES",
     "CURRENT_RATE",
     "EPOCH_LOGS",
     "FIRST_EPOCH",
     "GLOBAL_SEED_GENERATOR",
-    "OPTIMIZERS_OF_TORCH",
     "SCALED_APPLY",
     "SLOTS",
+    "SUMS",
+    "UPDATE",
     "DataAdapter",
     "EpochIterator",
     "Functional",
@@ -78,9 +88,11 @@ __all__ = [
     "is_channels_first",
     "is_overwritten",
     "is_recomputed",
+    "kernel_name",
     "kernel_of",
     "loss_tracker",
     "metric_direction",
+    "move_averages",
     "move_into_place",
     "nodes_of",
     "numpy_operations",
@@ -92,6 +104,7 @@ __all__ = [
     "own_variables",
     "own_weights",
     "producer_of",
+    "product_variable",
     "rate_source",
     "raw",
     "save_state",
@@ -109,6 +122,7 @@ __all__ = [
     "to_torch_dtype",
     "trained_variables",
     "update",
+    "whole_update",
     "without_empty",
 ]
 
@@ -279,6 +293,12 @@ def applies_alone(optimizer: Any) -> bool:
     return hasattr(optimizer, "_backend_update_step")
 
 
+def kernel_name(optimizer: Any) -> str:
+    """Class name of an optimizer that Keras ships, with its own formula; "" for subclasses and others."""
+    kind = type(optimizer)
+    return kind.__name__ if kind.__module__.startswith(OPTIMIZERS_OF_TORCH) else ""
+
+
 def rate_source(optimizer: Any) -> Any:
     """Where an optimizer takes its rate from: a variable, a schedule or a function."""
     return optimizer._learning_rate
@@ -306,7 +326,7 @@ def average_of_weights(optimizer: Any) -> list[Any]:
 
 def gradient_sums(optimizer: Any) -> list[Any]:
     """Where an optimizer that accumulates keeps the sums, a variable for each it was built on."""
-    return optimizer._accumulated_gradients
+    return getattr(optimizer, SUMS)
 
 
 def slots(optimizer: Any, name: str, variables: Sequence[Any]) -> list[Any]:
@@ -361,17 +381,30 @@ def update(optimizer: Any, gradients: list[Any], variables: list[Any], rate: tor
     optimizer._backend_update_step(gradients, variables, rate)
 
 
+def whole_update(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:
+    """One update of an optimizer with clipping and decay, without accumulation, averages or counting."""
+    gradients = optimizer._clip_gradients(gradients)
+    optimizer._apply_weight_decay(variables)
+    optimizer._backend_update_step(gradients, variables, optimizer.learning_rate)
+
+
+def move_averages(optimizer: Any) -> None:
+    """Let the averages of an optimizer with `use_ema` follow its weights by one step."""
+    optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
+
+
+def product_variable(optimizer: Any) -> Any:
+    """The variable in which Nadam keeps a product over its updates; None for other optimizers."""
+    return getattr(optimizer, "_u_product", None)
+
+
 @contextmanager
-def counted_as(optimizer: Any, count: int, device: torch.device) -> Iterator[None]:
-    """Let the formulas of an optimizer see a count of updates, within the block."""
-    raw_steps = count * (optimizer.gradient_accumulation_steps or 1)
+def counted_as(optimizer: Any, count: torch.Tensor) -> Iterator[None]:
+    """Let the formulas of an optimizer see a count of updates, scalar on the device, within the block."""
     before = optimizer._iterations
-    if hasattr(optimizer, "_u_product"):  # Nadam: a product over the updates so far
-        product = 1.0
-        for done in range(1, count + 1):
-            product *= optimizer.beta_1 * (1.0 - 0.5 * 0.96**done)
-        optimizer._u_product.assign(product)
-    steps = torch.full((), raw_steps, dtype=torch.int32, device=device)
+    if (product := product_variable(optimizer)) is not None:
+        raw(product).copy_(product_of(optimizer.beta_1, count))
+    steps = (count * (optimizer.gradient_accumulation_steps or 1)).to(torch.int32)
     object.__setattr__(optimizer, "_iterations", steps)
     try:
         yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import keras
@@ -18,15 +19,27 @@ from torch.overrides import TorchFunctionMode
 from .devices import keras_device
 from .fit_hooks import overridden
 from .keras_private import (
+    APPLY_FINITE,
+    BESIDE_UPDATES,
     CURRENT_RATE,
     SCALED_APPLY,
+    SLOTS,
+    SUMS,
+    UPDATE,
+    average_of_weights,
     count_in_place_of,
     is_overwritten,
+    kernel_name,
+    move_averages,
+    product_variable,
     rate_source,
     raw,
+    slots,
     step_count,
     trained_variables,
+    whole_update,
 )
+from .nadam import nadam
 
 Tensors = list[torch.Tensor]
 
@@ -68,10 +81,10 @@ class HostMirror:
         self._value, self._version = value + 1, raw(self.variable)._version
 
 
-class _NumbersByKernels(TorchFunctionMode):
+class NumbersByKernels(TorchFunctionMode):
     """Within it a Python number becomes a tensor by a kernel that fills it, in place of a copy.
 
-    A factor `alpha` that lies on the device, which torch would read, becomes a product.
+    A factor that lies on the device, which torch would read, becomes a product.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -82,6 +95,8 @@ class _NumbersByKernels(TorchFunctionMode):
             return args[0] // args[1]
         if func is torch._foreach_add_ and isinstance(kwargs.get("alpha"), torch.Tensor):
             return func(args[0], torch._foreach_mul(args[1], kwargs["alpha"]))
+        if func is torch._foreach_addcdiv_ and isinstance(args[-1], torch.Tensor):
+            return func(args[0], torch._foreach_mul(args[1], args[-1]), args[2])
         return func(*args, **kwargs)
 
 
@@ -118,13 +133,23 @@ class QuietSteps:
         """For one call of `apply`."""
         if self.quiet or keras_device().type != "cuda":
             yield
-        elif self.scaled:
-            fused = overridden(self.optimizer, **{SCALED_APPLY: self._apply})
-            with _NumbersByKernels(), self._known_rate(), fused:
-                yield
-        else:
-            with _NumbersByKernels(), self._known_rate(), self._known_count():
-                yield
+            return
+        with NumbersByKernels(), self._known_rate(), overridden(self.inner, **self._formulas()):
+            if self.scaled:
+                with overridden(self.optimizer, **{SCALED_APPLY: self._apply}):
+                    yield
+            else:
+                with self._known_count():
+                    yield
+
+    def _formulas(self) -> dict[str, Any]:
+        """Methods of the optimizer that ask the device, in forms that do not."""
+        methods: dict[str, Any] = {}
+        if kernel_name(self.inner) == "Nadam":
+            methods[UPDATE] = partial(_nadam, self.inner)
+        if self.scaled and (self.inner.gradient_accumulation_steps or self.inner.ema_overwrite_frequency):
+            methods[APPLY_FINITE] = partial(_apply_by_flags, self.inner)
+        return methods
 
     def _apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         apply_scaled(self.optimizer, grads, trainable_variables)
@@ -157,7 +182,7 @@ def apply_scaled(
     """The step of a `LossScaleOptimizer` in one pass over the gradients, which are unscaled in place.
 
     Where one of them is not finite the step leaves no trace, and the scale is halved. On CUDA the device does
-    so by itself; where the optimizer inside keeps counts on the host, the host waits once.
+    so by itself.
 
     Args:
         optimizer: a `keras.optimizers.LossScaleOptimizer`, built.
@@ -175,32 +200,94 @@ def apply_scaled(
         ]
         for alike in by_dtype(gradients):
             torch._amp_foreach_non_finite_check_and_unscale_(alike, found, scale.reciprocal())
-        if getattr(inner, "takes_veto", False):
+        if getattr(inner, "is_quiet", False):
             inner.veto_next(found)
             inner.apply(grads, trainable_variables=variables)
-        elif scale.device.type == "cuda" and not getattr(inner, "is_quiet", False):
-            with _undone_where(found, gradients, _changed_by_a_step(inner, variables)):
+        elif scale.device.type == "cuda":
+            zero_where(found, gradients)
+            with undone_where(found, _changed_by_a_step(inner, variables)):
                 inner.apply(grads, trainable_variables=variables)
-        elif not found.item():  # here the host waits
+        elif not found.item():  # on a CPU nothing is waited for
             inner.apply(grads, trainable_variables=variables)
         torch._amp_update_scale_(
             scale, optimizer.step_counter.value, found, 2.0, 0.5, optimizer.dynamic_growth_steps
         )
 
 
-def _changed_by_a_step(optimizer: Any, variables: Sequence[keras.Variable]) -> Tensors:
-    """Weights, moments and counts; the rate stays as it is, and the host may go on knowing it."""
-    state = [variable for variable in optimizer.variables if variable is not rate_source(optimizer)]
-    return [variable.value for variable in (*variables, *state)]
+def _nadam(optimizer: Any, gradients: Tensors, variables: Sequence[keras.Variable], rate: Any) -> None:
+    moments = ([slot.value for slot in slots(optimizer, name, variables)] for name in SLOTS["Nadam"])
+    product = raw(product_variable(optimizer))
+    at = {"rate": rate, "count": optimizer.iterations + 1, "product": product}
+    values = [variable.value for variable in variables]
+    product.copy_(nadam(optimizer, values, gradients, *moments, **at))
 
 
-@contextmanager
-def _undone_where(found: torch.Tensor, gradients: Tensors, values: Tensors) -> Iterator[None]:
-    """Let a step be made by gradients that are 0 where the flag is up, and take back then what it did."""
+def _apply_by_flags(optimizer: Any, gradients: Tensors, variables: Sequence[keras.Variable]) -> None:
+    """Keras' step with accumulation and averages, where the device alone knows the count of steps.
+
+    Whether it is time to update, or to overwrite weights, is a flag there: what comes too early is undone.
+    """
+    count = raw(step_count(optimizer)) + 1
+    if every := optimizer.gradient_accumulation_steps:
+        sums = [kept.value for kept in slots(optimizer, SUMS, variables)]
+        torch._foreach_add_(sums, gradients)
+        early = (count % every != 0).to(torch.float32)
+        with undone_where(early, changed_by_an_update(optimizer, variables)):
+            whole_update(optimizer, torch._foreach_div(sums, float(every)), list(variables))
+        torch._foreach_mul_(sums, early)
+    else:
+        whole_update(optimizer, gradients, list(variables))
+    if optimizer.use_ema:
+        move_averages(optimizer)
+        if frequency := optimizer.ema_overwrite_frequency:
+            now = ((count - 1) // (every or 1) + 1) % frequency == 0
+            overwrite_where(now.to(torch.float32), *_weights_and_averages(optimizer))
+
+
+def _weights_and_averages(optimizer: Any) -> tuple[Tensors, Tensors]:
+    pairs = zip(trained_variables(optimizer), average_of_weights(optimizer), strict=True)
+    kept = [(variable.value, average.value) for variable, average in pairs if average is not None]
+    values, averages = zip(*kept, strict=True)
+    return list(values), list(averages)
+
+
+def overwrite_where(flag: torch.Tensor, values: Tensors, others: Tensors) -> None:
+    """Values become the others where the flag, 0 or 1 on the device, is up."""
+    torch._foreach_mul_(values, 1 - flag)
+    torch._foreach_add_(values, torch._foreach_mul(others, flag))
+
+
+def zero_where(found: torch.Tensor, gradients: Tensors) -> None:
+    """Gradients, of whatever values, become 0 where the flag is up."""
     for alike in by_dtype(gradients):
         finite = [torch.zeros_like(gradient) for gradient in alike]
         _add_unless(found, finite, alike)
         torch._foreach_copy_(alike, finite)
+
+
+def changed_by_an_update(optimizer: Any, variables: Sequence[keras.Variable]) -> Tensors:
+    """Weights and moments; what an optimizer does beside its updates, it does outside."""
+    beside = [step_count(optimizer)]
+    for name in BESIDE_UPDATES:
+        beside += getattr(optimizer, name, None) or []
+    return _changed_by_a_step(optimizer, variables, beside)
+
+
+def _changed_by_a_step(
+    optimizer: Any, variables: Sequence[keras.Variable], beside: Sequence[Any] = ()
+) -> Tensors:
+    """Weights, moments and counts; the rate stays as it is, and the host may go on knowing it."""
+    changed = {id(variable): variable for variable in (*variables, *optimizer.variables)}
+    if (product := product_variable(optimizer)) is not None:  # not among the variables under loss scaling
+        changed[id(product)] = product
+    for variable in (rate_source(optimizer), *beside):
+        changed.pop(id(variable), None)
+    return [variable.value for variable in changed.values()]
+
+
+@contextmanager
+def undone_where(found: torch.Tensor, values: Tensors) -> Iterator[None]:
+    """Take back what the block does to values, none of which may become infinite, where the flag is up."""
     kept = [torch.empty_like(value) for value in values]
     torch._foreach_copy_(kept, values)
     yield

@@ -40,6 +40,8 @@ class TrainSettings:
         effort: of lp-ft: quick solves the last layer on frozen features; standard and best tune everything.
         minutes: of lp-ft: how long it may take, in place of what the effort would.
         refit: of lp-ft: when all is chosen, train again on training and validation photos together.
+        decode_once: of lp-ft: auto keeps decoded photos on disk for the passes where a GPU would wait for
+            decoding; never decodes in each pass.
         epochs: of course: epochs with everything trainable.
         freeze_epochs: of course: epochs before, with only the head trainable.
         learning_rate: of course: peak rate of the head while it trains alone.
@@ -56,6 +58,7 @@ class TrainSettings:
     effort: Literal["quick", "standard", "best"] = setting("standard", TRAINING)
     minutes: float | None = setting(None, TRAINING, least=0.01, most=1e6)
     refit: bool = setting(False, TRAINING)
+    decode_once: Literal["auto", "never"] = setting("auto", TRAINING)
     epochs: int = setting(3, TRAINING, least=0, most=100_000)
     freeze_epochs: int = setting(1, TRAINING, least=0, most=100_000)
     learning_rate: float = setting(2e-3, TRAINING, least=1e-9, most=1e30)

@@ -105,9 +105,8 @@ def accelerate(model: keras.Model, *, checkpointing: bool = False, graphs: bool 
 
     Functional models run as a flat list of torch calls on the Keras variables' own tensors, with batch norms
     that do not learn folded into the convolutions before them, convolution kernels stored in torch's order,
-    and a train and test step that reads nothing back from the device, with Keras' own optimizers too (but for
-    Nadam, whose formula reads). On a CPU (Linux) the memory that a step frees stays with the
-    process for the next one.
+    and a train and test step that reads nothing back from the device, with Keras' own optimizers too. On a
+    CPU (Linux) the memory that a step frees stays with the process for the next one.
 
     Takes functional models, Sequential, and subclasses of `keras.Model` that hold such models. Layers,
     weights, `summary`, saving and loading are untouched, and `trainable` flags count from the next step on.

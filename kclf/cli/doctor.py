@@ -107,7 +107,7 @@ class Diagnosis:
 
 
 ADVICE = {
-    "decode": "decode; smaller files, a smaller presize or more cores would help",
+    "decode": "decode; data.resize(), which decodes once, smaller files or more cores would help",
     "augment": "augment; a smaller size or fewer transforms would help",
     "step (all)": "the training step; a GPU, a smaller backbone or size, or mixed precision would help",
 }

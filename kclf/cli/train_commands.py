@@ -14,7 +14,7 @@ from .._core.settings import RunSettings
 from .flags import given, is_given, with_flags
 
 OF_COURSE = ("epochs", "freeze_epochs", "learning_rate")
-OF_LP_FT = ("effort", "minutes", "refit")
+OF_LP_FT = ("effort", "minutes", "refit", "decode_once")
 LOGS = ("tensorboard", "csv", "wandb", "mlflow")
 STARTED = time.monotonic()  # of the command, whose packages load from here on
 

@@ -176,6 +176,18 @@ def cached(
     return CachedImages(paths, _Pixels(cache / "pixels", layout, sums), reasons, size, depth=depth)
 
 
+def bytes_of_cache(count: int, size: int) -> int:
+    """What so many photos of the usual shape, 4 to 3, take with their short side at a size in pixels."""
+    return 4 * size**2 * count
+
+
+def has_room(folder: Path, needed: int) -> bool:
+    """Whether half of the free room on the disk of a folder, there yet or not, is enough for a cache."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return 2 * needed <= shutil.disk_usage(folder).free
+
+
 def _key(paths: np.ndarray, size: int, depth: int | None) -> str:
     """Sixteen hexadecimal digits that change with any of the files."""
     digest = hashlib.sha256(f"{FORMAT} {size} {depth}".encode())

@@ -291,7 +291,7 @@ class Learner(Trainer):
             self.fine_tune(settings.epochs, rate, settings.freeze_epochs, unfrozen_lr=unfrozen, **fits)
             return None
         how: dict[str, Any] = {"effort": settings.effort, "batch_size": settings.batch_size or None}
-        how |= {"refit": settings.refit, "started": started}
+        how |= {"refit": settings.refit, "decode_once": settings.decode_once, "started": started}
         return self.fit_best(settings.minutes, **how, keep=keep, say=say, **fits)
 
     def fit_best(
@@ -301,6 +301,7 @@ class Learner(Trainer):
         effort: str = "standard",
         refit: bool = False,
         batch_size: int | None = None,
+        decode_once: str = "auto",
         plan: Plan | None = None,
         keep: Callable[[ImageClassifier], None] | None = None,
         say: Callable[[str], None] | None = None,
@@ -315,6 +316,7 @@ class Learner(Trainer):
             effort: "quick" solves the last layer alone; "standard" and "best" tune everything from there.
             refit: when all is chosen, train again on training and validation photos together.
             batch_size: photos a step; None for what suits their number.
+            decode_once: "auto" or "never", as for `kclf.fit_best`.
             plan: what to do, in place of these.
             keep: called with the best classifier so far, each time that there is a better one.
             say: takes the lines that are printed; None prints them where the learner is verbose.
@@ -326,7 +328,8 @@ class Learner(Trainer):
         if plan is None:
             file = self.path / "checkpoints" / "plan.json" if resume else None
             options: dict[str, Any] = {"effort": effort, "minutes": minutes, "refit": refit}
-            options |= {"batch_size": batch_size, "file": file, "started": started}
+            options |= {"batch_size": batch_size, "decode_once": decode_once}
+            options |= {"file": file, "started": started}
             plan = plan_best(self.model, data, **options)
         fits = count()
 

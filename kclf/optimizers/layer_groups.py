@@ -30,7 +30,14 @@ from .._core.keras_private import (
     without_empty,
 )
 from .._core.keywords import OPTIMIZER, answering
-from .._core.quiet_steps import HostMirror
+from .._core.quiet_steps import (
+    HostMirror,
+    NumbersByKernels,
+    changed_by_an_update,
+    overwrite_where,
+    undone_where,
+    zero_where,
+)
 from . import updates
 from .loss_scale import load_in_order
 from .updates import Bucket, Tensors
@@ -309,86 +316,100 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             else:
                 raw(self._steps.variable).add_(veto.counts.to(raw(self._steps.variable).dtype))
 
-    @property
-    def takes_veto(self) -> bool:
-        """Whether `veto_next` works: for SGD and Adam with rates that do not depend on the count of steps."""
-        inner = self.inner_optimizer
-        return (
-            updates.kernel_name(inner) in updates.VETOED
-            and isinstance(rate_source(inner), keras.Variable)
-            and not inner.gradient_accumulation_steps
-            and not (inner.use_ema and inner.ema_overwrite_frequency)
-        )
-
     def veto_next(self, found: torch.Tensor) -> None:
         """Let the device leave out the next step, with all that it counts, where a flag says so.
 
         Args:
             found: float32 scalar on the device; above 0 where the step is not to be made.
         """
-        if self.takes_veto:
-            before = self._veto
-            self._veto = updates.Veto(found if before is None else torch.maximum(before.found, found))
+        before = self._veto
+        self._veto = updates.Veto(found if before is None else torch.maximum(before.found, found))
 
     def _step(self, plan: _Plan, gradients: Tensors, veto: updates.Veto | None) -> None:
-        ready = self._accumulated(plan, gradients)
+        ready, of_update = self._accumulated(plan, gradients, veto)
         if ready is not None:
-            rate = self._rate_now()
+            rate = self._rate_now() if veto is None else self._rate_on_device()
             ready = updates.clip(self.inner_optimizer, ready)
-            for bucket in plan.buckets:
-                self._update(bucket, [ready[position] for position in bucket.positions], rate, veto)
-            plan.count(self._update_counts.value, veto)
+            with self._undone(plan, ready, of_update):
+                for bucket in plan.buckets:
+                    chosen = [ready[position] for position in bucket.positions]
+                    self._update(bucket, chosen, rate, of_update)
+            plan.count(self._update_counts.value, of_update)
             for variable in plan.constrained:
                 variable.assign(variable.constraint(variable))
         if self.inner_optimizer.use_ema:
             self._average(veto)
 
-    def _update(self, bucket: Bucket, gradients: Tensors, rate: float, veto: updates.Veto | None) -> None:
-        inner = self.inner_optimizer
-        rate *= bucket.multiplier
-        kernel = updates.kernel_for(inner)
-        if kernel is not None:
-            vetoes = () if veto is None else (veto,)
-            with self._own_epsilon(bucket):
-                kernel(inner, bucket, updates.match_layout(gradients, bucket.values), rate, *vetoes)
-            return
-        bucket.decay(rate)
-        device = bucket.values[0].device
-        with counted_as(inner, bucket.count, device):
-            update(inner, gradients, bucket.variables, torch.full((), rate, device=device))
+    def _rate_on_device(self) -> updates.Rate:
+        """The rate now, where the device alone knows the count of steps that a schedule asks for."""
+        source = rate_source(self.inner_optimizer)
+        if not isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
+            return self._rate_now()
+        with NumbersByKernels():
+            return source(raw(self._steps.variable))
 
     @contextmanager
-    def _own_epsilon(self, bucket: Bucket) -> Iterator[None]:
-        """Under `torch_epsilon`, the epsilon that Keras' formula needs for this update to be torch's."""
+    def _undone(self, plan: _Plan, gradients: Tensors, veto: updates.Veto | None) -> Iterator[None]:
+        """Take back what the block does where a veto says so, for optimizers whose kernels know no veto."""
         inner = self.inner_optimizer
-        epsilon = getattr(inner, "epsilon", None)
-        if not (self.torch_epsilon and epsilon and isinstance(getattr(inner, "beta_2", None), float)):
+        if veto is None or updates.kernel_name(inner) in updates.VETOED:
             yield
             return
-        object.__setattr__(inner, "epsilon", epsilon * (1.0 - inner.beta_2 ** (bucket.count + 1)) ** 0.5)
-        try:
+        zero_where(veto.found, gradients)
+        moving = [variable for bucket in plan.buckets for variable in bucket.variables]
+        with undone_where(veto.found, changed_by_an_update(inner, moving)), NumbersByKernels():
             yield
-        finally:
-            object.__setattr__(inner, "epsilon", epsilon)
 
-    def _accumulated(self, plan: _Plan, gradients: Tensors) -> Tensors | None:
-        """The gradients to apply now, unscaled and averaged; None while steps are being accumulated."""
+    def _update(
+        self, bucket: Bucket, gradients: Tensors, rate: updates.Rate, veto: updates.Veto | None
+    ) -> None:
+        inner = self.inner_optimizer
+        rate = rate * bucket.multiplier
+        kernel = updates.kernel_for(inner)
+        if kernel is not None:
+            kernel(inner, bucket, updates.match_layout(gradients, bucket.values), rate, veto)
+            return
+        bucket.decay(rate)
+        done = bucket.updates_done(veto)
+        with counted_as(inner, done), NumbersByKernels():
+            update(inner, gradients, bucket.variables, torch.ones_like(done) * rate)
+
+    def _accumulated(
+        self, plan: _Plan, gradients: Tensors, veto: updates.Veto | None
+    ) -> tuple[Tensors | None, updates.Veto | None]:
+        """The gradients to apply now, unscaled and averaged, and the veto to that.
+
+        None while steps are being accumulated, where the host knows that they are.
+        """
         inner = self.inner_optimizer
         if self.loss_scale_factor is not None:
             gradients = torch._foreach_div(gradients, self.loss_scale_factor)
         every = inner.gradient_accumulation_steps
         if not every:
-            return gradients
+            return gradients, veto
         kept = gradient_sums(inner)
         sums = [kept[place].value for place in plan.places]
+        if veto is not None:
+            zero_where(veto.found, gradients)
+            torch._foreach_add_(sums, gradients)
+            return self._sums_if_due(sums, every, veto)
         torch._foreach_add_(sums, gradients)
         left = (self._steps.read() + 1) % every
         if left and not self._finish_next:
-            return None
+            return None, None
         self._finish_next = False
         gradients = torch._foreach_div(sums, float(left or every))
         torch._foreach_zero_(sums)
-        return gradients
+        return gradients, None
+
+    def _sums_if_due(self, sums: Tensors, every: int, veto: updates.Veto) -> tuple[Tensors, updates.Veto]:
+        """The same where the device alone knows the count of steps, and so whether it is time."""
+        left = (raw(self._steps.variable) + 1) % every
+        due, self._finish_next = (left >= 0) if self._finish_next else (left == 0), False
+        gradients = torch._foreach_div(sums, torch.where(left == 0, every, left).to(torch.float32))
+        veto = veto.unless(due)
+        torch._foreach_mul_(sums, veto.found)
+        return gradients, veto
 
     def finish_accumulation(self) -> None:
         """Let the next step use the gradients that are there, though they are fewer than were asked for.
@@ -407,15 +428,17 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             if kept[place] is not None
         ]
         averages, values = map(list, zip(*pairs, strict=True))
+        every = inner.ema_overwrite_frequency
         if veto is not None:
-            done = raw(self._steps.variable)
+            done = raw(self._steps.variable) // (inner.gradient_accumulation_steps or 1)
             share = torch.where(done > 0, self._share_of_average(done), 1.0) * veto.counts
             steps = torch._foreach_mul(torch._foreach_sub(values, averages), share)
             torch._foreach_add_(averages, steps)
+            if every:
+                overwrite_where(((done + 1) % every == 0) * veto.counts, values, averages)
             return
         done = self._steps.read() // (inner.gradient_accumulation_steps or 1)
         torch._foreach_lerp_(averages, values, self._share_of_average(done) if done else 1.0)
-        every = inner.ema_overwrite_frequency
         if every and (done + 1) % every == 0:
             torch._foreach_copy_(values, averages)
 
@@ -469,7 +492,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             if multiplier == 0:
                 continue
             kind = (multiplier, self._decay_of(variable, place), int(counts[place]))
-            bucket = buckets.setdefault((*kind, variable.dtype, variable.value.device), Bucket(*kind))
+            key = (*kind, variable.dtype, variable.value.device)
+            bucket = buckets.setdefault(key, Bucket(*kind, torch_epsilon=self.torch_epsilon))
             bucket.positions.append(position)
             bucket.variables.append(variable)
         for bucket in buckets.values():

@@ -20,8 +20,7 @@ class FusedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     Keras checks, divides and counts in three passes and waits for the device twice. The arithmetic is the
     same: an infinite or NaN gradient skips the step and halves the scale; `dynamic_growth_steps` finite steps
     double it. The gradients are unscaled in place. It belongs outermost. On CUDA the device itself skips the
-    step; around a `LayerGroupOptimizer` of others than SGD, Adam and AdamW, or with accumulation, the host
-    waits once.
+    step.
 
     Args:
         inner_optimizer: the optimizer that makes the step.

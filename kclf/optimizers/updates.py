@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import torch
 
-from .._core.keras_private import OPTIMIZERS_OF_TORCH, SLOTS, slots
+from .._core.keras_private import SLOTS, kernel_name, slots
+from .._core.nadam import nadam as nadam_of
+from .._core.nadam import product_of
 
 Tensors = list[torch.Tensor]
+Rate: TypeAlias = "float | torch.Tensor"  # a tensor where a schedule works it out on the device
 
 
 class Veto:
@@ -31,7 +34,11 @@ class Veto:
         self.found = found
         self.counts = (found == 0).to(torch.float32)  # what the step adds to counts: 1 or 0
 
-    def corrected(self, rate: float, done: torch.Tensor, beta_1: float, beta_2: float) -> torch.Tensor:
+    def unless(self, due: torch.Tensor) -> Veto:
+        """Also of steps whose time has not come, by a flag on the device."""
+        return Veto(1 - self.counts * due)
+
+    def corrected(self, rate: Rate, done: torch.Tensor, beta_1: float, beta_2: float) -> torch.Tensor:
         """Adam's rate with both bias corrections in it, float32 scalar on the device.
 
         rate * sqrt(1 - beta_2^t) / (1 - beta_1^t), where t is `done` + 1.
@@ -53,6 +60,7 @@ class Bucket:
     state: dict[str, Tensors] = field(default_factory=dict)
     step: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # float32 scalar, on the device
     done: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # `count`, as the device knows it
+    torch_epsilon: bool = False  # Adam's epsilon stands after the bias correction
 
     def collect(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Look up the tensors of the optimizer's state, laid out in memory like the values."""
@@ -64,7 +72,11 @@ class Bucket:
                 kept = [_laid_like(o.value, v) for o, v in zip(owners, self.values, strict=True)]
                 self.state[name.removeprefix("_")] = kept
 
-    def decay(self, rate: float, veto: Veto | None = None) -> None:
+    def updates_done(self, veto: Veto | None) -> torch.Tensor:
+        """The count of updates, float32 scalar on the device; the host's, where no step is ever left out."""
+        return self.done.fill_(self.count) if veto is None else self.done
+
+    def decay(self, rate: Rate, veto: Veto | None = None) -> None:
         """Decoupled weight decay (Loshchilov & Hutter 2017): p <- p * (1 - rate * weight_decay)."""
         if self.weight_decay:
             share = rate * self.weight_decay
@@ -78,12 +90,6 @@ def _laid_like(state: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return state
 
 
-def kernel_name(optimizer: keras.optimizers.Optimizer) -> str:
-    """Class name of an optimizer that Keras ships, with its own formula; "" for subclasses and others."""
-    kind = type(optimizer)
-    return kind.__name__ if kind.__module__.startswith(OPTIMIZERS_OF_TORCH) else ""
-
-
 def kernel_for(
     optimizer: keras.optimizers.Optimizer,
 ) -> Callable[..., None] | None:
@@ -95,7 +101,7 @@ def sgd(
     optimizer: keras.optimizers.Optimizer,
     bucket: Bucket,
     gradients: Tensors,
-    rate: float,
+    rate: Rate,
     veto: Veto | None = None,
 ) -> None:
     """Stochastic gradient descent with momentum, Nesterov's or not."""
@@ -119,7 +125,7 @@ def adam(
     optimizer: keras.optimizers.Optimizer,
     bucket: Bucket,
     gradients: Tensors,
-    rate: float,
+    rate: Rate,
     veto: Veto | None = None,
 ) -> None:
     """Adam and AdamW. Keras adds epsilon before the bias correction and torch after: hence its division."""
@@ -127,7 +133,8 @@ def adam(
         _adam_unless(optimizer, bucket, gradients, rate, veto)
         return
     count = bucket.count + 1
-    epsilon = optimizer.epsilon / (1.0 - optimizer.beta_2**count) ** 0.5
+    correction = 1.0 if bucket.torch_epsilon else (1.0 - optimizer.beta_2**count) ** 0.5
+    epsilon = optimizer.epsilon / correction
     _fused_adam(optimizer, bucket, gradients, count, lr=rate, weight_decay=bucket.weight_decay, eps=epsilon)
 
 
@@ -146,17 +153,22 @@ ENDLESS = 1e9  # steps, after which Adam's moments are no longer biased
 
 
 def _adam_unless(
-    optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: float, veto: Veto
+    optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, veto: Veto
 ) -> None:
-    """Adam by a count that the device alone knows: the corrections stand in the rate, torch makes none."""
+    """Adam by a count that the device alone knows.
+
+    With Keras' epsilon the corrections stand in the rate, and torch makes none.
+    """
     bucket.decay(rate, veto)
-    corrected = veto.corrected(rate, bucket.done, optimizer.beta_1, optimizer.beta_2)
-    at = {"lr": corrected, "weight_decay": 0.0, "eps": optimizer.epsilon}
-    _fused_adam(optimizer, bucket, gradients, ENDLESS, **at, found_inf=veto.found)
+    count: Rate = bucket.done + 1
+    if not bucket.torch_epsilon:
+        count, rate = ENDLESS, veto.corrected(rate, bucket.done, optimizer.beta_1, optimizer.beta_2)
+    at = {"lr": rate, "weight_decay": 0.0, "eps": optimizer.epsilon}
+    _fused_adam(optimizer, bucket, gradients, count, **at, found_inf=veto.found)
 
 
 def _fused_adam(
-    optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, count: float, **options: Any
+    optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, count: Rate, **options: Any
 ) -> None:
     torch._fused_adamw_(
         _flat(bucket.values),
@@ -171,9 +183,15 @@ def _fused_adam(
     )
 
 
-def rmsprop(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: float) -> None:
+def rmsprop(
+    optimizer: keras.optimizers.Optimizer,
+    bucket: Bucket,
+    gradients: Tensors,
+    rate: Rate,
+    veto: Veto | None = None,
+) -> None:
     """RMSprop, centered or not, with momentum or not."""
-    bucket.decay(rate)
+    bucket.decay(rate, veto)
     velocities = bucket.state["velocities"]
     torch._foreach_mul_(velocities, optimizer.rho)
     torch._foreach_addcmul_(velocities, gradients, gradients, 1.0 - optimizer.rho)
@@ -192,7 +210,22 @@ def rmsprop(optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Te
     torch._foreach_add_(bucket.values, momentums, alpha=-rate)
 
 
-KERNELS = {"SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop}
+def nadam(
+    optimizer: keras.optimizers.Optimizer,
+    bucket: Bucket,
+    gradients: Tensors,
+    rate: Rate,
+    veto: Veto | None = None,
+) -> None:
+    """Adam with Nesterov's momentum."""
+    bucket.decay(rate, veto)
+    done = bucket.updates_done(veto)
+    at = {"rate": rate, "count": done + 1, "product": product_of(optimizer.beta_1, done)}
+    moments = (bucket.state[name] for name in ("momentums", "velocities"))
+    nadam_of(optimizer, bucket.values, gradients, *moments, **at)
+
+
+KERNELS = {"SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Nadam": nadam}
 VETOED = ("SGD", "Adam", "AdamW")  # whose kernels leave a step out by a flag on the device
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from ..callbacks.run_state import assign
 from ..data import ImageData, ImageDataset
+from ..data.presized import bytes_of_cache, has_room
 from ..data.sources import JoinedImages
 from ..distributed import run_on_main
 from ..errors import DataError, NotFiniteError, RunStopped
@@ -75,6 +77,7 @@ def fit_best(
     minutes: float | None = None,
     refit: bool = False,
     batch_size: int | None = None,
+    decode_once: str = "auto",
     plan: Plan | None = None,
     folder: str | PathLike[str] | None = None,
     fit: Fit | None = None,
@@ -99,8 +102,10 @@ def fit_best(
         refit: when all is chosen, train again on training and validation photos together, with what was
             chosen; temperature, thresholds and estimate stay those from before.
         batch_size: photos a step of the tuning; None for what suits their number.
+        decode_once: "auto" keeps the decoded photos in `folder` for the passes of the tuning where decoding
+            is slower than the steps of a GPU; "never" decodes in each pass.
         plan: what to do, in place of these; from `plan_best`.
-        folder: keep the activations there; None computes them each time.
+        folder: keep activations and decoded photos there; None computes them each time.
         fit: trains the model on data for some epochs under a schedule; None is `model.fit`.
         say: takes the lines that are printed.
         keep: called with the best classifier so far, each time that there is a better one.
@@ -120,6 +125,7 @@ def fit_best(
     """
     started = time.monotonic() if started is None else started
     options: dict[str, Any] = {"effort": effort, "minutes": minutes, "refit": refit, "batch_size": batch_size}
+    options["decode_once"] = decode_once
     plan = plan or plan_best(model, data, started=started, **options)
     until = None if plan.minutes is None else started + 60 * plan.minutes
     whole, held_apart = data, data.valid is None and plan.passes > 0
@@ -133,13 +139,28 @@ def fit_best(
         estimate = before or reading.probe.held_out
         found = _decided(BestFit(plan, reading.probe, None, before, estimate, reading.model), before)
         return _refitted(found, model, whole, begun, folder, fit, until)
-    best, comparison = _tuned(model, data, plan, reading, before, fit, keep, until)
+    photos = _decoded_once(data, plan, folder, say)
+    best, comparison = _tuned(model, data, photos, plan, reading, before, fit, keep, until)
     if held_apart and not comparison.tuned_is_better and not plan.refit:
         fit_linear_probe(best, at_size(model, whole, best.size)[1])
     predictions = None if held_apart else comparison.kept
     estimate = reading.probe.held_out if held_apart else comparison.cross_fitted
     found = BestFit(plan, reading.probe, comparison, predictions, estimate, best)
     return _refitted(_decided(found, comparison.kept), model, whole, begun, folder, fit, until)
+
+
+def _decoded_once(
+    data: ImageData, plan: Plan, folder: str | PathLike[str] | None, say: Callable[[str], None]
+) -> ImageData:
+    """The photos for the passes: from a cache in the folder, where the plan has one and there is room."""
+    if not plan.decode_seconds or folder is None:
+        return data
+    count = sum(split.num_images for split in data.splits.values())
+    needed, place = bytes_of_cache(count, data.presize), Path(folder)
+    if not run_on_main(lambda: has_room(place, needed)):
+        say(f"Photos are decoded in each pass: a cache takes {needed / 1e9:.1f} GB of the little room there")
+        return data
+    return data.resize(data.presize, place)
 
 
 def _solved(
@@ -196,6 +217,7 @@ def _decided(found: BestFit, held_out: Predictions | None) -> BestFit:
 def _tuned(
     model: ImageClassifier,
     data: ImageData,
+    photos: ImageData,
     plan: Plan,
     reading: Reading,
     before: Predictions,
@@ -203,7 +225,7 @@ def _tuned(
     keep: Keep,
     until: float | None,
 ) -> tuple[ImageClassifier, Comparison]:
-    """Tune the model, and find the better of what was solved and what it became, even when stopped."""
+    """Tune the model on the photos, and find the better of what was solved and tuned, even when stopped."""
     solved = weights_of(reading.model)
 
     def put_back() -> ImageClassifier:
@@ -217,7 +239,7 @@ def _tuned(
         return best, comparison
 
     try:
-        tune(model, data, plan, fit=fit, until=until)
+        tune(model, photos, plan, fit=fit, until=until)
     except NotFiniteError:
         keep(put_back())
         raise

@@ -21,6 +21,7 @@ from .._core.settings import TrainSettings
 from ..backbones import backbone_spec
 from ..callbacks.run_state import remember_model, remember_randomness
 from ..data import ImageData, ImageDataset
+from ..data.sources import FileImages
 from ..distributed import is_main, run_on_main, world_size
 from ..models import ImageClassifier
 from ..prediction.activation_cache import pooled_activations
@@ -52,10 +53,12 @@ class Speed:
     Args:
         read: to read it and compute its features.
         step: to train everything on it; 0 where nothing is to be trained.
+        decode: to decode it, while a GPU makes the steps; 0 where the steps need the same cores.
     """
 
     read: float
     step: float = 0.0
+    decode: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Plan:
         refit: do it again in the end on the training and validation photos together, as was chosen.
         start_seconds: what it took until the plan was made.
         probe_seconds: expected time until the last layer is solved, and tried on the validation photos.
+        decode_seconds: expected time to decode all photos once, into a cache that the passes read; 0 where
+            each pass decodes them.
         tuning_seconds: expected time of the passes.
         end_seconds: expected time after them: to compare, and to write what belongs to a run.
     """
@@ -94,13 +99,15 @@ class Plan:
     refit: bool = False
     start_seconds: float = 0.0
     probe_seconds: float = 0.0
+    decode_seconds: float = 0.0
     tuning_seconds: float = 0.0
     end_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Expected time in all."""
-        return self.start_seconds + self.probe_seconds + self.tuning_seconds + self.end_seconds
+        before = self.start_seconds + self.probe_seconds + self.decode_seconds
+        return before + self.tuning_seconds + self.end_seconds
 
     def describe(self, size: int) -> str:
         """One line: what is done, and how long it should take.
@@ -113,7 +120,8 @@ class Plan:
         where = "1 core" if where == "1 cores" else where
         sizes = " and ".join(map(str, self.sizes or (size,)))
         probe = f"linear probe at {sizes} px {duration(self.probe_seconds)}"
-        passes = f", then {self.passes} passes at {size} px in batches of {self.batch_size}"
+        once = f", photos decoded once {duration(self.decode_seconds)}" if self.decode_seconds else ""
+        passes = f"{once}, then {self.passes} passes at {size} px in batches of {self.batch_size}"
         again = ", then again on all photos" if self.refit else ""
         return (
             f"Plan: {probe}{passes if self.passes else ''}{again}, {duration(self.seconds)} in all on {where}"
@@ -142,6 +150,7 @@ def plan_best(
     minutes: float | None = None,
     batch_size: int | None = None,
     refit: bool = False,
+    decode_once: str = "auto",
     file: str | PathLike[str] | None = None,
     started: float | None = None,
 ) -> Plan:
@@ -154,6 +163,7 @@ def plan_best(
         minutes: as for `fit_best`.
         batch_size: photos a step; None for what suits their number.
         refit: as for `fit_best`.
+        decode_once: as for `fit_best`.
         file: where the plan of a run that resumes is kept: measured again, the machine has another speed.
         started: when a run that writes a report began, by `time.monotonic()`; None where it is no such run.
     """
@@ -163,7 +173,7 @@ def plan_best(
     features = model.head.get_layer("pooling").output.shape[-1]
     sizes = (model.size, *larger_sizes(model, LARGER[one_of("effort", effort, EFFORTS)]))
     options = {"effort": effort, "minutes": minutes, "batch_size": batch_size, "num_features": features}
-    options["refit"] = refit
+    options |= {"refit": refit, "decode_once": decode_once}
     speed = measure_speed(model, data, training=tunes(data, effort))
     before = 0.0 if started is None else time.monotonic() - started
     around = (before, ENDING * before)
@@ -184,6 +194,7 @@ def make_plan(
     sizes: tuple[int, ...] = (),
     around: tuple[float, float] = (0.0, 0.0),
     refit: bool = False,
+    decode_once: str = "auto",
 ) -> Plan:
     """What to do with these photos in this time.
 
@@ -200,8 +211,10 @@ def make_plan(
             no time for.
         around: seconds that had gone by before, and that writing the results will take.
         refit: as for `fit_best`.
+        decode_once: as for `fit_best`.
     """
-    TrainSettings(effort=effort, minutes=minutes, batch_size=batch_size)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"effort": effort, "minutes": minutes, "batch_size": batch_size}
+    TrainSettings(**settings | {"decode_once": decode_once})
     train = data.train.num_images
     valid = 0 if data.valid is None else data.valid.num_images
     batch = batch_size or max(batch_for(train), world_size())
@@ -209,11 +222,12 @@ def make_plan(
     solving = SOLVING * train * min(train, num_features) * outputs_of(data)
     shares = [(side / sizes[0]) ** 2 for side in sizes] or [1.0]
     start, end = around
-    left = math.inf if minutes is None else 60 * minutes - start - end
+    once = seconds_to_decode_once(data, speed) if decode_once == "auto" and tunes(data, effort) else 0.0
+    left = math.inf if minutes is None else 60 * minutes - start - end - once
     while len(shares) > 1 and _probe_seconds(data, speed, shares, solving) > left / 2:
         shares, sizes = shares[:-1], sizes[:-1]
     probe = _probe_seconds(data, speed, shares, solving)
-    one_pass = steps * batch * speed.step
+    one_pass = steps * batch * (speed.step if once else max(speed.step, speed.decode))
     passes = max(PASSES[effort], -(-FEWEST_STEPS // steps)) if tunes(data, effort) else 0
     larger = (LARGER_TUNED**2 + shares[-1]) * (len(shares) > 1)
     compared = valid * speed.read * (1 + larger)
@@ -229,6 +243,7 @@ def make_plan(
         plan,
         start_seconds=start,
         probe_seconds=probe,
+        decode_seconds=once if passes else 0.0,
         tuning_seconds=passes * one_pass,
         end_seconds=after + (compared if passes else 0.0),
     )
@@ -243,6 +258,24 @@ def tunes(data: ImageData, effort: str) -> bool:
     """
     one_of("effort", effort, EFFORTS)
     return effort == "best" or (effort == "standard" and data.train.num_images >= MANY_PHOTOS)
+
+
+def seconds_to_decode_once(data: ImageData, speed: Speed) -> float:
+    """Time to decode all photos once, into a cache that the passes read; 0 where that is not worth while.
+
+    It is where decoding a photo takes longer than the step on it, as with a GPU and few cores. What the
+    passes see is then scaled before its window is cut, not after: the same but for fractions of a pixel.
+
+    Args:
+        data: the photos.
+        speed: of this machine, from `measure_speed`.
+    """
+    photos = list(data.splits.values())
+    in_files = all(isinstance(split.dataset, FileImages) for split in photos)
+    same = all(split.resize_method == "crop" for split in photos)
+    if not (in_files and same) or speed.decode <= speed.step:
+        return 0.0
+    return speed.decode * sum(split.num_images for split in photos)
 
 
 def _probe_seconds(data: ImageData, speed: Speed, shares: Sequence[float], solving: float) -> float:
@@ -296,8 +329,12 @@ def measure_speed(model: ImageClassifier, data: ImageData, *, training: bool = T
     batch = min(MEASURED_BATCH, max(1, data.train.num_images // MEASURED_SHARE))
     restore_randomness = remember_randomness()
     try:
-        read = _seconds_of_reading(model, data.train.replace(batch_size=batch, shuffle=False))
-        return Speed(read, _seconds_of_training(model, data) if training else 0.0)
+        photos = data.train.replace(batch_size=batch, shuffle=False)
+        read = _seconds_of_reading(model, photos)
+        if not training:
+            return Speed(read)
+        decode = _seconds_of_decoding(photos) if photos.device.type == "cuda" else 0.0
+        return Speed(read, _seconds_of_training(model, data), decode)
     finally:
         restore_randomness()
 
@@ -308,6 +345,14 @@ def _seconds_of_reading(model: ImageClassifier, photos: ImageDataset) -> float:
     count, start = 0, time.perf_counter()
     for part, _ in zip(photos, range(MEASURED_BATCHES - 1), strict=False):
         pooled_activations(model, part[0]).cpu()
+        count += len(part[0])
+    return (time.perf_counter() - start) / count
+
+
+def _seconds_of_decoding(photos: ImageDataset) -> float:
+    """Seconds a photo, decoded by all threads of the loader."""
+    count, start = 0, time.perf_counter()
+    for part, _ in zip(photos, range(MEASURED_BATCHES), strict=False):
         count += len(part[0])
     return (time.perf_counter() - start) / count
 

@@ -9,6 +9,8 @@ import torch
 
 import kclf
 from kclf._core.devices import copy_stream, full_float32, release_keepers, send
+from kclf._core.keras_private import step_count
+from kclf._core.quiet_steps import QuietSteps
 from kclf.callbacks import FiniteGuard
 from kclf.callbacks.microbatches import is_out_of_memory
 from kclf.callbacks.run_state import changed_by_a_step, random_states, set_random_states
@@ -17,6 +19,7 @@ from kclf.data.presized import cached
 from kclf.distributed import group
 from kclf.errors import NotFiniteError
 from kclf.prediction.activation_cache import ActivationDataset
+from kclf.recipe.budget import measure_speed
 
 from . import kernels, pretended_cuda
 from .test_waits import classifier, data
@@ -81,39 +84,76 @@ def test_the_bad_step_is_named_however_far_the_device_lags(lag):
         assert all(np.isfinite(weights).all() for weights in model.get_weights())
 
 
-def steps(optimizer, gradients):
-    """Weights and iterations after steps by the gradients of a loss that is scaled by 2."""
-    variable = keras.Variable(np.array([1.0, -2.0, 3.0], np.float32), name="kernel")
+def by_layer_group_optimizer(optimizer, variable, scaled, **options):
     layer = keras.layers.Layer()
     layer.kernel, layer.built = variable, True
-    inner = kclf.LayerGroupOptimizer(optimizer, [[layer]])
-    scaled = kclf.FusedLossScaleOptimizer(inner, initial_scale=2.0, dynamic_growth_steps=1000)
-    scaled.build([variable])
+    inner = kclf.LayerGroupOptimizer(optimizer, [[layer]], **options)
+    some = {"initial_scale": 2.0, "dynamic_growth_steps": 1000}
+    return kclf.FusedLossScaleOptimizer(inner, **some) if scaled else inner
+
+
+def by_epsilon_of_torch(optimizer, variable, scaled):
+    return by_layer_group_optimizer(optimizer, variable, scaled, torch_epsilon=True)
+
+
+def by_keras(optimizer, variable, scaled):
+    some = {"initial_scale": 2.0, "dynamic_growth_steps": 1000}
+    return keras.optimizers.LossScaleOptimizer(optimizer, **some) if scaled else optimizer
+
+
+def steps(make, optimizer, gradients, scaled):
+    """Weights and iterations after steps by the gradients of a loss, scaled as under float16 or not."""
+    variable = keras.Variable(np.array([1.0, -2.0, 3.0], np.float32), name="kernel")
+    outer = make(optimizer, variable, scaled)
+    outer.build([variable])
+    quiet = QuietSteps(outer)
     for gradient in gradients:
-        scale = float(scaled.dynamic_scale.value)
-        scaled.apply([torch.tensor(gradient, device=variable.value.device) * scale], [variable])
-    return variable.value.detach().cpu().numpy(), int(inner.iterations.value)
+        scale = float(outer.scale_loss(1.0))
+        with quiet(), torch.no_grad():
+            outer.apply([torch.tensor(gradient, device=variable.value.device) * scale], [variable])
+    while hasattr(outer, "inner_optimizer"):
+        outer = outer.inner_optimizer
+    return variable.value.detach().cpu().numpy(), int(step_count(outer).value)
+
+
+def cosine():
+    return keras.optimizers.schedules.CosineDecay(0.1, 6)
 
 
 OPTIMIZERS = {
-    "SGD": lambda: keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1),
+    "SGD": lambda: keras.optimizers.SGD(0.1, weight_decay=0.1),
     "Adam": lambda: keras.optimizers.Adam(0.1, epsilon=1e-3),
     "AdamW": lambda: keras.optimizers.AdamW(0.1, weight_decay=0.1),
     "EMA": lambda: keras.optimizers.AdamW(0.1, use_ema=True, ema_momentum=0.5),
+    "RMSprop": lambda: keras.optimizers.RMSprop(0.1, centered=True),
+    "Nadam": lambda: keras.optimizers.Nadam(0.1, clipnorm=0.3),
+    "Lion": lambda: keras.optimizers.Lion(0.1),
+    "schedule": lambda: keras.optimizers.SGD(cosine()),
+    "RMSprop, schedule": lambda: keras.optimizers.RMSprop(cosine()),
+    "accumulation": lambda: keras.optimizers.AdamW(0.1, gradient_accumulation_steps=2),
+    "accumulation, Nadam": lambda: keras.optimizers.Nadam(0.1, gradient_accumulation_steps=2),
+    "accumulation, all": lambda: keras.optimizers.SGD(
+        cosine(), gradient_accumulation_steps=2, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2
+    ),
+    "overwriting": lambda: keras.optimizers.Adam(
+        0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2
+    ),
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_step_left_out_on_the_device_leaves_no_trace(name):
-    good = [[0.1, 0.2, -0.3], [0.3, -0.1, 0.2], [-0.2, 0.4, 0.1]]
-    infinite = [float("inf"), 0.0, 0.0]
+LEFT_OUT = [(name, make) for name in OPTIMIZERS for make in (by_layer_group_optimizer, by_keras)]
+
+
+@pytest.mark.parametrize(("name", "make"), [*LEFT_OUT, ("Adam", by_epsilon_of_torch)])
+def test_a_step_left_out_on_the_device_leaves_no_trace(name, make):
+    good = [[0.1, 0.2, -0.3], [0.3, -0.1, 0.2], [-0.2, 0.4, 0.1], [0.2, -0.3, 0.3]]
+    infinite = [float("inf"), 0.0, float("nan")]
+    wanted = steps(make, OPTIMIZERS[name](), good, scaled=False)
     with pretended_cuda() as device:
-        wanted = steps(OPTIMIZERS[name](), good)
-        device.clear()
-        found = steps(OPTIMIZERS[name](), [infinite, good[0], infinite, *good[1:]])
-        assert not [place for place in device.waits if "loss_scale.py" in str(place)]
-    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
-    assert found[1] == wanted[1] == 3
+        found = steps(make, OPTIMIZERS[name](), [infinite, good[0], infinite, *good[1:]], scaled=True)
+        assert not [place for place in device.waits if "/kclf/" in str(place)]
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
+    assert found[1] == wanted[1] == 4
 
 
 @pytest.mark.parametrize(
@@ -173,6 +213,11 @@ def test_the_memory_guard_copies_only_what_a_step_changes():
     model.batchnorm = "train"
     moving = [v.name for v in changed_by_a_step(model) if id(v) in weights]
     assert sorted(set(moving)) == ["moving_mean", "moving_variance"]
+
+
+def test_decoding_is_measured_where_it_goes_on_beside_the_steps():
+    with pretended_cuda():
+        assert measure_speed(classifier(), kclf.ImageData(data(16))).decode > 0
 
 
 def test_datasets_keep_their_device_within_a_pass():

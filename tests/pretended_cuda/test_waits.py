@@ -71,11 +71,21 @@ def grouped(model, optimizer=None, **settings):
     return kclf.LayerGroupOptimizer(optimizer or keras.optimizers.SGD(1e-3, **settings), model)
 
 
+def decaying():
+    return keras.optimizers.schedules.CosineDecay(1e-3, 100)
+
+
 ROWS = {  # name: (arguments of the classifier, of `compile`, of its optimizer, callbacks)
     "frozen": ({"unfrozen": False}, {}, {}, []),
     "unfrozen": ({}, {}, {}, []),
     "norms that train": ({"batchnorm": "train"}, {}, {}, []),
     "AdamW": ({}, {}, {"optimizer": lambda: keras.optimizers.AdamW(1e-3)}, []),
+    "RMSprop": ({}, {}, {"optimizer": lambda: keras.optimizers.RMSprop(decaying(), momentum=0.9)}, []),
+    "Nadam": ({}, {}, {"optimizer": lambda: keras.optimizers.Nadam(1e-3)}, []),
+    "Lion": ({}, {}, {"optimizer": lambda: keras.optimizers.Lion(1e-3)}, []),
+    "a schedule of Keras": ({}, {}, {"optimizer": lambda: keras.optimizers.SGD(decaying())}, []),
+    "accumulation": ({}, {}, {"gradient_accumulation_steps": 2}, []),
+    "an average that overwrites": ({}, {}, {"use_ema": True, "ema_overwrite_frequency": 2}, []),
     "label smoothing": ({}, {"loss": CrossEntropy(0.1)}, {}, []),
     "focal": ({}, {"loss": CrossEntropy(focal_gamma=2.0)}, {}, []),
     "error_rate": ({}, {"metrics": ["accuracy", kclf.metrics.ErrorRate()]}, {}, []),
@@ -107,14 +117,6 @@ def test_no_step_waits(row, policy):
         made = {name: value() if callable(value) else value for name, value in settings.items()}
         model.compile(grouped(model, **made), **compiled)
         assert steady(device, model, data(), [one() for one in callbacks]) == ({}, {})
-
-
-@pytest.mark.parametrize("policy", ["mixed_bfloat16"])
-def test_accumulation_does_not_wait(policy):
-    with pretended_cuda() as device:
-        model = classifier(policy)
-        model.compile(grouped(model, gradient_accumulation_steps=2))
-        assert steady(device, model, data()) == ({}, {})
 
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
@@ -149,10 +151,11 @@ KERAS_OWN = {
     "RMSprop": lambda: keras.optimizers.RMSprop(1e-3, momentum=0.9, centered=True, clipnorm=1.0),
     "Lion": lambda: keras.optimizers.Lion(1e-3, clipvalue=1.0),
     "Adadelta": lambda: keras.optimizers.Adadelta(1e-3),
-    "cosine": lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(1e-3, 100)),
+    "SGD, EMA": lambda: keras.optimizers.SGD(1e-3, use_ema=True, ema_overwrite_frequency=2),
+    "Nadam": lambda: keras.optimizers.Nadam(1e-3),
+    "cosine": lambda: keras.optimizers.SGD(decaying()),
     "accumulation": lambda: keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2),
 }
-WAITS_IN_HALF = ("AdamW, EMA", "accumulation")  # Keras asks the device's count whether it is time
 
 
 def any_model(optimizer):
@@ -168,8 +171,6 @@ def any_model(optimizer):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", KERAS_OWN)
 def test_an_accelerated_model_with_an_optimizer_of_keras_does_not_wait(name, policy):
-    if policy == "mixed_float16" and name in WAITS_IN_HALF:
-        pytest.skip("whether it is time to overwrite or to update depends on the steps left out")
     with pretended_cuda() as device:
         keras.config.set_dtype_policy(policy)
         model = any_model(KERAS_OWN[name]())
