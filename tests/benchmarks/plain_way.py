@@ -4,7 +4,7 @@
 
 PHOTOS holds files named cat.N.jpg and dog.N.jpg; the folder of weights Keras' own files without top. Both
 ways get the same photos, augmentation and first weights. The torch loop trains with the statistics of its
-batches and torch's own momentum of their averages, by AdamW at 1e-3 for the head and then 1e-4 for everything.
+batches and torch's own momentum of their averages, by AdamW at 1e-3 for the head and then 1e-4 for all.
 Prints accuracy and log loss on as many other photos after each fit, and their means.
 """
 
