@@ -97,6 +97,10 @@ class InputNormalization(keras.layers.Layer):
 
     def _levels_of(self, levels: Tensor, channels: int) -> Tensor:
         """Figures of red, green and blue as those of so many channels; others as they are."""
+        if self.mode is None and len(levels) not in (1, channels):
+            raise ValueError(
+                f"Expected images of {len(levels)} channels, one for each mean and std. Received: {channels}"
+            )
         if self.mode is None or channels == COLOURS:
             return levels
         others = levels.mean().expand(channels)
