@@ -20,6 +20,8 @@ import pytest
 import torch
 from pretended_cuda import pretended_cuda
 
+from kclf.backbones.published import keras_cache
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 
@@ -77,12 +79,15 @@ def shared_path(name: str) -> Path:
     return path
 
 
-def fetched_weights(name: str) -> Path:
-    """A file of published weights from the folder KCLF_WEIGHTS names; the test skips where there is none."""
-    path = Path(os.environ.get("KCLF_WEIGHTS", SHARED / "weights")) / name
-    if not path.exists():
-        pytest.skip(f"needs {name} in the folder that the variable KCLF_WEIGHTS names")
-    return path
+def fetched_weights(*names: str) -> Path:
+    """A file of published weights, under any of its names, from the folder that KCLF_WEIGHTS names or from
+    Keras' cache; the test skips where there is none.
+    """
+    folders = Path(os.environ.get("KCLF_WEIGHTS", SHARED / "weights")), keras_cache()
+    found = next((path for folder in folders for name in names if (path := folder / name).exists()), None)
+    if found is None:
+        pytest.skip(f"needs {names[0]} in the folder that KCLF_WEIGHTS names, or in Keras' cache")
+    return found
 
 
 @pytest.fixture(scope="session")

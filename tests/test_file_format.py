@@ -20,7 +20,7 @@ from kclf._core.h5_store import read_arrays, write_arrays
 from kclf.backbones import build_backbone
 from kclf.errors import FileFormatError, KclfError
 from kclf.models import ImageClassifier, load
-from kclf.weights import load_weights, save_weights
+from kclf.weights import load_weights, named_variables, save_weights
 from tests.conftest import with_random_logits
 
 
@@ -319,3 +319,16 @@ def test_a_file_of_a_newer_kclf_asks_for_an_upgrade(saved):
     edited(saved, lambda attributes: attributes.update(version=99))
     with pytest.raises(FileFormatError, match="newer kclf"):
         load(saved)
+
+
+def test_variables_whose_names_keras_made_up_come_back(tmp_path):
+    class Unnamed(keras.layers.Layer):
+        def build(self, shape):
+            self.first, self.second = self.add_weight(shape=(2,)), self.add_weight(shape=(3,), name="second")
+
+    names = []
+    for _ in range(2):
+        layer = Unnamed()
+        layer.build(None)
+        names.append(list(named_variables(layer)))
+    assert names == [["variable#0", "second"]] * 2

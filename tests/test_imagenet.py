@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -18,6 +17,7 @@ from kclf.cli.main import app
 from kclf.errors import BackboneError, FileFormatError, WeightsError, WeightsUnavailableError
 from kclf.models.imagenet import imagenet_names
 from kclf.weights import save_weights
+from tests.conftest import fetched_weights
 
 
 @pytest.fixture
@@ -124,14 +124,15 @@ def test_the_command_names_what_is_on_photos_without_training(names, dogscats):
     assert "Expected 'imagenet'" in wrong.output
 
 
-RESNET = Path(__file__).parent.parent.parent / "shared" / "weights" / "resnet50.weights.h5"
+@pytest.fixture
+def resnet50():
+    """The weights with top, under the name they are kept by or by Keras'; asked for before `names` moves."""
+    return fetched_weights("resnet50.weights.h5", "resnet50_weights_tf_dim_ordering_tf_kernels.h5")
 
 
 @pytest.mark.heavy
-def test_resnet50_with_its_top_calls_dogs_dogs(names, dogscats):
-    if not RESNET.is_file():
-        pytest.skip("no ResNet50 weights with top here (shared/get_weights.py resnet50)")
-    model = kclf.imagenet_classifier("ResNet50", weights=RESNET)
+def test_resnet50_with_its_top_calls_dogs_dogs(resnet50, names, dogscats):
+    model = kclf.imagenet_classifier("ResNet50", weights=resnet50)
     predictions, _ = kclf.predict_files(model, sorted(dogscats.glob("dog.*.jpg"))[:100])
     found = predictions.probabilities.argmax(1)
     share = np.mean([place in range(151, 269) for place in found])

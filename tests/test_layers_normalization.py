@@ -61,7 +61,7 @@ def test_mean_and_std_may_be_arrays():
         ({"mode": "tf", "mean": 1, "std": 1}, "either `mode` or both"),
         ({"mean": 1}, "std=None"),
         ({"mode": "imagenet"}, "mode='imagenet'"),
-        ({"mean": (1, 2), "std": 1}, r"mean=\(1, 2\)"),
+        ({"mean": (), "std": 1}, r"mean=\(\)"),
         ({"mean": 1, "std": 0}, "std=0"),
     ],
 )

@@ -30,7 +30,7 @@ DATA = {
     "labels": "leave it out: folders name the classes; ImageData.from_files(paths, label) or from_table(...) "
     "take labels of your own",
     "shuffle": "leave it out: training data are shuffled, validation data are not",
-    "color_mode": "leave it out: photos are read in colour, grey ones with three equal channels",
+    "color_mode": "channels=1 for grey; photos are read in colour, grey ones with three equal channels",
     "interpolation": "leave it out: photos are resized with antialiasing",
     "crop_to_aspect_ratio": 'resize_method="crop"',
     "pad_to_aspect_ratio": 'resize_method="pad"',
@@ -58,6 +58,8 @@ MODEL = {
     "preprocess_input": "leave it out; normalization= is for a backbone given as a model",
     "trainable": "leave it out: a new classifier trains its head alone; model.unfreeze() for all",
     "alpha": 'the width in the name, "MobileNetV2_035"; backbone_names() lists them',
+    "in_chans": "channels=NUMBER",
+    "n_in": "channels=NUMBER",
 }
 BACKBONE = MODEL | {
     "input_shape": "input_shape=(SIDE, SIDE, 3)",
@@ -65,6 +67,8 @@ BACKBONE = MODEL | {
     "classes": "leave it out: a backbone ends in features",
     "num_classes": "leave it out: a backbone ends in features",
     "class_names": "ImageClassifier(name, class_names)",
+    "in_chans": "input_shape=(SIDE, SIDE, NUMBER)",
+    "n_in": "input_shape=(SIDE, SIDE, NUMBER)",
 }
 COMPILE = {
     "learning_rate": "optimizer=keras.optimizers.AdamW(RATE)",

@@ -113,6 +113,7 @@ class RunSettings(TrainSettings):
         weights: those it starts with: imagenet, none (None in Python), or a file without top.
         size: side of the square the network sees, pixels.
         presize: side of the square photos are read at, before augmentation, pixels. Default: 1.25 x size.
+        channels: of the photos: 3 reads them in colour, 1 in grey.
         augment: what happens to training photos.
         batchnorm: "inference", "frozen", "train" or "sync", as `ImageClassifier` has it.
         mixed_precision: number format to compute in; auto takes what this device is fastest with.
@@ -140,6 +141,7 @@ class RunSettings(TrainSettings):
     weights: str | None = setting("imagenet", MODEL, word=str)
     size: int = setting(224, MODEL, least=16, most=8192)
     presize: int | None = setting(None, MODEL, least=16, most=10240)
+    channels: int = setting(3, MODEL, least=1, most=3)
     augment: Literal["standard", "side_on", "top_down", "basic", "none"] = setting("standard", MODEL)
     batchnorm: Literal["inference", "frozen", "train", "sync"] = setting("inference", None)
     mixed_precision: Literal["float32", "mixed_float16", "mixed_bfloat16", "auto"] = setting("float32", MODEL)

@@ -27,7 +27,7 @@ def backbone_features(model: Any, paths: Sequence[str]) -> np.ndarray:
     """
     method: Any = getattr(model, "resize_method", "crop")
     photos = ImageDataset(
-        FileImages(paths, getattr(model, "depth", None)),
+        FileImages(paths, getattr(model, "depth", None), getattr(model, "channels", 3)),
         presize=size_for(model),
         resize_method=method,
         batch_size=BATCH_SIZE,

@@ -209,6 +209,7 @@ def find_data(settings: RunSettings) -> ImageData:
         "on_error": "raise" if settings.strict else "skip",
         "max_unreadable": settings.max_unreadable,
         "lenient": settings.lenient,
+        "channels": settings.channels,
     }
     set_decoding(depth=settings.depth, max_pixels=settings.max_pixels or "pillow")
     if settings.csv is not None:
@@ -265,7 +266,7 @@ def fit_batch_size(learner: Learner) -> int:
         print_on_main(f"Batch size: {BATCH_SIZE}, as there is no GPU whose memory would be the limit.\n")
         return BATCH_SIZE
     label, num_images = data.train.labels[0], data.train.num_images
-    photo = np.zeros((data.presize, data.presize, 3), np.uint8)
+    photo = np.zeros((data.presize, data.presize, data.channels), np.uint8)
     frozen = model.first_trainable_group
     model.unfreeze()
     learner.training.compile(model, model.layer_groups, model.task)

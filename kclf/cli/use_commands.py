@@ -262,7 +262,7 @@ def labelled_photos(
         take = None if label_regex is None else regex_label(label_regex)
         labels = folder_labels(files, folder) if take is None else [take(file) for file in files]
     return ImageDataset(
-        FileImages(files, model.depth),
+        FileImages(files, model.depth, model.channels),
         encode_for(labels, model.task, model.class_names, files),
         class_names=() if model.task == "regression" else model.class_names,
         task=model.task,

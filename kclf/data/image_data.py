@@ -68,6 +68,7 @@ class Loading(TypedDict, total=False):
     max_unreadable: float | None
     class_weight: Any
     sampling_weights: Any
+    channels: int | None
 
 
 class ImageData:
@@ -91,6 +92,8 @@ class ImageData:
             of whose images can be read stops the work. Of the files of a table 5 % may be missing.
         class_weight: weight of each class in the training loss, by name, or "balanced".
         sampling_weights: "balanced" to draw all classes alike in training.
+        channels: of photos in files: 3 (default) reads them in colour, 1 in grey, for a classifier of as
+            many. Arrays say it by their last axis.
 
     Attributes:
         train: `ImageDataset`, shuffled, with random windows, full batches only.
@@ -128,6 +131,11 @@ class ImageData:
     def presize(self) -> int:
         """Side in pixels of the squares the loader hands out."""
         return self.train.presize
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images: 3 for colour."""
+        return self.train.channels
 
     @property
     def batch_size(self) -> int:
@@ -199,7 +207,8 @@ class ImageData:
             if not isinstance(split.dataset, FileImages):
                 raise DataError(f"The {name} images are not in files, so there is nothing to decode once")
         paths = np.unique(np.concatenate([split.paths for split in self.splits.values()]))
-        images = cached(paths, size, cache_folder, self.train.num_threads, self.train.dataset.depth)
+        source = self.train.dataset
+        images = cached(paths, size, cache_folder, self.train.num_threads, source.depth, source.channels)
         splits = {
             name: split.replace(
                 images=images.take(np.searchsorted(paths, split.paths)), presize=min(size, split.presize)
@@ -497,8 +506,9 @@ class ImageData:
         """Images in memory.
 
         Args:
-            train: uint8 images (n, height, width, 3) and their labels: class numbers or class names, (n,) or
-                (n, 1), (n, classes) n-hot rows, or n floats for regression.
+            train: uint8 images (n, height, width, channels), or (n, height, width) for grey in three, and
+                their labels: class numbers or class names, (n,) or (n, 1), (n, classes) n-hot rows, or n
+                floats for regression.
             valid: the same for validation; None to set aside `valid_fraction`.
             class_names: the classes in order; None for the sorted names, or the numbers as text.
             task: None to see it from the labels.

@@ -45,9 +45,9 @@ class ImageDataset(DataLoader, DataAdapter):
     """The photos of one split in batches, as `model.fit`, `evaluate` and `predict` take them.
 
     It yields `(images,)`, `(images, labels)` or `(images, labels, weights)`: images uint8
-    (batch, presize, presize, 3) in [0, 255]; labels int64 (batch,) class numbers, float32 (batch, classes)
-    or float32 (batch,) numbers, by task; weights float32 (batch,) where `class_weight` is given. With CUDA
-    the batches come pinned and already on the way to the device.
+    (batch, presize, presize, channels) in [0, 255]; labels int64 (batch,) class numbers, float32 (batch,
+    classes) or float32 (batch,) numbers, by task; weights float32 (batch,) where `class_weight` is given.
+    With CUDA the batches come pinned and already on the way to the device.
 
     An epoch is over when its last batch has been handed out; an iterator left before that leaves the epoch
     where it was. So looking at one batch, or a learning-rate range test, does not change what training sees
@@ -58,7 +58,7 @@ class ImageDataset(DataLoader, DataAdapter):
     joins the one before it.
 
     Args:
-        images: paths of n files, or uint8 (n, height, width, 3), or a source of images.
+        images: paths of n files, or uint8 (n, height, width, channels), or a source of images.
         labels: n class numbers, (n, classes) n-hot rows, or n numbers, by task; None where unknown.
         class_names: the classes in order.
         task: "single_label", "multi_label" or "regression".
@@ -82,6 +82,7 @@ class ImageDataset(DataLoader, DataAdapter):
             None where they take a fourth of its free memory at most.
         shard: (i, n) for the i-th of n shares of each batch, (0, 1) for all of it; None for the share of this
             process.
+        channels: of photos in files: 3 reads them in colour, 1 in grey; None for what `images` have.
 
     Example:
         >>> images = np.zeros((5, 32, 32, 3), np.uint8)
@@ -114,6 +115,7 @@ class ImageDataset(DataLoader, DataAdapter):
         sampling_weights: Sequence[float] | np.ndarray | Literal["balanced"] | None = None,
         on_gpu: bool | None = None,
         shard: tuple[int, int] | None = None,
+        channels: int | None = None,
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         one_of("task", task, TASKS)
@@ -121,6 +123,7 @@ class ImageDataset(DataLoader, DataAdapter):
         one_of("on_error", on_error, get_args(OnError))
         at_least("num_threads", num_threads or 1, 1)
         source = as_images(images)
+        source = source if channels is None else source.with_channels(channels)
         take_device()
         super().__init__(source, batch_size=at_least("batch_size", batch_size, 1))
         self.paths: np.ndarray = source.paths
@@ -182,6 +185,11 @@ class ImageDataset(DataLoader, DataAdapter):
     def device(self) -> torch.device:
         """Where batches go: the GPU where Keras computes on one, else the CPU."""
         return keras_device() if keras_device().type == "cuda" else torch.device("cpu")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images: 3 for colour."""
+        return self.dataset.channels
 
     @property
     def num_images(self) -> int:
@@ -386,9 +394,9 @@ class ImageDataset(DataLoader, DataAdapter):
         if device.type != "cuda" or self.on_gpu is False or once or (kept is not None and kept.is_gone):
             return None
         shapes = self.kept_shapes()
-        if shapes is None or not (self.on_gpu or may_stay(bytes_of(shapes), device)):
+        if shapes is None or not (self.on_gpu or may_stay(bytes_of(shapes, self.channels), device)):
             return None
-        self._resident = ResidentPhotos(shapes, device)
+        self._resident = ResidentPhotos(shapes, device, self.channels)
         return self._resident
 
     def gpu_note(self) -> str:
@@ -398,7 +406,7 @@ class ImageDataset(DataLoader, DataAdapter):
         shapes = self.kept_shapes()
         if shapes is None:
             return "Each epoch decodes the photos anew. A presized cache (`resize`) can stay on the GPU."
-        size, room = bytes_of(shapes), room_on(self.device)
+        size, room = bytes_of(shapes, self.channels), room_on(self.device)
         stay = self.on_gpu or may_stay(size, self.device)
         does = "stay on the GPU once they are read" if stay else "are sent to the GPU in each epoch"
         return f"The photos {does}: {size / 1e9:.1f} GB, of {room / 1e9:.1f} GB free."
@@ -413,7 +421,7 @@ class ImageDataset(DataLoader, DataAdapter):
             if self.on_error == "raise":
                 raise
             self._report(index, error)
-            square = np.empty((self.presize, self.presize, 3), np.uint8)
+            square = np.empty((self.presize, self.presize, self.channels), np.uint8)
             shown = self.fill(square, index, np.array(CENTRE))
             resize(square, photo.shape[1], photo.shape[0], out=photo)
             return shown

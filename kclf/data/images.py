@@ -30,8 +30,9 @@ def read_image(
     *,
     content: bytes | None = None,
     depth: int | None = None,
+    channels: int = 3,
 ) -> np.ndarray:
-    """Decode a photo to upright 8-bit RGB.
+    """Decode a photo to upright 8-bit RGB, or to grey.
 
     EXIF orientation is applied; palette, grey, CMYK and deep images become RGB (`kclf.data.decoding` has the
     rule); a colour profile other than sRGB is converted; transparency is laid on white; of an animation the
@@ -43,9 +44,10 @@ def read_image(
             or 1/8 of its size, never below `at_least`: several times faster for camera photos.
         content: what is in the file, where it has been read already; `path` then only names it.
         depth: bits of the values of deep images; None as `set_decoding` has it.
+        channels: 3 for colour, 1 for grey: the luma of the colours, .299 red + .587 green + .114 blue.
 
     Returns:
-        uint8 (height, width, 3).
+        uint8 (height, width, channels).
 
     Raises:
         ImageError: the file cannot be read as an image; has `.path` and `.reason`.
@@ -59,11 +61,15 @@ def read_image(
         ((30, 40, 3), [128, 128, 128])
     """
     with opened(path, content) as image:
-        return decoded(path, image, at_least, depth)
+        return decoded(path, image, at_least, depth, channels)
 
 
 def decoded(
-    path: str | os.PathLike[str], image: Image.Image, at_least: int | None, depth: int | None = None
+    path: str | os.PathLike[str],
+    image: Image.Image,
+    at_least: int | None,
+    depth: int | None = None,
+    channels: int = 3,
 ) -> np.ndarray:
     """The pixels of an image that is open, as `read_image` gives them; `path` only names it."""
     if at_least is not None:
@@ -71,7 +77,41 @@ def decoded(
     _require_size(path, image.size)
     mark_deep(image)
     image.load()  # damage shows here: a PNG's metadata may lie behind its pixels
-    return np.asarray(to_rgb(upright(image), depth))
+    return _array_of(to_rgb(upright(image), depth), channels)
+
+
+def _array_of(colours: Image.Image, channels: int) -> np.ndarray:
+    """Pixels uint8 (height, width, channels) of an image in RGB."""
+    return np.asarray(colours) if channels == 3 else np.asarray(colours.convert("L"))[..., None]
+
+
+def check_file_channels(channels: int) -> int:
+    """How many channels photos in files are read with: 3, or 1 for grey.
+
+    Raises:
+        ValueError: it is another number.
+    """
+    if channels not in (1, 3):
+        raise ValueError(
+            "Expected channels=3, or 1 for grey, of photos in files. Images of other channels come as arrays "
+            "uint8 (n, height, width, channels): ImageData.from_arrays, kclf.predict(model, images). "
+            f"Received: channels={channels}"
+        )
+    return channels
+
+
+def as_colours(images: np.ndarray) -> np.ndarray:
+    """Images as they can be shown, uint8 (..., 3): grey three times, of more than three channels the first.
+
+    Args:
+        images: uint8 (..., channels).
+
+    Example:
+        >>> grey, six = np.zeros((2, 4, 4, 1), np.uint8), np.zeros((4, 4, 6), np.uint8)
+        >>> as_colours(grey).shape, as_colours(six).shape
+        ((2, 4, 4, 3), (4, 4, 3))
+    """
+    return images[..., :3] if images.shape[-1] >= 3 else np.repeat(images[..., :1], 3, axis=-1)
 
 
 @contextmanager
@@ -178,19 +218,19 @@ def resize(image: np.ndarray, width: int, height: int, out: np.ndarray | None = 
     """Resize with an antialiased bilinear filter.
 
     Args:
-        image: uint8 (h, w, 3).
+        image: uint8 (h, w, channels).
         width: of the result in pixels.
         height: of the result in pixels.
-        out: uint8 (height, width, 3) that takes the result, such as its place in a batch.
+        out: uint8 (height, width, channels) that takes the result, such as its place in a batch.
 
     Returns:
-        `out`, or a new uint8 (height, width, 3); the image itself where it has that size and there is no
-        `out`.
+        `out`, or a new uint8 (height, width, channels); the image itself where it has that size and there
+        is no `out`.
     """
     if image.shape[:2] == (height, width):
         return image if out is None else _copied(image, out)
     if out is None:
-        out = np.empty((height, width, 3), dtype=np.uint8)
+        out = np.empty((height, width, image.shape[2]), dtype=np.uint8)
     # The operator behind `interpolate(mode="bilinear", antialias=True)`, called by its own name to write
     # (height, width, 3) memory in place: `interpolate` gives (3, height, width), 5 times slower with the
     # copy that turns it round.
@@ -201,7 +241,7 @@ def resize(image: np.ndarray, width: int, height: int, out: np.ndarray | None = 
 
 
 def _planes(image: np.ndarray) -> torch.Tensor:
-    """A view (1, 3, height, width) of (height, width, 3) memory: what torch calls channels_last."""
+    """A view (1, channels, height, width) of (height, width, channels) memory: torch's channels_last."""
     return torch.from_numpy(image).permute(2, 0, 1)[None]
 
 
@@ -220,12 +260,12 @@ def resize_to_fit(image: np.ndarray, size: int, method: ResizeMethod = "crop") -
     ("pad") becomes `size`, or both do ("squish").
 
     Args:
-        image: uint8 (height, width, 3).
+        image: uint8 (height, width, channels).
         size: in pixels.
         method: "crop", "pad" or "squish".
 
     Returns:
-        uint8 (height, width, 3).
+        uint8 (height, width, channels).
     """
     height, width = image.shape[:2]
     if method == "squish":
@@ -240,13 +280,13 @@ def crop_or_pad(
     """Cut or pad a fitted image to the square; padding mirrors the image at its edges.
 
     Args:
-        fitted: uint8 (height, width, 3).
+        fitted: uint8 (height, width, channels).
         size: side of the square.
         position: of the window in the image, or of the image in the square: (x, y), each in [0, 1].
-        out: uint8 (size, size, 3) that takes the result, or None.
+        out: uint8 (size, size, channels) that takes the result, or None.
 
     Returns:
-        uint8 (size, size, 3): `out`, or a view of `fitted`, or new.
+        uint8 (size, size, channels): `out`, or a view of `fitted`, or new.
     """
     height, width = fitted.shape[:2]
     left, top = (round(p * abs(n - size)) for p, n in zip(position, (width, height), strict=True))
@@ -266,13 +306,15 @@ def read_square(
     out: np.ndarray | None = None,
     *,
     depth: int | None = None,
+    channels: int = 3,
 ) -> np.ndarray:
     """Decode a photo no larger than need be and bring it to a square: `read_image`, `to_square`.
 
     Raises:
         ImageError: the file cannot be read as an image.
     """
-    return to_square(read_image(path, at_least=size, depth=depth), size, method, position, out)
+    image = read_image(path, at_least=size, depth=depth, channels=channels)
+    return to_square(image, size, method, position, out)
 
 
 def size_for(model: Any) -> int:
@@ -292,22 +334,22 @@ def size_for(model: Any) -> int:
     )
 
 
-def as_pixels(photo: Any) -> np.ndarray:
-    """A PIL image, or pixels with or without colour, as uint8 (height, width, 3).
+def as_pixels(photo: Any, channels: int = 3) -> np.ndarray:
+    """A PIL image, or pixels with or without colour, as uint8 (height, width, channels).
 
     Example:
         >>> as_pixels(np.zeros((2, 3), np.uint8)).shape
         (2, 3, 3)
     """
     if isinstance(photo, Image.Image):
-        return np.asarray(to_rgb(upright(photo)))
+        return _array_of(to_rgb(upright(photo)), check_file_channels(channels))
     pixels = np.asarray(photo)
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.ndim == 2 and channels in (1, 3):
+        pixels = np.repeat(pixels[..., None], channels, axis=2)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != channels:
         raise DataError(
-            "Expected one photo: a path, a PIL image, or pixels uint8 (height, width, 3) or (height, width). "
-            f"Received: {type(photo).__name__} of {pixels.dtype}, shape {pixels.shape}"
+            f"Expected one photo: a path, a PIL image, or pixels uint8 (height, width, {channels}) or "
+            f"(height, width). Received: {type(photo).__name__} of {pixels.dtype}, shape {pixels.shape}"
         )
     return pixels
 
@@ -322,15 +364,15 @@ def to_square(
     """Bring an image to a square: crop the largest window, pad by mirroring, or squish.
 
     Args:
-        image: uint8 (height, width, 3).
+        image: uint8 (height, width, channels).
         size: side of the square in pixels.
         method: "crop" loses the ends of the long side, "pad" loses nothing and mirrors the edges,
             "squish" changes the proportions.
         position: (x, y), each in [0, 1]: (.5, .5) is the centre.
-        out: uint8 (size, size, 3) that takes the result, or None.
+        out: uint8 (size, size, channels) that takes the result, or None.
 
     Returns:
-        uint8 (size, size, 3).
+        uint8 (size, size, channels).
 
     Example:
         >>> to_square(np.zeros((374, 500, 3), np.uint8), 460).shape

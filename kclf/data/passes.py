@@ -116,7 +116,7 @@ class Pass:
 
     def _submit_squares(self, indices: np.ndarray) -> _Pending:
         dataset = self._dataset
-        shape = (len(indices), dataset.presize, dataset.presize, 3)
+        shape = (len(indices), dataset.presize, dataset.presize, dataset.channels)
         if self._device.type == "cuda":
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:  # numpy asks for huge pages: a sixth of the time that torch's memory takes on first use
@@ -144,7 +144,7 @@ class Pass:
         """The next batch without its photos: zeros, in no memory of their own."""
         dataset = self._dataset
         indices = self._indices(self.handed_out)
-        shape = (len(indices), dataset.presize, dataset.presize, 3)
+        shape = (len(indices), dataset.presize, dataset.presize, dataset.channels)
         return dataset.collate(torch.zeros((), dtype=torch.uint8).expand(shape), indices)
 
     def _take(self) -> Batch:

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -50,10 +50,11 @@ class _Pixels:
         file: its path.
         layout: where each image lies.
         sums: uint64 (n,), `_sum` of each image.
+        channels: of every image.
     """
 
-    def __init__(self, file: Path, layout: Layout, sums: np.ndarray) -> None:
-        self._file, self.layout, self._sums = file, layout, sums
+    def __init__(self, file: Path, layout: Layout, sums: np.ndarray, channels: int) -> None:
+        self._file, self.layout, self._sums, self.channels = file, layout, sums, channels
         self._verified = np.zeros(len(sums), bool)
 
     def read(self, row: int) -> np.ndarray | None:
@@ -68,7 +69,7 @@ class _Pixels:
             if _sum(pixels) != self._sums[row]:
                 return None
             self._verified[row] = True
-        return pixels.reshape(*self.layout.shapes[row], 3)
+        return pixels.reshape(*self.layout.shapes[row], self.channels)
 
 
 def _sum(pixels: np.ndarray) -> int:
@@ -99,6 +100,7 @@ class CachedImages(Images):
     ) -> None:
         self.paths = paths
         self.depth = depth
+        self.channels = pixels.channels
         self.largest: int = largest
         self._pixels = pixels
         self._reasons = reasons
@@ -113,7 +115,7 @@ class CachedImages(Images):
             path = str(self.paths[index])
             log.warning("Damaged in its cache, so that it is presized again each time: %s", path)
             height, width = self._pixels.layout.shapes[row]
-            photo = read_image(path, at_least=self.largest, depth=self.depth)
+            photo = read_image(path, at_least=self.largest, depth=self.depth, channels=self.channels)
             return resize(photo, int(width), int(height))
         return image
 
@@ -136,7 +138,7 @@ class CachedImages(Images):
         position: Position = CENTRE,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Image `index` as a uint8 (size, size, 3) square: at the size of the cache only copied."""
+        """Image `index` as a uint8 (size, size, channels) square: at the size of the cache only copied."""
         image = self[index]
         if method == "crop" and min(image.shape[:2]) == size:
             return crop_or_pad(image, size, position, out)
@@ -149,6 +151,7 @@ def cached(
     folder: str | os.PathLike[str],
     num_threads: int,
     depth: int | None = None,
+    channels: int = 3,
 ) -> CachedImages:
     """The photos from the cache in a folder, which is filled first, or filled to the end.
 
@@ -161,19 +164,22 @@ def cached(
         folder: where caches are kept, made if need be.
         num_threads: threads that decode.
         depth: bits of the values of deep images, as `read_image` has it.
+        channels: 3 for colour, 1 for grey.
 
     Raises:
         DataError: the disk has not the room.
     """
     depth = depth or decoding().depth
-    cache = Path(folder) / f"{size}px-{_key(paths, size, depth)}"
+    cache = Path(folder) / f"{size}px-{_key(paths, size, depth, channels)}"
+    read = partial(read_image, at_least=size, depth=depth, channels=channels)
     lock = FolderLock(cache)
     lock.acquire(wait=True)  # another process may be at it: then it is found done
     with lock, ThreadPoolExecutor(num_threads, thread_name_prefix="kclf-cache") as pool:
         sweep(cache)
-        layout = _layout(paths, size, cache, pool)
-        sums, reasons = _fill(paths, size, cache, layout, pool, depth)
-    return CachedImages(paths, _Pixels(cache / "pixels", layout, sums), reasons, size, depth=depth)
+        layout = _layout(paths, size, cache, pool, channels)
+        sums, reasons = _fill(paths, size, cache, layout, pool, read)
+    pixels = _Pixels(cache / "pixels", layout, sums, channels)
+    return CachedImages(paths, pixels, reasons, size, depth=depth)
 
 
 def bytes_of_cache(count: int, size: int) -> int:
@@ -188,9 +194,10 @@ def has_room(folder: Path, needed: int) -> bool:
     return 2 * needed <= shutil.disk_usage(folder).free
 
 
-def _key(paths: np.ndarray, size: int, depth: int | None) -> str:
+def _key(paths: np.ndarray, size: int, depth: int | None, channels: int) -> str:
     """Sixteen hexadecimal digits that change with any of the files."""
-    digest = hashlib.sha256(f"{FORMAT} {size} {depth}".encode())
+    read = f"{FORMAT} {size} {depth}" if channels == 3 else f"{FORMAT} {size} {depth} {channels}"
+    digest = hashlib.sha256(read.encode())
     for path in paths:
         try:
             status = os.stat(path)
@@ -201,14 +208,14 @@ def _key(paths: np.ndarray, size: int, depth: int | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _layout(paths: np.ndarray, size: int, folder: Path, pool: ThreadPoolExecutor) -> Layout:
+def _layout(paths: np.ndarray, size: int, folder: Path, pool: ThreadPoolExecutor, channels: int) -> Layout:
     file = folder / "shapes.h5"
     shapes = _read_shapes(file, len(paths))
     if shapes is None or _can_be_read_now(paths[~shapes.any(axis=1)], size):
         _start_over(folder)
         shapes = np.array(list(pool.map(lambda path: _stored_shape(str(path), size), paths)), dtype=np.int64)
         write_arrays(file, {"shapes": shapes})
-    return Layout(shapes, np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)]))
+    return Layout(shapes, np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * channels)]))
 
 
 def _can_be_read_now(paths: np.ndarray, size: int) -> bool:
@@ -252,7 +259,7 @@ def _fill(
     folder: Path,
     layout: Layout,
     pool: ThreadPoolExecutor,
-    depth: int | None,
+    read: Callable[[str], np.ndarray],
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Decode what is still to do; the sums of all, and the reasons of those that cannot be."""
     reasons = _read_reasons(folder)
@@ -270,7 +277,7 @@ def _fill(
         open(folder / "sums", "r+b") as stored,
         Progress(len(paths), f"presizing to {size} px", done=len(paths) - len(todo)) as bar,
     ):
-        store = partial(_store, paths, size, layout, pixels, threading.Lock(), depth)
+        store = partial(_store, paths, layout, pixels, threading.Lock(), read)
         for some in _batches(todo):
             for index, found in zip(some.tolist(), pool.map(store, some.tolist()), strict=True):
                 reasons.pop(index, None)
@@ -289,17 +296,16 @@ def _fill(
 
 def _store(
     paths: np.ndarray,
-    size: int,
     layout: Layout,
     pixels: BinaryIO,
     lock: threading.Lock,
-    depth: int | None,
+    read: Callable[[str], np.ndarray],
     index: int,
 ) -> int | str:
     """Decode a photo into its place in the file of pixels; its sum, or why it cannot be read."""
     height, width = map(int, layout.shapes[index])
     try:
-        photo = read_image(str(paths[index]), at_least=size, depth=depth)
+        photo = read(str(paths[index]))
         if not height:
             return "its header cannot be read"
         image = np.ascontiguousarray(resize(photo, width, height))

@@ -10,9 +10,9 @@ import torch
 from .._core.devices import copy_stream, gives_back, send
 
 
-def bytes_of(shapes: np.ndarray) -> int:
+def bytes_of(shapes: np.ndarray, channels: int = 3) -> int:
     """What photos of these shapes, int64 (n, 2), take as uint8."""
-    return 3 * int(shapes.astype(np.int64).prod(axis=1).sum())
+    return channels * int(shapes.astype(np.int64).prod(axis=1).sum())
 
 
 class ResidentPhotos:
@@ -21,16 +21,18 @@ class ResidentPhotos:
     Args:
         shapes: int64 (n, 2), height and width of each photo.
         device: of CUDA.
+        channels: of every photo.
     """
 
-    def __init__(self, shapes: np.ndarray, device: torch.device) -> None:
+    def __init__(self, shapes: np.ndarray, device: torch.device, channels: int = 3) -> None:
         self.shapes = shapes.astype(np.int64)
+        self.channels = channels
         self.device = device
         self.shown = np.full(len(shapes), -1)  # which photo stands for each; -1 for none yet
         self._starts = np.zeros(len(shapes), np.int64)  # pixels
         self._filled = 0
         total = int(self.shapes.prod(axis=1).sum())
-        self._pixels = torch.empty((total, 3), dtype=torch.uint8, device=device)
+        self._pixels = torch.empty((total, channels), dtype=torch.uint8, device=device)
         self._pixels.record_stream(copy_stream(device))
         gives_back(self)
 
@@ -49,11 +51,12 @@ class ResidentPhotos:
         return not self.is_gone and bool((self.shown[indices] >= 0).all())
 
     def buffer(self, indices: np.ndarray) -> tuple[torch.Tensor, list[np.ndarray]]:
-        """Pinned memory for the pixels of photos that are to come, (pixels, 3), and the part of each."""
+        """Pinned memory for the pixels of photos to come, (pixels, channels), and the part of each."""
         shapes = self.shapes[indices]
-        flat = torch.empty((int(shapes.prod(axis=1).sum()), 3), dtype=torch.uint8, pin_memory=True)
+        total = int(shapes.prod(axis=1).sum())
+        flat = torch.empty((total, self.channels), dtype=torch.uint8, pin_memory=True)
         parts = np.split(flat.numpy(), np.cumsum(shapes.prod(axis=1)))[:-1]
-        return flat, [part.reshape(*shape, 3) for part, shape in zip(parts, shapes.tolist(), strict=True)]
+        return flat, [part.reshape(*shape, -1) for part, shape in zip(parts, shapes.tolist(), strict=True)]
 
     def put(self, indices: np.ndarray, flat: torch.Tensor, shown: Sequence[int]) -> torch.cuda.Event:
         """Send what `buffer` has been filled with; the event tells when it is there."""
@@ -76,7 +79,7 @@ class ResidentPhotos:
             positions: float64 (count, 2), x and y of the windows, in [0, 1].
 
         Returns:
-            uint8 (count, size, size, 3), on the device.
+            uint8 (count, size, size, channels), on the device.
         """
         heights, widths = self.shapes[indices].T
         x, y = positions.T
@@ -89,4 +92,4 @@ class ResidentPhotos:
         side = torch.arange(size, device=self.device)
         rows = sent[0, :, None] + side * sent[1, :, None]  # (count, size): where each row begins
         places = rows[:, :, None] + side  # (count, size, size)
-        return self._pixels.index_select(0, places.reshape(-1)).reshape(len(indices), size, size, 3)
+        return self._pixels.index_select(0, places.reshape(-1)).reshape(len(indices), size, size, -1)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .image_dataset import ImageDataset
+from .images import as_colours
 from .summary import photo_sizes
 from .tasks import label_text
 
@@ -30,7 +31,7 @@ def show_batch(split: ImageDataset, count: int = 9, columns: int | None = None) 
 
 def show_augmented(split: ImageDataset, augmentation: Augment | None, index: int, count: int) -> Figure:
     """One image `count` times, as training meets it in so many epochs."""
-    squares = np.empty((count, split.presize, split.presize, 3), dtype=np.uint8)
+    squares = np.empty((count, split.presize, split.presize, split.channels), dtype=np.uint8)
     for epoch, square in enumerate(squares):
         position = split.positions(epoch)[index]
         split.dataset.square(index, split.presize, split.resize_method, position, out=square)
@@ -41,7 +42,7 @@ def show_augmented(split: ImageDataset, augmentation: Augment | None, index: int
 
 
 def tiles(images: np.ndarray, titles: Sequence[str] | None = None, columns: int | None = None) -> Figure:
-    """Images in a grid, near to a square unless told, each under its title: uint8 (n, height, width, 3)."""
+    """Images in a grid, near to a square unless told, each under its title: uint8 (n, height, width, any)."""
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))
     figure = _figure(TILE * columns, TILE * rows)
@@ -49,7 +50,7 @@ def tiles(images: np.ndarray, titles: Sequence[str] | None = None, columns: int 
     for ax in axes:
         ax.axis("off")
     for i, image in enumerate(images):
-        axes[i].imshow(image)
+        axes[i].imshow(as_colours(image))
         if titles is not None:
             axes[i].set_title(titles[i], fontsize="small", parse_math=False)
     return figure

@@ -10,13 +10,13 @@ from torch.utils.data import Dataset
 
 from ..errors import DataError
 from .decoding import decoding
-from .images import CENTRE, ResizeMethod, read_image, read_square, to_square
+from .images import CENTRE, ResizeMethod, check_file_channels, read_image, read_square, to_square
 
 Position = tuple[float, float]
 
 
 class Images(Dataset):
-    """n images: `images[i]` is image i as uint8 (height, width, 3); `paths` names each.
+    """n images: `images[i]` is image i as uint8 (height, width, channels); `paths` names each.
 
     Subclasses give `paths` and `__getitem__`, and `take`.
 
@@ -25,12 +25,14 @@ class Images(Dataset):
         in_files: whether that is its file.
         largest: side in pixels of the largest square worth asking for; None where that depends on the image.
         depth: bits that the values of deep images were said to have; None where nothing was.
+        channels: of every image.
     """
 
     paths: np.ndarray
     in_files = True
     largest: int | None = None
     depth: int | None = None
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -41,6 +43,20 @@ class Images(Dataset):
     def take(self, indices: np.ndarray) -> Images:
         """A source of some of the images, in the order of the indices."""
         raise NotImplementedError
+
+    def with_channels(self, channels: int) -> Images:
+        """The same images read with another number of channels.
+
+        Raises:
+            DataError: they have that number and can be read with no other.
+        """
+        if channels != self.channels:
+            raise DataError(
+                f"Expected images of {channels} channels, as photos in files are read. Arrays have those of "
+                "their last axis: images[..., None] has one. "
+                f"Received: {type(self).__name__} of {self.channels}"
+            )
+        return self
 
     def shapes_at(self, size: int) -> np.ndarray | None:
         """Int64 (n, 2), heights and widths, where all images have this short side, so that squares of it are
@@ -56,7 +72,7 @@ class Images(Dataset):
         position: Position = CENTRE,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Image `index` as a uint8 (size, size, 3) square, in `out` where that is given."""
+        """Image `index` as a uint8 (size, size, channels) square, in `out` where that is given."""
         return to_square(self[index], size, method, position, out)
 
 
@@ -66,6 +82,7 @@ class FileImages(Images):
     Args:
         paths: the files.
         depth: bits of the values of deep images; None for what `set_decoding` says now.
+        channels: 3 for colour, 1 for grey.
 
     Attributes:
         paths: the files, as an array of Python's own texts: parts of it share them, whatever their length.
@@ -73,20 +90,28 @@ class FileImages(Images):
     """
 
     def __init__(
-        self, paths: Sequence[str | os.PathLike[str]] | np.ndarray, depth: int | None = None
+        self,
+        paths: Sequence[str | os.PathLike[str]] | np.ndarray,
+        depth: int | None = None,
+        channels: int = 3,
     ) -> None:
         self.depth = depth or decoding().depth
+        self.channels = check_file_channels(channels)
         if not (isinstance(paths, np.ndarray) and paths.dtype == object):
             texts = paths.tolist() if isinstance(paths, np.ndarray) else [os.fspath(path) for path in paths]
             paths = np.array(texts, dtype=object)
         self.paths = paths
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index], depth=self.depth)
+        return read_image(self.paths[index], depth=self.depth, channels=self.channels)
+
+    def with_channels(self, channels: int) -> FileImages:
+        """The same files, read in colour (3) or grey (1)."""
+        return self if channels == self.channels else FileImages(self.paths, self.depth, channels)
 
     def take(self, indices: np.ndarray) -> FileImages:
         """Photos of some of the files."""
-        return FileImages(self.paths[indices], self.depth)
+        return FileImages(self.paths[indices], self.depth, self.channels)
 
     def square(
         self,
@@ -96,12 +121,13 @@ class FileImages(Images):
         position: Position = CENTRE,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Photo `index` as a uint8 (size, size, 3) square, decoded no larger than that needs."""
-        return read_square(self.paths[index], size, method, position, out, depth=self.depth)
+        """Photo `index` as a uint8 (size, size, channels) square, decoded no larger than that needs."""
+        path, depth, channels = self.paths[index], self.depth, self.channels
+        return read_square(path, size, method, position, out, depth=depth, channels=channels)
 
 
 class ArrayImages(Images):
-    """Images in memory: uint8 (n, height, width, 3), or (n, height, width) for grey ones."""
+    """Images in memory: uint8 (n, height, width, channels); (n, height, width) is grey in three channels."""
 
     in_files = False
 
@@ -109,13 +135,15 @@ class ArrayImages(Images):
         images = np.asarray(images)
         if images.ndim == 3 and images.dtype == np.uint8:
             images = np.repeat(images[..., None], 3, axis=-1)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] < 1:
             raise DataError(
-                "Expected uint8 images in [0, 255] of shape (n, height, width, 3) or (n, height, width). "
-                f'Whole numbers of another type go by images.astype("uint8"), shares of 1 by (images * 255) '
+                "Expected uint8 images in [0, 255] of shape (n, height, width, 3) or (n, height, width), or "
+                "of as many channels as the classifier has. "
+                'Whole numbers of another type go by images.astype("uint8"), shares of 1 by (images * 255) '
                 f"first. Received: dtype={images.dtype}, shape={images.shape}"
             )
         self.images = images
+        self.channels = images.shape[-1]
         self.paths = np.array([f"[{i}]" for i in range(len(images))], dtype=np.str_)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -144,7 +172,8 @@ class JoinedImages(Images):
             places = np.array(
                 [(number, i) for number, source in enumerate(sources) for i in range(len(source))]
             )
-        self.sources, self.places = list(sources), places
+        self.sources, self.places = [part.with_channels(sources[0].channels) for part in sources], places
+        self.channels = sources[0].channels
         self.paths = np.array([sources[number].paths[i] for number, i in places], dtype=object)
         self.in_files = all(source.in_files for source in sources)
         self.largest = min((source.largest for source in sources if source.largest), default=None)
@@ -165,6 +194,6 @@ class JoinedImages(Images):
         position: Position = CENTRE,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Image `index` as a uint8 (size, size, 3) square, as its source makes it."""
+        """Image `index` as a uint8 (size, size, channels) square, as its source makes it."""
         number, place = self.places[index]
         return self.sources[number].square(place, size, method, position, out)

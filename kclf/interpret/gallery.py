@@ -11,7 +11,7 @@ import numpy as np
 
 from .._core.plotting import new_grid
 from ..data.image_dataset import ImageDataset
-from ..data.images import read_image
+from ..data.images import as_colours, read_image
 from ..data.show import tiles
 from ..errors import DataError, ImageError
 from ..prediction.predictions import Predictions
@@ -32,7 +32,7 @@ def show_answers(
     split: ImageDataset, indices: Sequence[int], titles: Sequence[str], wrong: Sequence[bool]
 ) -> Figure:
     """Some images as the model sees them, each under what it said, in red where that is wrong."""
-    squares = np.empty((len(indices), split.presize, split.presize, 3), dtype=np.uint8)
+    squares = np.empty((len(indices), split.presize, split.presize, split.channels), dtype=np.uint8)
     for index, square in zip(indices, squares, strict=True):
         split.dataset.square(index, split.presize, split.resize_method, out=square)
     figure = tiles(squares, titles)
@@ -169,9 +169,8 @@ def _show(ax: Axes, answer: Example, images: Indexed | None) -> None:
     truth = f"actual {_beside(short(answer.actual), answer.actual_probability)}"
     ax.set_title(f"{said}\n{truth}", fontsize=8, color=colour, parse_math=False)
     try:
-        ax.imshow(
-            read_image(str(answer.path), at_least=256) if images is None else np.asarray(images[answer.index])
-        )
+        own = None if images is None else np.asarray(images[answer.index])
+        ax.imshow(read_image(str(answer.path), at_least=256) if own is None else as_colours(own))
     except ImageError as error:
         ax.text(0.5, 0.5, error.reason, ha="center", va="center", wrap=True, fontsize=8)
 

@@ -19,6 +19,7 @@ from .._core.keras_private import all_layers
 from .._core.keywords import GRAD_CAM, answering
 from .._core.plotting import new_grid
 from ..acceleration import run_by_keras
+from ..data.images import as_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ class GradCam:
     """Heat maps over the photos as the model saw them.
 
     Args:
-        images: what went into the backbone before normalisation, uint8 (n, size, size, 3).
+        images: what went into the backbone before normalisation, uint8 (n, size, size, channels).
         maps: where the class was seen, float32 (n, rows, columns) in [0, 1]; one value a cell of the
             backbone's last feature map.
         classes: which class each map is of, int (n,).
@@ -63,7 +64,7 @@ class GradCam:
             ax.axis("off")
         for ax, image, heat in zip(self.axes_, self.images, self.maps, strict=False):
             side = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-            ax.imshow(image)
+            ax.imshow(as_colours(image))
             ax.imshow(heat, cmap="jet", alpha=0.4, extent=side, interpolation="bilinear", vmin=0, vmax=1)
         self.figure_ = self.axes_[0].figure
         return self
@@ -87,7 +88,8 @@ def grad_cam(
 
     Args:
         model: an `ImageClassifier`, or any other Keras model.
-        images: as the model takes them, (n, height, width, 3); for a classifier uint8 or float in [0, 255].
+        images: as the model takes them, (n, height, width, channels); for a classifier uint8 or float in
+            [0, 255].
         classes: which class to explain, int (n,); the predicted one, if None.
         layer: name of the layer whose map is explained; None takes the backbone, of another model the last
             layer that gives a map. A softmax or sigmoid at its end is left out.

@@ -14,6 +14,7 @@ from .._core.arguments import one_of
 from .._core.devices import send
 from .base import float32_options
 
+COLOURS = 3
 # Mean and standard deviation in grey levels, red first.
 _STATISTICS = {
     "tf": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
@@ -31,11 +32,14 @@ class InputNormalization(keras.layers.Layer):
         mode: "tf" (to [-1, 1]), "torch" (ImageNet's mean and standard deviation), "caffe" (mean taken off,
             blue first) or "none" (for backbones that normalise by themselves), as `keras.applications`
             names them.
-        mean: instead of a mode: what is taken off, in grey levels; one number or one for each channel.
+        mean: instead of a mode: what is taken off, in grey levels; one number or one for each channel. What
+            is no photo (depth, infrared, radar) is best given its own.
         std: with `mean`: what is divided by, in grey levels; one number or one for each channel.
 
     Shape:
-        Input (batch, height, width, 3), uint8 or float in [0, 255]. Output of the same shape, float32.
+        Input (batch, height, width, channels), uint8 or float in [0, 255]. Output of the same shape, float32.
+        A mode has figures for red, green and blue, which are the first three of three or more channels; every
+        other channel, and a single one, takes their mean.
 
     Example:
         >>> import numpy as np
@@ -66,24 +70,41 @@ class InputNormalization(keras.layers.Layer):
             raise ValueError(f"`std` must be above 0. Received: std={std!r}")
         statistics = _STATISTICS[self.mode] if self.mode else (self.mean, self.std)
         self._mean, self._std = (torch.tensor(levels) for levels in statistics)
-        self._sent = (torch.device("cpu"), self._mean, self._std)
+        self._sent = (torch.device("cpu"), len(self._mean), self._mean, self._std)
 
     def call(self, images: Tensor) -> Tensor:
         """Normalised images."""
         images = images.to(torch.float32)
         if self.mode == "none":
             return images
-        mean, std = self._levels_on(images.device)
+        channels = images.shape[-1]
+        mean, std = self._levels_on(images.device, channels)
         normalized = (images - mean) / std
-        return normalized.flip(-1) if self.mode == "caffe" else normalized
+        if self.mode != "caffe" or channels < COLOURS:
+            return normalized
+        blue_first = normalized[..., :COLOURS].flip(-1)
+        return blue_first if channels == COLOURS else torch.cat([blue_first, normalized[..., COLOURS:]], -1)
 
-    def _levels_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation on a device, sent there once."""
+    def _levels_on(self, device: torch.device, channels: int) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel on a device, sent there once."""
         if device.type != "cuda":
-            return self._mean.to(device), self._std.to(device)
-        if self._sent[0] != device:
-            self._sent = (device, send(self._mean, device), send(self._std, device))
-        return self._sent[1:]
+            mean, std = (self._levels_of(one, channels).to(device) for one in (self._mean, self._std))
+            return mean, std
+        if self._sent[:2] != (device, channels):
+            levels = (send(self._levels_of(one, channels), device) for one in (self._mean, self._std))
+            self._sent = (device, channels, *levels)
+        return self._sent[2:]
+
+    def _levels_of(self, levels: Tensor, channels: int) -> Tensor:
+        """Figures of red, green and blue as those of so many channels; others as they are."""
+        if self.mode is None and len(levels) not in (1, channels):
+            raise ValueError(
+                f"Expected images of {len(levels)} channels, one for each mean and std. Received: {channels}"
+            )
+        if self.mode is None or channels == COLOURS:
+            return levels
+        others = levels.mean().expand(channels)
+        return others if channels < COLOURS else torch.cat([levels, others[COLOURS:]])
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """That of the input."""
@@ -98,6 +119,6 @@ class InputNormalization(keras.layers.Layer):
 
 def _levels(name: str, value: float | Sequence[float]) -> tuple[float, ...]:
     levels = tuple(np.ravel(np.asarray(value, dtype=np.float64)).tolist())
-    if len(levels) not in (1, 3):
-        raise ValueError(f"`{name}` must be one number or three. Received: {name}={value!r}")
+    if not levels:
+        raise ValueError(f"`{name}` must be one number or one for each channel. Received: {name}={value!r}")
     return levels

@@ -42,6 +42,7 @@ def classifier_for(
         "presize": data.presize,
         "resize_method": data.train.resize_method,
         "depth": data.train.dataset.depth,
+        "channels": data.channels,
     }
     model = ImageClassifier(backbone, output_names(data), **(known | settings))
     if data.task == "regression" and data.train.labels is not None:
@@ -64,6 +65,11 @@ def adapt_to_data(model: ImageClassifier, data: ImageData) -> ImageClassifier:
         raise DataError(
             f"Expected data of the classes {model.class_names}, {model.task}. "
             f"Received: {output_names(data)}, {data.task}"
+        )
+    if data.channels != model.channels:
+        raise DataError(
+            f"Expected data of {model.channels} channels, as the classifier takes them. "
+            f"Received: {data.channels}. data.replace(channels={model.channels}) reads files so"
         )
     if data.size != model.size:
         model = clone_with(model, size=data.size)

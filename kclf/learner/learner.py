@@ -469,7 +469,7 @@ class Learner(Trainer):
         For a regression, the numbers themselves take the place of log-probabilities.
 
         Args:
-            photo: a path, a PIL image, or pixels uint8 (height, width, 3) or (height, width).
+            photo: a path, a PIL image, or pixels uint8 (height, width, channels) or (height, width).
             is_test: the test photos in place of the validation photos.
 
         Returns:

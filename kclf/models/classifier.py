@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import torch
 
-from .._core.arguments import one_of
+from .._core.arguments import at_least, one_of
 from .._core.devices import send
 from .._core.h5_store import whole_file
 from .._core.keras_private import all_layers, own_weights
@@ -29,8 +29,8 @@ from ..data.images import (
     RESIZE_METHODS,
     ResizeMethod,
     as_pixels,
+    check_file_channels,
     read_image,
-    read_square,
     to_square,
 )
 from ..data.tasks import TASKS
@@ -57,12 +57,12 @@ class ImageClassifier(keras.Model):
     """An image classifier by transfer learning: a pretrained backbone under a new head.
 
     A new classifier starts with only its head trainable, as the course has it. Photos go in as the loader
-    gives them, shape (batch, height, width, 3), uint8 or float in [0, 255], of any height and width;
+    gives them, shape (batch, height, width, channels), uint8 or float in [0, 255], of any height and width;
     out come float32 logits, shape (batch, number of classes), under any dtype policy.
 
     Args:
-        backbone: a name of `backbone_names()`, or a Keras model that maps (batch, height, width, 3) to
-            features (batch, rows, columns, channels) or (batch, channels).
+        backbone: a name of `backbone_names()`, or a Keras model that maps (batch, height, width, channels)
+            to features (batch, rows, columns, channels) or (batch, channels).
         class_names: one name per output, in the order of the labels.
         size: side of the square that the backbone sees, pixels.
         weights: "imagenet", None (random), or the path of a weights file of this backbone without top.
@@ -86,6 +86,9 @@ class ImageClassifier(keras.Model):
             prediction; None reads them at `size`.
         resize_method: "crop", "pad" or "squish": how they are brought to it.
         depth: bits of the values of their deep images, as `kclf.data.decoding.set_decoding` has it.
+        channels: of the photos: 3 for colour; 1 for grey, as which files are then read; other numbers come as
+            arrays alone. Published weights are for three: one channel gets the sum of the first
+            convolution's weights over the colours, more get the colours' in turn, scaled by 3 / channels.
         accelerate: run on plain torch calls (`kclf.accelerate`); False leaves Keras as it is.
         checkpointing: train with less memory and a third more time: blocks of the backbone are computed again
             on the way back. Needs `accelerate`.
@@ -121,6 +124,7 @@ class ImageClassifier(keras.Model):
         presize: int | None = None,
         resize_method: str = "crop",
         depth: int | None = None,
+        channels: int = 3,
         accelerate: bool = True,
         checkpointing: bool = False,
         name: str | None = None,
@@ -136,6 +140,7 @@ class ImageClassifier(keras.Model):
         self.presize = presize
         self.resize_method = resize_method
         self.depth = check_depth(depth)
+        self.channels = at_least("channels", channels, 1)
         self.task = task
         self.batchnorm = batchnorm
         self.hidden = tuple(int(width) for width in hidden)
@@ -144,12 +149,12 @@ class ImageClassifier(keras.Model):
         self.checkpointing = bool(checkpointing)
         self.backbone_name = backbone if isinstance(backbone, str) else built_name(backbone)
         if not isinstance(backbone, str):
-            check_backbone(backbone, self.size)
+            check_backbone(backbone, self.size, self.channels)
         with _policy(self.dtype_policy):
             self.augmentation = as_augmentation(augmentation, self.size)
-            self.normalization = _normalization(self.backbone_name, normalization)
+            self.normalization = _normalization(self.backbone_name, normalization, self.channels)
             self.backbone = (
-                build_backbone(backbone, weights=weights, input_shape=(self.size, self.size, 3))
+                build_backbone(backbone, weights=weights, input_shape=(self.size, self.size, self.channels))
                 if isinstance(backbone, str)
                 else backbone
             )
@@ -166,7 +171,7 @@ class ImageClassifier(keras.Model):
             _settle_faster(self.backbone)
         self.decision: Decision | None = None
         for layer, shape in (
-            (self.augmentation, (None, None, None, 3)),
+            (self.augmentation, (None, None, None, self.channels)),
             (self.normalization, self.input_shape),
         ):
             if not layer.built:
@@ -178,8 +183,8 @@ class ImageClassifier(keras.Model):
             accelerate_model(self, checkpointing=checkpointing)
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """Logits, float32, shape (batch, number of classes), of images (batch, height, width, 3)."""
-        check_shape(images)
+        """Logits, float32, shape (batch, number of classes), of images (batch, height, width, channels)."""
+        check_shape(images, self.channels)
         if not self._range_checked and isinstance(images, torch.Tensor):
             warn_of_range(images)
             self.__dict__["_range_checked"] = True
@@ -201,7 +206,7 @@ class ImageClassifier(keras.Model):
         """The backbone's features: (batch, rows, columns, channels), or a transformer's (batch, channels).
 
         Args:
-            images: (batch, height, width, 3) in [0, 255], of any height and width.
+            images: (batch, height, width, channels) in [0, 255], of any height and width.
             training: run the backbone as in training.
             augment: see the images augmented; None does in training alone.
         """
@@ -210,22 +215,23 @@ class ImageClassifier(keras.Model):
         return self.backbone(self.normalization(seen), training=training)
 
     def read(self, photo: Any) -> np.ndarray:
-        """A photo as the classifier takes it, uint8 (side, side, 3).
+        """A photo as the classifier takes it, uint8 (side, side, channels).
 
         Args:
-            photo: a path, the bytes of a file, a PIL image, or pixels uint8 (height, width, 3) or
+            photo: a path, the bytes of a file, a PIL image, or pixels uint8 (height, width, channels) or
                 (height, width).
 
         Raises:
             ImageError: the file cannot be read.
+            ValueError: it is a file, and the classifier takes other channels than 3 or 1.
         """
         side, method = self.presize or self.size, cast(ResizeMethod, self.resize_method)
-        if isinstance(photo, bytes):
-            pixels = read_image("photo", at_least=side, content=photo, depth=self.depth)
-            return np.array(to_square(pixels, side, method, CENTRE))
-        if isinstance(photo, str | PathLike):
-            return np.array(read_square(photo, side, method, depth=self.depth))
-        return np.array(to_square(as_pixels(photo), side, method, CENTRE))
+        if not isinstance(photo, bytes | str | PathLike):
+            return np.array(to_square(as_pixels(photo, self.channels), side, method, CENTRE))
+        path, content = ("photo", photo) if isinstance(photo, bytes) else (photo, None)
+        channels = check_file_channels(self.channels)
+        pixels = read_image(path, at_least=side, content=content, depth=self.depth, channels=channels)
+        return np.array(to_square(pixels, side, method, CENTRE))
 
     # ---- shapes, as of a functional model ------------------------------------------------------------
 
@@ -249,8 +255,8 @@ class ImageClassifier(keras.Model):
 
     @property
     def input_shape(self) -> tuple[int | None, int, int, int]:
-        """(None, size, size, 3); images of other sizes are brought to it."""
-        return (None, self.size, self.size, 3)
+        """(None, size, size, channels); images of other sizes are brought to it."""
+        return (None, self.size, self.size, self.channels)
 
     @property
     def output_shape(self) -> tuple[int | None, int]:
@@ -445,6 +451,7 @@ class ImageClassifier(keras.Model):
             "dtype": self.dtype_policy.name,
             **({"checkpointing": True} if self.checkpointing else {}),
             **({} if self.depth is None else {"depth": self.depth}),
+            **({} if self.channels == 3 else {"channels": self.channels}),
             "trainable_from_group": self.first_trainable_group,
             "decision": None if self.decision is None else self.decision.get_config(),
             **({"quantized": quantized} if (quantized := quantized_layers(self)) else {}),
@@ -556,8 +563,15 @@ def _check_class_names(class_names: Sequence[str], task: str) -> None:
         )
 
 
-def _normalization(name: str | None, given: str | InputNormalization | None) -> InputNormalization:
+def _normalization(
+    name: str | None, given: str | InputNormalization | None, channels: int
+) -> InputNormalization:
     if isinstance(given, InputNormalization):
+        if given.mean and {len(given.mean), len(given.std or ())} - {1, channels}:
+            raise ValueError(
+                f"Expected a normalization with one mean and std, or one for each of {channels} channels. "
+                f"Received: mean={given.mean}, std={given.std}"
+            )
         return given
     if given is None and name is None:
         raise ValueError(

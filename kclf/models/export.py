@@ -57,7 +57,7 @@ class PhotosToProbabilities(torch.nn.Module):
         self.resize = ResizeOfWholeNumbers(side, model.size, mode) if side != model.size else None
 
     def forward(self, photos: Tensor) -> Tensor:
-        """Probabilities (batch, classes), float32, of photos (batch, side, side, 3), uint8."""
+        """Probabilities (batch, classes), float32, of photos (batch, side, side, channels), uint8."""
         normalization, backbone, head = self.parts
         images = self.resize(photos) if self.resize is not None else photos.to(torch.float32)
         features = backbone(normalization(images), training=False)
@@ -94,8 +94,8 @@ class ResizeOfWholeNumbers(torch.nn.Module):
         self.register_buffer("weights", whole.to(torch.float32 if largest < EXACT else torch.float64))
 
     def forward(self, photos: Tensor) -> Tensor:
-        """Photos (batch, source, source, 3), uint8, at (batch, target, target, 3), float32."""
-        images = photos.to(self.weights.dtype).permute(0, 3, 1, 2)  # (batch, 3, source, source)
+        """Photos (batch, source, source, channels), uint8, at (batch, target, target, channels), float32."""
+        images = photos.to(self.weights.dtype).permute(0, 3, 1, 2)  # (batch, channels, source, source)
         images = self._rounded(torch.matmul(images, self.weights.T))
         images = self._rounded(torch.matmul(self.weights, images))
         return images.permute(0, 2, 3, 1).to(torch.float32)
@@ -115,7 +115,7 @@ def to_torch_export(
         side: side of the square photos that come in, in pixels; None takes the model's presize, or its size.
 
     Returns:
-        The program, whose `.module()` maps uint8 photos (batch, side, side, 3) to probabilities.
+        The program, whose `.module()` maps uint8 photos (batch, side, side, channels) to probabilities.
 
     Raises:
         WeightsError: the program does not give the model's probabilities.
@@ -154,8 +154,8 @@ def to_onnx(
         precision: "fp32" computes in float32, whatever the model's dtype policy; "fp16" halves the file and
             is for GPUs and phones; "int8" quarters it and is for CPUs with 8-bit products. Measure both on
             labelled photos: they cost accuracy.
-        calibration: of "int8": training photos uint8 (n, side, side, 3), a hundred or so, which show how
-            large the numbers between the layers become.
+        calibration: of "int8": training photos uint8 (n, side, side, channels), a hundred or so, which show
+            how large the numbers between the layers become.
 
     Raises:
         ImportError: the packages of the extra `[onnx]` are not installed.
@@ -218,6 +218,7 @@ def _details(model: keras.Model, side: int, precision: str) -> dict[str, str]:
         "task": model.task,
         "side": side,
         "resize_method": getattr(model, "resize_method", "crop"),
+        "channels": model.channels,
         "precision": precision,
         "decision": decision and decision.get_config(),
     }
@@ -237,7 +238,7 @@ def to_litert(model: keras.Model, path: str | os.PathLike[str], *, side: int | N
         side: side of the square photos that come in, in pixels; None takes the model's presize, or its size.
 
     Returns:
-        What gives probabilities of photos uint8 (n, side, side, 3): the file, run by LiteRT.
+        What gives probabilities of photos uint8 (n, side, side, channels): the file, run by LiteRT.
 
     Raises:
         ImportError: the package `litert-torch` is not installed.
@@ -304,7 +305,7 @@ def _wrapped(model: keras.Model, side: int | None) -> tuple[PhotosToProbabilitie
     side = side or getattr(model, "presize", None) or model.size
     device = model.head.weights[0].value.device
     generator = torch.Generator().manual_seed(0)
-    photos = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=generator)
+    photos = torch.randint(0, 256, (2, side, side, model.channels), dtype=torch.uint8, generator=generator)
     return PhotosToProbabilities(model, side).to(device).eval(), photos.to(device)
 
 

@@ -10,28 +10,37 @@ import torch
 from ..errors import BackboneError
 
 
-def check_shape(images: Any) -> None:
-    """Refuse what is no batch of colour images, channels last.
+def check_shape(images: Any, channels: int = 3) -> None:
+    """Refuse what is no batch of images of so many channels, channels last.
 
     Raises:
         ValueError: the shape is another one; the message says what to do.
     """
     shape = tuple(images.shape)
-    if len(shape) == 4 and (shape[-1] == 3 or not isinstance(shape[-1], int)):
+    if len(shape) == 4 and (shape[-1] == channels or not isinstance(shape[-1], int)):
         return
-    if len(shape) == 3 and shape[-1] == 3:
+    if len(shape) == 3 and shape[-1] == channels:
         hint = "One image needs the axis of the batch: images[None]"
-    elif len(shape) == 4 and shape[1] == 3:
+    elif len(shape) == 4 and shape[1] == channels:
         hint = "Channels come last: images.transpose(0, 2, 3, 1)"
+    elif channels != 3:
+        hint = (
+            f"ImageClassifier(..., channels={shape[-1]}) takes them"
+            if len(shape) == 4
+            else "The axis of the channels comes last: images[..., None]"
+        )
     elif len(shape) == 4 and shape[-1] == 4:
-        hint = "Leave out the alpha channel: images[..., :3]"
+        hint = "Leave out an alpha channel: images[..., :3]; ImageClassifier(..., channels=4) takes all four"
     elif len(shape) == 3 or (len(shape) == 4 and shape[-1] == 1):
         hint = (
-            "Grey images need three channels: numpy.repeat(images.reshape(n, height, width, 1), 3, axis=-1)"
+            "Grey images need three channels: numpy.repeat(images.reshape(n, height, width, 1), 3, axis=-1); "
+            "or ImageClassifier(..., channels=1)"
         )
     else:
         hint = "ImageData and kclf.predict_files read files as they should be"
-    raise ValueError(f"Expected images of shape (batch, height, width, 3). {hint}. Received: shape={shape}")
+    raise ValueError(
+        f"Expected images of shape (batch, height, width, {channels}). {hint}. Received: shape={shape}"
+    )
 
 
 def warn_of_range(images: Any) -> None:
@@ -48,19 +57,24 @@ def warn_of_range(images: Any) -> None:
         )
 
 
-def check_backbone(backbone: Any, size: int) -> None:
-    """Refuse a backbone model that gives no features, or takes images of another size.
+def check_backbone(backbone: Any, size: int, channels: int = 3) -> None:
+    """Refuse a backbone model that gives no features, or takes images of another size or other channels.
 
     Raises:
         BackboneError: naming the model and what to change.
     """
     shape, output = tuple(backbone.input_shape), tuple(backbone.output_shape)
     sides = [side for side in shape[1:3] if side is not None]
+    if len(shape) == 4 and shape[3] not in (None, channels):
+        raise BackboneError(
+            f"Expected the backbone {backbone.name!r} to take images of {channels} channels. "
+            f"Received: input_shape={shape}. Pass channels={shape[3]}"
+        )
     if len(shape) != 4 or any(side != size for side in sides):
         raise BackboneError(
-            f"Expected the backbone {backbone.name!r} to take images of (batch, {size}, {size}, 3). "
+            f"Expected the backbone {backbone.name!r} to take images of (batch, {size}, {size}, {channels}). "
             f"Received: input_shape={shape}. Pass size={sides[0] if sides else size}, or build it with "
-            "input_shape=(None, None, 3)"
+            f"input_shape=(None, None, {channels})"
         )
     activation = getattr(getattr(backbone.layers[-1], "activation", None), "__name__", None)
     if len(output) not in (2, 4) or (len(output) == 2 and activation == "softmax"):

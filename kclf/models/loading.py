@@ -20,6 +20,7 @@ from .saved_file import FILE_FORMAT, FILE_VERSION, assign_arrays, check_fit, log
 
 LARGEST_SIDE = 8192  # pixels; a file that claims more is refused, as are more hidden layers
 MOST_HIDDEN = 16
+MOST_CHANNELS = 4096
 LARGEST_CHECKED = 1024  # pixels; the photos of a larger model's probe would take gigabytes
 MOST_PROBES = 16
 
@@ -108,6 +109,9 @@ def _build(path: Any, config: Any, arrays: Mapping[str, np.ndarray]) -> ImageCla
         sides = [side for side in (settings["size"], settings["presize"]) if side is not None]
         if not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sides):
             raise ValueError(f"sides of {sides} pixels")
+        channels = settings.get("channels", 3)
+        if not isinstance(channels, int) or not 0 < channels <= MOST_CHANNELS:
+            raise ValueError(f"expected 1 to {MOST_CHANNELS} channels, found {channels!r}")
         if len(settings["hidden"]) > MOST_HIDDEN:
             raise ValueError(f"expected at most {MOST_HIDDEN} hidden layers, found {len(settings['hidden'])}")
         with keras.device("meta"):
@@ -140,7 +144,8 @@ def _first_group(attributes: Mapping[str, Any], path: Any) -> int:
 def _check_probe(model: ImageClassifier, images: Any, logits: Any, path: Any) -> None:
     if images is None or logits is None:
         raise FileFormatError(f"{path}: has no probe batch to check against")
-    if images.dtype != "uint8" or images.ndim != 4 or images.shape[3] != 3 or logits.dtype != "float32":
+    is_photos = images.dtype == "uint8" and images.ndim == 4 and images.shape[3] == model.channels
+    if not is_photos or logits.dtype != "float32":
         raise FileFormatError(f"{path}: its probe batch is damaged")
     sides = (*images.shape[1:3], model.size)
     if not 0 < len(images) <= MOST_PROBES or not 0 < min(sides) <= max(sides) <= LARGEST_CHECKED:

@@ -34,7 +34,7 @@ def quantize(model: Any, photos: np.ndarray) -> Any:
 
     Args:
         model: an `onnx.ModelProto` with the input "photos".
-        photos: uint8 (n, side, side, 3), which show how large activations become.
+        photos: uint8 (n, side, side, channels), which show how large activations become.
 
     Returns:
         The `onnx.ModelProto` anew.

@@ -25,7 +25,7 @@ FILE_VERSION = 2
 
 def write_single_file(model: keras.Model, path: Path) -> None:
     """Write a classifier whose backbone has a name, whole or not at all."""
-    images = probe_images()
+    images = probe_images(model.channels)
     config = model.get_config()
     config["augmentation"]["config"].pop("layers", None)  # of others, and of no use in predictions
     first_trainable_group = config.pop("trainable_from_group")
@@ -119,16 +119,16 @@ def _keyed_weights(model: keras.Model) -> dict[str, keras.Variable]:
 
 
 def logits_of(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Logits of images (n, height, width, 3), as an array (n, outputs)."""
+    """Logits of images (n, height, width, channels), as an array (n, outputs)."""
     with torch.no_grad(), full_float32():
         return model(images, training=False).cpu().numpy()
 
 
-def probe_images() -> np.ndarray:
-    """Two smooth images, uint8 (2, 64, 64, 3), the same everywhere."""
+def probe_images(channels: int = 3) -> np.ndarray:
+    """Two smooth images, uint8 (2, 64, 64, channels), the same everywhere; channels repeat every three."""
     y, x = np.mgrid[0:64, 0:64] / 64
     waves = [
         np.sin(2 * np.pi * (fx * x + fy * y)) for fx, fy in ((1, 0), (0, 2), (3, 1), (2, 2), (5, 3), (1, 7))
     ]
     images = 127.5 + 127 * np.stack(waves).reshape(2, 3, 64, 64)
-    return images.transpose(0, 2, 3, 1).astype("uint8")
+    return images.transpose(0, 2, 3, 1).astype("uint8")[..., np.arange(channels) % 3]

@@ -276,7 +276,7 @@ def pooled_activations(model: Any, images: Any, *, augment: bool = False) -> tor
 
     Args:
         model: an `ImageClassifier`.
-        images: (batch, height, width, 3) in [0, 255].
+        images: (batch, height, width, channels) in [0, 255].
         augment: see them augmented, as in training. The backbone runs in inference mode all the same.
 
     Returns:
@@ -355,7 +355,8 @@ def _describe_photos(source: Images) -> Any:
         return [[_describe_photos(part) for part in source.sources], source.places.tolist()]
     if isinstance(source, ArrayImages):
         return [source.images.shape, hashlib.sha256(np.ascontiguousarray(source.images).data).hexdigest()]
-    return [source.largest, source.depth, [_describe_file(str(path)) for path in source.paths]]
+    read = [source.largest, source.depth] + [source.channels] * (source.channels != 3)
+    return [*read, [_describe_file(str(path)) for path in source.paths]]
 
 
 def _describe_file(path: str) -> tuple[str, int, int]:

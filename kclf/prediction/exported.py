@@ -25,12 +25,13 @@ class ExportedClassifier:
     """A classifier without its Keras model: photos in, probabilities out. `predict` takes it like a model.
 
     Args:
-        run: gives probabilities float32 (n, classes) of photos uint8 (n, size, size, 3).
+        run: gives probabilities float32 (n, classes) of photos uint8 (n, size, size, channels).
         class_names: one for each output.
         task: "single_label", "multi_label" or "regression".
         size: side of the square photos that it takes, pixels.
         resize_method: how photos are brought to it.
         decision: thresholds and scores; its temperature is 1, as `run` has applied it.
+        channels: of the photos.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -39,10 +40,11 @@ class ExportedClassifier:
     size: int
     resize_method: str = "crop"
     decision: Decision | None = None
+    channels: int = 3
     presize = None  # photos are read at `size`
 
     def __call__(self, photos: np.ndarray | torch.Tensor) -> np.ndarray:
-        """Probabilities float32 (n, classes) of photos uint8 (n, size, size, 3)."""
+        """Probabilities float32 (n, classes) of photos uint8 (n, size, size, channels)."""
         return self.run(photos.cpu().numpy() if isinstance(photos, torch.Tensor) else photos)
 
 
@@ -85,12 +87,14 @@ def _details(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[
         names, task, side, method = (told[n] for n in ("class_names", "task", "side", "resize_method"))
         if task not in TASKS or method not in RESIZE_METHODS or not 1 <= int(side) <= LARGEST_SIDE:
             raise ValueError(f"{task=!s}, {method=!s}, {side=!s}")
+        channels = int(told.get("channels", 3))  # files of before had three alone
         return {
             "class_names": [str(name) for name in names],
             "task": task,
             "size": int(side),
             "resize_method": method,
             "decision": Decision.from_config(told["decision"]),
+            "channels": channels,
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FileFormatError(

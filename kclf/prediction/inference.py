@@ -91,11 +91,14 @@ def predict_files(
 
     Raises:
         DataError: a path does not exist, there are no images, or none of them can be read.
-        ValueError: neither `size` nor the model says how large photos shall be.
+        ValueError: neither `size` nor the model says how large photos shall be; or the model takes other
+            channels than files have.
     """
     dataset = ImageDataset(
         FileImages(
-            [file for photo in photos for file in image_files(photo)], depth or getattr(model, "depth", None)
+            [file for photo in photos for file in image_files(photo)],
+            depth or getattr(model, "depth", None),
+            getattr(model, "channels", 3),
         ),
         class_names=class_names or getattr(model, "class_names", ()),
         task=getattr(model, "task", "single_label"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.images import read_square, resize
+from ..data.images import as_colours, read_square, resize
 from ..errors import ImageError
 from ..interpret import grad_cam
 
@@ -50,7 +50,7 @@ def thumbnails(paths: Sequence[str], model: Any = None, *, side: int = SIDE) -> 
 
 def jpeg(image: np.ndarray, quality: int = QUALITY) -> str:
     """An image as a `data:` address."""
-    return _address(Image.fromarray(image), "jpeg", quality=quality, optimize=True)
+    return _address(Image.fromarray(as_colours(image)), "jpeg", quality=quality, optimize=True)
 
 
 def _square(path: str, model: Any, side: int) -> np.ndarray | str:

@@ -46,8 +46,13 @@ def _walk(layer: keras.layers.Layer, seen: set[int]) -> Iterator[keras.layers.La
 
 
 def named_variables(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """The variables of one layer (not of layers inside it) by name: kernel, bias, gamma, moving_mean, ..."""
-    return {variable.name: variable for variable in own_variables(layer)}
+    """The variables of one layer (not of layers inside it) by name: kernel, bias, gamma, moving_mean, ...
+
+    A name that Keras made up ("variable_18" counts those of the process, as in the layer scales of its
+    ConvNeXt) is replaced by the place in the layer, "variable#0".
+    """
+    variables = own_variables(layer)
+    return dict(zip(stable_keys([(one.name, "variable") for one in variables]), variables, strict=True))
 
 
 def array_of(variable: keras.Variable) -> np.ndarray:
