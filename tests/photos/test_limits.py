@@ -7,6 +7,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from photo_makers import counts, make_tree
@@ -16,6 +17,8 @@ from kclf.cli.train import RunSettings, find_data
 from kclf.data import ImageData
 from kclf.data.archives import unpacked
 from kclf.errors import DataError
+from kclf.models import ImageClassifier
+from kclf.prediction.activation_cache import activations
 
 SMALL = {"size": 16, "batch_size": 4, "num_threads": 1}
 
@@ -45,6 +48,31 @@ def test_a_limit_of_what_may_be_unreadable(tmp_path, most, stops):
     else:
         read_all(data)
         assert len(data.skipped) == 4
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A classifier whose backbone is one convolution."""
+    image = keras.Input((None, None, 3))
+    backbone = keras.Model(image, keras.layers.Conv2D(4, 3, strides=4)(image))
+    return ImageClassifier(backbone, ["cat", "dog"], size=16, hidden=(), normalization="tf")
+
+
+def test_what_a_cache_of_activations_finds_unreadable_is_known(tmp_path, tiny):
+    make_tree(tmp_path, {"cat/": 12, "dog/": 12, "cat/x.png": b"", "dog/y.png": b"x"})
+    for _ in range(2):  # computed, and read from the cache
+        data = ImageData.from_folder(tmp_path, valid_fraction=0.1, **SMALL)
+        activations(tiny, data.train.replace(batch_size=8), tmp_path / "cache", progress=False)
+        broken = {Path(path).name for path in data.train.paths} & {"x.png", "y.png"}
+        assert broken
+        assert {Path(path).name for path, _ in data.skipped} == broken
+
+
+def test_a_class_that_the_cache_cannot_read_stops(tmp_path, tiny):
+    broken = {f"dog/{i}.png": b"x" for i in range(3)}
+    data = ImageData.from_folder(make_tree(tmp_path, {"cat/": 30, **broken}), **SMALL)
+    with pytest.raises(DataError, match="No image of class 'dog' can be read"):
+        activations(tiny, data.train, tmp_path / "cache", progress=False)
 
 
 def test_one_photo_of_few_may_be_unreadable(tmp_path):
