@@ -84,6 +84,7 @@ def write(model: Any, file: Path, to: Target, precision: str, data: ImageData | 
         model.presize or model.size,
         model.resize_method,
         exports.decision_without_temperature(model),
+        model.depth,
     )
 
 
