@@ -38,7 +38,7 @@ SPELLINGS = [
         ("transforms_side_on, transforms_top_down, transforms_basic", "side_on, top_down, basic"),
         ("get_cv_idxs(n, cv_idx, val_pct, seed)", "cv_indices(n, fold=, valid_fraction=, seed=)"),
         ("resnet18, resnet34, resnet50, resnet101, resnet152", '"ResNet18", ..., "ResNet152"'),
-        ("vgg16, vgg19, dn121, resnext50", '"VGG16", "VGG19", "DenseNet121", "ResNet50" (no ResNeXt here)'),
+        ("vgg16, vgg19, dn121, resnext50", '"VGG16", "VGG19", "DenseNet121", "ResNeXt50_32x4d"'),
         ("ConvLearner.pretrained(f, data)", "Learner(data, backbone)"),
         ("data.classes, data.c", "data.class_names, len(data.class_names)"),
         ("data.sz, data.bs", "data.size, data.batch_size"),
