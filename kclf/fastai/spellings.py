@@ -49,6 +49,7 @@ SPELLINGS = [
         ("data.trn_ds.denorm(x)", "x / 255"),
         ("data.resize(340, 'tmp')", SAME),
         ("data.class_counts()", "data.train.class_counts()"),
+        ("data.is_multi, data.is_reg", "data.task"),
         ("plots(ims, rows, titles)", "data.show_batch(count, columns=)"),
         ("plot_confusion_matrix(cm, classes)", "ConfusionMatrix(counts, class_names).plot()"),
         ("accuracy_np(preds, y)", "metrics.accuracy(predictions, labels)"),

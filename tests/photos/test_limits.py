@@ -166,13 +166,13 @@ def test_the_command_has_words_for_every_table(tmp_path, text, words):
 
 def test_look_alikes_cost_no_more_than_others():
     base = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).repeat(4, 0).repeat(4, 1)
-    noise = np.random.default_rng(1).integers(-3, 4, (3000, 1, 1, 3))
+    noise = np.random.default_rng(1).integers(-3, 4, (1500, 1, 1, 3))
     frames = np.clip(base + noise, 0, 255).astype(np.uint8)
     start = time.process_time()
-    pairs = same_looks(frames, ["train", "valid"] * 1500)
-    assert time.process_time() - start < 20
-    assert len(pairs) < 20 * 3000
-    assert {pair.second for pair in pairs} == set(range(1, 3000))
+    pairs = same_looks(frames, ["train", "valid"] * 750)
+    assert time.process_time() - start < 10
+    assert len(pairs) < 20 * 1500
+    assert {pair.second for pair in pairs} == set(range(1, 1500))
     assert {(pair.first + pair.second) % 2 for pair in pairs} == {0, 1}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4_000_000
 
