@@ -95,6 +95,7 @@ def test_one_batch_and_vocab():
     )
     assert (len(data.trn_ds), len(data.val_ds), len(data.test_ds)) == (24, 8, 4)
     assert data.val_y.tolist() == [0, 1] * 4
+    assert (data.is_multi, data.is_reg) == (False, False)
     assert np.array_equal(data.val_ds[3][0], photos(8, 1)[3])
 
 
@@ -271,6 +272,15 @@ def test_tta_is_the_mean_of_probabilities_or_of_their_logarithms(learn):
     arithmetic, _ = learn.TTA(n_aug=2)
     assert y.tolist() == [0, 1] * 4
     assert not np.array_equal(arithmetic, log_preds)
+
+
+def test_tta_gives_its_views_as_the_notes_average_them(learn):
+    views, labels = learn.TTA(n_aug=2, average=None)
+    log_preds, y = learn.TTA(n_aug=2)
+    assert views.shape == (3, 8, 2)
+    np.testing.assert_allclose(views[0], learn.predict(), atol=1e-5)
+    np.testing.assert_allclose(np.mean(np.exp(views), 0), np.exp(log_preds), atol=1e-6)
+    assert labels.tolist() == y.tolist()
 
 
 def test_metrics_may_be_set(learn):

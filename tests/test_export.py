@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import keras
@@ -56,9 +57,12 @@ def test_the_resize_is_torch_s_own_bit_for_bit(source, target, mode):
 @pytest.mark.parametrize("side", [SIDE, pytest.param(32, marks=pytest.mark.heavy)])
 @torch.no_grad()
 def test_a_torch_program_gives_the_model_s_probabilities_at_any_batch_size(tmp_path, task, side):
-    model = Classifier(task)
+    model, told = Classifier(task), {"classifier.json": ""}
+    model.depth = 12
     to_torch_export(model, tmp_path / "model.pt2", side=side)
-    program = torch.export.load(str(tmp_path / "model.pt2")).module()
+    program = torch.export.load(str(tmp_path / "model.pt2"), extra_files=told).module()
+    described = json.loads(told["classifier.json"])
+    assert (described["side"], described["task"], described["depth"]) == (side, task, 12)
     photos = torch.randint(0, 256, (5, side, side, 3), dtype=torch.uint8)
     logits = model(photos, training=False)
     expected = {"single_label": logits.softmax(-1), "multi_label": logits.sigmoid(), "regression": logits}[

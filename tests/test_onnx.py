@@ -102,6 +102,47 @@ def test_files_that_are_none_of_kclf_s_are_refused(tmp_path):
             kclf.load_onnx(tmp_path / name)
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A 12-bit photo in a file of 16 bits, and what a classifier of such photos exports."""
+    folder = tmp_path_factory.mktemp("deep")
+    values = np.random.default_rng(0).integers(0, 4096, (50, 60), dtype=np.uint16)
+    Image.fromarray(values).save(folder / "photo.png")
+    model = inverted_residual()
+    model.depth = 12
+    kclf.to_onnx(model, folder / "model.onnx")
+    return folder, model
+
+
+def with_details(folder, change):
+    """The path of the exported file, saying something else of itself."""
+    file = onnx.load(folder / "model.onnx")
+    told = next(prop for prop in file.metadata_props if prop.key == "classifier")
+    told.value = json.dumps(change(json.loads(told.value)))
+    onnx.save(file, folder / "changed.onnx")
+    return folder / "changed.onnx"
+
+
+def test_deep_photos_are_read_as_the_classifier_reads_them(deep):
+    folder, model = deep
+    loaded = kclf.load_onnx(folder / "model.onnx")
+    found, expected, shallow = (
+        kclf.predict_files(classifier, [folder / "photo.png"], depth=depth)[0].probabilities
+        for classifier, depth in ((loaded, None), (model, None), (loaded, 16))
+    )
+    assert loaded.depth == 12
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found - shallow).max() > 0.01
+
+
+def test_files_from_before_the_depth_was_kept_are_read(deep):
+    folder, _ = deep
+    older = with_details(folder, lambda told: {name: told[name] for name in told if name != "depth"})
+    assert kclf.load_onnx(older).depth is None
+    with pytest.raises(FileFormatError, match="1 to 32 bits"):
+        kclf.load_onnx(with_details(folder, lambda told: told | {"depth": "evil"}))
+
+
 # ---- the command ------------------------------------------------------------
 
 

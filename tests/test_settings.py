@@ -12,6 +12,8 @@ import typer
 import kclf
 from kclf._core.settings import RunSettings, described
 from kclf.cli.main import app
+from kclf.cli.train import read_settings
+from kclf.errors import FileFormatError
 
 FLAGS = {one.name: one for one in fields(RunSettings) if one.metadata.get("part")}
 RUN = RunSettings(Path("photos"), Path("out"), epochs=7, task="regression", minutes=2, csv=Path("t.csv"))
@@ -36,6 +38,29 @@ def test_flags_have_the_defaults_of_the_settings():
 
 def test_settings_come_back_from_json():
     assert RunSettings.from_json(json.loads(json.dumps(RUN.to_json()))) == RUN
+
+
+def test_settings_that_an_older_version_had_not_are_their_defaults(tmp_path):
+    older = {name: value for name, value in RUN.to_json().items() if name not in ("log", "refit", "depth")}
+    (tmp_path / "settings.json").write_text(json.dumps({"settings": older}))
+    assert read_settings(tmp_path / "settings.json") == RUN
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"colour": "red", "warp": 9},
+            "settings.json: this kclf has no settings of these names: colour, warp",
+        ),
+        ({"folder": None}, "settings.json: no settings of a run"),
+    ],
+)
+def test_settings_that_no_version_had_are_named(tmp_path, change, said):
+    values = {name: value for name, value in (RUN.to_json() | change).items() if value is not None}
+    (tmp_path / "settings.json").write_text(json.dumps({"settings": values}))
+    with pytest.raises(FileFormatError, match=said):
+        read_settings(tmp_path / "settings.json")
 
 
 @pytest.mark.parametrize(

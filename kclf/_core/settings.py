@@ -10,6 +10,9 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from ..errors import FileFormatError
+from .arguments import listed
+
 DATA, MODEL, TRAINING = "Data", "Model", "Training"  # the parts that the flags of the command are shown in
 PRESIZE = 1.25  # sides of the square that the network sees: room for crops and turns
 
@@ -78,13 +81,17 @@ class TrainSettings:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
-        """Settings from what `to_json` gave.
+        """Settings from what `to_json` gave; what an older kclf had not is its default.
 
         Raises:
-            ValueError, TypeError: there are others than these, or values that they cannot have.
+            FileFormatError: there are others than this kclf has.
+            ValueError, TypeError: there are values that they cannot have, or what has no default is missing.
         """
-        if set(found) != set(kinds(cls)):
-            raise ValueError(f"other settings than this kclf has: {sorted(set(found) ^ set(kinds(cls)))}")
+        if unknown := sorted(set(found) - set(kinds(cls))):
+            raise FileFormatError(
+                f"this kclf has no settings of these names: {listed(unknown)}. A newer one may have written "
+                "them: continue with that, or train anew"
+            )
         return cls(**found)
 
 

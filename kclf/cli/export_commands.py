@@ -85,6 +85,7 @@ def write(model: Any, file: Path, to: Target, precision: str, data: ImageData | 
         model.resize_method,
         exports.decision_without_temperature(model),
         model.channels,
+        model.depth,
     )
 
 

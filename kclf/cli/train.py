@@ -364,6 +364,8 @@ def read_settings(path: Path) -> RunSettings:
         found = RunSettings.from_json(json.loads(path.read_text(encoding="utf-8"))["settings"])
         if found.backbone not in backbone_names():
             raise ValueError(f"no run can have had backbone={found.backbone!r}")
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
         raise FileFormatError(f"{path}: no settings of a run ({error!r})") from error
     return found

@@ -97,7 +97,8 @@ Split = tuple[np.ndarray, np.ndarray]
 
 def image_suffixes() -> frozenset[str]:
     """The suffixes of images: those above, and those that a plugin of Pillow's was registered for."""
-    return IMAGE_SUFFIXES | {suffix for suffix, name in Image.EXTENSION.items() if name in _plugin_formats()}
+    plugins = _plugin_formats()  # registers them, so that it comes before a look at what is registered
+    return IMAGE_SUFFIXES | {suffix for suffix, name in Image.EXTENSION.items() if name in plugins}
 
 
 def image_formats() -> list[str]:

@@ -120,8 +120,8 @@ class Labelled:
 def find_layout(folder: Path) -> Layout:
     """The folders of the splits, where there are any; else all is for training.
 
-    Folders are splits by their names where one at least has class folders in it, or where there is no other
-    folder with images: `train`, `bus` and `car` with photos in each are classes.
+    Folders are splits by their names where one at least has class folders in it or a table beside its photos,
+    or where there is no other folder with images: `train`, `bus` and `car` with photos in each are classes.
     """
     root = os.fspath(folder)
     names = list_folders(root)
@@ -135,7 +135,14 @@ def find_layout(folder: Path) -> Layout:
 
 
 def _has_classes(root: str, used: dict[str, str]) -> bool:
-    return any(list_folders(os.path.join(root, name)) for name in used.values())
+    folders = [os.path.join(root, name) for name in used.values()]
+    return any(list_folders(folder) or only_table(folder) for folder in folders)
+
+
+def only_table(folder: str) -> str:
+    """The CSV file of a folder that has one, and no folders in it; else ""."""
+    found = [name for name in os.listdir(folder) if name.lower().endswith(".csv") and name[0] != "."]
+    return os.path.join(folder, found[0]) if len(found) == 1 and not list_folders(folder) else ""
 
 
 def _has_images(root: str, names: Iterable[str]) -> bool:

@@ -42,6 +42,7 @@ from .layouts import (
 )
 from .presized import cached
 from .sources import ArrayImages, FileImages
+from .split_tables import COLUMN, tables_of_splits
 from .splits import grouped_split, index_split
 from .summary import Text, summary
 from .table_files import Found, find_files, is_photo_in, one_spelling, require_no_second_label
@@ -317,7 +318,9 @@ class ImageData:
         class is set aside for validation. `summary()` says what lies there and is not used.
 
         A photo's class is the folder directly below that it lies in, however deep; Unicode spellings and
-        blanks around a name make no difference.
+        blanks around a name make no difference. Folders of splits without class folders may each hold a CSV
+        file of their photos instead, as Roboflow (`_classes.csv`) and Hugging Face (`metadata.csv`) write
+        them; it is read as `from_table` does.
 
         Args:
             folder: the folder.
@@ -335,7 +338,14 @@ class ImageData:
                 alone, a folder of validation or test images without one for training, and what `lenient`
                 leaves at a warning.
         """
-        found = read_folder(unpacked(folder), label_regex, valid_fraction, seed, lenient)
+        folder = unpacked(folder)
+        common: Any = {"lenient": lenient, "valid_fraction": valid_fraction, "seed": seed}
+        if label_regex is None and (tables := tables_of_splits(folder)) is not None:
+            words = {"folder": folder, "valid_column": COLUMN, "test": tables.test} | common
+            data = cls.from_table(tables.columns, **words, **loading)
+            data.notes[:0] = tables.notes
+            return data
+        found = read_folder(folder, label_regex, **common)
         train, valid = ((FileImages(paths), codes) for paths, codes in (found.train, found.valid))
         test = None if found.test is None else (FileImages(found.test[0]), found.test[1])
         return cls._of(found.class_names, "single_label", seed, loading, train, valid, test, found.notes)

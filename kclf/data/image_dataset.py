@@ -216,6 +216,8 @@ class ImageDataset(DataLoader, DataAdapter):
     def replace(self, **changes: Any) -> ImageDataset:
         """A dataset of the same images with other arguments; it begins at epoch 0.
 
+        What one of them finds unreadable all of them know.
+
         Example:
             >>> dataset = ImageDataset(np.zeros((8, 32, 32, 3), np.uint8), presize=32, batch_size=4)
             >>> dataset.replace(batch_size=2)
@@ -223,7 +225,7 @@ class ImageDataset(DataLoader, DataAdapter):
         """
         other = type(self)(**{**self._arguments, "images": self.dataset, **changes})
         if other.dataset is self.dataset:
-            other._unreadable = dict(self._unreadable)
+            other._unreadable, other._lock = self._unreadable, self._lock
         return other
 
     def part(self, batches: Iterable[int]) -> ImageDataset:
@@ -252,15 +254,14 @@ class ImageDataset(DataLoader, DataAdapter):
             return dict(self._unreadable)
 
     def note_unreadable(self, found: Mapping[int, str]) -> None:
-        """Take over which images another process could not read.
+        """Take over which images others could not read: another process, or a pass without labels.
 
         Raises:
             DataError: they are more than `max_unreadable`, or all of a class.
         """
         with self._lock:
-            new = [index for index in found if index not in self._unreadable]
             self._unreadable.update(found)
-        for index in new:
+        for index in found:
             self._require_enough(index)
 
     def peek(self) -> Batch:

@@ -186,7 +186,7 @@ def understand(
         )
     if not columns[names[0]]:
         raise DataError("Expected a row for each image. Received: a table without rows")
-    path = _name(columns, path_column) if path_column is not None else _path_column(columns)
+    path = _name(columns, path_column) if path_column is not None else column_of_files(columns)
     if path_column is None and path != names[0]:
         notes.append(f"File names are taken from column {path!r}")
     splitting: list[str] = []
@@ -220,7 +220,7 @@ def _name(columns: Columns, column: Column) -> str:
     return list(columns)[column] if isinstance(column, int) else column
 
 
-def _path_column(columns: Columns) -> str:
+def column_of_files(columns: Columns) -> str:
     """The first column that holds names of photos, else the first that is called so, else the first."""
     for name, values in columns.items():
         if any(_is_photo(value) for value in values[:20]):

@@ -107,6 +107,16 @@ class CourseData(ImageData):
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def is_multi(self) -> bool:
+        """Whether a photo has several labels."""
+        return self.task == "multi_label"
+
+    @property
+    def is_reg(self) -> bool:
+        """Whether the labels are numbers to predict."""
+        return self.task == "regression"
+
     def class_counts(self) -> dict[str, int]:
         """Training photos of each class, most first: the notes' pivot table."""
         counts = dict(zip(self.class_names, self.train.class_counts().tolist(), strict=True))

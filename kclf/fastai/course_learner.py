@@ -21,6 +21,7 @@ from ..learner.plots import SuggestedRates
 from ..learner.trainer import AnyPath, Rates
 from ..models import load
 from ..prediction import precompute, predict, predict_tta
+from ..prediction.tta import predict_each_view
 from .course_interpretation import ClassificationInterpretation
 from .course_recorder import CourseRecorder
 
@@ -54,7 +55,7 @@ class CourseLearner(Learner):
         return super().fit(lrs, int(n_cycle), decay, callbacks=callbacks, **options)  # type: ignore[arg-type]
 
     def TTA(
-        self, n_aug: int = 4, is_test: bool = False, *, average: str = "arithmetic"
+        self, n_aug: int = 4, is_test: bool = False, *, average: str | None = "arithmetic"
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-probabilities averaged over augmented views and the plain one, and labels.
 
@@ -62,9 +63,13 @@ class CourseLearner(Learner):
             n_aug: augmented views.
             is_test: the test photos in place of the validation photos.
             average: "arithmetic", as fastai 0.7 in its last form, or "geometric", the mean of the
-                log-probabilities, as in the course's notes.
+                log-probabilities, as in the course's notes; None gives the views themselves,
+                (n_aug + 1, n, classes) with the plain one first, for `np.mean(np.exp(log_preds), 0)`.
         """
         split = self._split("test" if is_test else "valid")
+        if average is None:
+            seen, _ = predict_each_view(self.model, split, n_aug, progress=self.verbose)
+            return np.stack([log_probabilities(view) for view in seen]), seen[0].labels
         averaged = predict_tta(
             self.model, split, n_aug, weight=1 / (n_aug + 1), average=average, progress=self.verbose
         )

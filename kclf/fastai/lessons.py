@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 resnet18, resnet34, resnet50, resnet101, resnet152 = (f"ResNet{n}" for n in (18, 34, 50, 101, 152))
 vgg16, vgg19, dn121 = "VGG16", "VGG19", "DenseNet121"
-resnext50 = "ResNet50"  # keras.applications has no ResNeXt: its nearest neighbour stands in
+resnext50 = "ResNeXt50_32x4d"
 accuracy_np = accuracy
 
 

@@ -111,7 +111,8 @@ def to_torch_export(
 
     Args:
         model: an `ImageClassifier`.
-        path: where to, usually `.pt2`. It computes in float32, whatever the model's dtype policy.
+        path: where to, usually `.pt2`. It computes in float32, whatever the model's dtype policy. Its extra
+            file `classifier.json` says class names, task, side, decision and the depth of photos.
         side: side of the square photos that come in, in pixels; None takes the model's presize, or its size.
 
     Returns:
@@ -130,7 +131,8 @@ def to_torch_export(
     with whole_file(path) as file, warnings.catch_warnings():
         # To torch kernels in channels_last memory are not "complete"; it saves and loads them all the same.
         warnings.filterwarnings("ignore", message="No complete tensor found")
-        torch.export.save(program, file)
+        details = _details(model, photos.shape[1], "fp32")["classifier"]
+        torch.export.save(program, file, extra_files={"classifier.json": details})
     return program
 
 
@@ -144,8 +146,8 @@ def to_onnx(
 ) -> None:
     """Write a classifier for ONNX runtimes; input "photos", output "probabilities", any batch size.
 
-    The file carries class names, task, side and decision as metadata; `load_onnx` reads it back. Where
-    onnxruntime is installed the file is run against the model before it gets its name.
+    The file carries class names, task, side, decision and the depth of photos as metadata; `load_onnx` reads
+    it back. Where onnxruntime is installed the file is run against the model before it gets its name.
 
     Args:
         model: an `ImageClassifier`.
@@ -219,6 +221,7 @@ def _details(model: keras.Model, side: int, precision: str) -> dict[str, str]:
         "side": side,
         "resize_method": getattr(model, "resize_method", "crop"),
         "channels": model.channels,
+        "depth": getattr(model, "depth", None),
         "precision": precision,
         "decision": decision and decision.get_config(),
     }

@@ -268,6 +268,9 @@ def _from_cache(
         run_on_main(lambda: sweep(place))
         passes = [_one_pass(model, dataset, place, view, views > 1, dtype, progress) for view in range(views)]
     index = passes[0][1]
+    known = dataset.unreadable
+    others = np.flatnonzero(index != np.arange(len(index))).tolist()  # stand where one could not be read
+    dataset.note_unreadable({row: known.get(row, "it could not be read before") for row in others})
     return ActivationDataset(np.stack([features for features, _ in passes]), index, dataset)
 
 

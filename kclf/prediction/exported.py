@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..data.decision import Decision
+from ..data.decoding import check_depth
 from ..data.images import RESIZE_METHODS
 from ..data.tasks import TASKS
 from ..errors import DataError, FileFormatError
@@ -32,6 +33,7 @@ class ExportedClassifier:
         resize_method: how photos are brought to it.
         decision: thresholds and scores; its temperature is 1, as `run` has applied it.
         channels: of the photos.
+        depth: bits of the values of deep images that it was trained with; None for those that a file says.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -41,6 +43,7 @@ class ExportedClassifier:
     resize_method: str = "crop"
     decision: Decision | None = None
     channels: int = 3
+    depth: int | None = None
     presize = None  # photos are read at `size`
 
     def __call__(self, photos: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -95,6 +98,7 @@ def _details(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[
             "resize_method": method,
             "decision": Decision.from_config(told["decision"]),
             "channels": channels,
+            "depth": check_depth(told.get("depth")),  # older files do not say it
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FileFormatError(

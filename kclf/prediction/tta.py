@@ -61,26 +61,68 @@ def predict_tta(
     Returns:
         Averaged probabilities; what it gained over the plain view, and cost, is in `.tta`.
     """
-    one_of("views", views, VIEWS)
     one_of("average", average, AVERAGES)
-    layer = _augmentation_of(model) if augmentation is None else augmentation
-    others, count = _view_maker(layer, views, n, seed)
-    share = _plain_share(weight, views, count)
-
-    def all_views(images: torch.Tensor) -> Iterator[torch.Tensor]:
-        yield images
-        yield from others.make(images)
-
-    bar = f"{count + 1} views" if progress else None
-    (plain, *augmented), seconds = predict_views(
-        model, dataset, from_logits, Views(all_views, others.skip), together=together, bar=bar
+    (plain, *augmented), seconds = predict_each_view(
+        model,
+        dataset,
+        n,
+        views=views,
+        augmentation=augmentation,
+        seed=seed,
+        from_logits=from_logits,
+        together=together,
+        progress=progress,
     )
+    count = len(augmented)
+    share = _plain_share(weight, views, count)
     averaged = average_views(
         plain.probabilities, [view.probabilities for view in augmented], share, average, plain.task
     )
     result = replace(plain, probabilities=averaged)
     return replace(
         result, tta=_gain(plain, result, TTAReport(count, average, share, sum(seconds), seconds[0]))
+    )
+
+
+def predict_each_view(
+    model: keras.Model,
+    dataset: Any,
+    n: int = 4,
+    *,
+    views: str = "random",
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    from_logits: bool | None = None,
+    together: bool = False,
+    progress: bool = False,
+) -> tuple[list[Predictions], list[float]]:
+    """The predictions that `predict_tta` averages, of the plain view and then of the others.
+
+    Args:
+        model: as for `predict_tta`, as all that follow.
+        dataset: the photos.
+        n: number of random views.
+        views: which.
+        augmentation: draws them.
+        seed: of the random ones.
+        from_logits: whether the model gives logits.
+        together: let processes divide the batches.
+        progress: show a bar.
+
+    Returns:
+        The predictions of each view, and the seconds that each took.
+    """
+    one_of("views", views, VIEWS)
+    layer = _augmentation_of(model) if augmentation is None else augmentation
+    others, count = _view_maker(layer, views, n, seed)
+
+    def all_views(images: torch.Tensor) -> Iterator[torch.Tensor]:
+        yield images
+        yield from others.make(images)
+
+    bar = f"{count + 1} views" if progress else None
+    return predict_views(
+        model, dataset, from_logits, Views(all_views, others.skip), together=together, bar=bar
     )
 
 
@@ -147,7 +189,7 @@ def _view_maker(layer: Augmentation, views: str, n: int, seed: int) -> tuple[Vie
             warnings.warn(
                 "The model's augmentation draws nothing, so that its views are all the plain one: build the "
                 'model with `augmentation=aug_transforms(size)`, or take `views="flip"`',
-                stacklevel=3,
+                stacklevel=4,
             )
         drawing = type(layer).from_config({**layer.get_config(), "seed": seed})
 

@@ -35,12 +35,12 @@ def keras_way(x, y, valid, accelerate):
     return losses
 
 
-def kclf_way(data):
+def kclf_way(data, weights):
     """The same on kclf's data, with its classifier and schedule; the accuracy of the validation photos."""
-    model = kclf.ImageClassifier("MobileNetV2_035", data.class_names, size=SIDE, weights=None)
+    model = kclf.ImageClassifier("MobileNetV2", data.class_names, size=data.size, weights=weights)
     model.compile()
-    model.fit(data.train, epochs=1, verbose=0, callbacks=[kclf.OneCycle(1e-2)])
+    model.fit(data.train, epochs=3, verbose=0, callbacks=[kclf.OneCycle(1e-2)])
     model.unfreeze()
-    cycle = kclf.OneCycle(slice(1e-4, 1e-2))
-    fit = model.fit(data.train, validation_data=data.valid, epochs=6, verbose=0, callbacks=[cycle])
+    cycle = kclf.OneCycle(slice(1e-5, 1e-4))
+    fit = model.fit(data.train, validation_data=data.valid, epochs=1, verbose=0, callbacks=[cycle])
     return fit.history["val_accuracy"][-1]
