@@ -47,7 +47,7 @@ def pytest_collection_finish(session):
     """What the packages made lives to the end, which the garbage collector need not look through."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
+    gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_addoption(parser):

@@ -26,6 +26,8 @@ SIDE = 40
 class Classifier(keras.Model):
     """The parts that an export reads, around a tiny backbone."""
 
+    channels = 3
+
     def __init__(self, task="single_label", size=32):
         super().__init__()
         inputs = keras.Input((size, size, 3))

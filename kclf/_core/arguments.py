@@ -6,8 +6,6 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 MOST_CHOICES = 20  # that an error lists
 
 
@@ -60,10 +58,11 @@ def at_least(name: str, value: int, least: int) -> int:
         ValueError: it is not.
 
     Example:
+        >>> import numpy as np
         >>> at_least("batch_size", np.int64(8), 1)
         8
     """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"Expected {name} to be a whole number from {least} on. Received: {name}={value!r}")
     return int(value)
 
