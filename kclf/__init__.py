@@ -79,7 +79,7 @@ if not _IS_COMMAND:
     from .report import write_report
     from .weights import from_torch, load_weights, to_torch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Augmentation",

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from .. import __version__
 from .._core.signals import end_on_signals
 from .._core.terminal import guard_streams, output_error
 from ..errors import KclfError, OutputError, RunStopped, TrainingError
@@ -36,7 +37,7 @@ BAD_INPUT, CANNOT_TRAIN, CANNOT_WRITE, INTERRUPTED = 2, 3, 4, 130
 
 def _print_versions(asked: bool) -> None:
     if asked:
-        typer.echo(", ".join(f"{name} {version(name)}" for name in ("kclf", "keras", "torch")))
+        typer.echo(f"kclf {__version__}, keras {version('keras')}, torch {version('torch')}")
         raise typer.Exit()
 
 

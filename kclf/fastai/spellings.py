@@ -1,13 +1,15 @@
-"""The table of spellings: the course's words beside kclf's own. docs/spellings.md is written from it.
+"""The tables of spellings: the course's words beside kclf's own. docs/spellings.md is written from them.
 
-python -m kclf.fastai.spellings     # prints the table
+python -m kclf.fastai.spellings     # prints the tables
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 SAME = "the same"
+HEADINGS = {"0.7": "fastai 0.7", "2": "fastai 2", "both": "Both"}
 
 
 class Spelling(NamedTuple):
@@ -139,12 +141,16 @@ SPELLINGS = [
 
 
 def markdown() -> str:
-    """The table as docs/spellings.md has it."""
-    rows = [
-        f"| `{one.course}` | {one.generation} | {one.kclf if one.kclf == SAME else f'`{one.kclf}`'} |"
-        for one in SPELLINGS
-    ]
-    return "\n".join(["| the course | fastai | kclf's own words |", "|---|---|---|", *rows]) + "\n"
+    """The tables as docs/spellings.md has them, one for each generation."""
+    parts = []
+    for generation, spellings in itertools.groupby(SPELLINGS, lambda one: one.generation):
+        rows = [
+            f"| `{one.course}` | {one.kclf if one.kclf == SAME else f'`{one.kclf}`'} |" for one in spellings
+        ]
+        parts.append(
+            "\n".join([f"## {HEADINGS[generation]}", "", "| fastai | kclf |", "|---|---|", *rows]) + "\n"
+        )
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A result pixel should be the mean of the s x s pixels of the image that lie unde
 s^2 / 12 along each axis. Reading between pixels filters too: linear interpolation has variance 1/6. What is
 missing comes from the mean of three reads (bicubic: four) on a circle around the place: a radius of r pixels
 adds r^2 / 2 in every direction. Where s is above 2.2, a plain antialiased resize to s = 2.2 goes before.
-`docs/presizing.md` has the measurements.
+`docs/methods/presizing.md` has the measurements.
 """
 
 from __future__ import annotations
