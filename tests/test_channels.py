@@ -153,7 +153,7 @@ def test_photos_of_other_channels_are_refused_with_what_to_do():
 # ---- in use --------------------
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [1, pytest.param(4, marks=pytest.mark.heavy)])
 def test_trained_predicted_explained_and_read_back(channels, tmp_path):
     data = kclf.ImageData.from_arrays((pixels(channels, 16), [0, 1] * 8), batch_size=4)
     augmentation = kclf.aug_transforms()

@@ -137,12 +137,14 @@ def test_train_says_what_it_found(photos, tmp_path, capsys):
         assert fact in shown
 
 
+@pytest.mark.heavy
 def test_names_can_hold_the_class(flat, tmp_path):
     assert run("train", flat, "--label-regex", r"(blue|red)\.\d+", *SMALL, "--out", tmp_path / "out") == 0
 
     assert kclf.load(tmp_path / "out" / "classifier.h5").class_names == ["blue", "red"]
 
 
+@pytest.mark.heavy
 def test_a_table_can_hold_the_class(flat, tmp_path):
     rows = "".join(f"{path.name},{path.name.split('.')[0]}\n" for path in sorted(flat.iterdir()))
     (tmp_path / "labels.csv").write_text("file,colour\n" + rows)

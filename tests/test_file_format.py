@@ -236,7 +236,7 @@ print(json.dumps(outcomes_of(path, 500) | {{"once": once, "peak": resident_peak(
 @pytest.mark.parametrize(
     "settings",
     [{"hidden": [1 << 40]}, {"hidden": [1] * 1500}, {"resize_method": "evil"}, {"resize_method": ["crop"]}],
-    ids=str,
+    ids=["a wide layer", "many layers", "evil", "a list"],
 )
 def test_settings_that_no_classifier_has_are_refused_at_once(saved, settings):
     edited(saved, lambda attributes: attributes["config"].update(settings))

@@ -60,6 +60,7 @@ def test_an_error_of_a_piece_is_raised(two_threads):
         one_core_each(work, range(8))
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork, and glibc, which alone keeps freed memory")
 def test_freed_memory_is_kept_and_a_forked_process_works_on():
     script = """

@@ -20,6 +20,7 @@ def try_on(name, base):
     assert odd_machines.verdict(machine, done) == "as promised", done.stderr[-2000:]
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif("sys.platform != 'linux'", reason="limits and mounts of Linux")
 def test_few_handles_and_closed_streams(base):
     try_on("256 file handles, streams closed", base)

@@ -12,7 +12,8 @@ import kclf
 from tests.conftest import shared_path
 from tests.scripts import efficientnet_fine_tuning, from_scratch, mixup, transfer_learning
 
-SCRIPTS = [transfer_learning, efficientnet_fine_tuning, mixup, from_scratch]
+LARGE = pytest.param(efficientnet_fine_tuning, marks=pytest.mark.heavy)
+SCRIPTS = [transfer_learning, LARGE, mixup, from_scratch]
 
 
 def name_of(script):
