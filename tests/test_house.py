@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import kclf
-from tests import house_figures
+from tests import house_figures, walks
 
 PACKAGE = Path(kclf.__file__).parent
 FLOORS = [
@@ -116,6 +116,13 @@ def test_no_module_has_the_name_of_another():
 def test_private_names_of_keras_have_one_room():
     assert house_figures.private_imports(PACKAGE) == []
     assert house_figures.private_attributes(PACKAGE) == []
+
+
+def test_a_photo_and_a_rate_take_short_ways_and_climb_nowhere(tmp_path):
+    photo, rate = walks.walks(PACKAGE.parent, tmp_path)
+    assert [*photo.climbs, *rate.climbs] == []
+    assert len(photo.files) <= 29
+    assert len(rate.files) <= 9
 
 
 def test_package_has_no_assert():

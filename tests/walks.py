@@ -3,8 +3,9 @@
     .venv/bin/python tests/walks.py [ROOT]
 
 ROOT is a checkout, this one by default. A file is listed where it is entered first; a climb is a call from a
-file into one of a higher floor, by the floors of that checkout's `tests/test_house.py`. The rate is followed
-as a number: files count whose functions take it as an argument or return it.
+file into one of a higher floor, by the floors of that checkout's `tests/test_house.py`. A wrapper, which
+closes over the function that it calls, does not climb: a decorator stands before functions of all floors. The
+rate is followed as a number: files count whose functions take it as an argument or return it.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Walk:
         if name not in self.files:
             self.files.append(name)
         caller = self.name(frame.f_back)
-        if event == "call" and caller is not None and self.floor(name) > self.floor(caller):
+        if event == "return" or caller is None or wraps(frame.f_back, frame):
+            return
+        if self.floor(name) > self.floor(caller):
             self.climbs.append(f"{caller} -> {name}")
 
     @contextmanager
@@ -72,6 +75,12 @@ class Walk:
             yield
         finally:
             sys.setprofile(None)
+
+
+def wraps(caller: FrameType, called: FrameType) -> bool:
+    """Whether a function closes over the one that it calls."""
+    closed_over = [caller.f_locals.get(name) for name in caller.f_code.co_freevars]
+    return any(getattr(value, "__code__", None) is called.f_code for value in closed_over)
 
 
 def holds_rate(value: Any) -> bool:
@@ -108,20 +117,25 @@ def learner_and_photo(folder: Path) -> tuple[Any, str]:
     return learner, str(folder / "one.png")
 
 
+def walks(root: Path, folder: Path) -> tuple[Walk, Walk]:
+    """The walk of a photo and that of a rate, in a folder for what a learner writes."""
+    learner, photo = learner_and_photo(folder)
+    place = {"package": root / "kclf", "floors": floors(root)}
+    predicted, fitted = Walk(**place), Walk(**place, wanted=carries_rate)
+    with predicted.followed():
+        learner.predict(photo)
+    with fitted.followed():
+        learner.fit(RATE, 1)
+    return predicted, fitted
+
+
 def main() -> None:
     root = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent).resolve()
     sys.path.insert(0, str(root))
+    titles = ("photo, from path to prediction", "rate, from Learner.fit to the update")
     with tempfile.TemporaryDirectory() as folder:
-        learner, photo = learner_and_photo(Path(folder))
-        place = {"package": root / "kclf", "floors": floors(root)}
-        walks = {"photo, from path to prediction": Walk(**place)}
-        walks["rate, from Learner.fit to the update"] = Walk(**place, wanted=carries_rate)
-        predicted, fitted = walks.values()
-        with predicted.followed():
-            learner.predict(photo)
-        with fitted.followed():
-            learner.fit(RATE, 1)
-    for title, walk in walks.items():
+        found = walks(root, Path(folder))
+    for title, walk in zip(titles, found, strict=True):
         print(f"{title}: {len(walk.files)} files, {len(set(walk.climbs))} climbs")
         print("".join(f"    {name}\n" for name in walk.files), end="")
         print("".join(f"    up: {climb}\n" for climb in dict.fromkeys(walk.climbs)))

@@ -45,8 +45,8 @@ def one_core_each(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> Non
     """Do every piece of work, in threads whose torch operations stay on one core.
 
     Torch shares each operation among the cores, which costs more than it gains where operations take less
-    than about a millisecond. Here the pieces are shared instead. There are as many threads as torch was told
-    to use (`torch.set_num_threads`); with one, or with one piece, all is done in the caller's.
+    than about a millisecond. Here the pieces are shared instead, among as many threads as torch was told to
+    use (`torch.set_num_threads`). With one thread, or one piece, a loop of the caller's is the better way.
 
     Args:
         work: takes a piece; must not need what another piece gives, nor make anything that needs a gradient.
@@ -61,12 +61,7 @@ def one_core_each(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> Non
         >>> squares.tolist()
         [0.0, 1.0, 4.0, 9.0]
     """
-    pieces, threads = list(pieces), torch.get_num_threads()
-    if threads == 1 or len(pieces) < 2:
-        for piece in pieces:
-            work(piece)
-        return
-    inference = torch.is_inference_mode_enabled()
+    threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
 
     def shielded(piece: Piece) -> None:  # modes of torch belong to a thread
         with torch.inference_mode(inference), torch.no_grad():

@@ -37,14 +37,14 @@ class _Acceleration:
         override(owner, **{name: function})
         self.replaced.append((owner, name))
 
-    def refresh(self) -> None:
-        """Compile anew at the next call: layers and optimizer may have changed since the last `fit`."""
+    def refresh(self, *, steps: bool) -> None:
+        """Compile anew at the next call, as layers may have changed; `steps`: training and test as well."""
         store_for_torch(self.model)
         if [plan.model for plan in self.plans] != _planned_graphs(self.model):
             self._plan_anew()  # layers were added or taken away, or the model has been built since
         for plan in self.plans:
             plan.forget()
-        if self.step is not None:
+        if steps and self.step is not None:
             self.step.refresh()
 
     def _plan_anew(self) -> None:
@@ -268,7 +268,7 @@ def _refreshing(model: keras.Model, state: _Acceleration, name: str) -> Callable
     make = getattr(type(model), name)
 
     def refresh_and_make(*args: Any, **kwargs: Any) -> Any:
-        state.refresh()
+        state.refresh(steps=name != "make_predict_function")
         return make(model, *args, **kwargs)
 
     return refresh_and_make

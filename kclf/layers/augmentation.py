@@ -136,7 +136,9 @@ class Augmentation(keras.layers.Layer):
         count, height, width, channels = images.shape
         if images.is_meta:
             return images.new_empty((count, *(self.size or (height, width)), channels), dtype=torch.float32)
-        return self.apply(images, self.draw(count, height, width, training=bool(training)))
+        training = bool(training)
+        drawn = self.draw(count, height, width, training=training)
+        return self.apply(images, drawn, lighting=training)
 
     @torch.compiler.disable
     def draw(self, count: int, height: int, width: int, *, training: bool = True) -> Transformation:

@@ -95,7 +95,7 @@ def resample(
         out[piece.rows] = (finish(read, piece.rows) if finish else read).permute(0, 2, 3, 1)
 
     pieces = plan.pieces(1 if on_cpu else _AT_ONCE, size, images.device)
-    if on_cpu and not images.requires_grad:
+    if on_cpu and not images.requires_grad and len(pieces) > 1 and torch.get_num_threads() > 1:
         one_core_each(write, pieces)
     else:
         for piece in pieces:
