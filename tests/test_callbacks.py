@@ -138,17 +138,15 @@ def test_a_resumed_run_goes_on_in_the_schedule():
     assert second.learning_rates == whole.learning_rates[30:]
 
 
-class StopAfter(keras.callbacks.Callback):
+def stop_after(epoch, model, path):
     """A run that is killed in the middle of a cycle, after a checkpoint."""
 
-    def __init__(self, path, epoch):
-        super().__init__()
-        self.path, self.epoch = path, epoch
+    def stop(number, logs):
+        if number == epoch:
+            model.save(path)
+            model.stop_training = True
 
-    def on_epoch_end(self, epoch, logs=None):
-        if epoch == self.epoch:
-            self.model.save(self.path)
-            self.model.stop_training = True
+    return keras.callbacks.LambdaCallback(on_epoch_end=stop)
 
 
 MIDDLES = [(OneCycle, optimizers.AdamW), (CosineRestarts, optimizers.SGD)]
@@ -167,7 +165,7 @@ def test_a_checkpoint_goes_on_bit_exactly_in_the_middle_of_a_cycle(optimizer, sc
     whole, killed = make_model(optimizer(1e-3, **momentum)), make_model(optimizer(1e-3, **momentum))
     killed.set_weights(whole.get_weights())
     fit(whole, [schedule(rates, **settings)], epochs=4)
-    fit(killed, [schedule(rates, **settings), StopAfter(tmp_path / "m.keras", 1)], epochs=4)
+    fit(killed, [schedule(rates, **settings), stop_after(1, killed, tmp_path / "m.keras")], epochs=4)
     resumed = keras.models.load_model(tmp_path / "m.keras")
     fit(resumed, [schedule(rates, **settings)], epochs=4, initial_epoch=2)
     for ours, theirs in zip(resumed.get_weights(), whole.get_weights(), strict=True):

@@ -48,16 +48,22 @@ def test_calibration_holds_on_other_photos():
     assert cross_fitted(held_out).log_loss() < held_out.log_loss()
 
 
-def test_sets_hold_their_coverage_over_100_splits():
-    everything = drawn(1000, temperature=1.5)
-    covered = []
+def over_100_splits(everything, held_out):
+    """Shares of the other photos whose sets hold the right class, and errors of their calibration."""
+    covered, errors = [], []
     for seed in range(100):
-        order = np.random.default_rng(seed).permutation(1000)
-        decision = fit_decision(everything.take(order[:400]))
-        rest = at_temperature(everything.take(order[400:]), decision.temperature)
-        chosen = decision.sets(rest.probabilities, 0.95)
-        covered.append(chosen[np.arange(600), rest.labels].mean())
+        order = np.random.default_rng(seed).permutation(len(everything))
+        decision = fit_decision(everything.take(order[:held_out]))
+        others = at_temperature(everything.take(order[held_out:]), decision.temperature)
+        chosen = decision.sets(others.probabilities, 0.95)
         assert chosen.any(axis=1).all()
+        covered.append(chosen[np.arange(len(others)), others.labels].mean())
+        errors.append(Interpretation(others).calibration().error)
+    return covered, errors
+
+
+def test_sets_hold_their_coverage_over_100_splits():
+    covered, _ = over_100_splits(drawn(1000, temperature=1.5), 400)
     assert np.mean(covered) == pytest.approx(0.95, abs=0.006)
 
 
@@ -71,14 +77,7 @@ def test_sets_hold_their_coverage_over_100_splits_of_real_predictions():
     shown = np.exp(logits - logits.max(1, keepdims=True))
     everything = Predictions(shown / shown.sum(1, keepdims=True), bunch.target[rest])
     assert 0.8 < everything.accuracy() < 0.93  # above .95 the likeliest class alone covers more
-    covered, errors = [], []
-    for seed in range(100):
-        order = np.random.default_rng(seed).permutation(1000)
-        decision = fit_decision(everything.take(order[:500]))
-        others = at_temperature(everything.take(order[500:]), decision.temperature)
-        chosen = decision.sets(others.probabilities, 0.95)
-        covered.append(chosen[np.arange(500), others.labels].mean())
-        errors.append(Interpretation(others).calibration().error)
+    covered, errors = over_100_splits(everything, 500)
     assert np.mean(covered) == pytest.approx(0.95, abs=np.std(covered))
     assert np.mean(covered) == pytest.approx(0.95, abs=0.006)
     assert np.mean(errors) < 0.04  # of which the noise of 500 photos is most

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import KclfError
 from .export_commands import data_of_run
-from .use_commands import load_classifier
+from .use_commands import Threshold, load_classifier
 
 if TYPE_CHECKING:
     from ..interpret.similar import SimilarPhotos
@@ -38,12 +38,7 @@ def serve(
     with_similar: Annotated[
         bool, typer.Option("--similar/--no-similar", help="Show the nearest training photos.")
     ] = True,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Say 'none of these' where no class is as probable.", min=0, max=1, show_default=False
-        ),
-    ] = None,
+    threshold: Threshold = None,
 ) -> None:
     """Try a classifier on a local web page, and use it over HTTP."""
     try:

@@ -22,6 +22,10 @@ NONE_OF_THESE = "none of these"
 Table = Annotated[
     Path | None, typer.Option("--csv", help="File names and classes, in its first two columns.")
 ]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Say 'none of these' where no class is as probable.", min=0, max=1, show_default=False),
+]
 Pattern = Annotated[str | None, typer.Option(help="Takes the class from the file name: the first group.")]
 
 
@@ -98,12 +102,7 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Say 'none of these' where no class is as probable.", min=0, max=1, show_default=False
-        ),
-    ] = None,
+    threshold: Threshold = None,
 ) -> None:
     """Print class and probability of each photo."""
     from ..data.decoding import set_decoding

@@ -298,25 +298,6 @@ def crop_or_pad(
     return square if out is None else _copied(square, out)
 
 
-def read_square(
-    path: str | os.PathLike[str],
-    size: int,
-    method: ResizeMethod = "crop",
-    position: tuple[float, float] = CENTRE,
-    out: np.ndarray | None = None,
-    *,
-    depth: int | None = None,
-    channels: int = 3,
-) -> np.ndarray:
-    """Decode a photo no larger than need be and bring it to a square: `read_image`, `to_square`.
-
-    Raises:
-        ImageError: the file cannot be read as an image.
-    """
-    image = read_image(path, at_least=size, depth=depth, channels=channels)
-    return to_square(image, size, method, position, out)
-
-
 def size_for(model: Any) -> int:
     """Side in pixels of the squares that photos are read at for a model.
 

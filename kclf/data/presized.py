@@ -24,8 +24,8 @@ from .._core.locks import FolderLock
 from .._core.progress import Progress
 from ..errors import DataError, FileFormatError, ImageError
 from .decoding import decoding
-from .images import CENTRE, ResizeMethod, crop_or_pad, image_size, read_image, resize, to_square
-from .sources import Images, Position
+from .images import image_size, read_image, resize
+from .sources import Images
 
 log = logging.getLogger("kclf.data")
 
@@ -129,20 +129,6 @@ class CachedImages(Images):
         """Some of the images, of the same cache."""
         paths, rows = self.paths[indices], self._rows[indices]
         return CachedImages(paths, self._pixels, self._reasons, self.largest, rows, self.depth)
-
-    def square(
-        self,
-        index: int,
-        size: int,
-        method: ResizeMethod = "crop",
-        position: Position = CENTRE,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Image `index` as a uint8 (size, size, channels) square: at the size of the cache only copied."""
-        image = self[index]
-        if method == "crop" and min(image.shape[:2]) == size:
-            return crop_or_pad(image, size, position, out)
-        return to_square(image, size, method, position, out)
 
 
 def cached(

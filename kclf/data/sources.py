@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from ..errors import DataError
 from .decoding import decoding
-from .images import CENTRE, ResizeMethod, check_file_channels, read_image, read_square, to_square
+from .images import CENTRE, ResizeMethod, check_file_channels, read_image, to_square
 
 Position = tuple[float, float]
 
@@ -73,7 +73,11 @@ class Images(Dataset):
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Image `index` as a uint8 (size, size, channels) square, in `out` where that is given."""
-        return to_square(self[index], size, method, position, out)
+        return to_square(self.at_least(index, size), size, method, position, out)
+
+    def at_least(self, index: int, size: int) -> np.ndarray:
+        """Image `index`, decoded no larger than a square of a size needs."""
+        return self[index]
 
 
 class FileImages(Images):
@@ -113,17 +117,9 @@ class FileImages(Images):
         """Photos of some of the files."""
         return FileImages(self.paths[indices], self.depth, self.channels)
 
-    def square(
-        self,
-        index: int,
-        size: int,
-        method: ResizeMethod = "crop",
-        position: Position = CENTRE,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Photo `index` as a uint8 (size, size, channels) square, decoded no larger than that needs."""
-        path, depth, channels = self.paths[index], self.depth, self.channels
-        return read_square(path, size, method, position, out, depth=depth, channels=channels)
+    def at_least(self, index: int, size: int) -> np.ndarray:
+        """Photo `index`, decoded no larger than a square of a size needs."""
+        return read_image(self.paths[index], at_least=size, depth=self.depth, channels=self.channels)
 
 
 class ArrayImages(Images):
@@ -186,14 +182,7 @@ class JoinedImages(Images):
         """Some of the images."""
         return JoinedImages(self.sources, self.places[indices])
 
-    def square(
-        self,
-        index: int,
-        size: int,
-        method: ResizeMethod = "crop",
-        position: Position = CENTRE,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Image `index` as a uint8 (size, size, channels) square, as its source makes it."""
+    def at_least(self, index: int, size: int) -> np.ndarray:
+        """Image `index`, as its source decodes it."""
         number, place = self.places[index]
-        return self.sources[number].square(place, size, method, position, out)
+        return self.sources[number].at_least(place, size)

@@ -137,15 +137,7 @@ class CourseData(ImageData):
         """The test photos."""
         return CourseSplit(self._split("test"), self.path)
 
-    @property
-    def train_ds(self) -> CourseSplit:
-        """The training photos."""
-        return self.trn_ds
-
-    @property
-    def valid_ds(self) -> CourseSplit:
-        """The validation photos."""
-        return self.val_ds
+    train_ds, valid_ds = trn_ds, val_ds
 
     @property
     def trn_y(self) -> np.ndarray | None:
@@ -180,10 +172,7 @@ class CourseData(ImageData):
 
     # ---- fastai 2 ------------------------------------------------------------
 
-    @property
-    def vocab(self) -> list[str]:
-        """The classes in order."""
-        return self.class_names
+    vocab = classes
 
     def one_batch(self) -> tuple[Any, ...]:
         """The next batch: images uint8 (batch, presize, presize, 3), and labels."""

@@ -64,6 +64,16 @@ class Answers(ABC):
         """The images' files, (n,), or None."""
         return self.predictions.paths
 
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Those of the predictions, float (n, classes), or the numbers."""
+        return self.predictions.probabilities
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """What was predicted of each photo, as `Predictions.predicted` has it."""
+        return self.predictions.predicted
+
     @cached_property
     def losses(self) -> np.ndarray:
         """Loss of each photo, float64 (n,), as `Predictions.losses` has it."""

@@ -74,20 +74,10 @@ class Interpretation(Answers):
 
     task = "single_label"
 
-    @property
-    def probabilities(self) -> np.ndarray:
-        """Those of the predictions, float (n, classes)."""
-        return self.predictions.probabilities
-
     @cached_property
     def labels(self) -> np.ndarray:
         """Indices of the actual classes, int (n,)."""
         return np.asarray(self.predictions.labels)
-
-    @cached_property
-    def predicted(self) -> np.ndarray:
-        """The class with the largest probability, int (n,)."""
-        return self.predictions.predicted
 
     @cached_property
     def confidence(self) -> np.ndarray:

@@ -44,7 +44,7 @@ class RegressionInterpretation(Answers):
     @cached_property
     def predicted(self) -> np.ndarray:
         """The predicted numbers, in the shape of `actual`."""
-        return self._shaped(self.predictions.probabilities)
+        return self._shaped(self.probabilities)
 
     def _shaped(self, values: object) -> np.ndarray:
         rows = np.asarray(values, np.float64).reshape(len(self), -1)

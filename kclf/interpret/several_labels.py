@@ -84,20 +84,10 @@ class MultiLabelInterpretation(Answers):
 
     task = "multi_label"
 
-    @property
-    def probabilities(self) -> np.ndarray:
-        """Those of the predictions, float (n, classes)."""
-        return self.predictions.probabilities
-
     @cached_property
     def labels(self) -> np.ndarray:
         """Whether a photo has a label, bool (n, classes)."""
         return np.asarray(self.predictions.labels) > 0.5
-
-    @cached_property
-    def predicted(self) -> np.ndarray:
-        """Whether it is given the label, bool (n, classes)."""
-        return self.predictions.predicted
 
     @cached_property
     def right(self) -> np.ndarray:

@@ -121,7 +121,7 @@ class _Mixing(_Drawing):
     _settings = ("num_classes", "alpha")
 
     def __init__(
-        self, num_classes: int | None, alpha: float, seed: int | None, options: dict[str, Any]
+        self, num_classes: int | None = None, *, alpha: float = 1.0, seed: int | None = None, **options: Any
     ) -> None:
         super().__init__(seed=seed, options=options)
         self.num_classes = num_classes
@@ -187,7 +187,7 @@ class MixUp(_Mixing):
     def __init__(
         self, num_classes: int | None = None, *, alpha: float = 0.4, seed: int | None = None, **options: Any
     ) -> None:
-        super().__init__(num_classes, alpha, seed, options)
+        super().__init__(num_classes, alpha=alpha, seed=seed, **options)
 
     @torch.compiler.disable
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,11 +214,6 @@ class CutMix(_Mixing):
     References:
         - [CutMix](https://arxiv.org/abs/1905.04899), Yun et al. 2019.
     """
-
-    def __init__(
-        self, num_classes: int | None = None, *, alpha: float = 1.0, seed: int | None = None, **options: Any
-    ) -> None:
-        super().__init__(num_classes, alpha, seed, options)
 
     @torch.compiler.disable
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,26 +16,21 @@ from .heads import accuracy_metric, auto_loss
 
 Loss = Callable[[], keras.losses.Loss]
 
+
 # Losses of classes by Keras' names, in the form for logits. One label: whole or one-hot, whatever the name.
-_ONE_LABEL: dict[str, Loss] = {
-    "sparse_categorical_crossentropy": CrossEntropy,
-    "categorical_crossentropy": CrossEntropy,
-    "crossentropy": CrossEntropy,
-    "ce": CrossEntropy,
-    "categorical_focal_crossentropy": lambda: CrossEntropy(focal_gamma=2.0),
-}
-_TWO_CLASSES: dict[str, Loss] = {
-    "binary_crossentropy": CrossEntropy,
-    "bce": CrossEntropy,
-    "binary_focal_crossentropy": lambda: CrossEntropy(focal_gamma=2.0),
-}
-_MANY_LABELS: dict[str, Loss] = {
-    "binary_crossentropy": BinaryCrossEntropy,
-    "bce": BinaryCrossEntropy,
-    "crossentropy": BinaryCrossEntropy,
-    "ce": BinaryCrossEntropy,
-    "binary_focal_crossentropy": lambda: BinaryCrossEntropy(focal_gamma=2.0),
-}
+def _by_name(loss: Any, names: str, focal: str) -> dict[str, Loss]:
+    return dict.fromkeys(names.split(), loss) | {focal: lambda: loss(focal_gamma=2.0)}
+
+
+_ONE_LABEL = _by_name(
+    CrossEntropy,
+    "sparse_categorical_crossentropy categorical_crossentropy crossentropy ce",
+    focal="categorical_focal_crossentropy",
+)
+_TWO_CLASSES = _by_name(CrossEntropy, "binary_crossentropy bce", focal="binary_focal_crossentropy")
+_MANY_LABELS = _by_name(
+    BinaryCrossEntropy, "binary_crossentropy bce crossentropy ce", focal="binary_focal_crossentropy"
+)
 # Keras' losses that read their predictions as probabilities, and have no form for logits.
 _OF_PROBABILITIES = (
     keras.losses.KLDivergence,

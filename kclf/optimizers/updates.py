@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import keras
 import torch
+from keras.optimizers import Optimizer
 
 from .._core.keras_private import SLOTS, kernel_name, slots
 from .._core.nadam import nadam as nadam_of
@@ -62,7 +63,7 @@ class Bucket:
     done: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # `count`, as the device knows it
     torch_epsilon: bool = False  # Adam's epsilon stands after the bias correction
 
-    def collect(self, optimizer: keras.optimizers.Optimizer) -> None:
+    def collect(self, optimizer: Optimizer) -> None:
         """Look up the tensors of the optimizer's state, laid out in memory like the values."""
         self.values = [variable.value for variable in self.variables]
         self.step = torch.zeros((), dtype=torch.float32, device=self.values[0].device)
@@ -90,20 +91,12 @@ def _laid_like(state: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return state
 
 
-def kernel_for(
-    optimizer: keras.optimizers.Optimizer,
-) -> Callable[..., None] | None:
+def kernel_for(optimizer: Optimizer) -> Callable[..., None] | None:
     """The update of this optimizer, or None where Keras' own must be used."""
     return KERNELS.get(kernel_name(optimizer))
 
 
-def sgd(
-    optimizer: keras.optimizers.Optimizer,
-    bucket: Bucket,
-    gradients: Tensors,
-    rate: Rate,
-    veto: Veto | None = None,
-) -> None:
+def sgd(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, veto: Veto | None) -> None:
     """Stochastic gradient descent with momentum, Nesterov's or not."""
     bucket.decay(rate, veto)
     torch._fused_sgd_(
@@ -121,13 +114,7 @@ def sgd(
     )
 
 
-def adam(
-    optimizer: keras.optimizers.Optimizer,
-    bucket: Bucket,
-    gradients: Tensors,
-    rate: Rate,
-    veto: Veto | None = None,
-) -> None:
+def adam(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, veto: Veto | None) -> None:
     """Adam and AdamW. Keras adds epsilon before the bias correction and torch after: hence its division."""
     if veto is not None:
         _adam_unless(optimizer, bucket, gradients, rate, veto)
@@ -152,9 +139,7 @@ def _flat(tensors: Tensors) -> Tensors:
 ENDLESS = 1e9  # steps, after which Adam's moments are no longer biased
 
 
-def _adam_unless(
-    optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, veto: Veto
-) -> None:
+def _adam_unless(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, veto: Veto) -> None:
     """Adam by a count that the device alone knows.
 
     With Keras' epsilon the corrections stand in the rate, and torch makes none.
@@ -168,7 +153,7 @@ def _adam_unless(
 
 
 def _fused_adam(
-    optimizer: keras.optimizers.Optimizer, bucket: Bucket, gradients: Tensors, count: Rate, **options: Any
+    optimizer: Optimizer, bucket: Bucket, gradients: Tensors, count: Rate, **options: Any
 ) -> None:
     torch._fused_adamw_(
         _flat(bucket.values),
@@ -183,13 +168,7 @@ def _fused_adam(
     )
 
 
-def rmsprop(
-    optimizer: keras.optimizers.Optimizer,
-    bucket: Bucket,
-    gradients: Tensors,
-    rate: Rate,
-    veto: Veto | None = None,
-) -> None:
+def rmsprop(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, veto: Veto | None) -> None:
     """RMSprop, centered or not, with momentum or not."""
     bucket.decay(rate, veto)
     velocities = bucket.state["velocities"]
@@ -210,13 +189,7 @@ def rmsprop(
     torch._foreach_add_(bucket.values, momentums, alpha=-rate)
 
 
-def nadam(
-    optimizer: keras.optimizers.Optimizer,
-    bucket: Bucket,
-    gradients: Tensors,
-    rate: Rate,
-    veto: Veto | None = None,
-) -> None:
+def nadam(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, veto: Veto | None) -> None:
     """Adam with Nesterov's momentum."""
     bucket.decay(rate, veto)
     done = bucket.updates_done(veto)
@@ -229,7 +202,7 @@ KERNELS = {"SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Nadam":
 VETOED = ("SGD", "Adam", "AdamW")  # whose kernels leave a step out by a flag on the device
 
 
-def clip(optimizer: keras.optimizers.Optimizer, gradients: Tensors) -> Tensors:
+def clip(optimizer: Optimizer, gradients: Tensors) -> Tensors:
     """Clip once over all groups, as the optimizer is set: by global norm, norm a variable, or value."""
     if optimizer.global_clipnorm:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

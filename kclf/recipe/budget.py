@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import keras
 import torch
@@ -142,17 +142,23 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+class PlanOptions(TypedDict, total=False):
+    """What `plan_best` passes on to `make_plan`."""
+
+    minutes: float | None
+    batch_size: int | None
+    refit: bool
+    decode_once: str
+
+
 def plan_best(
     model: ImageClassifier,
     data: ImageData,
     *,
     effort: str = "standard",
-    minutes: float | None = None,
-    batch_size: int | None = None,
-    refit: bool = False,
-    decode_once: str = "auto",
     file: str | PathLike[str] | None = None,
     started: float | None = None,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """The plan of `fit_best`: this machine is measured for a few batches.
 
@@ -160,24 +166,20 @@ def plan_best(
         model: what is to be trained.
         data: its photos.
         effort: as for `fit_best`.
-        minutes: as for `fit_best`.
-        batch_size: photos a step; None for what suits their number.
-        refit: as for `fit_best`.
-        decode_once: as for `fit_best`.
         file: where the plan of a run that resumes is kept: measured again, the machine has another speed.
         started: when a run that writes a report began, by `time.monotonic()`; None where it is no such run.
+        **options: `minutes`, `batch_size`, `refit` and `decode_once`, as for `fit_best`.
     """
     plan = None if file is None else run_on_main(lambda: kept_plan(file))
     if plan is not None:
         return plan
     features = model.head.get_layer("pooling").output.shape[-1]
     sizes = (model.size, *larger_sizes(model, LARGER[one_of("effort", effort, EFFORTS)]))
-    options = {"effort": effort, "minutes": minutes, "batch_size": batch_size, "num_features": features}
-    options |= {"refit": refit, "decode_once": decode_once}
+    sized: dict[str, Any] = {"num_features": features, "sizes": sizes}
     speed = measure_speed(model, data, training=tunes(data, effort))
     before = 0.0 if started is None else time.monotonic() - started
     around = (before, ENDING * before)
-    plan = run_on_main(lambda: make_plan(data, speed, sizes=sizes, around=around, **options))
+    plan = run_on_main(lambda: make_plan(data, speed, effort=effort, around=around, **sized, **options))
     if file is not None and is_main():
         keep_plan(file, plan)
     return plan

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.images import as_colours, read_square, resize
+from ..data.images import as_colours, read_image, resize, to_square
 from ..errors import ImageError
 from ..interpret import grad_cam
 
@@ -56,7 +56,7 @@ def jpeg(image: np.ndarray, quality: int = QUALITY) -> str:
 def _square(path: str, model: Any, side: int) -> np.ndarray | str:
     """The photo as the model reads it, or the reason why it cannot be read."""
     try:
-        return read_square(path, side) if model is None else model.read(path)
+        return to_square(read_image(path, at_least=side), side) if model is None else model.read(path)
     except ImageError as error:
         return error.reason
 

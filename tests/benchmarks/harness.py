@@ -395,6 +395,16 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+def photos_and_backbone(description: str, out: str) -> argparse.ArgumentParser:
+    """The options of scripts that look at a folder of photos through a backbone."""
+    options = argparse.ArgumentParser(description=description.splitlines()[0])
+    options.add_argument("photos", type=Path)
+    options.add_argument("--backbone", default="EfficientNetLite0")
+    options.add_argument("--weights", default="imagenet", help="a weights file without top")
+    options.add_argument("--out", type=Path, default=Path(out), help="where activations are kept")
+    return options
+
+
 def measure(
     title: str, *, unit: str, settings: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:

@@ -10,15 +10,14 @@ itself: a fifth of each class is left out, as in `eight_steps.py`.
 
 from __future__ import annotations
 
-import argparse
 import os
-from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import keras
 import numpy as np
 import torch
+from harness import photos_and_backbone
 from sklearn.model_selection import StratifiedKFold
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -76,16 +75,12 @@ def one_fold(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photos", type=Path)
+    parser = photos_and_backbone(__doc__, "head-start")
     parser.add_argument("--label-regex", default=r"(cat|dog)\.\d+", help="'' takes labels from folders")
-    parser.add_argument("--backbone", default="EfficientNetLite0")
-    parser.add_argument("--weights", default="imagenet", help="a weights file without top")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--presize", type=int, default=256)
     parser.add_argument("--shufflings", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("head-start"), help="where activations are kept")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 

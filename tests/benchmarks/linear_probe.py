@@ -8,7 +8,6 @@ settings, on the means of a frozen backbone's feature maps of the centre squares
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import statistics
@@ -19,6 +18,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 import numpy as np
 import torch
 from eight_steps import last_fifth
+from harness import photos_and_backbone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
@@ -66,14 +66,10 @@ def wrong(features: np.ndarray, labels: np.ndarray, held_back: np.ndarray) -> in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("--backbone", default="EfficientNetLite0")
-    parser.add_argument("--weights", default="imagenet", help="a weights file without top")
+    parser = photos_and_backbone(__doc__, "linear-probe")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--presize", type=int, default=256)
     parser.add_argument("--resize-method", choices=("crop", "pad", "squish"), default="crop")
-    parser.add_argument("--out", type=Path, default=Path("linear-probe"), help="where activations are kept")
     options = parser.parse_args()
 
     files = sorted(options.photos.glob("*.jpg"))

@@ -15,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from harness import photos_and_backbone
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -62,13 +63,9 @@ def start_elsewhere(options: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("--backbone", default="EfficientNetLite0")
-    parser.add_argument("--weights", default="imagenet", help="a weights file without top")
+    parser = photos_and_backbone(__doc__, "second-start")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves it as it is")
-    parser.add_argument("--out", type=Path, default=Path("second-start"), help="where activations are kept")
     parser.add_argument("--one-process", action="store_true", help="all starts in one, as in a notebook")
     parser.add_argument("--once", action="store_true", help="one start in this process, and no more")
     options = parser.parse_args()
