@@ -12,7 +12,7 @@ is scikit-learn's `LogisticRegression(C=C)` and `Ridge(alpha=1 / C)`, computed b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -398,8 +398,3 @@ def row_space(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None
 def as_columns(labels: np.ndarray) -> np.ndarray:
     """Targets or n-hot rows as float64 (n, outputs)."""
     return np.asarray(labels, np.float64).reshape(len(labels), -1)
-
-
-def mean_strength(strengths: Sequence[float]) -> float:
-    """Geometric mean, to name several in one figure."""
-    return float(np.exp(np.mean(np.log(strengths))))

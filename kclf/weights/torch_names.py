@@ -45,10 +45,6 @@ RESNET: tuple[Rule, ...] = (
 )
 
 
-def _dense_layer(match: re.Match[str]) -> str:
-    return f"features.denseblock{_less(match[1])}.denselayer{match[2]}"
-
-
 DENSENET: tuple[Rule, ...] = (
     (r"conv1_conv", "features.conv0"),
     (r"conv1_bn", "features.norm0"),
