@@ -99,7 +99,7 @@ def test_torch_weights_are_downloaded_once_and_checked_each_time(server, monkeyp
     assert fetch_weights("ResNet18") == path
     assert path.read_bytes() == b"some weights"
     path.write_bytes(b"other weights")
-    with pytest.raises(WeightsError, match="damaged: its sha256 does not start with"):
+    with pytest.raises(WeightsError, match=r"damaged.*sha256"):
         fetch_weights("ResNet18")
 
 
@@ -146,7 +146,7 @@ def test_weights_are_found_in_a_folder(vit, tmp_path, monkeypatch):
     folder = tmp_path / "files"
     folder.mkdir()
     assert find_weights("ViTS16", folder) is None
-    with pytest.raises(FileNotFoundError, match="No weights file of ViTS16 in the folder"):
+    with pytest.raises(FileNotFoundError, match="ViTS16"):
         build_backbone("ViTS16", weights=folder)
     (folder / "vit_small_patch16_224.augreg_in21k_ft_in1k.safetensors").write_bytes(content)
     assert same_weights(build_backbone("ViTS16", weights=folder, input_shape=(24, 24, 3)), model)

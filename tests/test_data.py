@@ -379,16 +379,16 @@ def test_images_may_all_be_without_labels_of_several():
 
 def test_rows_without_a_label_are_named(pets_folder):
     file = write_csv(pets_folder, [f"cat/{i}.png,{'' if i == 3 else 'ab'[i % 2]}" for i in range(10)])
-    with pytest.raises(DataError, match=r"1 of 10 images have no label: .*cat/3\.png"):
+    with pytest.raises(DataError, match=r"1 of 10 .*no label.*cat/3\.png"):
         ImageData.from_csv(file, size=16)
     table = {"file": [f"cat/{i}.png" for i in range(10)], "breed": ["a", "b"] * 4 + [float("nan"), None]}
-    with pytest.raises(DataError, match="2 of 10 images have no label"):
+    with pytest.raises(DataError, match=r"2 of 10 .*no label"):
         ImageData.from_table(table, folder=pets_folder, size=16)
 
 
 def test_a_class_of_one_image_is_named(pets_folder):
     file = write_csv(pets_folder, [f"cat/{i}.png,{'owl' if i == 3 else 'ab'[i % 2]}" for i in range(10)])
-    with pytest.raises(DataError, match=r"1 of 3 classes have a single image.*: owl\."):
+    with pytest.raises(DataError, match=r"1 of 3 classes.*: owl\."):
         ImageData.from_csv(file, size=16)
 
 
@@ -823,7 +823,7 @@ def test_when_nothing_can_be_read_it_says_so(tmp_path):
         (tmp_path / f"{i}.jpg").write_bytes(b"")
     dataset = ImageDataset([tmp_path / f"{i}.jpg" for i in range(3)])
 
-    with pytest.raises(DataError, match=r"None of the 3 images can be read.*0\.jpg: empty file"):
+    with pytest.raises(DataError, match=r"3 images.*0\.jpg: empty"):
         list(dataset)
 
 

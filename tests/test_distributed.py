@@ -86,7 +86,7 @@ def test_activations_are_shared_as_the_photos_are():
 def test_a_batch_must_have_a_photo_for_each_rank(monkeypatch):
     as_one_of(monkeypatch, 0, 4)
     images, labels = ranks.pictures(20)
-    with pytest.raises(kclf.DataError, match="batches of 3 are too few for 4 processes"):
+    with pytest.raises(kclf.DataError, match=r"batches of 3 .*4 processes"):
         ImageDataset(images, labels, presize=20, batch_size=3)
     with pytest.raises(ValueError, match="0 <= i < n"):
         ImageDataset(images, labels, presize=20, shard=(4, 4))

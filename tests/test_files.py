@@ -119,7 +119,7 @@ def test_a_broken_pattern_is_refused():
 
 
 def test_an_unknown_label_names_file_and_label():
-    with pytest.raises(DataError, match=r"b\.jpg: its label 'owl' is not among the 2 classes: cat, dog"):
+    with pytest.raises(DataError, match=r"b\.jpg.*'owl'.*: cat, dog"):
         encode(["cat", "owl"], ["cat", "dog"], ["a.jpg", "b.jpg"])
 
 
@@ -223,7 +223,7 @@ def test_a_stratified_split_keeps_every_class_on_both_sides(counts, fraction, se
 
 
 def test_a_class_of_one_image_cannot_be_split():
-    with pytest.raises(DataError, match=r"1 of 2 classes have a single image.*: owl"):
+    with pytest.raises(DataError, match=r"1 of 2 classes.*: owl"):
         stratified_split(["cat", "cat", "owl"])
 
 

@@ -103,7 +103,7 @@ def test_a_vision_transformer_brings_its_top_too(names, tmp_path, monkeypatch):
 
 
 def test_what_has_no_single_linear_top_says_so(names, tmp_path):
-    with pytest.raises(BackboneError, match=r"top of VGG16 is not one linear layer.*ResNet50"):
+    with pytest.raises(BackboneError, match=r"VGG16.*ResNet50"):
         kclf.imagenet_classifier("VGG16")
     build_backbone("MobileNetV2_035", weights=None).save_weights(tmp_path / "no_top.weights.h5")
     with pytest.raises(WeightsError, match="predictions"):

@@ -319,9 +319,7 @@ def test_load_lists_weights_that_do_not_fit(tmp_path):
         tmp_path / "a.h5", lambda arrays: arrays.update({"head/logits/kernel": np.zeros((16, 2), "float32")})
     )
 
-    with pytest.raises(
-        kclf.FileFormatError, match=r"head/logits/kernel: shape \(16, 2\), expected \(16, 3\)"
-    ):
+    with pytest.raises(kclf.FileFormatError, match=r"head/logits/kernel.*\(16, 2\).*\(16, 3\)"):
         load(tmp_path / "a.h5")
 
 

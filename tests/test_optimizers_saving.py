@@ -128,7 +128,7 @@ def test_another_model_is_refused_by_name():
     wrapped = LayerGroupOptimizer(optimizers.SGD(), sequential())
     copy = LayerGroupOptimizer.from_config(wrapped.get_config())
     other = keras.Sequential([keras.Input((6,)), layers.Dense(5, name="other")])
-    with pytest.raises(ValueError, match="other/kernel of shape \\(6, 5\\) is in no layer group"):
+    with pytest.raises(ValueError, match=r"other/kernel.*\(6, 5\).*no layer group"):
         copy.build(other.trainable_variables)
 
 

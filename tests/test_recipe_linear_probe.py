@@ -164,7 +164,7 @@ def test_a_label_that_all_or_none_have(of_all):
 
 
 def test_one_class_alone_is_refused():
-    with pytest.raises(DataError, match=r"two classes or more .* Received: 60 photos of 1 of 3 classes"):
+    with pytest.raises(DataError, match=r"60 photos.* 1 of 3 classes"):
         solve_linear_probe(features_of()[0], np.zeros(60, np.int64), num_outputs=3)
 
 

@@ -32,7 +32,7 @@ def read_all(data):
 def test_a_class_of_which_no_photo_can_be_read_stops_and_is_named(tmp_path, content):
     broken = {f"dog/{i}.jpg": content for i in range(10)}
     data = ImageData.from_folder(make_tree(tmp_path, {"cat/": 30, **broken}), **SMALL)
-    with pytest.raises(DataError, match=r"No image of class 'dog' can be read.*dog/\d\.jpg"):
+    with pytest.raises(DataError, match=r"'dog'.*dog/\d\.jpg"):
         read_all(data)
 
 
@@ -71,7 +71,7 @@ def test_what_a_cache_of_activations_finds_unreadable_is_known(tmp_path, tiny):
 def test_a_class_that_the_cache_cannot_read_stops(tmp_path, tiny):
     broken = {f"dog/{i}.png": b"x" for i in range(3)}
     data = ImageData.from_folder(make_tree(tmp_path, {"cat/": 30, **broken}), **SMALL)
-    with pytest.raises(DataError, match="No image of class 'dog' can be read"):
+    with pytest.raises(DataError, match="'dog'"):
         activations(tiny, data.train, tmp_path / "cache", progress=False)
 
 
@@ -86,7 +86,7 @@ def test_one_photo_of_few_may_be_unreadable(tmp_path):
 def test_many_missing_files_of_a_table_are_refused(tmp_path):
     make_tree(tmp_path, {"./": ["0.png"]})
     table = {"file": [f"{i}.png" for i in range(20)], "label": ["a", "b"] * 10}
-    with pytest.raises(DataError, match=r"19 of 20 files of the table are not there, such as .*1\.png"):
+    with pytest.raises(DataError, match=r"19 of 20 files.*1\.png"):
         ImageData.from_table(table, folder=tmp_path, **SMALL)
 
 

@@ -274,7 +274,7 @@ def test_a_limit_of_pixels_holds_after_scaling(tmp_path, monkeypatch, limit):
         assert read_image(file, at_least=128).shape == (150, 200, 3)
         with pytest.raises(ImageError, match="over the limit of 120,000"):
             read_image(file)
-        with pytest.raises(ImageError, match="1,600 x 1,200 pixels, over the limit"):
+        with pytest.raises(ImageError, match="1,600 x 1,200"):
             read_image(plain, at_least=128)
 
 
@@ -298,7 +298,7 @@ def test_a_photo_of_108_megapixels(tmp_path):
 )
 def test_no_other_format_is_opened(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(ImageError, match="not an image, or its header is damaged"):
+    with pytest.raises(ImageError, match="not an image"):
         read_image(tmp_path / "a.jpg")
 
 

@@ -212,15 +212,15 @@ def test_labels_that_differ_in_case_alone_are_refused(photos):
 @pytest.mark.parametrize("other", ["./0.png", "below/../0.png", ".//0.png"])
 def test_one_file_under_two_spellings(photos, other):
     files = [*FILES[:7], other]
-    with pytest.raises(DataError, match=r"two labels: 'cat' in row 1 and 'dog' in row 8"):
+    with pytest.raises(DataError, match=r"'cat' .*1.*'dog' .*8"):
         from_columns(photos, {"file": files, "label": KINDS})
-    with pytest.raises(DataError, match="stand twice, in training and in validation"):
+    with pytest.raises(DataError, match=r"twice.*training.*validation"):
         from_columns(photos, {"file": files, "label": [*KINDS[:7], "cat"]}, valid_indices=[7, 1])
 
 
 @pytest.mark.parametrize("empty", ["", " ", None, float("nan")])
 def test_rows_without_a_file_are_named(photos, empty):
-    with pytest.raises(DataError, match=r"1 of 8 rows name no file in column 'file': rows 3"):
+    with pytest.raises(DataError, match=r"1 of 8 rows.*'file'.*3"):
         from_columns(photos, {"file": [*FILES[:2], empty, *FILES[3:]], "label": KINDS})
 
 
@@ -266,7 +266,7 @@ def test_missing_values_of_pandas_are_named_by_file(photos, dtype):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"file": FILES, "label": [0, 1] * 4}).astype({"label": dtype})
     frame.loc[3, "label"] = pandas.NA if dtype != "float64" else None
-    with pytest.raises(DataError, match=r"1 of 8 images have no label.*3\.png"):
+    with pytest.raises(DataError, match=r"1 of 8 .*no label.*3\.png"):
         from_columns(photos, frame)
 
 

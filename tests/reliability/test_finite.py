@@ -55,7 +55,7 @@ def test_it_names_the_layer_that_gives_way():
     model = network()
     spoil = Break(3, lambda model: model.layers[1].bias.assign([float("inf")]))
 
-    with pytest.raises(NotFiniteError, match=r"epoch 0, batch 3.*layer whose output.*: net/second"):
+    with pytest.raises(NotFiniteError, match=r"epoch 0, batch 3.*net/second"):
         fit(model, spoil, FiniteGuard())
 
 
@@ -63,7 +63,7 @@ def test_it_names_the_inputs():
     x = np.ones((32, 2), "float32")
     x[[9, 11], 1] = np.nan
 
-    with pytest.raises(NotFiniteError, match=r"batch 2.*not finite: number 1 of the batch, number 3 of"):
+    with pytest.raises(NotFiniteError, match=r"batch 2.*number 1 .*number 3 "):
         fit(network(), FiniteGuard(), x=x)
 
 

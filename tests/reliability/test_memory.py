@@ -61,7 +61,7 @@ def test_a_batch_of_4096_ends_as_64_accumulated_64_times():
     small, accumulated = network(ROOM), network(10**9, accumulation=64)
     guard, recorder = MemoryGuard(), Recorder()
 
-    with pytest.warns(UserWarning, match="4096 photos at once: they go through in 64 parts") as said:
+    with pytest.warns(UserWarning, match=r"4096 photos.* 64 parts") as said:
         history = train(small, 4096, guard, recorder, count=4096)
 
     wanted = train(accumulated, 64, count=4096)
@@ -84,7 +84,7 @@ def test_nothing_changes_where_memory_suffices():
 
 
 def test_a_single_photo_too_many_is_an_end():
-    with pytest.raises(TrainingError, match="does not suffice for a single photo"):
+    with pytest.raises(TrainingError, match="single photo"):
         train(network(0), 16, MemoryGuard())
 
 
