@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 from .._core.keywords import AUGMENTATION, answering
 from .augmentation import Augmentation
 
-Size: TypeAlias = int | tuple[int, int] | None
 
-
-def side_on(size: Size = None, *, max_zoom: float = 1.1, **options: Any) -> Augmentation:
+def side_on(
+    size: int | tuple[int, int] | None = None, *, max_zoom: float = 1.1, **options: Any
+) -> Augmentation:
     """For photos taken from the side: mirrored, turned up to 10 degrees, a little light.
 
     Args:
@@ -28,7 +28,9 @@ def side_on(size: Size = None, *, max_zoom: float = 1.1, **options: Any) -> Augm
     return Augmentation(size, **{"flip": "horizontal"} | _course(max_zoom) | options)
 
 
-def top_down(size: Size = None, *, max_zoom: float = 1.1, **options: Any) -> Augmentation:
+def top_down(
+    size: int | tuple[int, int] | None = None, *, max_zoom: float = 1.1, **options: Any
+) -> Augmentation:
     """For images taken from above (satellite, microscope): as `side_on`, with all symmetries of the square.
 
     Args:
@@ -39,7 +41,9 @@ def top_down(size: Size = None, *, max_zoom: float = 1.1, **options: Any) -> Aug
     return Augmentation(size, **{"flip": "dihedral"} | _course(max_zoom) | options)
 
 
-def basic(size: Size = None, *, max_zoom: float = 1.1, **options: Any) -> Augmentation:
+def basic(
+    size: int | tuple[int, int] | None = None, *, max_zoom: float = 1.1, **options: Any
+) -> Augmentation:
     """For images whose left and right differ (letters, X-rays): as `side_on`, never mirrored.
 
     Args:
@@ -55,7 +59,7 @@ def _course(max_zoom: float) -> dict[str, Any]:
     return {"max_rotate": 10.0, "max_zoom": max_zoom, "max_lighting": 0.05}
 
 
-def none(size: Size = None, **options: Any) -> Augmentation:
+def none(size: int | tuple[int, int] | None = None, **options: Any) -> Augmentation:
     """No change but the size: the centre, in training as well.
 
     Args:
@@ -68,7 +72,7 @@ def none(size: Size = None, **options: Any) -> Augmentation:
     return Augmentation(size, **options)
 
 
-def trivial(size: Size = None, **options: Any) -> Augmentation:
+def trivial(size: int | tuple[int, int] | None = None, **options: Any) -> Augmentation:
     """One change for each image, of random kind and strength: nothing to tune ("TrivialAugment").
 
     Args:
@@ -87,15 +91,19 @@ def trivial(size: Size = None, **options: Any) -> Augmentation:
 
 @answering(AUGMENTATION)
 def aug_transforms(
-    size: Size = None,
+    size: int | tuple[int, int] | None = None,
     *,
     mult: float = 1.0,
     do_flip: bool = True,
     flip_vert: bool = False,
     max_rotate: float = 10.0,
+    min_zoom: float = 1.0,
     max_zoom: float = 1.1,
     max_lighting: float = 0.2,
     max_warp: float = 0.2,
+    p_affine: float = 0.75,
+    p_lighting: float = 0.75,
+    min_scale: float = 1.0,
     **options: Any,
 ) -> Augmentation:
     """Fastai 2's `aug_transforms`: the same arguments, the same defaults, one resample in place of two.
@@ -106,10 +114,14 @@ def aug_transforms(
         do_flip: mirror half of the images.
         flip_vert: use all eight symmetries of the square, where `do_flip` is on.
         max_rotate: largest turn either way, in degrees.
+        min_zoom: smallest magnification.
         max_zoom: largest magnification.
         max_lighting: largest change of brightness and contrast.
         max_warp: largest tilt of the perspective.
-        **options: `min_zoom`, `p_affine`, `p_lighting`, `min_scale` and further arguments of `Augmentation`.
+        p_affine: share of the images that are rotated, zoomed and warped.
+        p_lighting: share of the images whose light changes.
+        min_scale: smallest share of the area that a random crop keeps.
+        **options: further arguments of `Augmentation`.
 
     Returns:
         The layer.
@@ -123,8 +135,12 @@ def aug_transforms(
         size,
         flip=flip,
         max_rotate=max_rotate * mult,
+        min_zoom=min_zoom,
         max_zoom=max_zoom,
         max_lighting=max_lighting * mult,
         max_warp=max_warp * mult,
+        p_affine=p_affine,
+        p_lighting=p_lighting,
+        min_scale=min_scale,
         **options,
     )
