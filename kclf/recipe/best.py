@@ -89,8 +89,8 @@ def fit_best(
     """Train the best classifier that these photos and this time allow.
 
     The last layer is solved (`fit_linear_probe`), at the size of the model and at larger ones, of which folds
-    of the training photos choose. Everything is tuned from the solution at the given size, and of the solved
-    and the tuned classifier the one with the lower loss on the validation photos is kept, also when something
+    of the training photos choose. Everything is tuned from the solution at the given size; what that gives is
+    kept where its loss on the validation photos is lower by more than a standard error, also when something
     ends the tuning early.
 
     Args:

@@ -59,14 +59,15 @@ class Comparison:
     def choice(self) -> int | None:
         """What is best on all photos, where the same choice on one half of them holds on the other half.
 
-        One that only wins where it was chosen has won by chance: the solved classifier is then kept.
+        One that wins by no more than a standard error, or only where it was chosen, may have won by chance:
+        the solved classifier is then kept.
         """
-        gain = _calibrated(self._halves).losses() - _calibrated(self.probe).losses()
-        return self.choose(np.arange(len(self.probe))) if gain.mean() < 0 else None
+        mean, error = self._gain
+        return self.choose(np.arange(len(self.probe))) if mean < -error else None
 
     @property
     def tuned_is_better(self) -> bool:
-        """Whether the tuned classifier has the lower loss."""
+        """Whether the tuned classifier has the lower loss by more than its standard error."""
         return self.choice is not None
 
     @property
@@ -84,6 +85,13 @@ class Comparison:
         return self.probe if self.choice is None else self._halves
 
     @cached_property
+    def _gain(self) -> tuple[float, float]:
+        """What tuning adds to the loss, and the standard error of that; nan of a single photo."""
+        gain = _calibrated(self._halves).losses() - _calibrated(self.probe).losses()
+        error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
+        return float(gain.mean()), float(error)
+
+    @cached_property
     def _halves(self) -> Predictions:
         first = np.random.default_rng(0).permutation(len(self.probe)) < len(self.probe) / 2
         values = self.probe.probabilities.copy()
@@ -96,14 +104,11 @@ class Comparison:
         return replace(self.probe, probabilities=values)
 
     def __str__(self) -> str:
-        before, after = (_calibrated(part).losses() for part in (self.probe, self._halves))
-        gain = after - before
-        error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
-        choice = self.choice
+        before, (mean, error), choice = _calibrated(self.probe).losses().mean(), self._gain, self.choice
         kept = "linear probe" if choice is None else f"tuned, read at {choice} px"
         return (
-            f"{loss_name(self.probe.task)} {before.mean():.4f} -> {after.mean():.4f} by tuning "
-            f"({gain.mean():+.4f} ± {error:.4f}) on {len(gain):,} photos; kept: {kept}"
+            f"{loss_name(self.probe.task)} {before:.4f} -> {before + mean:.4f} by tuning "
+            f"({mean:+.4f} ± {error:.4f}) on {len(self.probe):,} photos; kept: {kept}"
         )
 
 
