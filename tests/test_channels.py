@@ -150,6 +150,17 @@ def test_photos_of_other_channels_are_refused_with_what_to_do():
             model(photos)
 
 
+def test_the_command_refuses_other_channels_of_files_in_one_message(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.fromarray(pixels(3)[number]).save(tmp_path / name / f"{number}.png")
+    assert run("train", tmp_path, "--channels", 2, "--weights", "none", "--out", tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert "channels=3, or 1 for grey" in said
+    assert "Traceback" not in said
+
+
 # ---- in use --------------------
 
 

@@ -89,10 +89,10 @@ def check_file_channels(channels: int) -> int:
     """How many channels photos in files are read with: 3, or 1 for grey.
 
     Raises:
-        ValueError: it is another number.
+        DataError: it is another number.
     """
     if channels not in (1, 3):
-        raise ValueError(
+        raise DataError(
             "Expected channels=3, or 1 for grey, of photos in files. Images of other channels come as arrays "
             "uint8 (n, height, width, channels): ImageData.from_arrays, kclf.predict(model, images). "
             f"Received: channels={channels}"
