@@ -41,8 +41,9 @@ ONE_PER_FAMILY = [
     "VGG16",
     "Xception",
 ]
+SLOW = ("InceptionResNetV2", "NASNetLarge")
 ALL = [
-    name if name in ONE_PER_FAMILY else pytest.param(name, marks=pytest.mark.heavy)
+    name if name in ONE_PER_FAMILY and name not in SLOW else pytest.param(name, marks=pytest.mark.heavy)
     for name in backbone_names()
 ]
 

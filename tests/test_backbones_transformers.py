@@ -300,7 +300,9 @@ def test_groups_are_the_stem_with_half_of_the_blocks_and_the_other_half():
     assert [key for key in layer_keys(model) if "#" in key] == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.heavy)]
+)
 def test_a_transformer_trains_and_comes_back_from_its_file(tiny_classifier, tmp_path, dtype):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype("uint8")
     labels = np.array([0, 1] * 4)

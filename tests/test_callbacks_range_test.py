@@ -120,7 +120,7 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("kind", DATA)
-@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("built", [True, pytest.param(False, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("repeats", [pytest.param(1, marks=pytest.mark.heavy), 3])
 def test_fit_after_the_test_is_fit_without_it(kind, built, repeats):
     grouped = built  # groups of an unbuilt model are not known yet

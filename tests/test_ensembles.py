@@ -248,7 +248,11 @@ def test_table_has_a_row_for_each_way_and_leaves_the_model_alone(snapshots, phot
     ema = tmp_path / "ema.weights.h5"
     model.save_weights(ema)
     before = weights_of(model)
-    table = SnapshotEnsemble(model, files).table(photos, ema=ema, predict=ask)
+    asked = []
+    table = SnapshotEnsemble(model, files).table(
+        photos, ema=ema, predict=lambda *of: asked.append(of) or ask(*of)
+    )
+    assert len(asked) == 3 + 2 + 1 + 1  # the members, two that may join the soup, the soup, the average
     names = [row.name for row in table.rows]
     assert names[:4] == ["dogs_cyc_0", "dogs_cyc_1", "dogs_cyc_2", "mean"]
     assert names[4].startswith("soup of ")

@@ -76,7 +76,10 @@ def with_top(name, **options):
 
 @pytest.mark.parametrize(
     ("name", "constructor", "options"),
-    [("MobileNet_025", "MobileNet", {"alpha": 0.25}), ("MobileNetV2_035", "MobileNetV2", {"alpha": 0.35})],
+    [
+        ("MobileNet_025", "MobileNet", {"alpha": 0.25}),
+        pytest.param("MobileNetV2_035", "MobileNetV2", {"alpha": 0.35}, marks=pytest.mark.heavy),
+    ],
 )
 def test_logits_are_those_of_the_published_classifier(name, constructor, options, names, tmp_path):
     theirs = with_top(constructor, **options)

@@ -389,7 +389,10 @@ def test_a_refit_that_is_stopped_leaves_what_was_chosen(monkeypatch):
     assert model.decision is not None
 
 
-@pytest.mark.parametrize("stop_at", [10, 26], ids=["in the tuning", "in the refit"])
+@pytest.mark.parametrize(
+    "stop_at",
+    [pytest.param(10, id="in the tuning", marks=pytest.mark.heavy), pytest.param(26, id="in the refit")],
+)
 def test_a_run_that_is_cut_off_resumes_bit_for_bit(stop_at, tmp_path, monkeypatch):
     monkeypatch.setattr(Comparison, "choice", SIZE)
 

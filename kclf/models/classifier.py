@@ -355,7 +355,7 @@ class ImageClassifier(keras.Model):
 
         Args:
             optimizer: a Keras optimizer, `LayerGroupOptimizer`, or a name. "auto" is AdamW at 1e-3 for the
-                head and at a hundredth to a tenth of it for the backbone, should that train;
+                head and at .003 to .03 of it for the backbone, should that train;
                 under the policy mixed_float16 it gets `FusedLossScaleOptimizer` around it, unless
                 `auto_scale_loss=False`.
             loss: "auto" is cross-entropy from logits for one label, binary cross-entropy from logits for

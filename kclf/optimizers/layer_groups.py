@@ -57,6 +57,11 @@ def _of_inner(name: str) -> property:
     return property(read, write)
 
 
+def _gentle(pretrained: int) -> list[float]:
+    """Multipliers that pretrained groups survive under stored statistics, without warmup; 1 for the head."""
+    return [*np.geomspace(0.03, 0.003, pretrained)[::-1].tolist(), 1.0]
+
+
 @keras.saving.register_keras_serializable(package="kclf")
 class LayerGroupOptimizer(keras.optimizers.Optimizer):
     """Any Keras optimizer, with a learning rate and weight decay for each layer group.
@@ -78,8 +83,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             then one group each; or a list of lists of layers, input side first.
         learning_rate_multipliers: one number for all groups, a list with one a group, `slice(hi)`,
             `slice(lo, hi)` or `{group index: number}`, as `group_rates` reads them; see also `layer_decay`.
-            None is `slice(0.01, 1)` for a model with `layer_groups`, whose pretrained layers survive no more
-            once they train, and 1 for all else.
+            None is .003 to .03 for the pretrained groups of a model with `layer_groups`, which survive no
+            more once they train, and 1 for its head and for all else.
         weight_decay_multipliers: the same for weight decay.
         decay_biases_and_norms: True to decay biases and norm parameters too.
         warm_up_average: under `use_ema`, let the average follow faster at first, by the decay
@@ -124,9 +129,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             model_or_groups if isinstance(model_or_groups, RecordedGroups) else LayerGroups(model_or_groups)
         )
         if learning_rate_multipliers is None:
-            learning_rate_multipliers = (
-                slice(0.01, 1.0) if hasattr(model_or_groups, "layer_groups") and self.num_groups > 1 else 1.0
-            )
+            pretrained = self.num_groups - 1 if hasattr(model_or_groups, "layer_groups") else 0
+            learning_rate_multipliers = _gentle(pretrained) if pretrained else 1.0
         self.learning_rate_multipliers = tuple(group_rates(learning_rate_multipliers, self.num_groups))
         self.weight_decay_multipliers = tuple(group_rates(weight_decay_multipliers, self.num_groups))
         self.decay_biases_and_norms = decay_biases_and_norms

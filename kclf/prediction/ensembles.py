@@ -113,7 +113,12 @@ class SnapshotEnsemble:
         Returns:
             Names of the members in the soup, in the order they joined.
         """
-        scores = {name: p.accuracy() for name, p in self.predict_members(valid, predict=predict).items()}
+        return self._soup(self.predict_members(valid, predict=predict), valid, train, predict)
+
+    def _soup(
+        self, members: Mapping[str, Predictions], valid: Any, train: Any, predict: Predict
+    ) -> list[str]:
+        scores = {name: predictions.accuracy() for name, predictions in members.items()}
         files = self._files_by_name()
         soup: list[str] = []
         best = -1.0
@@ -151,7 +156,7 @@ class SnapshotEnsemble:
         members = self.predict_members(valid, predict=predict)
         rows = {**members, "mean": average_predictions(list(members.values()), self.weights)}
         with original_weights(self.model), passing_draws(self.model, train):
-            soup = self.soup(valid, train, predict=predict)
+            soup = self._soup(members, valid, train, predict)
             rows[f"soup of {len(soup)}, chosen here"] = predict(self.model, valid)
             for name, file in _named(ema).items():
                 self.load(self.model, file)

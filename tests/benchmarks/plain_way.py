@@ -85,6 +85,9 @@ def by_torch(options: argparse.Namespace, name: str, seed: int, data: kclf.Image
     return scores
 
 
+WAYS = {"kclf": by_keras, "torch": by_torch}
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("photos", type=Path)
@@ -92,13 +95,14 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--photos-trained", type=int, default=200)
     options.add_argument("--size", type=int, default=128)
+    options.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
     options.add_argument("--backbones", nargs="*", default=list(BACKBONES), choices=BACKBONES)
     options = options.parse_args()
     for name in options.backbones:
-        found = {"kclf": [], "torch": []}
+        found = {way: [] for way in options.ways}
         for seed in range(options.seeds):
-            for way, train in (("kclf", by_keras), ("torch", by_torch)):
-                scores = train(options, name, seed, drawn(options, seed))
+            for way in options.ways:
+                scores = WAYS[way](options, name, seed, drawn(options, seed))
                 found[way].append([(one.hits().mean(), one.losses().mean()) for one in scores])
                 said = ", ".join(f"{accuracy:.3f} ({loss:.3f})" for accuracy, loss in found[way][-1])
                 print(f"{name:18} seed {seed} {way:6} {said}", flush=True)

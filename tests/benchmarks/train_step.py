@@ -181,9 +181,7 @@ def torch_graphs(settings):
     if settings.device == "cpu":
         raise harness.NotHere("needs CUDA")
     model = torchvision_model(settings)
-    return torch_loop(
-        settings, torch.compile(model, mode="reduce-overhead"), sgd(model), channels_last=True
-    )
+    return torch_loop(settings, torch.compile(model, mode="reduce-overhead"), sgd(model), channels_last=True)
 
 
 @harness.contestant("torch NCHW", peer=True)
