@@ -960,7 +960,7 @@ def test_a_cache_does_not_enlarge_its_photos(pets_folder, tmp_path):
     fast = small(pets_folder).resize(20, tmp_path / "cache")
 
     assert fast.replace(size=20).train.presize == 20
-    with pytest.raises(ValueError, match=r"presize <= 20, the short side.*presize=24.*at least 24"):
+    with pytest.raises(ValueError, match=r"presize <= 20, the size of the photos.*presize=24.*at least 24"):
         fast.replace(size=24)
     with pytest.raises(ValueError, match=r"presize <= 20"):
         fast.valid.replace(presize=21)

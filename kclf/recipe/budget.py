@@ -302,8 +302,8 @@ def larger_sizes(model: ImageClassifier, shares: Sequence[float]) -> list[Size]:
     spec = None if model.backbone_name is None else backbone_spec(model.backbone_name)
     free = model.backbone.input_shape[1] is None if spec is None else spec.patch == 1
     most = math.inf if spec is None else LARGEST * spec.default_size
-    own, mean = min(sides(model.size)), math.sqrt(num_pixels(model.size))  # alike, for a square
-    short = {int(min(own * share, most * own / mean)) // SIZE_STEP * SIZE_STEP for share in shares}
+    own = min(sides(model.size))
+    short = {int(min(own * share, most)) // SIZE_STEP * SIZE_STEP for share in shares}
     return [scaled(model.size, side / own) for side in sorted(short) if free and side > own]
 
 
