@@ -345,7 +345,7 @@ def test_the_resize_of_exports_is_torchs_along_both_axes():
 def test_onnx_files_take_the_shape(tmp_path):
     pytest.importorskip("onnxscript", reason="the extra [onnx] is not installed")
     pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
-    model, photos = classifier(), pixels(8, PRESIZE)
+    model, photos = small(), pixels(8, PRESIZE)
     kclf.to_onnx(model, tmp_path / "model.onnx")
     loaded = kclf.load_onnx(tmp_path / "model.onnx")
     assert loaded.size == PRESIZE
