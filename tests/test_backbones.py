@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from kclf.backbones import backbone_names, backbone_spec, build_backbone, split_backbone
 from kclf.backbones.applications import IMAGENET_DEVIATION, IMAGENET_MEAN, input_statistics
 from kclf.backbones.building import TOP_LAYERS
-from kclf.data.images import read_image, to_square
+from kclf.data.images import read_image, to_frame
 from kclf.errors import BackboneError, WeightsError, WeightsUnavailableError
 from kclf.layers import InputNormalization
 from kclf.weights import array_of, layer_keys, load_weights
@@ -207,7 +207,7 @@ def test_lite0_with_its_top_calls_cats_cats_and_dogs_dogs(dogscats, kind, count,
     normalize = InputNormalization(backbone_spec("EfficientNetLite0").normalization)
     found = []
     for file in sorted(dogscats.glob(f"{kind}.*.jpg"))[:count]:
-        photo = torch.tensor(to_square(read_image(file), 224))[None]
+        photo = torch.tensor(to_frame(read_image(file), 224))[None]
         found.append(int(model(normalize(photo.float()), training=False).argmax()))
     share = np.mean([place in IMAGENET[kind] for place in found])
     print(f"{kind}: {share:.3f} of {len(found)}")

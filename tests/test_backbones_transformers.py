@@ -262,11 +262,12 @@ def test_every_tensor_of_timm_has_its_place_and_gives_the_same(name):
     theirs = timm.create_model(word, num_classes=0, **dynamic, **options).eval()
     plan = TRANSFORMERS.get(name)
     # Other grids are resampled by timm in its own way: that of ViT's positions is also the one here.
-    side = 64 if plan is None else plan.patch * (plan.grid if plan.interpolation != "timm" else 4)
-    ours = build_backbone(name, weights=None, input_shape=(side, side, 3))
+    grid = (4, 6) if plan is None or plan.interpolation == "timm" else (plan.grid, plan.grid)
+    sides = [(16 if plan is None else plan.patch) * patches for patches in grid]
+    ours = build_backbone(name, weights=None, input_shape=(*sides, 3))
     report = from_torch(ours, theirs.state_dict())
     assert len(report.matched) == len(theirs.state_dict())
-    pixels = torch.rand(1, 3, side, side)
+    pixels = torch.rand(1, 3, *sides)
     with torch.no_grad():
         maps = theirs.forward_features(pixels)
         if name in CONVNEXTS:

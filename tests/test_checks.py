@@ -24,7 +24,7 @@ from kclf.checks import (
     undo_ledger,
 )
 from kclf.data import ImageData
-from kclf.data.images import read_image, to_square
+from kclf.data.images import read_image, to_frame
 from kclf.errors import DataError, FileFormatError, OutputExistsError
 
 
@@ -356,7 +356,7 @@ def mobilenet_activations(paths: list[str], weights: Path) -> np.ndarray:
         include_top=False, pooling="avg", input_shape=(160, 160, 3), weights=str(weights)
     )
     batches = [
-        np.stack([to_square(read_image(path, 160), 160) for path in paths[start : start + 64]])
+        np.stack([to_frame(read_image(path, 160), 160) for path in paths[start : start + 64]])
         for start in range(0, len(paths), 64)
     ]
     return np.concatenate([backbone.predict_on_batch(batch / np.float32(127.5) - 1) for batch in batches])

@@ -514,7 +514,7 @@ def test_windows_move_in_training_and_stay_in_the_centre_in_validation(pets_fold
 
     assert moved
     square = next(iter(data.valid))[0][0].numpy()
-    assert np.array_equal(square, data.valid.dataset.square(0, 16))
+    assert np.array_equal(square, data.valid.dataset.frame(0, 16))
 
 
 def test_the_window_of_an_image_depends_on_seed_epoch_and_index_alone():
@@ -953,14 +953,14 @@ def test_a_very_long_photo_is_kept_as_it_is(pets_folder, tmp_path):
 
     (index,) = [i for i, path in enumerate(fast.train.paths) if path.endswith("long.png")]
     assert fast.train.dataset[index].shape == (10, 900, 3)
-    assert (fast.train.dataset.square(index, 20) == (255, 0, 0)).all()
+    assert (fast.train.dataset.frame(index, 20) == (255, 0, 0)).all()
 
 
 def test_a_cache_does_not_enlarge_its_photos(pets_folder, tmp_path):
     fast = small(pets_folder).resize(20, tmp_path / "cache")
 
     assert fast.replace(size=20).train.presize == 20
-    with pytest.raises(ValueError, match=r"presize <= 20, the short side.*presize=24.*at least 24"):
+    with pytest.raises(ValueError, match=r"presize <= 20, the size of the photos.*presize=24.*at least 24"):
         fast.replace(size=24)
     with pytest.raises(ValueError, match=r"presize <= 20"):
         fast.valid.replace(presize=21)

@@ -28,6 +28,8 @@ CARDS = [
 
 # Code of the docs is run as it stands but for these: small photos, few of them, short range tests.
 SMALLER = [
+    (r"\(224, 336\)", "(32, 48)"),
+    (r"\(280, 420\)", "(40, 60)"),
     (r"presize=\d+", "presize=40"),
     (r"\bsize=\d+", "size=32"),
     (r"\(224\b", "(32"),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import kclf.models.export
 from kclf.acceleration import deaccelerate
-from kclf.data.images import read_image, to_square
+from kclf.data.images import read_image, to_frame
 from kclf.errors import WeightsError
 from kclf.layers import InputNormalization, none
 from kclf.models import ImageClassifier
@@ -167,7 +167,7 @@ def test_real_classifiers_give_keras_probabilities_of_200_photos(tmp_path, dogsc
     weights = weights if weights == "imagenet" else fetched_weights(weights)
     model = with_random_logits(ImageClassifier(backbone, ["cat", "dog"], weights=weights, presize=256))
     files = sorted(dogscats.glob("*.jpg"))[::10][:200]
-    photos = torch.from_numpy(np.stack([to_square(read_image(file), 256) for file in files]))
+    photos = torch.from_numpy(np.stack([to_frame(read_image(file), 256) for file in files]))
     export(model, tmp_path / f"model.{kind}")
     found = run(tmp_path / f"model.{kind}", photos)
     expected = stock_probabilities(model, photos)

@@ -142,7 +142,7 @@ def test_a_large_jpeg_is_decoded_smaller_but_never_too_small(tmp_path):
 def test_decoding_smaller_looks_the_same(tmp_path):
     Image.fromarray(photo(1600, 1200)).save(tmp_path / "a.jpg", quality=95)
     squares = [
-        images.to_square(images.read_image(tmp_path / "a.jpg", at_least), 224).astype(int)
+        images.to_frame(images.read_image(tmp_path / "a.jpg", at_least), 224).astype(int)
         for at_least in (None, 224)
     ]
 
@@ -211,7 +211,7 @@ def test_the_window_is_fastai_s(golden):
 def test_any_shape_becomes_a_square_by_any_method(method, shape, position):
     image = np.full((*shape, 3), 7, np.uint8)
 
-    square = images.to_square(image, 50, method, position)
+    square = images.to_frame(image, 50, method, position)
 
     assert square.shape == (50, 50, 3)
     assert square.dtype == np.uint8
@@ -224,13 +224,13 @@ def test_any_shape_becomes_a_square_by_any_method(method, shape, position):
 def test_crop_takes_the_window_at_its_position(position, expected):
     image = quarters(200, 100)[:50]
 
-    assert (images.to_square(image, 50, "crop", position) == expected).all()
+    assert (images.to_frame(image, 50, "crop", position) == expected).all()
 
 
 def test_pad_mirrors_the_edges_and_loses_nothing():
     image = quarters(100, 50)
 
-    square = images.to_square(image, 100, "pad")
+    square = images.to_frame(image, 100, "pad")
 
     assert np.array_equal(square[25:75], image)
     assert np.array_equal(square[:25], image[1:26][::-1])
@@ -238,7 +238,7 @@ def test_pad_mirrors_the_edges_and_loses_nothing():
 
 
 def test_squish_keeps_the_corners():
-    square = images.to_square(quarters(200, 100), 50, "squish")
+    square = images.to_frame(quarters(200, 100), 50, "squish")
 
     assert [tuple(c) for c in corners(square)] == [RED, GREEN, BLUE, GREY]
 
@@ -250,7 +250,7 @@ def test_fit_then_place_is_to_square(method, position):
 
     in_two = images.crop_or_pad(images.resize_to_fit(image, 96, method), 96, position)
 
-    difference = np.abs(in_two.astype(int) - images.to_square(image, 96, method, position))
+    difference = np.abs(in_two.astype(int) - images.to_frame(image, 96, method, position))
     assert difference.mean() < 2  # the crop begins at a fraction of a pixel in one of the two
 
 
@@ -259,10 +259,10 @@ def test_fit_then_place_is_to_square(method, position):
 def test_a_square_is_written_where_it_belongs(method, shape):
     image, batch = photo(*shape), np.zeros((2, 50, 50, 3), np.uint8)
 
-    written = images.to_square(image, 50, method, out=batch[1])
+    written = images.to_frame(image, 50, method, out=batch[1])
 
     assert np.shares_memory(written, batch)
-    assert np.array_equal(batch[1], images.to_square(image, 50, method))
+    assert np.array_equal(batch[1], images.to_frame(image, 50, method))
     assert not batch[0].any()
 
 

@@ -422,7 +422,7 @@ def test_the_images_of_several_sources():
     joined = JoinedImages([ArrayImages(first), ArrayImages(second)])
 
     assert [int(joined[i].mean()) for i in range(4)] == [10, 10, 20, 20]
-    assert joined.take(np.array([3, 0])).square(0, 4).mean() == 20
+    assert joined.take(np.array([3, 0])).frame(0, 4).mean() == 20
     other = JoinedImages([ArrayImages(first), ArrayImages(second + 1)])
     model = classifier()
     keys = {

@@ -19,7 +19,7 @@ from PIL import Image
 
 from kclf.checks import out_of_fold_probabilities
 from kclf.data.files import list_images
-from kclf.data.images import read_image, to_square
+from kclf.data.images import read_image, to_frame
 from kclf.data.labels import parent_label
 from kclf.interpret import ConfusionMatrix, Interpretation
 from kclf.prediction.predictions import Predictions
@@ -37,7 +37,7 @@ def pets(folder: str, weights: str) -> Interpretation:
     backbone = keras.applications.MobileNetV2(
         include_top=False, pooling="avg", input_shape=(224, 224, 3), weights=weights
     )
-    squares = np.stack([to_square(read_image(path, at_least=224), 224) for path in paths])
+    squares = np.stack([to_frame(read_image(path, at_least=224), 224) for path in paths])
     features = backbone.predict(squares / np.float32(127.5) - 1, batch_size=32)
     probabilities = out_of_fold_probabilities(features, labels, penalty=0.01)
     return Interpretation(Predictions(probabilities, labels, np.array(paths), class_names.tolist()))

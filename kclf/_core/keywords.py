@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_SIZE = "size=SIDE, one number: photos become squares"
+_SIZE = "size=SIDE for squares, or size=(HEIGHT, WIDTH)"
 _LABELS = "leave it out: labels are class numbers, and losses and metrics by name take these"
 _ITSELF = "leave it out: ImageClassifier normalises pixels in [0, 255] as its backbone expects"
 _AUGMENT = "ImageClassifier(..., augmentation=kclf.aug_transforms())"
@@ -48,8 +48,8 @@ MODEL = {
     "include_top": "leave it out: a backbone has no top, and ImageClassifier adds a head",
     "classes": "class_names=[...], one name an output",
     "num_classes": "class_names=[...], one name an output",
-    "input_shape": "size=SIDE",
-    "image_size": "size=SIDE",
+    "input_shape": _SIZE,
+    "image_size": _SIZE,
     "input_tensor": "leave it out: the classifier makes its own input; model.inputs has it",
     "pooling": "leave it out: the head pools, by average and maximum",
     "dropout_rate": "dropout=SHARE",

@@ -12,9 +12,10 @@ from typing import Any, Literal, Self
 
 from ..errors import FileFormatError
 from .arguments import listed
+from .sizes import Size, as_size, scaled, size_and_presize
 
 DATA, MODEL, TRAINING = "Data", "Model", "Training"  # the parts that the flags of the command are shown in
-PRESIZE = 1.25  # sides of the square that the network sees: room for crops and turns
+PRESIZE = 1.25  # sides of what the network sees: room for crops and turns
 
 
 def setting(
@@ -71,7 +72,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         allowed = kinds(type(self))
         for one in fields(self):
-            value = of_kind(one.name, getattr(self, one.name), allowed[one.name])
+            value, kind = getattr(self, one.name), allowed[one.name]
+            value = of_size(one, value) if is_size(kind) else of_kind(one.name, value, kind)
             check_range(one, value)
             object.__setattr__(self, one.name, value)
 
@@ -118,8 +120,8 @@ class RunSettings(TrainSettings):
         max_pixels: most pixels of a photo, as decoded; None for Pillow's limit.
         backbone: the pretrained network, of `kclf weights list`.
         weights: those it starts with: imagenet, none (None in Python), or a file without top.
-        size: side of the square the network sees, pixels.
-        presize: side of the square photos are read at, before augmentation, pixels. Default: 1.25 x size.
+        size: what the network sees, in pixels: SIDE of a square, or HEIGHTxWIDTH, such as 224x336.
+        presize: what photos are read at, before augmentation, as --size. Default: 1.25 x size.
         channels: of the photos: 3 reads them in colour, 1 in grey.
         augment: what happens to training photos.
         batchnorm: "inference", "frozen", "train" or "sync", as `ImageClassifier` has it.
@@ -146,8 +148,8 @@ class RunSettings(TrainSettings):
     max_pixels: int | None = setting(None, DATA, least=1)
     backbone: str = setting("EfficientNetLite0", MODEL)
     weights: str | None = setting("imagenet", MODEL, word=str)
-    size: int = setting(224, MODEL, least=16, most=8192)
-    presize: int | None = setting(None, MODEL, least=16, most=10240)
+    size: Size = setting(224, MODEL, least=16, most=8192, word=str)  # noqa: RUF009 - a field, and no value
+    presize: Size | None = setting(None, MODEL, least=16, most=10240, word=str | None)  # noqa: RUF009
     channels: int = setting(3, MODEL, least=1, most=3)
     augment: Literal["standard", "side_on", "top_down", "basic", "none"] = setting("standard", MODEL)
     batchnorm: Literal["inference", "frozen", "train", "sync"] = setting("inference", None)
@@ -157,13 +159,25 @@ class RunSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.presize is None:
-            object.__setattr__(self, "presize", round(self.size * PRESIZE))
+        presize = scaled(self.size, PRESIZE) if self.presize is None else self.presize
+        object.__setattr__(self, "presize", size_and_presize(self.size, presize)[1])
 
 
 def kinds(settings: Any) -> dict[str, Any]:
     """The type of each setting by its name."""
     return typing.get_type_hints(settings)
+
+
+def is_size(kind: Any) -> bool:
+    """Whether a setting of a type is a size of photos, or None."""
+    return set(typing.get_args(Size)) <= set(typing.get_args(kind))
+
+
+def of_size(one: Field[Any], value: Any) -> Size | None:
+    """A size in its one form, within the limits of its field; None where that can be."""
+    if value is None and one.default is None:
+        return None
+    return as_size(one.name, value, one.metadata["least"], one.metadata["most"])
 
 
 def of_kind(name: str, value: Any, kind: Any) -> Any:
@@ -188,7 +202,7 @@ def literals(kind: Any) -> tuple[str, ...]:
 def check_range(one: Field[Any], value: Any) -> None:
     """Refuse a number below the least or above the most that a field can have; NaN is neither."""
     least, most = one.metadata.get("least"), one.metadata.get("most")
-    if value is None or least is None:
+    if value is None or least is None or isinstance(value, tuple):  # a size has been checked
         return
     if not least <= value <= (float("inf") if most is None else most):
         above = f"{least} or more" if most is None else f"{least} to {most}"

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from .._core.arguments import in_open
+from .._core.sizes import Size
 from ..callbacks import find_learning_rate
 from ..data import ImageData
 from ..layers import aug_transforms
@@ -117,7 +118,7 @@ def diagnose(
     folder: str | os.PathLike[str] | None = None,
     *,
     backbone: str = "EfficientNetLite0",
-    size: int = 224,
+    size: Size = 224,
     batch_size: int = 32,
     seconds: float = 3.0,
 ) -> Diagnosis:
@@ -126,7 +127,7 @@ def diagnose(
     Args:
         folder: photos, with a folder a class; made-up photos, if None.
         backbone: a name of `backbone_names()`; random weights, since speed does not depend on them.
-        size: side of the photos, pixels.
+        size: of the photos, in pixels: the side of a square, or (height, width).
         batch_size: photos a step.
         seconds: how long to measure each stage.
 

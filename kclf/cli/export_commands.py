@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .._core.sizes import sides
 from ..errors import DataError, KclfError
 from .use_commands import load_classifier
 
@@ -58,9 +59,9 @@ def export(
         exported = write(model, file, to, precision, data)
     except ImportError as error:
         raise KclfError(str(error)) from error
-    side = model.presize or model.size
+    height, width = sides(model.presize or model.size)
     typer.echo(
-        f"{file}: {file.stat().st_size / 1e6:.1f} MB, {precision}, photos {side} x {side} to "
+        f"{file}: {file.stat().st_size / 1e6:.1f} MB, {precision}, photos {height} x {width} to "
         f"{len(model.class_names)} {'numbers' if model.task == 'regression' else 'classes'}"
     )
     if data is not None and data.valid is not None:

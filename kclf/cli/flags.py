@@ -10,9 +10,41 @@ from typing import Annotated, Any
 
 import typer
 
-from .._core.settings import DATA, MODEL, TRAINING, TrainSettings, default_of, described, kinds
+from .._core.settings import DATA, MODEL, TRAINING, TrainSettings, default_of, described, is_size, kinds
+from .._core.sizes import Size, as_size
 
 FOR_PYTHON = re.compile(r"; None [^;.]*| \([^)]* in Python\)")  # what the command has no words for
+
+
+def size_of(name: str, word: str, least: int = 32, most: int = 8192) -> Size:
+    """The size of photos that a word says: SIDE of a square, or HEIGHTxWIDTH, in pixels.
+
+    Args:
+        name: of the option.
+        word: what was given.
+        least: pixels of a side.
+        most: the same.
+
+    Raises:
+        typer.BadParameter: it says none.
+
+    Example:
+        >>> size_of("--size", "224"), size_of("--size", "224x336")
+        (224, (224, 336))
+    """
+    match = re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", word.strip())
+    try:
+        return as_size(name, match and [int(side) for side in match.groups(match[1])], least, most)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"expected SIDE or HEIGHTxWIDTH of {least} to {most} pixels, such as 224 or 224x336. "
+            f"Received: {name} {word}"
+        ) from error
+
+
+SizeSeen = Annotated[
+    str, typer.Option(metavar="SIZE", help="What the network sees, in pixels: SIDE, or HEIGHTxWIDTH.")
+]
 
 
 def flags_of(settings: type[TrainSettings]) -> Iterator[inspect.Parameter]:
@@ -21,19 +53,29 @@ def flags_of(settings: type[TrainSettings]) -> Iterator[inspect.Parameter]:
     for part in (DATA, MODEL, TRAINING):
         for one in (one for one in fields(settings) if one.metadata.get("part") == part):
             text, default = FOR_PYTHON.sub("", texts[one.name]), default_of(one)
+            word, kind = one.metadata["word"], kinds(settings)[one.name]
             option = typer.Option(
                 *([f"--{one.name.replace('_', '-')}"] if isinstance(default, bool) else []),
                 help=text[0].upper() + text[1:],
-                min=None if one.metadata["word"] else one.metadata["least"],
-                max=one.metadata["most"],
+                metavar="SIZE" if is_size(kind) else None,
+                min=None if word else one.metadata["least"],
+                max=None if word else one.metadata["most"],
                 show_default=bool(default),
                 rich_help_panel=part,
             )
-            kind = one.metadata["word"] or kinds(settings)[one.name]
-            shown = None if one.metadata["word"] and not default else default
+            shown = None if word and not default else default
             yield inspect.Parameter(
-                one.name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=Annotated[kind, option]
+                one.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=shown,
+                annotation=Annotated[word or kind, option],
             )
+
+
+def limits_of(settings: type[TrainSettings], name: str) -> tuple[int, int]:
+    """The least and the most that a setting can be."""
+    found = next(one.metadata for one in fields(settings) if one.name == name)
+    return found["least"], found["most"]
 
 
 def with_flags(settings: type[TrainSettings]) -> Callable[[Callable[..., None]], Callable[..., None]]:

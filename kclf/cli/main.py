@@ -17,6 +17,7 @@ from .._core.signals import end_on_signals
 from .._core.terminal import guard_streams, output_error
 from ..errors import KclfError, OutputError, RunStopped, TrainingError
 from .export_commands import export
+from .flags import SizeSeen, size_of
 from .photo_commands import check, clean, require_place
 from .runs_commands import runs
 from .serve_commands import serve, similar, similar_of_run
@@ -74,13 +75,13 @@ def doctor(
         Path | None, typer.Argument(help="Photos to measure with; made-up ones without.", show_default=False)
     ] = None,
     backbone: Annotated[str, typer.Option(help="The network to measure with.")] = "EfficientNetLite0",
-    size: Annotated[int, typer.Option(help="Side of the square the network sees, pixels.", min=32)] = 224,
+    size: SizeSeen = "224",
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 32,
 ) -> None:
     """Say what this machine has, how fast each stage runs, and whether learning works at all."""
     from .doctor import diagnose
 
-    diagnosis = diagnose(folder, backbone=backbone, size=size, batch_size=batch_size)
+    diagnosis = diagnose(folder, backbone=backbone, size=size_of("--size", size), batch_size=batch_size)
     typer.echo(diagnosis)
     if not diagnosis.healthy:
         raise typer.Exit(CANNOT_TRAIN)

@@ -108,7 +108,7 @@ def _remove_activations(folder: Path) -> None:
     """Remove the caches in a folder, which are called by digests; what others put there stays."""
     if folder.is_dir() and not folder.is_symlink():
         for cache in folder.iterdir():
-            if re.fullmatch(r"[0-9a-f]{32}|[0-9]+px-[0-9a-f]{16}", cache.name):
+            if re.fullmatch(r"[0-9a-f]{32}|[0-9]+(x[0-9]+)?px-[0-9a-f]{16}", cache.name):
                 shutil.rmtree(cache, ignore_errors=True)
         with suppress(OSError):  # not empty
             folder.rmdir()

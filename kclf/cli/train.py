@@ -23,6 +23,7 @@ from .._core.csv_files import write_csv
 from .._core.locks import FolderLock
 from .._core.settings import RunSettings
 from .._core.signals import StopRequest
+from .._core.sizes import sides, size_text
 from .._core.terminal import one_line
 from ..backbones import backbone_names
 from ..callbacks import Checkpoint, EpochTable, ProgressBar, Recorder
@@ -266,7 +267,7 @@ def fit_batch_size(learner: Learner) -> int:
         print_on_main(f"Batch size: {BATCH_SIZE}, as there is no GPU whose memory would be the limit.\n")
         return BATCH_SIZE
     label, num_images = data.train.labels[0], data.train.num_images
-    photo = np.zeros((data.presize, data.presize, data.channels), np.uint8)
+    photo = np.zeros((*sides(data.presize), data.channels), np.uint8)
     frozen = model.first_trainable_group
     model.unfreeze()
     learner.training.compile(model, model.layer_groups, model.task)
@@ -287,8 +288,8 @@ def describe_model(model: ImageClassifier) -> str:
     """One line: the backbone, its size and the parameters of each layer group."""
     counts = [sum(int(np.prod(v.shape)) for layer in g for v in layer.weights) for g in model.layer_groups]
     groups = " + ".join(f"{count:,}" for count in counts)
-    policy = model.dtype_policy.name
-    return f"{model.backbone_name} at {model.size} px, {policy}; parameters by layer group: {groups}\n"
+    policy, size = model.dtype_policy.name, size_text(model.size)
+    return f"{model.backbone_name} at {size} px, {policy}; parameters by layer group: {groups}\n"
 
 
 def describe_skipped(skipped: dict[str, str]) -> str:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from .._core.settings import RunSettings
-from .flags import given, is_given, with_flags
+from .._core.sizes import Size, covers, same_shape, size_text
+from .flags import given, is_given, limits_of, size_of, with_flags
 
 OF_COURSE = ("epochs", "freeze_epochs", "learning_rate")
 OF_LP_FT = ("effort", "minutes", "refit", "decode_once")
@@ -122,11 +123,30 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
         raise typer.BadParameter("there is nothing to train with --epochs 0 and --freeze-epochs 0")
     if "csv" in values and "label_regex" in values:
         raise typer.BadParameter("choose one of --csv and --label-regex: each says where the class is")
-    size, presize = values.get("size", 224), values.get("presize")
-    if presize is not None and presize < size:
-        raise typer.BadParameter(f"expected --size {size} or more. Received: --presize {presize}")
     read: dict[str, Any] = {"csv": Path.absolute, "weights": _weights, "batch_size": _batch_size, "log": _log}
-    return {name: read[name](value) if name in read else value for name, value in values.items()}
+    read |= {"size": _size, "presize": _presize}
+    settings = {name: read[name](value) if name in read else value for name, value in values.items()}
+    _check_sizes(settings.get("size", 224), settings.get("presize"))
+    return settings
+
+
+def _size(word: str) -> Size:
+    return size_of("--size", word, *limits_of(RunSettings, "size"))
+
+
+def _presize(word: str) -> Size:
+    return size_of("--presize", word, *limits_of(RunSettings, "presize"))
+
+
+def _check_sizes(size: Size, presize: Size | None) -> None:
+    """Refuse a size that photos cannot be brought to from what they are read at."""
+    if presize is None:
+        return
+    words = f"Received: --presize {size_text(presize)}"
+    if not covers(presize, size):
+        raise typer.BadParameter(f"expected --size {size_text(size)} or more. {words}")
+    if not same_shape(presize, size):
+        raise typer.BadParameter(f"expected the shape of --size {size_text(size)}. {words}")
 
 
 def _weights(word: str) -> str | None:

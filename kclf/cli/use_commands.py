@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._core.csv_files import CsvWriter
+from .._core.sizes import sides, size_text
 from .._core.terminal import one_line
 from ..errors import DataError, KclfError
+from .flags import SizeSeen, size_of
 
 if TYPE_CHECKING:
     from ..models import ImageClassifier
@@ -278,22 +280,22 @@ def choose(
     backbone: Annotated[
         list[str] | None, typer.Option(help="One to compare; all whose weights are here, without.")
     ] = None,
-    size: Annotated[int, typer.Option(help="Side of the square the network sees, pixels.", min=32)] = 224,
+    size: SizeSeen = "224",
     cache: Annotated[Path, typer.Option(help="Folder for the features.")] = Path("activations"),
 ) -> None:
     """Compare backbones by a linear probe in folds of the training photos, before anything is trained."""
     from .train import RunSettings, find_data
 
-    settings = RunSettings(
-        folder=folder, out=folder, label_regex=label_regex, csv=csv, size=size, presize=size * 5 // 4
-    )
+    seen = size_of("--size", size)
+    settings = RunSettings(folder=folder, out=folder, label_regex=label_regex, csv=csv, size=seen)
     names = backbone or _at_hand()
     if not names:
         raise KclfError(
             "No backbone has its weights on this machine: install 'kclf[lite]', or pass --backbone"
         )
     data = find_data(settings)
-    typer.echo(f"{data.train.num_images:,} training photos, {len(data.class_names)} classes, {size} px\n")
+    photos = f"{data.train.num_images:,} training photos, {len(data.class_names)} classes"
+    typer.echo(f"{photos}, {size_text(seen)} px\n")
     typer.echo(f"{'backbone':24}{'log loss':>10}{'accuracy':>10}  interval         photos/s")
     rows = sorted((_probe_row(name, data, cache) for name in names), key=lambda row: row["log_loss"])
     for row in rows:
@@ -322,7 +324,7 @@ def _probe_row(name: str, data: Any, cache: Path) -> dict[str, Any]:
     held_out = fit_linear_probe(model, data, folder=cache, progress=True).held_out
     if held_out is None:
         raise DataError("Too few photos to compare backbones: expected several of each class")
-    images = np.zeros((16, data.presize, data.presize, 3), np.uint8)
+    images = np.zeros((16, *sides(data.presize), 3), np.uint8)
     model.predict_on_batch(images)
     start = time.perf_counter()
     model.predict_on_batch(images)

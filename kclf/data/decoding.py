@@ -147,8 +147,12 @@ def upright(image: Image.Image) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height as seen upright, from the header alone."""
-    sideways = image.format != "TIFF" and orientation(image) >= 5
-    return image.size[::-1] if sideways else image.size
+    return image.size[::-1] if is_sideways(image) else image.size
+
+
+def is_sideways(image: Image.Image) -> bool:
+    """Whether rows of an image as it is stored are columns as seen upright."""
+    return image.format != "TIFF" and orientation(image) >= 5
 
 
 # Colours

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
-from .._core.arguments import at_least, one_of
+from .._core.arguments import one_of
 from .._core.csv_files import write_csv
 from .._core.keywords import DATA, answering
+from .._core.sizes import Size, as_size, covers, require_same_shape, size_and_presize
 from ..errors import DataError
 from . import show
 from .archives import unpacked
@@ -60,8 +61,8 @@ _ONLY_TRAIN = ("class_weight", "sampling_weights")  # what validation and test a
 class Loading(TypedDict, total=False):
     """How images are loaded; every `ImageData.from_...` takes these."""
 
-    size: int
-    presize: int | None
+    size: Size
+    presize: Size | None
     batch_size: int
     resize_method: ResizeMethod
     num_threads: int | None
@@ -81,11 +82,11 @@ class ImageData:
     Args:
         valid_fraction: fraction of the images set aside for validation where the source does not say which.
         seed: fixes the split, the order of the epochs and the random windows.
-        size: side in pixels of the images the model sees, default 224.
-        presize: side in pixels of the squares the loader hands out, from which the augmentation cuts and
-            turns to `size`: 460 for 224 is the course's choice. None for `size` itself.
+        size: of the images the model sees, in pixels: the side of a square, or (height, width); default 224.
+        presize: of the images the loader hands out, from which the augmentation cuts and turns to `size`:
+            460 for 224 is the course's choice, (280, 420) goes with (224, 336). None for `size` itself.
         batch_size: images a batch, default 64.
-        resize_method: how a photo becomes a square: "crop" (default), "pad" (mirrored) or "squish".
+        resize_method: how a photo is brought to its size: "crop" (default), "pad" (mirrored) or "squish".
         num_threads: threads that decode; None for one a core.
         on_error: "skip" (default) replaces a photo that cannot be read by another one and lists it in
             `skipped`; "raise" ends with an `ImageError`.
@@ -109,14 +110,14 @@ class ImageData:
         valid: ImageDataset | None = None,
         test: ImageDataset | None = None,
         *,
-        size: int | None = None,
+        size: Size | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         self.notes = list(notes)
         self.train = train
         self.valid = valid
         self.test = test
-        self.size = size or train.presize
+        self.size = train.presize if size is None else as_size("size", size)
 
     @property
     def class_names(self) -> list[str]:
@@ -129,8 +130,8 @@ class ImageData:
         return self.train.task
 
     @property
-    def presize(self) -> int:
-        """Side in pixels of the squares the loader hands out."""
+    def presize(self) -> Size:
+        """The size of the images the loader hands out, in pixels."""
         return self.train.presize
 
     @property
@@ -157,17 +158,17 @@ class ImageData:
     def __repr__(self) -> str:
         return f"ImageData(size={self.size}, {', '.join(f'{k}={v!r}' for k, v in self.splits.items())})"
 
-    def replace(self, *, size: int | None = None, presize: int | None = None, **changes: Any) -> ImageData:
+    def replace(self, *, size: Size | None = None, presize: Size | None = None, **changes: Any) -> ImageData:
         """The same images, loaded another way: at another size, in other batches.
 
         Args:
-            size: the new size; the loader then squares directly to it unless `presize` is given too.
-            presize: the new side of the loader's squares.
+            size: the new size; the loader then crops directly to it unless `presize` is given too.
+            presize: the new size of the loader's images.
             **changes: other arguments of `ImageDataset`, for all splits; `class_weight` and
                 `sampling_weights` for training alone.
 
         Raises:
-            ValueError: the squares would be larger than the photos of a cache (`resize`).
+            ValueError: they would be larger than the photos of a cache (`resize`).
 
         Example:
             >>> data = ImageData.from_arrays((np.zeros((20, 32, 32, 3), np.uint8), [0, 1] * 10), size=32)
@@ -175,8 +176,7 @@ class ImageData:
             ImageDataset(16 images, 2 classes, 4 x 4 squares of 32 px)
         """
         if size is not None or presize is not None:
-            size, square = _sizes(size or self.size, presize)
-            changes["presize"] = square
+            size, changes["presize"] = size_and_presize(size or self.size, presize)
         for_all = {key: value for key, value in changes.items() if key not in _ONLY_TRAIN}
         splits = {
             name: split.replace(**(changes if name == "train" else for_all))
@@ -184,16 +184,17 @@ class ImageData:
         }
         return ImageData(**splits, size=size or self.size, notes=self.notes)
 
-    def resize(self, size: int, cache_folder: Path) -> ImageData:
+    def resize(self, size: Size, cache_folder: Path) -> ImageData:
         """The same images, decoded and scaled once and read from a cache from then on.
 
-        Each photo is kept with its short side at `size` pixels, so that windows still move in training.
+        Each photo is kept so that it just covers `size`: its short side has as many pixels, for a square.
+        So windows still move in training.
         The cache is one file for all splits, keyed by the photos' paths, sizes and times of change, so that
         other folds of the same photos share it. A build that is interrupted resumes at the next call.
 
         Args:
-            size: short side in pixels, at least the size the model sees: 460 for random resized crops to
-                224, 340 to train at 224 and then at 299. A photo takes about 4 * size**2 bytes.
+            size: in pixels, at least the size the model sees, and of its shape: 460 for random resized crops
+                to 224, 340 to train at 224 and then at 299. A photo takes about 4 * size**2 bytes.
             cache_folder: where caches are kept, made if need be.
 
         Returns:
@@ -202,8 +203,10 @@ class ImageData:
         Raises:
             DataError: the images are not in files, or the disk has not the room.
         """
-        if size < self.size:
+        size = as_size("size", size)
+        if not covers(size, self.size):
             raise ValueError(f"Expected size >= {self.size}, which the model sees. Received: size={size}")
+        require_same_shape("size", size, self.size)
         for name, split in self.splits.items():
             if not isinstance(split.dataset, FileImages):
                 raise DataError(f"The {name} images are not in files, so there is nothing to decode once")
@@ -212,7 +215,8 @@ class ImageData:
         images = cached(paths, size, cache_folder, self.train.num_threads, source.depth, source.channels)
         splits = {
             name: split.replace(
-                images=images.take(np.searchsorted(paths, split.paths)), presize=min(size, split.presize)
+                images=images.take(np.searchsorted(paths, split.paths)),
+                presize=split.presize if covers(size, split.presize) else size,
             )
             for name, split in self.splits.items()
         }
@@ -525,7 +529,7 @@ class ImageData:
             test: images, or images and labels.
             valid_fraction: see the class, as all that follow.
             seed: fixes the split, the order and the windows.
-            **loading: see the class; `size` is by default the images' own height.
+            **loading: see the class; `size` is by default the images' own height and width.
 
         Example:
             >>> images = np.zeros((20, 32, 32, 3), np.uint8)
@@ -540,7 +544,7 @@ class ImageData:
             )
         images, labels = ArrayImages(train[0]), one_column(np.asarray(train[1]), task)
         require_as_many(images, labels)
-        loading.setdefault("size", int(images.images.shape[1]))
+        loading.setdefault("size", as_size("size", images.images.shape[1:3]))
         task = task or task_of_array(labels)
         names, codes = encode_array(labels, task, class_names)
         if valid is None:
@@ -605,7 +609,7 @@ class ImageData:
         notes: Sequence[str] = (),
     ) -> ImageData:
         options: dict[str, Any] = dict(loading)
-        size, presize = _sizes(options.pop("size", 224), options.pop("presize", None))
+        size, presize = size_and_presize(options.pop("size", 224), options.pop("presize", None))
         only_train = {key: options.pop(key, None) for key in _ONLY_TRAIN}
         options.setdefault("max_unreadable", 1.0)
         options |= {"class_names": class_names, "task": task, "presize": presize, "seed": seed}
@@ -634,11 +638,3 @@ def _require_files(found: Found, most: float | None, faults: Faults) -> None:
         faults.report(f"{message}. Look at folder and names, or raise max_unreadable (--max-unreadable)")
     else:
         faults.notes.append(message)
-
-
-def _sizes(size: int, presize: int | None) -> tuple[int, int]:
-    at_least("size", size, 1)
-    presize = size if presize is None else at_least("presize", presize, 1)
-    if presize < size:
-        raise ValueError(f"Expected presize >= size. Received: presize={presize}, size={size}")
-    return size, presize

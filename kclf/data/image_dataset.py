@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from .._core.arguments import at_least, one_of
 from .._core.devices import keras_device, may_stay, room_on
 from .._core.keras_private import DataAdapter, beside_adapter
+from .._core.sizes import Size, as_size, covers, shape_name, sides, size_text
 from ..distributed import describe_data, local_world_size, rank, share, take_device, world_size
 from ..errors import DataError, ImageError
 from .images import CENTRE, RESIZE_METHODS, ResizeMethod, resize
@@ -45,7 +46,7 @@ class ImageDataset(DataLoader, DataAdapter):
     """The photos of one split in batches, as `model.fit`, `evaluate` and `predict` take them.
 
     It yields `(images,)`, `(images, labels)` or `(images, labels, weights)`: images uint8
-    (batch, presize, presize, channels) in [0, 255]; labels int64 (batch,) class numbers, float32 (batch,
+    (batch, *sides of presize, channels) in [0, 255]; labels int64 (batch,) class numbers, float32 (batch,
     classes) or float32 (batch,) numbers, by task; weights float32 (batch,) where `class_weight` is given.
     With CUDA the batches come pinned and already on the way to the device.
 
@@ -62,9 +63,9 @@ class ImageDataset(DataLoader, DataAdapter):
         labels: n class numbers, (n, classes) n-hot rows, or n numbers, by task; None where unknown.
         class_names: the classes in order.
         task: "single_label", "multi_label" or "regression".
-        presize: side in pixels of the squares.
+        presize: side in pixels of the squares that photos are brought to, or (height, width).
         batch_size: images a batch.
-        resize_method: how a photo becomes a square: "crop", "pad" or "squish".
+        resize_method: how a photo is brought to it: "crop", "pad" or "squish".
         shuffle: another order each epoch.
         random_crop: another window (or place, with "pad") for each image in each epoch; else the centre.
         drop_last: leave out a last batch that is not full (unless it is the only one).
@@ -101,7 +102,7 @@ class ImageDataset(DataLoader, DataAdapter):
         *,
         class_names: Sequence[str] = (),
         task: Task = "single_label",
-        presize: int = 224,
+        presize: Size = 224,
         batch_size: int = 64,
         resize_method: ResizeMethod = "crop",
         shuffle: bool = False,
@@ -178,7 +179,7 @@ class ImageDataset(DataLoader, DataAdapter):
         labelled = f"{len(self.class_names)} {what}" if self.labels is not None else "unlabelled"
         return (
             f"ImageDataset({self.num_images:,} images, {labelled}, "
-            f"{len(self)} x {self.batch_size} squares of {self.presize} px)"
+            f"{len(self)} x {self.batch_size} {shape_name(self.presize)}s of {size_text(self.presize)} px)"
         )
 
     @property
@@ -357,7 +358,7 @@ class ImageDataset(DataLoader, DataAdapter):
             return np.full((self.num_images, 2), CENTRE)
         return np.random.default_rng([self.seed, epoch, 1]).random((self.num_images, 2))
 
-    def fill(self, square: np.ndarray, index: int, position: np.ndarray) -> int:
+    def fill(self, frame: np.ndarray, index: int, position: np.ndarray) -> int:
         """Put an image in its place in a batch; the index of the one that is there in the end.
 
         Runs in the threads.
@@ -367,7 +368,7 @@ class ImageDataset(DataLoader, DataAdapter):
             if at in self._unreadable:
                 continue
             try:
-                self.dataset.square(at, self.presize, self.resize_method, position, out=square)
+                self.dataset.frame(at, self.presize, self.resize_method, position, out=frame)
             except ImageError as error:
                 if self.on_error == "raise":
                     raise
@@ -382,7 +383,7 @@ class ImageDataset(DataLoader, DataAdapter):
     def kept_shapes(self) -> np.ndarray | None:
         """Heights and widths of what may stay on a GPU, int64 (n, 2); None where epochs differ in pixels."""
         if not self.random_crop:
-            return np.full((self.num_images, 2), self.presize)
+            return np.full((self.num_images, 2), sides(self.presize))
         return self.dataset.shapes_at(self.presize) if self.resize_method == "crop" else None
 
     def resident(self) -> ResidentPhotos | None:
@@ -413,7 +414,7 @@ class ImageDataset(DataLoader, DataAdapter):
         return f"The photos {does}: {size / 1e9:.1f} GB, of {room / 1e9:.1f} GB free."
 
     def fill_kept(self, photo: np.ndarray, index: int) -> int:
-        """Put what stays of an image in its place: the whole of it, or its square; as `fill`."""
+        """Put what stays of an image in its place: the whole of it, or its frame; as `fill`."""
         if not self.random_crop:
             return self.fill(photo, index, np.array(CENTRE))
         try:
@@ -422,9 +423,9 @@ class ImageDataset(DataLoader, DataAdapter):
             if self.on_error == "raise":
                 raise
             self._report(index, error)
-            square = np.empty((self.presize, self.presize, self.channels), np.uint8)
-            shown = self.fill(square, index, np.array(CENTRE))
-            resize(square, photo.shape[1], photo.shape[0], out=photo)
+            frame = np.empty((*sides(self.presize), self.channels), np.uint8)
+            shown = self.fill(frame, index, np.array(CENTRE))
+            resize(frame, photo.shape[1], photo.shape[0], out=photo)
             return shown
         return index
 
@@ -569,14 +570,15 @@ def _unpickled(kind: type[ImageDataset], arguments: dict[str, Any], state: Mappi
     return dataset
 
 
-def _checked_presize(presize: int, source: Images) -> int:
-    if source.largest is not None and presize > source.largest:
+def _checked_presize(presize: Size, source: Images) -> Size:
+    presize = as_size("presize", presize)
+    if source.largest is not None and not covers(source.largest, presize):
         raise ValueError(
-            f"Expected presize <= {source.largest}, the short side of the photos in the cache: a larger "
-            f"square would be blurred. Received: presize={presize}. Begin with the photos themselves, and "
-            f"call `resize` with a size of at least {presize}"
+            f"Expected presize <= {source.largest}, the size of the photos in the cache: a larger one would "
+            f"be blurred. Received: presize={presize}. Begin with the photos themselves, and call `resize` "
+            f"with a size of at least {presize}"
         )
-    return at_least("presize", presize, 1)
+    return presize
 
 
 def _checked_shard(shard: tuple[int, int] | None, n: int, batch_size: int) -> tuple[int, int]:

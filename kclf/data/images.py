@@ -1,4 +1,4 @@
-"""One photo: decode it whatever its format, and bring it to a square. Pillow and torch, safe in threads."""
+"""One photo: decode it whatever its format, and bring it to a size. Pillow and torch, safe in threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .._core.sizes import Size, as_size, sides
 from ..errors import DataError, ImageError
-from .decoding import decoding, mark_deep, open_image, to_rgb, upright, upright_size
+from .decoding import decoding, is_sideways, mark_deep, open_image, to_rgb, upright, upright_size
 
 ResizeMethod = Literal["crop", "pad", "squish"]
 RESIZE_METHODS: tuple[str, ...] = get_args(ResizeMethod)
@@ -26,7 +27,7 @@ Box = tuple[int, int, int, int]
 
 def read_image(
     path: str | os.PathLike[str],
-    at_least: int | None = None,
+    at_least: Size | None = None,
     *,
     content: bytes | None = None,
     depth: int | None = None,
@@ -40,8 +41,8 @@ def read_image(
 
     Args:
         path: the file.
-        at_least: where a JPEG's short side is larger than this many pixels, it may be decoded at 1/2, 1/4
-            or 1/8 of its size, never below `at_least`: several times faster for camera photos.
+        at_least: a JPEG whose sides are both longer than this size's may be decoded at 1/2, 1/4 or 1/8 of
+            its size, never below `at_least`: several times faster for camera photos.
         content: what is in the file, where it has been read already; `path` then only names it.
         depth: bits of the values of deep images; None as `set_decoding` has it.
         channels: 3 for colour, 1 for grey: the luma of the colours, .299 red + .587 green + .114 blue.
@@ -67,17 +68,23 @@ def read_image(
 def decoded(
     path: str | os.PathLike[str],
     image: Image.Image,
-    at_least: int | None,
+    at_least: Size | None,
     depth: int | None = None,
     channels: int = 3,
 ) -> np.ndarray:
     """The pixels of an image that is open, as `read_image` gives them; `path` only names it."""
     if at_least is not None:
-        image.draft("RGB", (at_least, at_least))
+        draft(image, at_least)
     _require_size(path, image.size)
     mark_deep(image)
     image.load()  # damage shows here: a PNG's metadata may lie behind its pixels
     return _array_of(to_rgb(upright(image), depth), channels)
+
+
+def draft(image: Image.Image, at_least: Size) -> None:
+    """Let a JPEG that is open be decoded smaller, never below a size as seen upright."""
+    height, width = sides(at_least)
+    image.draft("RGB", (height, width) if height != width and is_sideways(image) else (width, height))
 
 
 def _array_of(colours: Image.Image, channels: int) -> np.ndarray:
@@ -197,21 +204,24 @@ def _reason(path: str | os.PathLike[str], error: Exception, content: bytes | Non
     return str(error).strip() or type(error).__name__
 
 
-def crop_box(width: int, height: int, position: tuple[float, float] = CENTRE) -> Box:
-    """The largest square window of an image: (left, top, right, bottom).
+def crop_box(width: int, height: int, position: tuple[float, float] = CENTRE, shape: Size = 1) -> Box:
+    """The largest window of an image that has a shape, a square by default: (left, top, right, bottom).
 
     Args:
         width: of the image.
         height: of the image.
         position: where the window lies in the room it has, (x, y), each in [0, 1].
+        shape: a size, of which only the ratio of height to width counts.
 
     Example:
-        >>> crop_box(500, 374)
-        (63, 0, 437, 374)
+        >>> crop_box(500, 374), crop_box(500, 374, shape=(224, 336))
+        ((63, 0, 437, 374), (0, 20, 500, 353))
     """
-    side = min(width, height)
-    left, top = (round(p * (n - side)) for p, n in zip(position, (width, height), strict=True))
-    return left, top, left + side, top + side
+    of_height, of_width = sides(shape)
+    across = max(1, min(width, round(height * of_width / of_height)))
+    down = max(1, min(height, round(width * of_height / of_width)))
+    left, top = (round(p * room) for p, room in zip(position, (width - across, height - down), strict=True))
+    return left, top, left + across, top + down
 
 
 def resize(image: np.ndarray, width: int, height: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -255,9 +265,9 @@ def _copied(image: np.ndarray, out: np.ndarray) -> np.ndarray:
     return out
 
 
-def resize_to_fit(image: np.ndarray, size: int, method: ResizeMethod = "crop") -> np.ndarray:
-    """Scale a whole image so that only `place` is left to do: its short side ("crop") or its long side
-    ("pad") becomes `size`, or both do ("squish").
+def resize_to_fit(image: np.ndarray, size: Size, method: ResizeMethod = "crop") -> np.ndarray:
+    """Scale a whole image so that only `crop_or_pad` is left to do: it just covers the size ("crop"), or
+    fits into it ("pad"), or both ("squish").
 
     Args:
         image: uint8 (height, width, channels).
@@ -267,51 +277,70 @@ def resize_to_fit(image: np.ndarray, size: int, method: ResizeMethod = "crop") -
     Returns:
         uint8 (height, width, channels).
     """
-    height, width = image.shape[:2]
-    if method == "squish":
-        return resize(image, size, size)
-    scale = size / (min if method == "crop" else max)(width, height)
-    return resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
+    height, width = sides(size)
+    if method != "squish":
+        height, width = covering(image.shape[:2], size, max if method == "crop" else min)
+    return resize(image, width, height)
+
+
+def covering(shape: Sequence[int], size: Size, of_both: Callable[..., float] = max) -> tuple[int, int]:
+    """Height and width of an image that is scaled so that it just covers a size.
+
+    Args:
+        shape: height and width of the image.
+        size: what is to be covered.
+        of_both: `max` of the scales that make height and width alike; `min` fits the image into the size.
+
+    Example:
+        >>> covering((374, 500), 224), covering((374, 500), 224, min)
+        ((224, 299), (168, 224))
+    """
+    height, width = shape
+    lines, across = sides(size)
+    scale = of_both(lines / height, across / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def crop_or_pad(
-    fitted: np.ndarray, size: int, position: tuple[float, float] = CENTRE, out: np.ndarray | None = None
+    fitted: np.ndarray, size: Size, position: tuple[float, float] = CENTRE, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Cut or pad a fitted image to the square; padding mirrors the image at its edges.
+    """Cut or pad a fitted image to the size; padding mirrors the image at its edges.
 
     Args:
         fitted: uint8 (height, width, channels).
-        size: side of the square.
-        position: of the window in the image, or of the image in the square: (x, y), each in [0, 1].
-        out: uint8 (size, size, channels) that takes the result, or None.
+        size: in pixels.
+        position: of the window in the image, or of the image in the frame: (x, y), each in [0, 1].
+        out: uint8 (*sides(size), channels) that takes the result, or None.
 
     Returns:
-        uint8 (size, size, channels): `out`, or a view of `fitted`, or new.
+        uint8 (*sides(size), channels): `out`, or a view of `fitted`, or new.
     """
-    height, width = fitted.shape[:2]
-    left, top = (round(p * abs(n - size)) for p, n in zip(position, (width, height), strict=True))
-    square = fitted[top * (height > size) :, left * (width > size) :][:size, :size]
-    if height < size or width < size:
-        above, before = top * (height < size), left * (width < size)
-        below, behind = max(0, size - height - above), max(0, size - width - before)
-        square = np.pad(square, ((above, below), (before, behind), (0, 0)), mode="reflect")
-    return square if out is None else _copied(square, out)
+    (height, width), (lines, across) = fitted.shape[:2], sides(size)
+    left, top = round(position[0] * abs(width - across)), round(position[1] * abs(height - lines))
+    frame = fitted[top * (height > lines) :, left * (width > across) :][:lines, :across]
+    if height < lines or width < across:
+        above, before = top * (height < lines), left * (width < across)
+        below, behind = max(0, lines - height - above), max(0, across - width - before)
+        frame = np.pad(frame, ((above, below), (before, behind), (0, 0)), mode="reflect")
+    return frame if out is None else _copied(frame, out)
 
 
-def size_for(model: Any) -> int:
-    """Side in pixels of the squares that photos are read at for a model.
+def size_for(model: Any) -> Size:
+    """The size that photos are read at for a model.
 
     Raises:
         ValueError: the model takes any size and does not say.
     """
     known = getattr(model, "presize", None) or getattr(model, "size", None)
     shape = getattr(model, "input_shape", None) or ()
-    sides = {side for side in shape[1:3] if isinstance(side, int)} if isinstance(shape, tuple) else set()
-    if isinstance(known, int) or len(sides) == 1:
-        return known or sides.pop()
+    if isinstance(known, int | tuple):
+        return known
+    if isinstance(shape, tuple) and any(isinstance(side, int) for side in shape[1:3]):
+        height, width = shape[1:3]
+        return as_size("size", (height or width, width or height))
     raise ValueError(
-        f"Expected size=SIDE in pixels: {model.name!r} does not say how large its photos are. "
-        f"Received: input_shape={shape or None}"
+        f"Expected size=SIDE in pixels, or (height, width): {model.name!r} does not say how large its photos "
+        f"are. Received: input_shape={shape or None}"
     )
 
 
@@ -335,34 +364,36 @@ def as_pixels(photo: Any, channels: int = 3) -> np.ndarray:
     return pixels
 
 
-def to_square(
+def to_frame(
     image: np.ndarray,
-    size: int,
+    size: Size,
     method: ResizeMethod = "crop",
     position: tuple[float, float] = CENTRE,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Bring an image to a square: crop the largest window, pad by mirroring, or squish.
+    """Bring an image to a size: crop the largest window of its shape, pad by mirroring, or squish.
 
     Args:
         image: uint8 (height, width, channels).
-        size: side of the square in pixels.
-        method: "crop" loses the ends of the long side, "pad" loses nothing and mirrors the edges,
+        size: in pixels, the side of a square or (height, width).
+        method: "crop" loses the ends of the side that is too long, "pad" loses nothing and mirrors the edges,
             "squish" changes the proportions.
         position: (x, y), each in [0, 1]: (.5, .5) is the centre.
-        out: uint8 (size, size, channels) that takes the result, or None.
+        out: uint8 (*sides(size), channels) that takes the result, or None.
 
     Returns:
-        uint8 (size, size, channels).
+        uint8 (*sides(size), channels).
 
     Example:
-        >>> to_square(np.zeros((374, 500, 3), np.uint8), 460).shape
-        (460, 460, 3)
+        >>> photo = np.zeros((374, 500, 3), np.uint8)
+        >>> to_frame(photo, 460).shape, to_frame(photo, (224, 336)).shape
+        ((460, 460, 3), (224, 336, 3))
     """
     if method == "pad":
         return crop_or_pad(resize_to_fit(image, size, method), size, position, out)
     if method == "crop":
         # The window is cut before the resize: the same pixels, fewer of them to resize.
-        left, top, right, bottom = crop_box(image.shape[1], image.shape[0], position)
+        left, top, right, bottom = crop_box(image.shape[1], image.shape[0], position, size)
         image = image[top:bottom, left:right]
-    return resize(image, size, size, out)
+    height, width = sides(size)
+    return resize(image, width, height, out)

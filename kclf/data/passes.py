@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .._core.devices import copy_stream, send
+from .._core.sizes import sides
 from .resident import ResidentPhotos
 
 BATCHES_AHEAD = 2  # one being decoded while one waits: more only costs memory
@@ -112,19 +113,19 @@ class Pass:
         indices = self._indices(number)
         if self._resident is not None and not self._resident.is_gone:
             return self._submit_kept(self._resident, indices)
-        return self._submit_squares(indices)
+        return self._submit_frames(indices)
 
-    def _submit_squares(self, indices: np.ndarray) -> _Pending:
+    def _submit_frames(self, indices: np.ndarray) -> _Pending:
         dataset = self._dataset
-        shape = (len(indices), dataset.presize, dataset.presize, dataset.channels)
+        shape = (len(indices), *sides(dataset.presize), dataset.channels)
         if self._device.type == "cuda":
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:  # numpy asks for huge pages: a sixth of the time that torch's memory takes on first use
             images = torch.from_numpy(np.empty(shape, dtype=np.uint8))
-        squares = images.numpy()
+        frames = images.numpy()
         jobs = [
-            self._pool.submit(dataset.fill, square, int(index), self._positions[index])
-            for square, index in zip(squares, indices, strict=True)
+            self._pool.submit(dataset.fill, frame, int(index), self._positions[index])
+            for frame, index in zip(frames, indices, strict=True)
         ]
         return _Pending(images, jobs, indices)
 
@@ -144,7 +145,7 @@ class Pass:
         """The next batch without its photos: zeros, in no memory of their own."""
         dataset = self._dataset
         indices = self._indices(self.handed_out)
-        shape = (len(indices), dataset.presize, dataset.presize, dataset.channels)
+        shape = (len(indices), *sides(dataset.presize), dataset.channels)
         return dataset.collate(torch.zeros((), dtype=torch.uint8).expand(shape), indices)
 
     def _take(self) -> Batch:
@@ -181,7 +182,7 @@ class Pass:
             images = resident.cut(indices, dataset.presize, self._positions[indices])
             batch = dataset.collate(images, resident.shown[indices])
         else:
-            batch = self._decoded(self._submit_squares(indices))
+            batch = self._decoded(self._submit_frames(indices))
         return tuple(send(part, self._device) for part in batch)
 
     def _decoded(self, pending: _Pending) -> Batch:

@@ -22,9 +22,10 @@ from .._core.atomic import replacing, sweep
 from .._core.h5_store import read_arrays, write_arrays
 from .._core.locks import FolderLock
 from .._core.progress import Progress
+from .._core.sizes import Size, num_pixels, sides, size_text
 from ..errors import DataError, FileFormatError, ImageError
 from .decoding import decoding
-from .images import image_size, read_image, resize
+from .images import covering, image_size, read_image, resize
 from .sources import Images
 
 log = logging.getLogger("kclf.data")
@@ -32,7 +33,7 @@ log = logging.getLogger("kclf.data")
 FORMAT = 5  # part of the key: a change of what is stored makes old caches unread
 TODO, DONE = 0, 1 << 32  # of the sums: what could not be read is tried again when the cache is next asked for
 AT_ONCE = 256  # images marked as done together, after their pixels are on disk
-LONGEST = 4  # photos longer than 4 to 1 are kept as they are: scaled by their short side they could be huge
+LONGEST = 4  # photos more than 4 times as long as the size are kept as they are: scaled they could be huge
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ def _sum(pixels: np.ndarray) -> int:
 
 
 class CachedImages(Images):
-    """Photos scaled so that their short side is `size`, in one file. One that is damaged there is read anew.
+    """Photos scaled so that they just cover a size, in one file. One that is damaged there is read anew.
 
     Args:
         paths: the n files the images come from.
         pixels: the images of the cache.
         reasons: why an image of the cache is not there.
-        largest: short side in pixels that the images of the cache have.
+        largest: the size that the images of the cache just cover.
         rows: int64 (n,), which image of the cache each path is; None for all of them in order.
         depth: that they were read at, as `read_image` has it.
     """
@@ -94,14 +95,14 @@ class CachedImages(Images):
         paths: np.ndarray,
         pixels: _Pixels,
         reasons: dict[int, str],
-        largest: int,
+        largest: Size,
         rows: np.ndarray | None = None,
         depth: int | None = None,
     ) -> None:
         self.paths = paths
         self.depth = depth
         self.channels = pixels.channels
-        self.largest: int = largest
+        self.largest: Size = largest
         self._pixels = pixels
         self._reasons = reasons
         self._rows = np.arange(len(paths)) if rows is None else rows
@@ -119,11 +120,11 @@ class CachedImages(Images):
             return resize(photo, int(width), int(height))
         return image
 
-    def shapes_at(self, size: int) -> np.ndarray | None:
+    def shapes_at(self, size: Size) -> np.ndarray | None:
         """Those in the cache, where it is of this size and whole."""
         shapes = self._pixels.layout.shapes[self._rows]
-        whole = self.largest == size and not self._reasons and bool((shapes.min(axis=1) == size).all())
-        return shapes if whole else None
+        fits = bool(((shapes - sides(size)).min(axis=1) == 0).all())  # what is longer than `LONGEST` may not
+        return shapes if self.largest == size and not self._reasons and fits else None
 
     def take(self, indices: np.ndarray) -> CachedImages:
         """Some of the images, of the same cache."""
@@ -133,7 +134,7 @@ class CachedImages(Images):
 
 def cached(
     paths: np.ndarray,
-    size: int,
+    size: Size,
     folder: str | os.PathLike[str],
     num_threads: int,
     depth: int | None = None,
@@ -146,7 +147,7 @@ def cached(
 
     Args:
         paths: the files, each once.
-        size: short side in pixels.
+        size: that each photo just covers, in pixels: its short side, for a square.
         folder: where caches are kept, made if need be.
         num_threads: threads that decode.
         depth: bits of the values of deep images, as `read_image` has it.
@@ -156,7 +157,7 @@ def cached(
         DataError: the disk has not the room.
     """
     depth = depth or decoding().depth
-    cache = Path(folder) / f"{size}px-{_key(paths, size, depth, channels)}"
+    cache = Path(folder) / f"{size_text(size)}px-{_key(paths, size, depth, channels)}"
     read = partial(read_image, at_least=size, depth=depth, channels=channels)
     lock = FolderLock(cache)
     lock.acquire(wait=True)  # another process may be at it: then it is found done
@@ -168,9 +169,9 @@ def cached(
     return CachedImages(paths, pixels, reasons, size, depth=depth)
 
 
-def bytes_of_cache(count: int, size: int) -> int:
-    """What so many photos of the usual shape, 4 to 3, take with their short side at a size in pixels."""
-    return 4 * size**2 * count
+def bytes_of_cache(count: int, size: Size) -> int:
+    """What so many photos of the usual shape, 4 to 3, take where they just cover a size in pixels."""
+    return 4 * num_pixels(size) * count
 
 
 def has_room(folder: Path, needed: int) -> bool:
@@ -180,9 +181,9 @@ def has_room(folder: Path, needed: int) -> bool:
     return 2 * needed <= shutil.disk_usage(folder).free
 
 
-def _key(paths: np.ndarray, size: int, depth: int | None, channels: int) -> str:
+def _key(paths: np.ndarray, size: Size, depth: int | None, channels: int) -> str:
     """Sixteen hexadecimal digits that change with any of the files."""
-    read = f"{FORMAT} {size} {depth}" if channels == 3 else f"{FORMAT} {size} {depth} {channels}"
+    read = f"{FORMAT} {size_text(size)} {depth}" + f" {channels}" * (channels != 3)
     digest = hashlib.sha256(read.encode())
     for path in paths:
         try:
@@ -194,7 +195,7 @@ def _key(paths: np.ndarray, size: int, depth: int | None, channels: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _layout(paths: np.ndarray, size: int, folder: Path, pool: ThreadPoolExecutor, channels: int) -> Layout:
+def _layout(paths: np.ndarray, size: Size, folder: Path, pool: ThreadPoolExecutor, channels: int) -> Layout:
     file = folder / "shapes.h5"
     shapes = _read_shapes(file, len(paths))
     if shapes is None or _can_be_read_now(paths[~shapes.any(axis=1)], size):
@@ -204,7 +205,7 @@ def _layout(paths: np.ndarray, size: int, folder: Path, pool: ThreadPoolExecutor
     return Layout(shapes, np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * channels)]))
 
 
-def _can_be_read_now(paths: np.ndarray, size: int) -> bool:
+def _can_be_read_now(paths: np.ndarray, size: Size) -> bool:
     """Whether a file has a header now whose header could not be read once."""
     return any(_stored_shape(str(path), size) != (0, 0) for path in paths)
 
@@ -227,21 +228,21 @@ def _start_over(folder: Path) -> None:
     (folder / "unreadable.json").unlink(missing_ok=True)
 
 
-def _stored_shape(path: str, size: int) -> tuple[int, int]:
+def _stored_shape(path: str, size: Size) -> tuple[int, int]:
     """Height and width that a photo has in the cache."""
     try:
         width, height = image_size(path)
     except ImageError:
         return 0, 0
-    short, long = sorted((width, height))
-    if long > LONGEST * short:
+    lines, across = sides(size)
+    if max(height * across, width * lines) > LONGEST * min(height * across, width * lines):
         return height, width
-    return round(height * size / short), round(width * size / short)
+    return covering((height, width), size)
 
 
 def _fill(
     paths: np.ndarray,
-    size: int,
+    size: Size,
     folder: Path,
     layout: Layout,
     pool: ThreadPoolExecutor,
@@ -261,7 +262,7 @@ def _fill(
     with (
         open(folder / "pixels", "r+b") as pixels,
         open(folder / "sums", "r+b") as stored,
-        Progress(len(paths), f"presizing to {size} px", done=len(paths) - len(todo)) as bar,
+        Progress(len(paths), f"presizing to {size_text(size)} px", done=len(paths) - len(todo)) as bar,
     ):
         store = partial(_store, paths, layout, pixels, threading.Lock(), read)
         for some in _batches(todo):

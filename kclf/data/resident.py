@@ -1,4 +1,4 @@
-"""Photos that stay on a GPU: read and sent once, then cut to squares there, epoch after epoch."""
+"""Photos that stay on a GPU: read and sent once, then cut to size there, epoch after epoch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .._core.devices import copy_stream, gives_back, send
+from .._core.sizes import Size, sides
 
 
 def bytes_of(shapes: np.ndarray, channels: int = 3) -> int:
@@ -70,26 +71,27 @@ class ResidentPhotos:
         self._filled += len(flat)
         return arrived
 
-    def cut(self, indices: np.ndarray, size: int, positions: np.ndarray) -> torch.Tensor:
-        """Squares of photos whose short side is `size`: what `crop_or_pad` cuts, without a copy of pixels.
+    def cut(self, indices: np.ndarray, size: Size, positions: np.ndarray) -> torch.Tensor:
+        """Windows of photos that cover `size`: what `crop_or_pad` cuts, without a copy of pixels.
 
         Args:
             indices: int64 (count,).
-            size: side in pixels.
+            size: in pixels.
             positions: float64 (count, 2), x and y of the windows, in [0, 1].
 
         Returns:
-            uint8 (count, size, size, channels), on the device.
+            uint8 (count, *sides(size), channels), on the device.
         """
+        lines, across = sides(size)
         heights, widths = self.shapes[indices].T
         x, y = positions.T
         lefts, tops = (
             np.round(share * free).astype(np.int64)
-            for share, free in ((x, widths - size), (y, heights - size))
+            for share, free in ((x, widths - across), (y, heights - lines))
         )
         corners = self._starts[indices] + tops * widths + lefts
         sent = send(torch.from_numpy(np.stack([corners, widths])), self.device)
-        side = torch.arange(size, device=self.device)
-        rows = sent[0, :, None] + side * sent[1, :, None]  # (count, size): where each row begins
-        places = rows[:, :, None] + side  # (count, size, size)
-        return self._pixels.index_select(0, places.reshape(-1)).reshape(len(indices), size, size, -1)
+        down = torch.arange(lines, device=self.device)
+        rows = sent[0, :, None] + down * sent[1, :, None]  # (count, lines): where each row begins
+        places = rows[:, :, None] + torch.arange(across, device=self.device)  # (count, lines, across)
+        return self._pixels.index_select(0, places.reshape(-1)).reshape(*places.shape, -1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .._core.sizes import sides, size_text
 from .image_dataset import ImageDataset
 from .images import as_colours
 from .summary import photo_sizes
@@ -31,13 +32,13 @@ def show_batch(split: ImageDataset, count: int = 9, columns: int | None = None) 
 
 def show_augmented(split: ImageDataset, augmentation: Augment | None, index: int, count: int) -> Figure:
     """One image `count` times, as training meets it in so many epochs."""
-    squares = np.empty((count, split.presize, split.presize, split.channels), dtype=np.uint8)
-    for epoch, square in enumerate(squares):
+    frames = np.empty((count, *sides(split.presize), split.channels), dtype=np.uint8)
+    for epoch, frame in enumerate(frames):
         position = split.positions(epoch)[index]
-        split.dataset.square(index, split.presize, split.resize_method, position, out=square)
+        split.dataset.frame(index, split.presize, split.resize_method, position, out=frame)
     if augmentation is None:
-        return tiles(squares)
-    views = augmentation(torch.from_numpy(squares), training=True)
+        return tiles(frames)
+    views = augmentation(torch.from_numpy(frames), training=True)
     return tiles(views.numpy(force=True).clip(0, 255).astype(np.uint8))
 
 
@@ -60,9 +61,12 @@ def show_sizes(split: ImageDataset, limit: int | None) -> Figure:
     """Histograms of the widths and heights of the photos."""
     figure = _figure(7, 3)
     sizes = photo_sizes(split, limit)
-    for ax, values, name in zip(figure.subplots(1, 2), sizes.T, ("width", "height"), strict=True):
+    wanted, label = sides(split.presize)[::-1], f"presize {size_text(split.presize)}"
+    for ax, values, name, side in zip(
+        figure.subplots(1, 2), sizes.T, ("width", "height"), wanted, strict=True
+    ):
         ax.hist(values, bins=40)
-        ax.axvline(split.presize, color="black", linestyle=":", label=f"presize {split.presize}")
+        ax.axvline(side, color="black", linestyle=":", label=label)
         ax.set(xlabel=f"{name} in pixels", ylabel="photos")
         ax.legend()
     return figure

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
+from .._core.sizes import Size, num_pixels
 from ..errors import DataError
 from .decoding import decoding
-from .images import CENTRE, ResizeMethod, check_file_channels, read_image, to_square
+from .images import CENTRE, ResizeMethod, check_file_channels, covering, read_image, to_frame
 
 Position = tuple[float, float]
 
@@ -23,14 +24,14 @@ class Images(Dataset):
     Attributes:
         paths: what names each image, (n,).
         in_files: whether that is its file.
-        largest: side in pixels of the largest square worth asking for; None where that depends on the image.
+        largest: the largest size worth asking for; None where that depends on the image.
         depth: bits that the values of deep images were said to have; None where nothing was.
         channels: of every image.
     """
 
     paths: np.ndarray
     in_files = True
-    largest: int | None = None
+    largest: Size | None = None
     depth: int | None = None
     channels: int = 3
 
@@ -58,25 +59,25 @@ class Images(Dataset):
             )
         return self
 
-    def shapes_at(self, size: int) -> np.ndarray | None:
-        """Int64 (n, 2), heights and widths, where all images have this short side, so that squares of it are
+    def shapes_at(self, size: Size) -> np.ndarray | None:
+        """Int64 (n, 2), heights and widths, where all images just cover this size, so that frames of it are
         only cut; None where they do not, or where one of them cannot be read.
         """
         return None
 
-    def square(
+    def frame(
         self,
         index: int,
-        size: int,
+        size: Size,
         method: ResizeMethod = "crop",
         position: Position = CENTRE,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Image `index` as a uint8 (size, size, channels) square, in `out` where that is given."""
-        return to_square(self.at_least(index, size), size, method, position, out)
+        """Image `index` at a size, uint8 (*sides(size), channels), in `out` where that is given."""
+        return to_frame(self.at_least(index, size), size, method, position, out)
 
-    def at_least(self, index: int, size: int) -> np.ndarray:
-        """Image `index`, decoded no larger than a square of a size needs."""
+    def at_least(self, index: int, size: Size) -> np.ndarray:
+        """Image `index`, decoded no larger than a frame of a size needs."""
         return self[index]
 
 
@@ -117,8 +118,8 @@ class FileImages(Images):
         """Photos of some of the files."""
         return FileImages(self.paths[indices], self.depth, self.channels)
 
-    def at_least(self, index: int, size: int) -> np.ndarray:
-        """Photo `index`, decoded no larger than a square of a size needs."""
+    def at_least(self, index: int, size: Size) -> np.ndarray:
+        """Photo `index`, decoded no larger than a frame of a size needs."""
         return read_image(self.paths[index], at_least=size, depth=self.depth, channels=self.channels)
 
 
@@ -145,10 +146,10 @@ class ArrayImages(Images):
     def __getitem__(self, index: int) -> np.ndarray:
         return self.images[index]
 
-    def shapes_at(self, size: int) -> np.ndarray | None:
-        """All alike, where the short side is this."""
+    def shapes_at(self, size: Size) -> np.ndarray | None:
+        """All alike, where they just cover this."""
         shape = self.images.shape[1:3]
-        return np.tile(shape, (len(self.images), 1)) if min(shape) == size else None
+        return np.tile(shape, (len(self.images), 1)) if covering(shape, size) == shape else None
 
     def take(self, indices: np.ndarray) -> ArrayImages:
         """Some of the images."""
@@ -172,7 +173,8 @@ class JoinedImages(Images):
         self.channels = sources[0].channels
         self.paths = np.array([sources[number].paths[i] for number, i in places], dtype=object)
         self.in_files = all(source.in_files for source in sources)
-        self.largest = min((source.largest for source in sources if source.largest), default=None)
+        known = [source.largest for source in sources if source.largest]
+        self.largest = min(known, key=num_pixels, default=None)
 
     def __getitem__(self, index: int) -> np.ndarray:
         number, place = self.places[index]
@@ -182,7 +184,7 @@ class JoinedImages(Images):
         """Some of the images."""
         return JoinedImages(self.sources, self.places[indices])
 
-    def at_least(self, index: int, size: int) -> np.ndarray:
+    def at_least(self, index: int, size: Size) -> np.ndarray:
         """Image `index`, as its source decodes it."""
         number, place = self.places[index]
         return self.sources[number].at_least(place, size)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
+from .._core.sizes import Size, shape_name, sides, size_text
 from .._core.terminal import one_line
 from ..errors import ImageError, KclfError
 from .image_dataset import ImageDataset
@@ -27,18 +28,19 @@ class Text(str):
         return str(self)
 
 
-def summary(splits: Mapping[str, ImageDataset], size: int, notes: Iterable[str], index: int = 0) -> Text:
+def summary(splits: Mapping[str, ImageDataset], size: Size, notes: Iterable[str], index: int = 0) -> Text:
     """The whole summary as text; see `ImageData.summary`."""
     train = splits["train"]
     parts = (_splits(splits, size), notes, _classes(splits), _sizes(train), _steps(train, index))
     return Text("\n".join(line for part in parts for line in part))
 
 
-def _splits(splits: Mapping[str, ImageDataset], size: int) -> Iterator[str]:
+def _splits(splits: Mapping[str, ImageDataset], size: Size) -> Iterator[str]:
     train = splits["train"]
-    square = f"{train.presize} px squares, the model sees {size} px"
+    read, seen = size_text(train.presize), size_text(size)
+    frames = f"{read} px {shape_name(train.presize)}s, the model sees {seen} px"
     classes = f"{len(train.class_names)} classes, " if train.class_names else ""
-    yield f"{train.task.replace('_', ' ').capitalize()} images, {classes}{square}"
+    yield f"{train.task.replace('_', ' ').capitalize()} images, {classes}{frames}"
     for name, split in splits.items():
         notes = [
             "shuffled" * split.shuffle,
@@ -78,9 +80,9 @@ def _sizes(split: ImageDataset) -> Iterator[str]:
         (w0, h0), (w, h), (w1, h1) = (np.quantile(found, q, axis=0).astype(int) for q in (0, 0.5, 1))
         sizes = f"width {w0} to {w1}, median {w}; height {h0} to {h1}, median {h}"
         yield f"Photos ({len(found)} looked at): {sizes}"
-        small = int((found.min(axis=1) < split.presize).sum())
+        small = int((found < sides(split.presize)[::-1]).any(axis=1).sum())
         if small:
-            yield f"  {small} of them have a side shorter than {split.presize} px and are enlarged"
+            yield f"  {small} of them have a side shorter than {size_text(split.presize)} px and are enlarged"
 
 
 def photo_sizes(split: ImageDataset, limit: int | None = None) -> np.ndarray:
@@ -101,7 +103,7 @@ def _steps(split: ImageDataset, index: int) -> Iterator[str]:
     steps: list[tuple[str, Callable[[], str]]] = [
         ("file", lambda: _file(path)),
         ("decode", lambda: _array(split.dataset[index])),
-        (f"square by {split.resize_method}", lambda: _array(_square(split, index))),
+        (f"{shape_name(split.presize)} by {split.resize_method}", lambda: _array(_frame(split, index))),
         ("label", lambda: _label(split, index)),
         ("batch", lambda: _batch(split)),
     ]
@@ -124,8 +126,8 @@ def _array(image: np.ndarray) -> str:
     return f"{image.dtype} {image.shape} in [{image.min()}, {image.max()}], mean {image.mean():.1f}"
 
 
-def _square(split: ImageDataset, index: int) -> np.ndarray:
-    return split.dataset.square(index, split.presize, split.resize_method)
+def _frame(split: ImageDataset, index: int) -> np.ndarray:
+    return split.dataset.frame(index, split.presize, split.resize_method)
 
 
 def _label(split: ImageDataset, index: int) -> str:

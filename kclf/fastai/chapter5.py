@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._core.sizes import Size, as_size, presize_for, sides
 from ..data import ImageData
 from ..data.files import list_images
 from ..data.images import image_size, read_image
@@ -162,11 +163,11 @@ class Resize:
     """How photos are brought to one size before they form a batch.
 
     Args:
-        size: side of the square in pixels.
+        size: in pixels, the side of a square or (height, width).
         method: "crop", "pad" or "squish".
     """
 
-    size: int
+    size: Size
     method: str = "crop"
 
 
@@ -211,7 +212,7 @@ class DataBlock:
         splitter: items -> (training indices, validation indices); None sets aside a fifth.
         get_y: item -> label.
         get_x: item -> file; None where items are files.
-        item_tfms: `Resize(460)`: photos form batches of squares of that size.
+        item_tfms: `Resize(460)`: photos form batches of that size, in the shape of `batch_tfms`.
         batch_tfms: `aug_transforms(size=224)`, or None.
     """
 
@@ -251,16 +252,15 @@ class DataBlock:
         items = self._items(source)
         files, labels = self._files(items), [self._label(item) for item in items]
         held = None if self.splitter is None else list(self.splitter(items)[1])
-        side = self.item_tfms.size if self.item_tfms else None
-        drawn = None if self.batch_tfms is None or self.batch_tfms.size is None else self.batch_tfms.size[0]
-        size = drawn or side or SIZE
+        first = self.item_tfms.size if self.item_tfms else None
+        size = as_size("size", (self.batch_tfms and self.batch_tfms.size) or first or SIZE)
         by_file = dict(zip(files, labels, strict=True))
         data = ImageData.from_files(
             files,
             lambda file: by_file[str(file)],
             task=self.target.task,
             size=size,
-            presize=max(side or size, size),
+            presize=presize_for(size, first or size),
             resize_method=self.item_tfms.method if self.item_tfms else "crop",  # type: ignore[arg-type]
             batch_size=bs,
             num_threads=num_workers or None,
@@ -304,12 +304,12 @@ class DataBlock:
                 + "\nAdd a step that brings photos to one size: item_tfms=Resize(460)"
             )
             return
-        side = self.item_tfms.size if self.item_tfms else shapes[0][1]
-        print(f"  a batch of shape {(len(some), side, side, 3)}, uint8")
+        size = sides(self.item_tfms.size) if self.item_tfms else shapes[0][1:]
+        print(f"  a batch of shape {(len(some), *size, 3)}, uint8")
         if self.batch_tfms is None:
             print("\nNo batch_tfms to apply")
         else:
-            print(f"\nApplying batch_tfms on the device: {self.batch_tfms.size or side} px, random views")
+            print(f"\nApplying batch_tfms on the device: {self.batch_tfms.size or size} px, random views")
 
     def _items(self, source: Any) -> list[Any]:
         items = list(self.get_items(source) if self.get_items is not None else _rows(source))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._core.sizes import Size
 from ..data import ImageData, ImageDataset
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class CourseData(ImageData):
         """As `ImageData.replace`; the augmentation stays."""
         return self.carrying(super().replace(**changes), self.augmentation, self.path)
 
-    def resize(self, size: int, cache_folder: str | os.PathLike[str] = "tmp") -> CourseData:
+    def resize(self, size: Size, cache_folder: str | os.PathLike[str] = "tmp") -> CourseData:
         """As `ImageData.resize`; the augmentation stays."""
         return self.carrying(super().resize(size, Path(cache_folder)), self.augmentation, self.path)
 
@@ -93,8 +94,8 @@ class CourseData(ImageData):
         return self.class_names
 
     @property
-    def sz(self) -> int:
-        """Side of the photos in pixels."""
+    def sz(self) -> Size:
+        """The size of the photos in pixels."""
         return self.size
 
     @property

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 import numpy as np
 
 from .._core.plotting import new_grid
+from .._core.sizes import sides
 from ..data.image_dataset import ImageDataset
 from ..data.images import as_colours, read_image
 from ..data.show import tiles
@@ -32,10 +33,10 @@ def show_answers(
     split: ImageDataset, indices: Sequence[int], titles: Sequence[str], wrong: Sequence[bool]
 ) -> Figure:
     """Some images as the model sees them, each under what it said, in red where that is wrong."""
-    squares = np.empty((len(indices), split.presize, split.presize, split.channels), dtype=np.uint8)
-    for index, square in zip(indices, squares, strict=True):
-        split.dataset.square(index, split.presize, split.resize_method, out=square)
-    figure = tiles(squares, titles)
+    frames = np.empty((len(indices), *sides(split.presize), split.channels), dtype=np.uint8)
+    for index, frame in zip(indices, frames, strict=True):
+        split.dataset.frame(index, split.presize, split.resize_method, out=frame)
+    figure = tiles(frames, titles)
     for ax, is_wrong in zip(figure.axes, wrong, strict=False):
         ax.title.set_color("tab:red" if is_wrong else "black")
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -59,7 +60,8 @@ class Augmentation(keras.layers.Layer):
 
     Args:
         size: height and width of the result, in pixels, or a pair of them; None keeps those of the input.
-        flip: "horizontal" (half of the images), "dihedral" (all eight symmetries alike) or None.
+        flip: "horizontal" (half of the images), "dihedral" (all eight symmetries alike; where the result is
+            no square, the four that it has) or None.
         max_rotate: largest turn either way, in degrees.
         min_zoom: smallest magnification.
         max_zoom: largest magnification, at a random place.
@@ -77,7 +79,7 @@ class Augmentation(keras.layers.Layer):
 
     Shape:
         Input (batch, height, width, channels), uint8 or float in [0, 255], usually larger than `size`
-        ("presized"). Output (batch, size, size, channels), float32 in [0, 255]. Saturation and hue change
+        ("presized"). Output (batch, *size, channels), float32 in [0, 255]. Saturation and hue change
         images of 3 channels, leave those of 1 as they are, and take no others.
 
     Example:
@@ -163,11 +165,7 @@ class Augmentation(keras.layers.Layer):
             return Transformation(window, half, one, one, one - 1)
         uniform = _uniform(self._generator, count)
         active = self._active(uniform, count)
-        maps = (
-            window
-            @ self._affine(uniform, active, share_y * height, share_x * width)
-            @ self._crop(uniform, size)
-        )
+        maps = window @ self._affine(uniform, active, size) @ self._crop(uniform, size)
         return Transformation(maps, *self._lighting(uniform, active))
 
     @torch.compiler.disable
@@ -188,7 +186,7 @@ class Augmentation(keras.layers.Layer):
             interpolation: instead of the layer's own; "nearest" for masks.
 
         Returns:
-            (n, size, size, channels), float32 in [0, 255].
+            (n, *size, channels), float32 in [0, 255].
         """
         if len(images) != len(transformation):
             raise ValueError(
@@ -238,7 +236,7 @@ class Augmentation(keras.layers.Layer):
         self._generator.set_state(state)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """(batch, size, size, channels)."""
+        """(batch, *size, channels)."""
         return (input_shape[0], *(self.size or input_shape[1:3]), input_shape[3])
 
     def get_config(self) -> dict[str, Any]:
@@ -273,22 +271,27 @@ class Augmentation(keras.layers.Layer):
         place = {name: i for i, name in enumerate(able)}
         return {name: chosen == place.get(name, -1) for name in _OPERATIONS}
 
-    def _affine(
-        self, uniform: dict[str, Tensor], active: dict[str, Tensor], height: float, width: float
-    ) -> Tensor:
-        """Warp, flip, rotation and zoom: (n, 3, 3)."""
-        symmetry = uniform["flip"] * {"horizontal": 2, "dihedral": 8, None: 1}[self.flip]
+    def _affine(self, uniform: dict[str, Tensor], active: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Warp, flip, rotation and zoom in a frame of a shape: (n, 3, 3)."""
+        symmetries = torch.tensor(self._symmetries(size))
+        symmetry = symmetries[(uniform["flip"] * len(symmetries)).long()]
         turn = _signed(uniform["rotate"], self.max_rotate) * active["rotate"]
         factor = self.min_zoom + uniform["zoom"] * (self.max_zoom - self.min_zoom)
         factor = torch.where(active["zoom"], factor, 1.0)
         tilt_x = _signed(uniform["warp_x"], self.max_warp) * active["warp"]
         tilt_y = _signed(uniform["warp_y"], self.max_warp) * active["warp"]
         affine = (
-            geometry.dihedral(symmetry.long())
+            geometry.dihedral(symmetry)
             @ geometry.rotation(turn)
             @ geometry.zoom(factor, uniform["zoom_x"], uniform["zoom_y"])
         )
-        return geometry.warp(tilt_x, tilt_y) @ geometry.for_aspect(affine, height, width)
+        return geometry.warp(tilt_x, tilt_y) @ geometry.for_aspect(affine, *size)
+
+    def _symmetries(self, size: tuple[int, int]) -> Sequence[int]:
+        """What `flip` chooses from, by the numbers of `geometry.dihedral`."""
+        if self.flip == "dihedral":
+            return range(8) if size[0] == size[1] else geometry.OF_RECTANGLE
+        return (0, 1) if self.flip == "horizontal" else (0,)
 
     def _crop(self, uniform: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Random resized crop: (n, 3, 3); the whole image where none of the tries fits in it."""

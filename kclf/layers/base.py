@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from .._core.sizes import Size, as_size, sides
 
-def output_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+
+def output_size(size: Size | None) -> tuple[int, int] | None:
     """(height, width) in pixels of a size given as one number or a pair; None stays None."""
-    if size is None:
-        return None
-    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
-    if len(pair) != 2 or not all(isinstance(length, int | np.integer) and length > 0 for length in pair):
-        raise ValueError(
-            "Expected size to be a number of pixels from 1 on, a pair of them (height, width), or None. "
-            f"Received: size={size!r}"
-        )
-    return int(pair[0]), int(pair[1])
+    return None if size is None else sides(as_size("size", size))
 
 
 def float32_options(options: dict[str, Any]) -> dict[str, Any]:

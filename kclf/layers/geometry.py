@@ -16,6 +16,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .._core.sizes import same_shape
+
+OF_RECTANGLE = (0, 1, 2, 4)  # symmetries of the square that are those of any rectangle
+
 # Symmetries of the square in the order of fastai's `Dihedral`.
 _DIHEDRAL = (
     ((1, 0), (0, 1)),
@@ -163,10 +167,14 @@ def for_aspect(maps: Tensor, height: float, width: float) -> Tensor:
 def window_of_aspect(height: int, width: int, size: tuple[int, int]) -> tuple[float, float]:
     """Shares (height, width) of the largest centred window that has the aspect of `size` (height, width).
 
+    All of the image is in it where rounding to whole pixels alone has made the two differ.
+
     Example:
-        >>> window_of_aspect(300, 400, (224, 224))
-        (1.0, 0.75)
+        >>> window_of_aspect(300, 400, (224, 224)), window_of_aspect(281, 420, (225, 336))
+        ((1.0, 0.75), (1.0, 1.0))
     """
+    if same_shape((height, width), size):
+        return 1.0, 1.0
     wanted = size[1] / size[0]
     return min(1.0, width / wanted / height), min(1.0, height * wanted / width)
 

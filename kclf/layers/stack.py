@@ -18,7 +18,7 @@ class AugmentationStack(Augmentation):
 
     Args:
         size: as for `Augmentation`.
-        layers: Keras layers of images (batch, size, size, channels), float32 in [0, 255], that keep the
+        layers: Keras layers of images (batch, *size, channels), float32 in [0, 255], that keep the
             shape.
         **options: as for `Augmentation`.
 

@@ -72,7 +72,7 @@ def adapt_to_data(model: ImageClassifier, data: ImageData) -> ImageClassifier:
             f"Received: {data.channels}. data.replace(channels={model.channels}) reads files so"
         )
     if data.size != model.size:
-        model = clone_with(model, size=data.size)
+        model = clone_with(model, size=data.size, presize=data.presize)
     model.presize, model.resize_method = data.presize, data.train.resize_method
     model.depth = data.train.dataset.depth
     return model

@@ -18,6 +18,7 @@ from .._core.devices import send
 from .._core.h5_store import whole_file
 from .._core.keras_private import all_layers, own_weights
 from .._core.keywords import COMPILE, MODEL, answering
+from .._core.sizes import Size, as_size, require_same_shape, sides
 from ..acceleration import accelerate as accelerate_model
 from ..acceleration import unpacked
 from ..backbones import backbone_spec, build_backbone, built_name, split_backbone, split_blocks
@@ -31,7 +32,7 @@ from ..data.images import (
     as_pixels,
     check_file_channels,
     read_image,
-    to_square,
+    to_frame,
 )
 from ..data.tasks import TASKS
 from ..distributed import distribute, take_device
@@ -64,7 +65,7 @@ class ImageClassifier(keras.Model):
         backbone: a name of `backbone_names()`, or a Keras model that maps (batch, height, width, channels)
             to features (batch, rows, columns, channels) or (batch, channels).
         class_names: one name per output, in the order of the labels.
-        size: side of the square that the backbone sees, pixels.
+        size: of the images that the backbone sees, in pixels: the side of a square, or (height, width).
         weights: "imagenet", None (random), or the path of a weights file of this backbone without top.
         augmentation: what happens to training photos; see `aug_transforms`, `side_on`, `top_down`. None
             only brings photos to `size`.
@@ -82,7 +83,7 @@ class ImageClassifier(keras.Model):
             features change all at once when a group unfreezes. "train": statistics and scales live on in
             frozen groups too (fastai 2's `train_bn`), at the price of a backward pass through the backbone.
             "sync": so, by the statistics of the whole batch where several processes have a share of it.
-        presize: side of the square that photos are brought to when they are read from files for a
+        presize: the size, of the same shape, that photos are brought to when they are read from files for a
             prediction; None reads them at `size`.
         resize_method: "crop", "pad" or "squish": how they are brought to it.
         depth: bits of the values of their deep images, as `kclf.data.decoding.set_decoding` has it.
@@ -112,7 +113,7 @@ class ImageClassifier(keras.Model):
         backbone: str | keras.Model,
         class_names: Sequence[str],
         *,
-        size: int = 224,
+        size: Size = 224,
         weights: str | PathLike[str] | None = "imagenet",
         augmentation: keras.layers.Layer | None = None,
         normalization: str | InputNormalization | None = None,
@@ -121,7 +122,7 @@ class ImageClassifier(keras.Model):
         bias: bool | None = None,
         task: str = "single_label",
         batchnorm: str = "inference",
-        presize: int | None = None,
+        presize: Size | None = None,
         resize_method: str = "crop",
         depth: int | None = None,
         channels: int = 3,
@@ -136,8 +137,10 @@ class ImageClassifier(keras.Model):
         take_device()
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.class_names = [str(class_name) for class_name in class_names]
-        self.size = int(size)
-        self.presize = presize
+        self.size = as_size("size", size)
+        self.presize = None if presize is None else as_size("presize", presize)
+        if self.presize is not None:
+            require_same_shape("presize", self.presize, self.size)
         self.resize_method = resize_method
         self.depth = check_depth(depth)
         self.channels = at_least("channels", channels, 1)
@@ -154,7 +157,7 @@ class ImageClassifier(keras.Model):
             self.augmentation = as_augmentation(augmentation, self.size)
             self.normalization = _normalization(self.backbone_name, normalization, self.channels)
             self.backbone = (
-                build_backbone(backbone, weights=weights, input_shape=(self.size, self.size, self.channels))
+                build_backbone(backbone, weights=weights, input_shape=(*sides(self.size), self.channels))
                 if isinstance(backbone, str)
                 else backbone
             )
@@ -215,7 +218,7 @@ class ImageClassifier(keras.Model):
         return self.backbone(self.normalization(seen), training=training)
 
     def read(self, photo: Any) -> np.ndarray:
-        """A photo as the classifier takes it, uint8 (side, side, channels).
+        """A photo as the classifier takes it, uint8 (height, width, channels).
 
         Args:
             photo: a path, the bytes of a file, a PIL image, or pixels uint8 (height, width, channels) or
@@ -225,13 +228,13 @@ class ImageClassifier(keras.Model):
             ImageError: the file cannot be read.
             ValueError: it is a file, and the classifier takes other channels than 3 or 1.
         """
-        side, method = self.presize or self.size, cast(ResizeMethod, self.resize_method)
+        size, method = self.presize or self.size, cast(ResizeMethod, self.resize_method)
         if not isinstance(photo, bytes | str | PathLike):
-            return np.array(to_square(as_pixels(photo, self.channels), side, method, CENTRE))
+            return np.array(to_frame(as_pixels(photo, self.channels), size, method, CENTRE))
         path, content = ("photo", photo) if isinstance(photo, bytes) else (photo, None)
         channels = check_file_channels(self.channels)
-        pixels = read_image(path, at_least=side, content=content, depth=self.depth, channels=channels)
-        return np.array(to_square(pixels, side, method, CENTRE))
+        pixels = read_image(path, at_least=size, content=content, depth=self.depth, channels=channels)
+        return np.array(to_frame(pixels, size, method, CENTRE))
 
     # ---- shapes, as of a functional model ------------------------------------------------------------
 
@@ -255,8 +258,8 @@ class ImageClassifier(keras.Model):
 
     @property
     def input_shape(self) -> tuple[int | None, int, int, int]:
-        """(None, size, size, channels); images of other sizes are brought to it."""
-        return (None, self.size, self.size, self.channels)
+        """(None, height, width, channels) of `size`; images of other sizes are brought to it."""
+        return (None, *sides(self.size), self.channels)
 
     @property
     def output_shape(self) -> tuple[int | None, int]:

@@ -23,6 +23,7 @@ from .._core.arguments import one_of
 from .._core.atomic import replacing
 from .._core.devices import full_float32
 from .._core.h5_store import whole_file
+from .._core.sizes import Size, as_size, require_same_shape, sides, size_text
 from ..acceleration import unpacked
 from ..data.decision import Decision
 from ..data.tasks import probabilities_of
@@ -43,10 +44,10 @@ class PhotosToProbabilities(torch.nn.Module):
 
     Args:
         model: a classifier with `.augmentation`, `.normalization`, `.backbone`, `.head`, `.size`, `.task`.
-        side: side of the square photos that come in, in pixels.
+        side: of the photos that come in, in pixels: the side of a square, or (height, width).
     """
 
-    def __init__(self, model: keras.Model, side: int) -> None:
+    def __init__(self, model: keras.Model, side: Size) -> None:
         super().__init__()
         # In a tuple torch does not see them: the export then holds the tensors that a prediction reads, the
         # kernels with their batch norms folded in, and not every variable of the model beside them.
@@ -57,7 +58,7 @@ class PhotosToProbabilities(torch.nn.Module):
         self.resize = ResizeOfWholeNumbers(side, model.size, mode) if side != model.size else None
 
     def forward(self, photos: Tensor) -> Tensor:
-        """Probabilities (batch, classes), float32, of photos (batch, side, side, channels), uint8."""
+        """Probabilities (batch, classes), float32, of photos (batch, height, width, channels), uint8."""
         normalization, backbone, head = self.parts
         images = self.resize(photos) if self.resize is not None else photos.to(torch.float32)
         features = backbone(normalization(images), training=False)
@@ -72,8 +73,8 @@ class ResizeOfWholeNumbers(torch.nn.Module):
     resizes differ or are absent. torch holds weights in 16 bits and rounds after each axis, columns first.
 
     Args:
-        source: side of the square photos that come in, in pixels.
-        target: side of those that go out.
+        source: of the photos that come in, in pixels: the side of a square, or (height, width).
+        target: of those that go out.
         mode: "bilinear" or "bicubic".
 
     Example:
@@ -83,29 +84,40 @@ class ResizeOfWholeNumbers(torch.nn.Module):
         True
     """
 
-    def __init__(self, source: int, target: int, mode: str = "bilinear") -> None:
+    def __init__(self, source: Size, target: Size, mode: str = "bilinear") -> None:
         super().__init__()
-        identity = torch.eye(source, dtype=torch.float64).reshape(1, 1, source, source)
-        weights = F.interpolate(identity, size=(target, source), mode=mode, antialias=True)[0, 0]
-        bits = int(math.log2((2**15 - 0.5) / float(weights.max())))  # the largest weight fills 16 bits
-        self.one = float(2**bits)
-        whole = torch.trunc(weights * self.one + 0.5 * weights.sign())  # numbers up to 2^15
-        largest = 255 * float(whole.abs().sum(dim=1).max())  # of the sums of products with pixels
-        self.register_buffer("weights", whole.to(torch.float32 if largest < EXACT else torch.float64))
+        self.axes = tuple(zip(sides(source), sides(target), strict=True))
+        self.ones: dict[tuple[int, int], float] = {}
+        for axis in dict.fromkeys(self.axes):  # those of a square are one matrix
+            weights, self.ones[axis] = _axis_weights(*axis, mode)
+            self.register_buffer("weights{}to{}".format(*axis), weights)
 
     def forward(self, photos: Tensor) -> Tensor:
-        """Photos (batch, source, source, channels), uint8, at (batch, target, target, channels), float32."""
-        images = photos.to(self.weights.dtype).permute(0, 3, 1, 2)  # (batch, channels, source, source)
-        images = self._rounded(torch.matmul(images, self.weights.T))
-        images = self._rounded(torch.matmul(self.weights, images))
+        """Photos (batch, *source, channels), uint8, at (batch, *target, channels), float32."""
+        rows, columns = (getattr(self, "weights{}to{}".format(*axis)) for axis in self.axes)
+        one_of_rows, one_of_columns = (self.ones[axis] for axis in self.axes)
+        images = photos.to(columns.dtype).permute(0, 3, 1, 2)  # (batch, channels, height, width)
+        images = _rounded(torch.matmul(images, columns.T) / one_of_columns)
+        images = _rounded(torch.matmul(rows, images.to(rows.dtype)) / one_of_rows)
         return images.permute(0, 2, 3, 1).to(torch.float32)
 
-    def _rounded(self, sums: Tensor) -> Tensor:
-        return torch.floor(sums / self.one + 0.5).clamp(0, 255)
+
+def _axis_weights(source: int, target: int, mode: str) -> tuple[Tensor, float]:
+    """What each place of an axis is made of, (target, source), in whole numbers, and which of them is 1."""
+    identity = torch.eye(source, dtype=torch.float64).reshape(1, 1, source, source)
+    weights = F.interpolate(identity, size=(target, source), mode=mode, antialias=True)[0, 0]
+    one = float(2 ** int(math.log2((2**15 - 0.5) / float(weights.max()))))  # the largest fills 16 bits
+    whole = torch.trunc(weights * one + 0.5 * weights.sign())  # numbers up to 2^15
+    largest = 255 * float(whole.abs().sum(dim=1).max())  # of the sums of products with pixels
+    return whole.to(torch.float32 if largest < EXACT else torch.float64), one
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return torch.floor(values + 0.5).clamp(0, 255)
 
 
 def to_torch_export(
-    model: keras.Model, path: str | os.PathLike[str], *, side: int | None = None
+    model: keras.Model, path: str | os.PathLike[str], *, side: Size | None = None
 ) -> torch.export.ExportedProgram:
     """Write a classifier for `torch.export.load`: no Keras and no kclf are needed to run it.
 
@@ -113,10 +125,11 @@ def to_torch_export(
         model: an `ImageClassifier`.
         path: where to, usually `.pt2`. It computes in float32, whatever the model's dtype policy. Its extra
             file `classifier.json` says class names, task, side, decision and the depth of photos.
-        side: side of the square photos that come in, in pixels; None takes the model's presize, or its size.
+        side: of the photos that come in, in pixels: the side of a square, or (height, width); None takes the
+            model's presize, or its size.
 
     Returns:
-        The program, whose `.module()` maps uint8 photos (batch, side, side, channels) to probabilities.
+        The program, whose `.module()` maps uint8 photos (batch, height, width, channels) to probabilities.
 
     Raises:
         WeightsError: the program does not give the model's probabilities.
@@ -131,7 +144,7 @@ def to_torch_export(
     with whole_file(path) as file, warnings.catch_warnings():
         # To torch kernels in channels_last memory are not "complete"; it saves and loads them all the same.
         warnings.filterwarnings("ignore", message="No complete tensor found")
-        details = _details(model, photos.shape[1], "fp32")["classifier"]
+        details = _details(model, photos, "fp32")["classifier"]
         torch.export.save(program, file, extra_files={"classifier.json": details})
     return program
 
@@ -140,7 +153,7 @@ def to_onnx(
     model: keras.Model,
     path: str | os.PathLike[str],
     *,
-    side: int | None = None,
+    side: Size | None = None,
     precision: str = "fp32",
     calibration: np.ndarray | None = None,
 ) -> None:
@@ -152,12 +165,13 @@ def to_onnx(
     Args:
         model: an `ImageClassifier`.
         path: where to, usually `.onnx`.
-        side: side of the square photos that come in, in pixels; None takes the model's presize, or its size.
+        side: of the photos that come in, in pixels: the side of a square, or (height, width); None takes the
+            model's presize, or its size.
         precision: "fp32" computes in float32, whatever the model's dtype policy; "fp16" halves the file and
             is for GPUs and phones; "int8" quarters it and is for CPUs with 8-bit products. Measure both on
             labelled photos: they cost accuracy.
-        calibration: of "int8": training photos uint8 (n, side, side, channels), a hundred or so, which show
-            how large the numbers between the layers become.
+        calibration: of "int8": training photos uint8 (n, height, width, channels), a hundred or so, which
+            show how large the numbers between the layers become.
 
     Raises:
         ImportError: the packages of the extra `[onnx]` are not installed.
@@ -190,7 +204,7 @@ def to_onnx(
     file = program.model_proto
     if calibration is not None:
         file = quantize(file, calibration)
-    onnx.helper.set_model_props(file, _details(model, photos.shape[1], precision))
+    onnx.helper.set_model_props(file, _details(model, photos, precision))
     with replacing(path) as temporary:
         temporary.write_bytes(file.SerializeToString())
         found = _run_onnx(temporary, photos.cpu().numpy())
@@ -212,8 +226,9 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _details(model: keras.Model, side: int, precision: str) -> dict[str, str]:
+def _details(model: keras.Model, photos: Tensor, precision: str) -> dict[str, str]:
     """What a file says of itself: plain words for any program, and all as JSON for `load_onnx`."""
+    side = as_size("side", tuple(photos.shape[1:3]))
     decision = decision_without_temperature(model)
     described = {
         "class_names": list(model.class_names),
@@ -225,11 +240,11 @@ def _details(model: keras.Model, side: int, precision: str) -> dict[str, str]:
         "precision": precision,
         "decision": decision and decision.get_config(),
     }
-    plain = {"class_names": "\n".join(model.class_names), "side": str(side), "task": model.task}
+    plain = {"class_names": "\n".join(model.class_names), "side": size_text(side), "task": model.task}
     return plain | {"classifier": json.dumps(described)}
 
 
-def to_litert(model: keras.Model, path: str | os.PathLike[str], *, side: int | None = None) -> Any:
+def to_litert(model: keras.Model, path: str | os.PathLike[str], *, side: Size | None = None) -> Any:
     """Write a classifier for LiteRT (TensorFlow Lite), by the converter that Keras uses.
 
     The file takes one photo a call. Class names and the rest of what it says of itself are appended as a zip
@@ -238,10 +253,11 @@ def to_litert(model: keras.Model, path: str | os.PathLike[str], *, side: int | N
     Args:
         model: an `ImageClassifier`.
         path: where to, usually `.tflite`. It computes in float32, whatever the model's dtype policy.
-        side: side of the square photos that come in, in pixels; None takes the model's presize, or its size.
+        side: of the photos that come in, in pixels: the side of a square, or (height, width); None takes the
+            model's presize, or its size.
 
     Returns:
-        What gives probabilities of photos uint8 (n, side, side, channels): the file, run by LiteRT.
+        What gives probabilities of photos uint8 (n, height, width, channels): the file, run by LiteRT.
 
     Raises:
         ImportError: the package `litert-torch` is not installed.
@@ -264,7 +280,7 @@ def to_litert(model: keras.Model, path: str | os.PathLike[str], *, side: int | N
         program.export(str(temporary))
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr("labels.txt", "\n".join(model.class_names))
-            archive.writestr("classifier.json", _details(model, photos.shape[1], "fp32")["classifier"])
+            archive.writestr("classifier.json", _details(model, photos, "fp32")["classifier"])
         _check(_run_litert(Interpreter, temporary)(photos.numpy()), _expected(model, photos), path)
     return _run_litert(Interpreter, path)
 
@@ -298,18 +314,20 @@ def _in_dtype(model: keras.Model, dtype: str) -> keras.Model:
     return twin
 
 
-def _wrapped(model: keras.Model, side: int | None) -> tuple[PhotosToProbabilities, Tensor]:
+def _wrapped(model: keras.Model, side: Size | None) -> tuple[PhotosToProbabilities, Tensor]:
     """The module to export, and two photos to try it with."""
     if not all(hasattr(model, part) for part in ("normalization", "backbone", "head", "size")):
         raise TypeError(
             "Expected an ImageClassifier. Another Keras model is written by model.export(path, format=...). "
             f"Received: {type(model).__name__} {model.name!r}"
         )
-    side = side or getattr(model, "presize", None) or model.size
+    size = as_size("side", side or getattr(model, "presize", None) or model.size)
+    require_same_shape("side", size, model.size)
     device = model.head.weights[0].value.device
     generator = torch.Generator().manual_seed(0)
-    photos = torch.randint(0, 256, (2, side, side, model.channels), dtype=torch.uint8, generator=generator)
-    return PhotosToProbabilities(model, side).to(device).eval(), photos.to(device)
+    shape = (2, *sides(size), model.channels)
+    photos = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return PhotosToProbabilities(model, size).to(device).eval(), photos.to(device)
 
 
 def _exported(module: PhotosToProbabilities, photos: Tensor) -> torch.export.ExportedProgram:

@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from .._core.sizes import Size
 from ..backbones import backbone_names, backbone_spec
 from ..backbones.building import IMAGENET_CLASSES, load_with_top
 from ..backbones.downloads import fetch_class_index
@@ -29,7 +30,7 @@ def imagenet_classifier(
     *,
     weights: str | os.PathLike[str] = "imagenet",
     class_index: str | os.PathLike[str] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
 ) -> ImageClassifier:
     """A classifier of ImageNet's 1,000 classes from published weights, ready to predict.
 
@@ -39,7 +40,8 @@ def imagenet_classifier(
         backbone: one of `backbone_names()` whose published top is one linear layer.
         weights: "imagenet", or the path of a weights file with its top.
         class_index: Keras' `imagenet_class_index.json`; None takes it from Keras' cache, or downloads it.
-        size: side of the square that the backbone sees, pixels; None takes what its weights were trained at.
+        size: of the images that the backbone sees, in pixels: the side of a square, or (height, width); None
+            takes what its weights were trained at.
 
     Raises:
         BackboneError: there is no such backbone, or its top is more than one layer.

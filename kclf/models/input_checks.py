@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .._core.sizes import Size, as_size, sides
 from ..errors import BackboneError
 
 
@@ -57,23 +58,25 @@ def warn_of_range(images: Any) -> None:
         )
 
 
-def check_backbone(backbone: Any, size: int, channels: int = 3) -> None:
+def check_backbone(backbone: Any, size: Size, channels: int = 3) -> None:
     """Refuse a backbone model that gives no features, or takes images of another size or other channels.
 
     Raises:
         BackboneError: naming the model and what to change.
     """
     shape, output = tuple(backbone.input_shape), tuple(backbone.output_shape)
-    sides = [side for side in shape[1:3] if side is not None]
+    wanted = sides(size)
     if len(shape) == 4 and shape[3] not in (None, channels):
         raise BackboneError(
             f"Expected the backbone {backbone.name!r} to take images of {channels} channels. "
             f"Received: input_shape={shape}. Pass channels={shape[3]}"
         )
-    if len(shape) != 4 or any(side != size for side in sides):
+    fixed = tuple(theirs or ours for theirs, ours in zip(shape[1:3], wanted, strict=False))
+    if len(shape) != 4 or fixed != wanted:
+        instead = as_size("size", fixed) if len(shape) == 4 else size
         raise BackboneError(
-            f"Expected the backbone {backbone.name!r} to take images of (batch, {size}, {size}, {channels}). "
-            f"Received: input_shape={shape}. Pass size={sides[0] if sides else size}, or build it with "
+            f"Expected the backbone {backbone.name!r} to take images of (batch, {wanted[0]}, {wanted[1]}, "
+            f"{channels}). Received: input_shape={shape}. Pass size={instead}, or build it with "
             f"input_shape=(None, None, {channels})"
         )
     activation = getattr(getattr(backbone.layers[-1], "activation", None), "__name__", None)

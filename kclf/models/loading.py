@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from .._core.h5_store import read_arrays
+from .._core.sizes import as_size, sides
 from ..backbones.building import require_channels_last
 from ..data.decision import Decision
 from ..errors import FileFormatError
@@ -106,9 +107,9 @@ def _build(path: Any, config: Any, arrays: Mapping[str, np.ndarray]) -> ImageCla
         decision = Decision.from_config(settings.pop("decision", None))
         settings["augmentation"] = Augmentation.from_config(settings["augmentation"]["config"])
         settings["normalization"] = InputNormalization.from_config(settings["normalization"])
-        sides = [side for side in (settings["size"], settings["presize"]) if side is not None]
-        if not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sides):
-            raise ValueError(f"sides of {sides} pixels")
+        for name in ("size", "presize"):
+            if settings[name] is not None:
+                settings[name] = as_size(name, settings[name], most=LARGEST_SIDE)
         channels = settings.get("channels", 3)
         if not isinstance(channels, int) or not 0 < channels <= MOST_CHANNELS:
             raise ValueError(f"expected 1 to {MOST_CHANNELS} channels, found {channels!r}")
@@ -147,8 +148,8 @@ def _check_probe(model: ImageClassifier, images: Any, logits: Any, path: Any) ->
     is_photos = images.dtype == "uint8" and images.ndim == 4 and images.shape[3] == model.channels
     if not is_photos or logits.dtype != "float32":
         raise FileFormatError(f"{path}: its probe batch is damaged")
-    sides = (*images.shape[1:3], model.size)
-    if not 0 < len(images) <= MOST_PROBES or not 0 < min(sides) <= max(sides) <= LARGEST_CHECKED:
+    lengths = (*images.shape[1:3], *sides(model.size))
+    if not 0 < len(images) <= MOST_PROBES or not 0 < min(lengths) <= max(lengths) <= LARGEST_CHECKED:
         raise FileFormatError(
             f"{path}: a probe batch of {images.shape}, read at {model.size} px, is too large to check "
             f"(1 to {MOST_PROBES} photos of at most {LARGEST_CHECKED} px). Load it with check=False"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._core.sizes import Size, as_size
 from ..data.decision import Decision
 from ..data.decoding import check_depth
 from ..data.images import RESIZE_METHODS
@@ -26,10 +27,10 @@ class ExportedClassifier:
     """A classifier without its Keras model: photos in, probabilities out. `predict` takes it like a model.
 
     Args:
-        run: gives probabilities float32 (n, classes) of photos uint8 (n, size, size, channels).
+        run: gives probabilities float32 (n, classes) of photos uint8 (n, height, width, channels).
         class_names: one for each output.
         task: "single_label", "multi_label" or "regression".
-        size: side of the square photos that it takes, pixels.
+        size: of the photos that it takes, in pixels: the side of a square, or (height, width).
         resize_method: how photos are brought to it.
         decision: thresholds and scores; its temperature is 1, as `run` has applied it.
         channels: of the photos.
@@ -39,7 +40,7 @@ class ExportedClassifier:
     run: Callable[[np.ndarray], np.ndarray]
     class_names: Sequence[str]
     task: str
-    size: int
+    size: Size
     resize_method: str = "crop"
     decision: Decision | None = None
     channels: int = 3
@@ -47,7 +48,7 @@ class ExportedClassifier:
     presize = None  # photos are read at `size`
 
     def __call__(self, photos: np.ndarray | torch.Tensor) -> np.ndarray:
-        """Probabilities float32 (n, classes) of photos uint8 (n, size, size, channels)."""
+        """Probabilities float32 (n, classes) of photos uint8 (n, height, width, channels)."""
         return self.run(photos.cpu().numpy() if isinstance(photos, torch.Tensor) else photos)
 
 
@@ -88,13 +89,13 @@ def _details(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[
     try:
         told = json.loads(metadata["classifier"])
         names, task, side, method = (told[n] for n in ("class_names", "task", "side", "resize_method"))
-        if task not in TASKS or method not in RESIZE_METHODS or not 1 <= int(side) <= LARGEST_SIDE:
-            raise ValueError(f"{task=!s}, {method=!s}, {side=!s}")
+        if task not in TASKS or method not in RESIZE_METHODS:
+            raise ValueError(f"{task=!s}, {method=!s}")
         channels = int(told.get("channels", 3))  # files of before had three alone
         return {
             "class_names": [str(name) for name in names],
             "task": task,
-            "size": int(side),
+            "size": as_size("side", side, most=LARGEST_SIDE),
             "resize_method": method,
             "decision": Decision.from_config(told["decision"]),
             "channels": channels,

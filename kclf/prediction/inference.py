@@ -16,6 +16,7 @@ from .._core.devices import Moment, moment, seconds_between, send
 from .._core.keras_private import producer_of
 from .._core.keywords import PREDICT, answering
 from .._core.progress import Progress
+from .._core.sizes import Size, sides
 from ..data import ImageDataset
 from ..data.decision import Decision
 from ..data.files import image_files
@@ -71,7 +72,7 @@ def predict_files(
     photos: Sequence[str | os.PathLike[str]],
     *,
     batch_size: int = 64,
-    size: int | None = None,
+    size: Size | None = None,
     class_names: Sequence[str] = (),
     depth: int | None = None,
 ) -> tuple[Predictions, list[tuple[str, str]]]:
@@ -79,10 +80,11 @@ def predict_files(
 
     Args:
         model: an `ImageClassifier`, what `load_onnx` read, or another Keras model of images in [0, 255],
-            whose photos are cropped to a square.
+            whose photos are cropped to the shape of its input.
         photos: files, and folders of which all images are taken.
         batch_size: photos a step.
-        size: side of the squares in pixels; None takes the classifier's, or that of the model's input.
+        size: that photos are brought to, in pixels: the side of a square, or (height, width); None takes the
+            classifier's, or that of the model's input.
         class_names: of another Keras model, one an output.
         depth: bits of the values of deep images; None takes what the classifier was trained with.
 
@@ -186,7 +188,7 @@ def _predict_together(
             if number in numbers[rank()]:
                 yield next(own)
             else:
-                views.skip(len(dataset.rows(number)), dataset.presize, dataset.presize)
+                views.skip(len(dataset.rows(number)), *sides(dataset.presize))
 
     arrays, _, seconds = _predict_batches(model, batches(), views)
     places = [int(place) for number in numbers[rank()] for place in dataset.rows(number)]

@@ -47,7 +47,8 @@ def predict_tta(
         dataset: as for `predict`.
         n: number of random views.
         views: "random" (the training augmentation), "flip" (mirrored), "five_crops" (centre and corners, each
-            also mirrored: 10 views) or "dihedral" (the 7 other symmetries of the square).
+            also mirrored: 10 views) or "dihedral" (the 7 other symmetries of the square; the 3 of another
+            rectangle).
         average: "arithmetic" mean of the probabilities, "geometric" (of their logarithms) or "max"; the
             last two are brought back to sum 1.
         weight: share of the plain view; None is 0.25 for random views, as in fastai 2, and as much as any
@@ -198,7 +199,7 @@ def _view_maker(layer: Augmentation, views: str, n: int, seed: int) -> tuple[Vie
                 drawing.draw(count, height, width, training=True)
 
         return Views(lambda images: (drawing(images, training=True) for _ in range(n)), skip), n
-    maps = _fixed_maps(views)
+    maps = _fixed_maps(views, is_square=layer.size is None or layer.size[0] == layer.size[1])
 
     def fixed(images: torch.Tensor) -> Iterator[torch.Tensor]:
         plain = layer.draw(len(images), *images.shape[1:3], training=False)
@@ -208,12 +209,12 @@ def _view_maker(layer: Augmentation, views: str, n: int, seed: int) -> tuple[Vie
     return Views(fixed), len(maps)
 
 
-def _fixed_maps(views: str) -> torch.Tensor:
+def _fixed_maps(views: str, *, is_square: bool) -> torch.Tensor:
     """Maps (views, 3, 3) of a fixed set, float64."""
     if views == "flip":
         return geometry.dihedral(torch.tensor([1]))
     if views == "dihedral":
-        return geometry.dihedral(torch.arange(1, 8))
+        return geometry.dihedral(torch.arange(1, 8) if is_square else torch.tensor(geometry.OF_RECTANGLE[1:]))
     x, y = torch.tensor([[0.5, 0.5], [0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64).T
     side = torch.full((5,), _CROP_SHARE, dtype=torch.float64)
     crops = geometry.crop(side, side, x, y)

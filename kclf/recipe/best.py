@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._core.sizes import Size, num_pixels, size_text
 from ..callbacks.run_state import assign
 from ..data import ImageData, ImageDataset
 from ..data.presized import bytes_of_cache, has_room
@@ -183,24 +184,24 @@ def _solved(
         sized, photos = at_size(model, data, size)
         probe = fit_linear_probe(sized, photos, views=plan.views, folder=folder, progress=progress)
         readings.append(Reading(sized, photos, probe))
-        say(f"At {size} px: {probe}")
+        say(f"At {size_text(size)} px: {probe}")
         if choose_reading(readings) is readings[-1]:
             keep(sized)
     chosen = choose_reading(readings)
     before = None if chosen.data.valid is None else predict(chosen.model, chosen.data.valid)
-    where = f" at {chosen.model.size} px" if len(readings) > 1 else ""
+    where = f" at {size_text(chosen.model.size)} px" if len(readings) > 1 else ""
     if before is not None and before.task != "regression":
         say(f"Validation photos{where}: {before}")
     return chosen, before
 
 
-def _too_late(last: int, size: int, began: float, until: float | None) -> bool:
+def _too_late(last: Size, size: Size, began: float, until: float | None) -> bool:
     """Whether solving at another size, as fast a pixel as the last, takes more than half of the time left.
 
     The processes of a run agree on it.
     """
-    now = time.monotonic()
-    return until is not None and run_on_main(lambda: 2 * (now - began) * (size / last) ** 2 > until - now)
+    now, more = time.monotonic(), num_pixels(size) / num_pixels(last)
+    return until is not None and run_on_main(lambda: 2 * (now - began) * more > until - now)
 
 
 def _decided(found: BestFit, held_out: Predictions | None) -> BestFit:
@@ -287,7 +288,7 @@ def _compare(
 ) -> tuple[ImageClassifier, Comparison]:
     """The tuned model at the size that suits it, and how it compares with the solved one."""
     sizes = {model.size, *larger_sizes(model, [LARGER_TUNED]), reading.model.size}
-    at_hand = {size: at_size(model, data, size) for size in sorted(sizes)}
+    at_hand = {size: at_size(model, data, size) for size in sorted(sizes, key=num_pixels)}
     found = {size: predict(sized, photos.valid) for size, (sized, photos) in at_hand.items()}
     comparison = Comparison(before, found)
     return at_hand[comparison.choice or model.size][0], comparison

@@ -18,6 +18,7 @@ import torch
 from .._core.arguments import one_of
 from .._core.atomic import replacing
 from .._core.settings import TrainSettings
+from .._core.sizes import Size, as_size, num_pixels, scaled, sides, size_text
 from ..backbones import backbone_spec
 from ..callbacks.run_state import remember_model, remember_randomness
 from ..data import ImageData, ImageDataset
@@ -74,8 +75,8 @@ class Plan:
         first_group: rate of the first layer group, as a share of `body_rate`.
         warmup: share of the steps in which the rates rise.
         views: augmented views of each photo from which the last layer is solved, besides the plain one.
-        sizes: sides, in pixels, at which the last layer is solved, the first of them that of the tuning; ()
-            for that of the model.
+        sizes: in pixels, at which the last layer is solved, the first of them that of the tuning; () for that
+            of the model.
         minutes: how long the run may take; None for as long as it does.
         refit: do it again in the end on the training and validation photos together, as was chosen.
         start_seconds: what it took until the plan was made.
@@ -94,7 +95,7 @@ class Plan:
     first_group: float = 0.1
     warmup: float = 0.3
     views: int = 0
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[Size, ...] = ()
     minutes: float | None = None
     refit: bool = False
     start_seconds: float = 0.0
@@ -109,19 +110,19 @@ class Plan:
         before = self.start_seconds + self.probe_seconds + self.decode_seconds
         return before + self.tuning_seconds + self.end_seconds
 
-    def describe(self, size: int) -> str:
+    def describe(self, size: Size) -> str:
         """One line: what is done, and how long it should take.
 
         Args:
-            size: side of the images that the model sees.
+            size: of the images that the model sees.
         """
         cores = torch.get_num_threads()
         where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cores} cores"
         where = "1 core" if where == "1 cores" else where
-        sizes = " and ".join(map(str, self.sizes or (size,)))
+        sizes = " and ".join(map(size_text, self.sizes or (size,)))
         probe = f"linear probe at {sizes} px {duration(self.probe_seconds)}"
         once = f", photos decoded once {duration(self.decode_seconds)}" if self.decode_seconds else ""
-        passes = f"{once}, then {self.passes} passes at {size} px in batches of {self.batch_size}"
+        passes = f"{once}, then {self.passes} passes at {size_text(size)} px in batches of {self.batch_size}"
         again = ", then again on all photos" if self.refit else ""
         return (
             f"Plan: {probe}{passes if self.passes else ''}{again}, {duration(self.seconds)} in all on {where}"
@@ -193,7 +194,7 @@ def make_plan(
     minutes: float | None = None,
     batch_size: int | None = None,
     num_features: int = 2560,
-    sizes: tuple[int, ...] = (),
+    sizes: tuple[Size, ...] = (),
     around: tuple[float, float] = (0.0, 0.0),
     refit: bool = False,
     decode_once: str = "auto",
@@ -222,7 +223,7 @@ def make_plan(
     batch = batch_size or max(batch_for(train), world_size())
     steps = max(1, train // batch)
     solving = SOLVING * train * min(train, num_features) * outputs_of(data)
-    shares = [(side / sizes[0]) ** 2 for side in sizes] or [1.0]
+    shares = [num_pixels(size) / num_pixels(sizes[0]) for size in sizes] or [1.0]
     start, end = around
     once = seconds_to_decode_once(data, speed) if decode_once == "auto" and tunes(data, effort) else 0.0
     left = math.inf if minutes is None else 60 * minutes - start - end - once
@@ -287,21 +288,23 @@ def _probe_seconds(data: ImageData, speed: Speed, shares: Sequence[float], solvi
     return read * speed.read + solving * len(shares)
 
 
-def larger_sizes(model: ImageClassifier, shares: Sequence[float]) -> list[int]:
-    """Sizes at which a classifier may read photos better than at its own, multiples of 32 pixels.
+def larger_sizes(model: ImageClassifier, shares: Sequence[float]) -> list[Size]:
+    """Sizes at which a classifier may read photos better than at its own, of its shape, rising.
 
+    The short side is a multiple of 32 pixels.
     Touvron et al. 2019, https://arxiv.org/abs/1906.06423. Backbones whose weights belong to one size, as the
     positions of a transformer, have none.
 
     Args:
         model: the classifier.
-        shares: the sizes, as shares of its own; those far above the size of its weights are brought down.
+        shares: the sides, as shares of its own; those far above the size of its weights are brought down.
     """
     spec = None if model.backbone_name is None else backbone_spec(model.backbone_name)
     free = model.backbone.input_shape[1] is None if spec is None else spec.patch == 1
     most = math.inf if spec is None else LARGEST * spec.default_size
-    sides = {int(min(model.size * share, most)) // SIZE_STEP * SIZE_STEP for share in shares}
-    return sorted(side for side in sides if free and side > model.size)
+    own = min(sides(model.size))
+    short = {int(min(own * share, most)) // SIZE_STEP * SIZE_STEP for share in shares}
+    return [scaled(model.size, side / own) for side in sorted(short) if free and side > own]
 
 
 def batch_for(num_photos: int) -> int:
@@ -396,4 +399,4 @@ def kept_plan(path: str | PathLike[str]) -> Plan | None:
     if not Path(path).is_file():
         return None
     kept = json.loads(Path(path).read_text())
-    return Plan(**kept | {"sizes": tuple(kept["sizes"])})
+    return Plan(**kept | {"sizes": tuple(as_size("size", size) for size in kept["sizes"])})

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._core.sizes import Size, presize_for
 from ..data import ImageData
 from ..models import ImageClassifier
 from ..models.clone import clone_with
@@ -32,18 +33,18 @@ class Reading:
     probe: LinearProbe
 
 
-def at_size(model: ImageClassifier, data: ImageData, size: int) -> tuple[ImageClassifier, ImageData]:
+def at_size(model: ImageClassifier, data: ImageData, size: Size) -> tuple[ImageClassifier, ImageData]:
     """A classifier and its photos for another size; themselves for the same.
 
     Args:
         model: the classifier.
         data: its photos.
-        size: side of the square that the backbone sees, pixels.
+        size: of the images that the backbone sees, pixels.
     """
     if size == model.size:
         return model, data
-    side = max(data.presize, size)
-    return clone_with(model, size=size, presize=side), data.replace(size=size, presize=side)
+    sizes = {"size": size, "presize": presize_for(size, data.presize)}
+    return clone_with(model, **sizes), data.replace(**sizes)
 
 
 def choose_reading(readings: Sequence[Reading]) -> Reading:

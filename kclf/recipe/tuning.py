@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from .._core.sizes import Size, size_text
 from ..callbacks import OneCycle, Schedule
 from ..callbacks.steps import steps_of_run
 from ..data import ImageData
@@ -40,9 +41,9 @@ class Comparison:
     """
 
     probe: Predictions
-    readings: Mapping[int, Predictions]
+    readings: Mapping[Size, Predictions]
 
-    def choose(self, rows: np.ndarray) -> int | None:
+    def choose(self, rows: np.ndarray) -> Size | None:
         """What has the lowest loss on some of the photos, each at the temperature that they ask for.
 
         Args:
@@ -51,12 +52,12 @@ class Comparison:
         Returns:
             The size at which the tuned classifier has it; None where the solved one has.
         """
-        candidates: dict[int | None, Predictions] = {None: self.probe} | dict(self.readings)
+        candidates: dict[Size | None, Predictions] = {None: self.probe} | dict(self.readings)
         figures = {size: _tempered_loss(found.take(rows)) for size, found in candidates.items()}
         return min(figures, key=lambda size: figures[size])
 
     @cached_property
-    def choice(self) -> int | None:
+    def choice(self) -> Size | None:
         """What is best on all photos, where the same choice on one half of them holds on the other half.
 
         One that wins by no more than a standard error, or only where it was chosen, may have won by chance:
@@ -105,7 +106,7 @@ class Comparison:
 
     def __str__(self) -> str:
         before, (mean, error), choice = _calibrated(self.probe).losses().mean(), self._gain, self.choice
-        kept = "linear probe" if choice is None else f"tuned, read at {choice} px"
+        kept = "linear probe" if choice is None else f"tuned, read at {size_text(choice)} px"
         return (
             f"{loss_name(self.probe.task)} {before:.4f} -> {before + mean:.4f} by tuning "
             f"({mean:+.4f} ± {error:.4f}) on {len(self.probe):,} photos; kept: {kept}"

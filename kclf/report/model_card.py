@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._core.atomic import replacing
+from .._core.sizes import size_said
 from ..backbones import backbone_info, backbone_names
 from ..interpret import Interpretation
 from ..prediction.predictions import Predictions
@@ -50,11 +51,13 @@ def _lines(inputs: ReportInputs) -> Iterable[str]:
     yield from _front_matter(inputs, licence)
     yield from [f"# {plain(inputs.title)}", ""]
     task = str(data.get("task", "single_label"))
-    size, presize = settings.get("size", "?"), settings.get("presize", "?")
+    size, presize = (size_said(settings.get(name, "?")) for name in ("size", "presize"))
+    shape = "square" if "x" not in presize else "rectangle (height x width)"
     backbone = plain(settings.get("backbone", "a backbone"))
     yield (
         f"An image classifier that gives {TASK_WORDS.get(task, task)}, trained with kclf by transfer "
-        f"learning: {backbone} at {size} pixels. Photos are cropped to a square and read at {presize} pixels."
+        f"learning: {backbone} at {size} pixels. "
+        f"Photos are cropped to a {shape} and read at {presize} pixels."
     )
     yield from ["", "## Data", "", *_data(data, _predictions(inputs), task), ""]
     yield from ["## Figures", "", *_figures(inputs), ""]

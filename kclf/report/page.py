@@ -16,6 +16,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from .._core.atomic import replacing
+from .._core.sizes import size_said
 from ..callbacks.recording import smooth, smoothing_of
 from ..checks import Finding, Findings
 from ..interpret import (
@@ -154,7 +155,8 @@ def _subtitle(inputs: ReportInputs) -> str:
     settings = inputs.settings.get("settings", {})
     settings = settings if isinstance(settings, Mapping) else {}
     backbone, size = settings.get("backbone", ""), settings.get("size")
-    words = [f"{backbone} at {size} px" if backbone and size else str(backbone), inputs.date]
+    at_size = f"{backbone} at {size_said(size)} px" if backbone and size else str(backbone)
+    words = [at_size, inputs.date]
     return " · ".join(word for word in words if word)
 
 
@@ -382,7 +384,7 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, A
         if isinstance(value, Mapping):
             yield from _flat(value, "" if name == "settings" else f"{words} ")
         elif value not in (None, "", ()):
-            yield words, value
+            yield words, size_said(value) if name in ("size", "presize") else value
 
 
 def _ledger(findings: Findings) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from starlette.formparsers import MultiPartException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..data.decoding import open_image
+from ..data.images import draft, size_for
 from ..errors import ImageError
 from ..interpret import grad_cam
 from ..prediction import Predictions
@@ -96,10 +97,9 @@ class Service:
         Raises:
             ImageError: they are no photo, or have more pixels than may come.
         """
-        side = self.model.presize or self.model.size
         try:
             with open_image(io.BytesIO(content)) as image:
-                image.draft("RGB", (side, side))
+                draft(image, size_for(self.model))
                 width, height = image.size
         except (OSError, ValueError, SyntaxError) as error:
             raise ImageError("photo", f"not an image that can be read ({error})") from error

@@ -47,7 +47,7 @@ class Engine:
         self._thread.start()
 
     def submit(self, photo: np.ndarray) -> Future[Predictions]:
-        """Ask for the prediction of one photo, uint8 (side, side, 3) as `model.read` gives it.
+        """Ask for the prediction of one photo, uint8 (height, width, 3) as `model.read` gives it.
 
         Raises:
             Busy: too many photos are waiting.

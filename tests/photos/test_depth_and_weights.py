@@ -12,7 +12,7 @@ from kclf.checks.wrong_labels import backbone_features
 from kclf.cli.main import main
 from kclf.data import ImageDataset
 from kclf.data.decoding import decoding, set_decoding
-from kclf.data.images import read_image, to_square
+from kclf.data.images import read_image, to_frame
 from kclf.data.sources import FileImages
 from kclf.errors import FileFormatError, WeightsError
 from kclf.prediction import inference
@@ -67,7 +67,7 @@ def test_the_command_trains_and_predicts_at_one_depth(deep_photos, tmp_path, mon
 
     assert model.depth == 12
     assert model.read(photo).max() > 200
-    assert np.array_equal(model.read(photo), to_square(read_image(photo, at_least=40, depth=12), 40))
+    assert np.array_equal(model.read(photo), to_frame(read_image(photo, at_least=40, depth=12), 40))
     assert np.array_equal(model.read((deep_photos / "cat/1.png").read_bytes()), model.read(photo))
     most = []
     real = inference.predict
@@ -90,7 +90,7 @@ def test_a_saved_classifier_remembers_its_depth(deep_photos, of_12_bits, tmp_pat
     photos = [str(path) for path in sorted(deep_photos.rglob("*.png"))]
 
     assert again.depth == 12
-    squares = [to_square(read_image(path, at_least=32, depth=12), 32) for path in photos]
+    squares = [to_frame(read_image(path, at_least=32, depth=12), 32) for path in photos]
     expected = of_12_bits.features(np.stack(squares))
     found = backbone_features(again, photos)
     np.testing.assert_allclose(found, expected.detach().numpy().mean(axis=(1, 2)), rtol=1e-3, atol=1e-4)
