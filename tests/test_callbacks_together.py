@@ -32,14 +32,16 @@ def classifier() -> ImageClassifier:
     x = layers.ReLU()(layers.BatchNormalization(name="norm_a")(x))
     x = layers.Conv2D(12, 3, use_bias=False, name="conv_b")(x)
     x = layers.ReLU()(layers.BatchNormalization(name="norm_b")(x))
-    model = with_random_logits(ImageClassifier(
-        keras.Model(inputs, x, name="tiny"),
-        ["cat", "dog"],
-        size=16,
-        hidden=(8,),
-        normalization="tf",
-        augmentation=side_on(size=16, seed=5),
-    ))
+    model = with_random_logits(
+        ImageClassifier(
+            keras.Model(inputs, x, name="tiny"),
+            ["cat", "dog"],
+            size=16,
+            hidden=(8,),
+            normalization="tf",
+            augmentation=side_on(size=16, seed=5),
+        )
+    )
     optimizer = LayerGroupOptimizer(optimizers.AdamW(1e-3), model)
     model.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
