@@ -12,6 +12,7 @@ Python, of which each is as likely. The last line is a JSON object.
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -122,7 +123,7 @@ def fetch(photos: Path, out: Path, *, again: bool) -> None:
     datasets.fetch("pets", out)
 
 
-def clean(photos: Path, out: Path, *, again: bool) -> None:
+def clean(photos: Path, out: Path, *, again: bool, undo: bool = True) -> None:
     """`kclf clean --apply` of a ledger; after a kill, `--undo` of what was done, and once more."""
     from kclf.checks import apply_ledger
     from kclf.checks.ledger import undo_ledger
@@ -134,9 +135,22 @@ def clean(photos: Path, out: Path, *, again: bool) -> None:
         for path in sorted((out / "photos").rglob("*.jpg")):  # names that a relabelled photo can keep
             path.rename(path.with_name(f"{path.parent.name}{path.name}"))
         write_ledger(out / "photos", ledger)
-    if log.exists():
+    if undo and log.exists():
         undo_ledger(log)
     apply_ledger(ledger, apply=True)
+
+
+def clean_far(photos: Path, out: Path, *, again: bool) -> None:
+    """As `clean`, with each folder on a file system of its own; after a kill, `--apply` once more."""
+    rename = os.rename
+
+    def far(source: Path, target: Path) -> None:
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, "another file system")
+        rename(source, target)
+
+    os.rename = far  # type: ignore[assignment] # in a process that ends with this
+    clean(photos, out, again=again, undo=False)
 
 
 def write_ledger(photos: Path, ledger: Path) -> None:
@@ -165,10 +179,8 @@ def write_ledger(photos: Path, ledger: Path) -> None:
     Findings(rows).to_csv(ledger)
 
 
-RUNS = {"learner": train_by_learner, "cli": train_by_command, "fetch": fetch, "clean": clean}
-
-
-BY_LINE = ("clean", "fetch")
+BY_LINE = {"fetch": fetch, "clean": clean, "clean_far": clean_far}
+RUNS = {"learner": train_by_learner, "cli": train_by_command, **BY_LINE}
 
 
 def count_lines(last: int) -> list[int]:
