@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -134,6 +136,22 @@ def test_packings_whose_pieces_have_no_bounds_are_refused(tmp_path, packing):
         archive.writestr("cat/0.png", b"x")
     with pytest.raises(DataError, match="otherwise than by deflate"):
         unpacked(tmp_path / "a.zip", tmp_path / "cache")
+
+
+def test_a_second_process_waits_for_the_first_and_what_a_killed_one_left_goes(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    file, cache = zipped(tmp_path, {"cat/": 1, "dog/": 1}), tmp_path / "cache"
+    (cache / ".kclf-x.partial").mkdir(parents=True)
+    found: list[str] = []
+    with open(cache / ".lock", "w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        second = threading.Thread(target=lambda: found.append(unpacked(file, cache)))
+        second.start()
+        second.join(0.1)
+        assert second.is_alive()
+    second.join(30)
+    assert sorted(os.listdir(found[0])) == ["cat", "dog"]
+    assert not (cache / ".kclf-x.partial").exists()
 
 
 # The command
