@@ -156,6 +156,8 @@ def _logged(log: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
         rows.pop()  # its move had not begun
     moves, places = [], None
     for number, row in enumerate(rows, start=1):
+        if "\0" in "".join(row):
+            raise FileFormatError(f"{log}, row {number}: damaged; no path has a NUL in it")
         if len(row) == 3 and row[0] == "moved within":
             places = [Path(place) for place in row[1:]]
             continue

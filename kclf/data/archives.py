@@ -88,7 +88,7 @@ def _checked(file: Path, member: zipfile.ZipInfo) -> zipfile.ZipInfo:
     if member.compress_type not in BOUNDED:
         raise DataError(f"{file}: {member.filename!r} is packed otherwise than by deflate. Unpack it by hand")
     is_plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-    if ".." in parts or member.filename.startswith("/") or ":" in parts[0] or not is_plain:
+    if ".." in parts or member.filename[:1] in ("", "/") or ":" in parts[0] or not is_plain:
         raise DataError(
             f"{file}: {member.filename!r} leads out of the archive, or is a link. Unpack it by hand"
         )

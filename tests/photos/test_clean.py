@@ -165,6 +165,13 @@ def test_a_log_without_its_places_is_refused(data):
         undo_ledger(data.parent / "a.undo.csv")
 
 
+def test_a_log_with_a_nul_is_damaged(data):
+    done = apply_ledger(ledger_of(data, "cat/x.png"), apply=True)
+    done.log.write_text(done.log.read_text().replace("cat/x", "cat/\0"))
+    with pytest.raises(FileFormatError, match="NUL"):
+        undo_ledger(done.log)
+
+
 def test_links_come_back_as_links_also_where_their_photos_are_away(data):
     make_tree(data.parent, {"disk/a.png": None})
     (data / "cat/link.png").symlink_to(data.parent / "disk/a.png")
