@@ -8,15 +8,19 @@ if "keras" not in _sys.modules:
     _backend = _os.environ["KERAS_BACKEND"]
 else:
     _backend = _sys.modules["keras"].backend.backend()
-if _backend != "torch":
-    raise ImportError(
-        "kclf needs Keras' torch backend: leave KERAS_BACKEND out or set it to torch, and import kclf before "
-        f"keras. Received: {_backend!r}"
-    )
 
 # The command imports what it needs when it needs it: `kclf --help` waits for no torch.
 _WORDS = [_os.path.basename(word).removesuffix(".exe") for word in _sys.orig_argv]
 _IS_COMMAND = "kclf" in _WORDS[:2] or "-m kclf" in " ".join(_WORDS[:6])
+
+if _backend != "torch":
+    _message = (
+        "kclf needs Keras' torch backend: leave KERAS_BACKEND out or set it to torch, and import kclf before "
+        f"keras. Received: {_backend!r}"
+    )
+    if _IS_COMMAND:
+        _sys.exit(_message)
+    raise ImportError(_message)
 
 if not _IS_COMMAND:
     from . import datasets, schedules

@@ -29,7 +29,7 @@ from kclf.cli import run_folder
 from kclf.cli.main import main
 from kclf.cli.train import RunSettings, read_settings
 from kclf.data.presized import cached
-from kclf.errors import BackboneError, FileFormatError, OutputExistsError
+from kclf.errors import BackboneError, FileFormatError, OutputError, OutputExistsError
 from kclf.prediction.activation_cache import precompute
 from kclf.report.inputs import read_run
 
@@ -50,9 +50,16 @@ def photos(tmp_path):
 # ---- starts ------------------------------------------------------------
 
 IMPORT = "import kclf, keras; print('fine')"
+KERAS_FIRST = """
+import sys, types
+keras = sys.modules["keras"] = types.ModuleType("keras")  # under a backend that is not installed here
+keras.backend = types.SimpleNamespace(backend=lambda: "jax")
+import kclf
+"""
 STARTS = {
     "jax": ({"KERAS_BACKEND": "jax"}, IMPORT, "needs Keras' torch backend.*Received: 'jax'"),
     "tensorflow": ({"KERAS_BACKEND": "tensorflow"}, IMPORT, "needs Keras' torch backend"),
+    "keras first": ({"KERAS_BACKEND": "torch"}, KERAS_FIRST, "import kclf before keras. Received: 'jax'"),
 }
 BARE = {
     "HOME": "/nonexistent",
@@ -80,6 +87,16 @@ def test_another_backend_is_named_in_one_message(machine):
 
     assert done.returncode == 1
     assert re.search(message, done.stderr.strip().splitlines()[-1])
+
+
+def test_the_command_says_it_without_a_traceback():
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": os.fspath(ROOT)}
+    command = [sys.executable, "-m", "kclf", "--help"]
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert re.fullmatch("kclf needs Keras' torch backend.*\n", done.stderr)
 
 
 @pytest.mark.heavy  # seconds of imports, three times
@@ -209,6 +226,13 @@ def test_a_learner_goes_to_a_spawned_worker(photos, tmp_path):
 
 
 # ---- what a run may replace ------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    read_only(monkeypatch, tmp_path)
+
+    with pytest.raises(OutputError, match="no permission"):
+        run_folder.check_out(tmp_path / "out", force=False)
 
 
 def test_force_touches_nothing_that_kclf_did_not_write(tmp_path):
@@ -375,13 +399,16 @@ def test_settings_that_no_run_could_have_had_are_refused(tmp_path, setting, valu
 # ---- links ------------------------------------------------------------
 
 
-def test_a_link_is_parted_with_and_never_its_photo(tmp_path):
-    real, link = tmp_path / "train" / "cat" / "x.png", tmp_path / "valid" / "cat" / "x.png"
+@pytest.mark.parametrize(
+    ("photo", "other"), [("train/cat/x.png", "valid/cat/x.png"), ("cat/x.png", "cat/a.png")]
+)
+def test_a_link_is_parted_with_and_never_its_photo(tmp_path, photo, other):
+    real, link = tmp_path / photo, tmp_path / other
     for path in (real, link):
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     Image.linear_gradient("L").save(real)
     link.symlink_to(real)
 
     (finding,) = check(tmp_path)
 
-    assert (finding.path, finding.other, finding.advice) == ("valid/cat/x.png", "train/cat/x.png", "delete")
+    assert (finding.path, finding.other, finding.advice) == (other, photo, "delete")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import shutil
 import socket
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kclf.checks import check, read_ledger
+from kclf.checks import Finding, Findings, check, read_ledger
 from kclf.interpret import Interpretation
 from kclf.prediction.predictions import Predictions
 from kclf.report import ReportInputs, write_ledger_page, write_report
@@ -298,6 +299,18 @@ def test_everything_to_press_has_a_name(opened):
     assert opened.run("return [...document.images].every((image) => image.hasAttribute('alt'))")
 
 
+def saved_rows(browser, folder: Path) -> list[Finding]:
+    """The rows of a ledger's page, which is open, as its button saves them."""
+    browser.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    browser.run("document.getElementById('save').click()")
+    written = folder / "ledger.csv"
+    for _ in range(100):  # the browser makes the file first and fills it after
+        if written.exists() and written.stat().st_size:
+            break
+        time.sleep(0.1)
+    return read_ledger(written)
+
+
 def test_a_ledger_is_edited_in_the_page_and_saved(browser, tmp_path):
     folder = tmp_path / "photos"
     for name, colour in (("cat/a, b.png", 10), ("cat/copy.png", 10), ("dog/c.png", 90)):
@@ -306,14 +319,38 @@ def test_a_ledger_is_edited_in_the_page_and_saved(browser, tmp_path):
         Image.fromarray(pixels).save(folder / name)
     findings = check(folder)
     browser.open(write_ledger_page(findings, tmp_path / "ledger.html"))
-    browser.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
-    browser.run("document.getElementById('accept').click(); document.getElementById('save').click()")
-    written = tmp_path / "ledger.csv"
-    for _ in range(100):  # the browser makes the file first and fills it after
-        if written.exists() and written.stat().st_size:
-            break
-        time.sleep(0.1)
+    browser.run("document.getElementById('accept').click()")
+    saved = saved_rows(browser, tmp_path)
     assert browser.logs("browser") == []
-    saved = read_ledger(written)
     assert [row.path for row in saved] == [row.path for row in findings]
     assert [row.action for row in saved] == [row.advice for row in findings] == ["delete"]
+
+
+def test_choices_go_with_the_photo_and_not_with_its_row(browser, tmp_path):
+    def findings(*names):
+        known = {"advice": "delete", "folder": str(tmp_path), "num_bytes": 9}
+        return Findings([Finding(name, "odd", 0.5, "", digest=f"of {name}", **known) for name in names])
+
+    first = [f"{number}.png" for number in range(17)]
+    other = [*first[:16], "new.png"]
+    browser.open(write_ledger_page(findings(*first), tmp_path / "ledger.html"))
+    browser.run("document.getElementById('accept').click()")
+
+    browser.open(write_ledger_page(findings(*other), tmp_path / "ledger.html"))
+    rows = saved_rows(browser, tmp_path)
+
+    assert [row.path for row in rows if row.action == "keep"] == ["new.png"]
+
+
+def test_a_saved_ledger_has_no_formula_and_comes_back_exactly(browser, tmp_path):
+    names = ["=1+1.png", "+1", "-cmd", "@A1", "\t=1", " =1", "'=1", "a\rb", "a\nb", 'a","b', "-1.5", "+1e3"]
+    rows = [Finding(name, "odd", 0.5, "", label=name, folder=str(tmp_path)) for name in names]
+
+    browser.open(write_ledger_page(Findings(rows), tmp_path / "ledger.html"))
+    found = saved_rows(browser, tmp_path)
+
+    assert [(row.path, row.label) for row in found] == [(name, name) for name in names]
+    with open(tmp_path / "ledger.csv", newline="", encoding="utf-8-sig") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    computed = [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    assert all(np.isfinite(float(cell)) for cell in computed), computed

@@ -11,6 +11,7 @@ import typer
 
 import kclf
 from kclf._core.settings import RunSettings, described
+from kclf.cli.flags import flags_of
 from kclf.cli.main import app
 from kclf.cli.train import read_settings
 from kclf.errors import FileFormatError
@@ -29,6 +30,12 @@ def test_every_setting_with_a_part_is_a_flag_with_its_words():
     assert [name for name in FLAGS if not flags()[name].help] == []
     assert "epochs with everything trainable" in flags()["epochs"].help
     assert set(described(RunSettings)) == {one.name for one in fields(RunSettings)}
+
+
+def test_flags_need_no_docstrings(monkeypatch):
+    monkeypatch.setattr("kclf.cli.flags.described", lambda settings: {})  # as python -OO has it
+
+    assert {flag.name for flag in flags_of(RunSettings)} == set(FLAGS)
 
 
 def test_flags_have_the_defaults_of_the_settings():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -66,7 +67,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def move_file(source: Path, target: Path) -> None:
     """Move a file, or a link as it is; afterwards it is in one of the two places whole, also after a kill.
 
-    Across file systems it is copied beside `target` under another name, renamed, and only then removed.
+    Across file systems it is copied beside `target` to `half_moved`, renamed, and only then removed.
 
     Raises:
         OSError: it cannot be moved; it then is where it was.
@@ -85,8 +86,14 @@ def move_file(source: Path, target: Path) -> None:
             raise
 
 
+def half_moved(target: Path) -> Path:
+    """Where `move_file` copies a file from another file system to, until it is whole; a kill may leave it."""
+    return target.with_name(f"{PREFIX}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.partial")
+
+
 def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f"{PREFIX}{secrets.token_hex(4)}.partial")
+    temporary = half_moved(target)
+    temporary.unlink(missing_ok=True)  # of a killed move, also a link, which cannot be written to
     try:
         shutil.copy2(source, temporary, follow_symlinks=False)
         if not temporary.is_symlink():

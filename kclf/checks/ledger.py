@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TextIO
 
 from .._core.arguments import listed
-from .._core.atomic import move_file
+from .._core.atomic import half_moved, move_file
 from .._core.csv_files import CsvWriter, read_csv
-from ..data.files import list_folders, split_folders
+from ..data.files import image_suffixes, list_folders, split_folders
 from ..data.labels import normal_label
 from ..errors import DataError, FileFormatError, OutputError, OutputExistsError
 from .file_info import file_digest
@@ -53,7 +53,8 @@ class Changes:
 
     def __str__(self) -> str:
         head = f"{len(self.items):,} photos {'moved' if self.applied else 'would be moved (nothing is yet)'}"
-        foot = [f"to undo: kclf clean --undo {self.log}"] if self.applied and self.items else []
+        undone = all(item.action == "undo" for item in self.items)
+        foot = [f"to undo: kclf clean --undo {self.log}"] if self.applied and not undone else []
         return "\n".join([head, *map(str, self.items), *foot])
 
 
@@ -64,7 +65,7 @@ def apply_ledger(
 
     "relabel" moves a photo to the folder of the class in `target`, which must exist; "move" to the set
     (`train`, `valid`, `test`) in `target`. All rows are checked before anything moves; each move is written
-    to the log before it is done, so that a killed run can be undone as well.
+    to the log before it is done, so that a killed run can be undone, or finished by another call.
 
     Args:
         path: the ledger, a CSV file.
@@ -81,12 +82,15 @@ def apply_ledger(
         OutputError: a photo cannot be moved; it then is where it was.
     """
     ledger = Path(path)
-    rows = _one_row_a_photo(read_ledger(ledger))
-    changes = [_change(row, removed) for row in rows]
-    _require_free_targets(changes)
     log = ledger.with_name(f"{ledger.stem}.undo.csv")
+    logged = _logged(log) if log.is_file() else []
+    rows = [row for row in _one_row_a_photo(read_ledger(ledger)) if not _is_done(row, dict(logged), removed)]
+    changes = [_change(row, removed) for row in rows]
+    _require_free_targets(changes, _half_done(logged))
     if apply and changes:
         places = _places(rows, removed)
+        if half := _half_line(log):
+            os.truncate(log, log.stat().st_size - half)
         with open(log, "a", newline="", encoding="utf-8") as file:
             _write(file, "moved within", *places)
             for change in changes:
@@ -125,7 +129,8 @@ def undo_ledger(log: str | os.PathLike[str]) -> Changes:
         DataError: a photo is neither in its old nor in its new place; all others are moved back.
         FileFormatError: this is no undo log, or it names places outside the data and its removed photos.
     """
-    moved, away = _moved(_logged(log))
+    logged = _logged(log)
+    moved, away = _moved(logged)
     changes = [Change("undo", target, source) for source, target in moved]
     _require_free_targets([change for change in changes if not _is_copy(change.source, change.target)])
     for change in changes:
@@ -133,6 +138,8 @@ def undo_ledger(log: str | os.PathLike[str]) -> Changes:
             change.source.unlink()
         else:
             _move_or_say(change, Path(log))
+    for _, target in logged:
+        half_moved(target).unlink(missing_ok=True)
     if away:
         raise DataError(
             f"{len(changes)} photos were moved back; {len(away)} are in neither place: {listed(away, 3)}. "
@@ -145,10 +152,12 @@ def undo_ledger(log: str | os.PathLike[str]) -> Changes:
 def _logged(log: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
     """The moves (source, target) of a log, each within the places that the line before them names."""
     rows = list(read_csv(log))
-    if rows and len(rows[-1]) < 2:
-        rows.pop()  # the line that a kill truncated; its move had not begun
+    if _half_line(Path(log)):
+        rows.pop()  # its move had not begun
     moves, places = [], None
     for number, row in enumerate(rows, start=1):
+        if "\0" in "".join(row):
+            raise FileFormatError(f"{log}, row {number}: damaged; no path has a NUL in it")
         if len(row) == 3 and row[0] == "moved within":
             places = [Path(place) for place in row[1:]]
             continue
@@ -191,6 +200,17 @@ def _is_copy(one: Path, other: Path) -> bool:
     return filecmp.cmp(one, other, shallow=False)
 
 
+def _half_line(log: Path) -> int:
+    """Bytes at the end of a log that are no whole line: a kill or a full disk cut it off."""
+    content = log.read_bytes() if log.is_file() else b""
+    return len(content) - content.rfind(b"\n") - 1
+
+
+def _half_done(logged: list[tuple[Path, Path]]) -> set[Path]:
+    """The new place of the last photo of a log, where a kill between copy and removal left it in both."""
+    return {target for source, target in logged[-1:] if _is_copy(source, target)}
+
+
 def _one_row_a_photo(rows: Iterable[Finding]) -> list[Finding]:
     chosen: dict[str, Finding] = {}
     for row in rows:
@@ -208,9 +228,24 @@ def _one_row_a_photo(rows: Iterable[Finding]) -> list[Finding]:
     return list(chosen.values())
 
 
+def _source(row: Finding) -> Path:
+    return Path(os.path.normpath(Path(row.folder, row.path)))
+
+
+def _is_done(row: Finding, logged: dict[Path, Path], removed: str | os.PathLike[str] | None) -> bool:
+    """Whether an earlier call, as its log says, has done what a row asks for."""
+    source = _source(row)
+    target = logged.get(source)
+    if target is None or os.path.lexists(source) or not os.path.lexists(target):
+        return False
+    if row.action == "delete":
+        return target.is_relative_to(_removed(Path(row.folder), removed))
+    return normal_label(row.target) in map(normal_label, target.parts)
+
+
 def _change(row: Finding, removed: str | os.PathLike[str] | None) -> Change:
     folder = Path(row.folder)
-    source = Path(os.path.normpath(folder / row.path))
+    source = _source(row)
     if not row.folder or not source.is_relative_to(folder) or source == folder:
         raise DataError(f"Expected a photo below the data folder. Received: {row.path!r} in {row.folder!r}")
     if not source.is_file() and not source.is_symlink():
@@ -233,8 +268,10 @@ def _change(row: Finding, removed: str | os.PathLike[str] | None) -> Change:
 
 def _require_same(row: Finding, source: Path) -> None:
     """Refuse a file that is not the one that was checked."""
-    if row.num_bytes < 0 and not row.digest:
-        return  # a row that no check wrote
+    if row.num_bytes < 0 and not row.digest:  # a row that no check wrote
+        if source.suffix.lower() not in image_suffixes():
+            raise DataError(f"{row.path}: expected a photo, by its name, in a row without a digest")
+        return
     size, digest = file_digest(str(source))
     if (size, digest) != (row.num_bytes, row.digest):
         raise DataError(
@@ -293,9 +330,9 @@ def _plain_name(row: Finding) -> str:
     return row.target
 
 
-def _require_free_targets(changes: list[Change]) -> None:
+def _require_free_targets(changes: list[Change], half_done: Iterable[Path] = ()) -> None:
     taken: set[Path] = set()
-    left: set[Path] = set()
+    left = set(half_done)
     for change in changes:
         if change.target in taken or (os.path.lexists(change.target) and change.target not in left):
             raise OutputExistsError(

@@ -52,8 +52,8 @@ def flags_of(settings: type[TrainSettings]) -> Iterator[inspect.Parameter]:
     texts = described(settings)
     for part in (DATA, MODEL, TRAINING):
         for one in (one for one in fields(settings) if one.metadata.get("part") == part):
-            text, default = FOR_PYTHON.sub("", texts[one.name]), default_of(one)
-            word, kind = one.metadata["word"], kinds(settings)[one.name]
+            text = FOR_PYTHON.sub("", texts.get(one.name, one.name))  # python -OO has no docstrings
+            word, kind, default = one.metadata["word"], kinds(settings)[one.name], default_of(one)
             option = typer.Option(
                 *([f"--{one.name.replace('_', '-')}"] if isinstance(default, bool) else []),
                 help=text[0].upper() + text[1:],

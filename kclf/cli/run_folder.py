@@ -14,7 +14,7 @@ from .._core.atomic import LEFTOVERS, PREFIX, sweep
 from .._core.locks import LOCK_FILES
 from ..callbacks.checkpoint import REFIT, is_checkpoint_file
 from ..callbacks.run_log import LOG_CSV
-from ..errors import DataError, OutputExistsError
+from ..errors import OutputError, OutputExistsError
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 
 CHECKPOINTS, REPORT, CURVES = "checkpoints", "report.html", "curves.png"
@@ -29,7 +29,7 @@ def check_out(out: Path, *, force: bool) -> None:
 
     Raises:
         OutputExistsError: it exists and `force` is False.
-        DataError: it cannot be made or written.
+        OutputError: it cannot be made or written.
     """
     if out.exists() and not out.is_dir():
         raise OutputExistsError(f"{out} is a file. Choose another --out.")
@@ -50,7 +50,7 @@ def check_out(out: Path, *, force: bool) -> None:
         )
     parent = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     if not os.access(parent, os.W_OK):
-        raise DataError(f"{out} cannot be written: no permission in {parent}")
+        raise OutputError(f"{out} cannot be written: no permission in {parent}")
 
 
 def is_unfinished(out: Path) -> bool:

@@ -8,12 +8,17 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
+from .._core.atomic import PREFIX, sweep
+from .._core.locks import FolderLock
 from ..errors import DataError
 from .files import has_images, is_system, list_folders, split_named
 
 MOST_RATIO = 200  # unpacked to packed bytes; photos hardly shrink at all
+BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack a few bytes to gigabytes at once
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, OSError, EOFError)
 
 
 def unpacked(folder: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> str:
@@ -45,19 +50,30 @@ def _cache_folder() -> Path:
 
 
 def _unpack(file: Path, target: Path) -> None:
-    """Unpack beside the target, which then is there whole or not at all."""
+    """Unpack beside the target, which then is there whole or not at all; one process at a time."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=".", suffix=".partial", dir=target.parent)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = [_checked(file, member) for member in archive.infolist() if not _is_left_out(member)]
-            _require_room(file, sum(member.file_size for member in members), target.parent)
-            archive.extractall(temporary, members)
-        os.rename(temporary, target)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{file}: cannot be unpacked ({error}). Unpack it by hand") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    lock = FolderLock(target.parent)
+    lock.acquire(wait=True)
+    with lock:
+        sweep(target.parent)
+        if not target.is_dir():
+            _unpack_alone(file, target)
+
+
+def _unpack_alone(file: Path, target: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=PREFIX, suffix=".partial", dir=target.parent) as temporary:
+        inside = Path(temporary) / target.name
+        inside.mkdir()
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = [
+                    _checked(file, member) for member in archive.infolist() if not _is_left_out(member)
+                ]
+                _require_room(file, sum(member.file_size for member in members), target.parent)
+                archive.extractall(inside, members)
+        except ZIP_ERRORS as error:
+            raise DataError(f"{file}: cannot be unpacked ({error}). Unpack it by hand") from error
+        os.rename(inside, target)
 
 
 def _is_left_out(member: zipfile.ZipInfo) -> bool:
@@ -69,8 +85,10 @@ def _checked(file: Path, member: zipfile.ZipInfo) -> zipfile.ZipInfo:
     kind = stat.S_IFMT(member.external_attr >> 16)
     if member.flag_bits & 1:
         raise DataError(f"{file}: it is encrypted. Unpack it by hand")
+    if member.compress_type not in BOUNDED:
+        raise DataError(f"{file}: {member.filename!r} is packed otherwise than by deflate. Unpack it by hand")
     is_plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-    if ".." in parts or member.filename.startswith("/") or ":" in parts[0] or not is_plain:
+    if ".." in parts or member.filename[:1] in ("", "/") or ":" in parts[0] or not is_plain:
         raise DataError(
             f"{file}: {member.filename!r} leads out of the archive, or is a link. Unpack it by hand"
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from photo_makers import make_tree, photo_bytes
 
+from kclf._core import atomic
 from kclf.checks import Finding, Findings, apply_ledger, check, read_ledger, undo_ledger
 from kclf.checks.file_info import file_digest
 from kclf.errors import DataError, FileFormatError, OutputError
@@ -104,6 +106,13 @@ def test_a_photo_of_the_same_length_and_other_content_is_refused(data):
         apply_ledger(ledger, apply=True)
 
 
+def test_a_row_without_a_digest_moves_photos_only(data):
+    make_tree(data, {".ssh/id_rsa": b"secret"})
+    with pytest.raises(DataError, match="expected a photo"):
+        apply_ledger(ledger_of(data, ".ssh/id_rsa", num_bytes=-1, digest=""), apply=True)
+    assert (data / ".ssh/id_rsa").exists()
+
+
 @pytest.mark.parametrize(
     "path", ["../outside.png", "cat/../../outside.png", "/etc/hostname", "out/secret.png"]
 )
@@ -156,6 +165,13 @@ def test_a_log_without_its_places_is_refused(data):
         undo_ledger(data.parent / "a.undo.csv")
 
 
+def test_a_log_with_a_nul_is_damaged(data):
+    done = apply_ledger(ledger_of(data, "cat/x.png"), apply=True)
+    done.log.write_text(done.log.read_text().replace("cat/x", "cat/\0"))
+    with pytest.raises(FileFormatError, match="NUL"):
+        undo_ledger(done.log)
+
+
 def test_links_come_back_as_links_also_where_their_photos_are_away(data):
     make_tree(data.parent, {"disk/a.png": None})
     (data / "cat/link.png").symlink_to(data.parent / "disk/a.png")
@@ -186,11 +202,24 @@ def test_two_moves_of_one_photo_are_taken_back(data):
     assert files(data) == before
 
 
-def test_a_line_that_a_kill_cut_off_is_passed_over(data):
+def test_a_row_that_was_done_may_stand_and_another_wish_for_its_photo_may_not(data):
+    apply_ledger(ledger_of(data, "cat/x.png", action="relabel", target="dog"), apply=True)
+    rows = read_ledger(data.parent / "ledger.csv")
+    assert apply_ledger(data.parent / "ledger.csv", apply=True).items == []
+    Findings([replace(rows[0], action="delete")]).to_csv(data.parent / "ledger.csv")
+    with pytest.raises(DataError, match="moved since the check"):
+        apply_ledger(data.parent / "ledger.csv", apply=True)
+
+
+@pytest.mark.parametrize("line", ["{data}/cat/0.p", "{data}/cat/0.png,{data}/re", "moved within,{data}"])
+@pytest.mark.parametrize("again", [False, True], ids=["undo", "apply and undo"])
+def test_a_line_that_a_kill_cut_off_is_passed_over(data, line, again):
     before = files(data)
     done = apply_ledger(ledger_of(data, "cat/x.png"), apply=True)
     with open(done.log, "a") as file:
-        file.write(f"{data}/cat/0.p")
+        file.write(line.format(data=data))
+    if again:
+        apply_ledger(ledger_of(data, "cat/0.png"), apply=True)
     undo_ledger(done.log)
     assert files(data) == before
 
@@ -232,6 +261,46 @@ def test_a_kill_between_copy_and_removal_is_undone(data, monkeypatch):
     undo_ledger(ledger.with_name("ledger.undo.csv"))
     assert files(data) == before
     assert files(data.parent / "removed/data") == {}
+
+
+def test_a_move_killed_between_copy_and_removal_is_done_on_the_next_call(data, monkeypatch):
+    before = files(data)
+    ledger = ledger_of(data, "cat/0.png", "cat/x.png", "cat/1.png")
+    done = apply_ledger(ledger, apply=True)
+    for name in ("cat/x.png", "cat/1.png"):  # as if it had been killed at x.png, which is in both places
+        (data / name).write_bytes(before[name])
+    (data.parent / "removed/data/cat/1.png").unlink()
+    done.log.write_text("".join(done.log.read_text().splitlines(keepends=True)[:-1]))
+    other_disk(monkeypatch)
+    assert len(apply_ledger(ledger, apply=True).items) == 2
+    assert set(files(data.parent / "removed/data")) == {"cat/0.png", "cat/x.png", "cat/1.png"}
+    assert not (data / "cat/x.png").exists()
+    assert "--undo" not in str(undo_ledger(done.log))
+    assert files(data) == before
+
+
+@pytest.mark.parametrize("way", ["apply", "undo"])
+def test_a_kill_in_the_middle_of_a_copy_leaves_the_photo_to_the_next_call(data, monkeypatch, way):
+    before = files(data)
+    ledger = ledger_of(data, "cat/x.png")
+
+    def half(source, target, **_):
+        Path(target).write_bytes(before["cat/x.png"][:40])
+        monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # a kill runs nothing after it
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        other_disk(patched)
+        patched.setattr(atomic.shutil, "copy2", half)
+        with pytest.raises(KeyboardInterrupt):
+            apply_ledger(ledger, apply=True)
+        monkeypatch.undo()
+    assert files(data) == before
+    if way == "apply":
+        apply_ledger(ledger, apply=True)
+    undo_ledger(ledger.with_name("ledger.undo.csv"))
+    assert files(data) == before
+    assert list(leaves(data.parent / "removed")) == []
 
 
 def test_a_photo_that_cannot_be_moved_stays_and_the_rest_comes_back(data, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -107,7 +109,7 @@ def test_a_zip_file_is_read_as_the_folder_in_it(tmp_path, monkeypatch, above):
     file = zipped(tmp_path, {f"{above}cat/": 4, f"{above}dog/": 4, f"__MACOSX/{above}cat/": 3})
     for _ in range(2):
         assert counts(ImageData.from_folder(file, **SMALL))["train"] == {"cat": 3, "dog": 3}
-    assert len(list((tmp_path / "cache/kclf/archives").iterdir())) == 1
+    assert len(list((tmp_path / "cache/kclf/archives").glob("[!.]*"))) == 1
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/outside.png", "a/../../outside.png", "..\\outside.png"])
@@ -118,7 +120,7 @@ def test_a_zip_file_cannot_write_outside(tmp_path, name):
     with pytest.raises(DataError, match="leads out of the archive"):
         unpacked(tmp_path / "a.zip", tmp_path / "cache")
     assert not list(tmp_path.rglob("outside.png"))
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "cache").glob("[!.]*")) == []
 
 
 def test_a_zip_bomb_is_refused(tmp_path):
@@ -126,6 +128,30 @@ def test_a_zip_bomb_is_refused(tmp_path):
         archive.writestr("cat/0.png", bytes(10_000_000))
     with pytest.raises(DataError, match="too much"):
         unpacked(tmp_path / "a.zip", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_packings_whose_pieces_have_no_bounds_are_refused(tmp_path, packing):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", packing) as archive:
+        archive.writestr("cat/0.png", b"x")
+    with pytest.raises(DataError, match="otherwise than by deflate"):
+        unpacked(tmp_path / "a.zip", tmp_path / "cache")
+
+
+def test_a_second_process_waits_for_the_first_and_what_a_killed_one_left_goes(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    file, cache = zipped(tmp_path, {"cat/": 1, "dog/": 1}), tmp_path / "cache"
+    (cache / ".kclf-x.partial").mkdir(parents=True)
+    found: list[str] = []
+    with open(cache / ".lock", "w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        second = threading.Thread(target=lambda: found.append(unpacked(file, cache)))
+        second.start()
+        second.join(0.1)
+        assert second.is_alive()
+    second.join(30)
+    assert sorted(os.listdir(found[0])) == ["cat", "dog"]
+    assert not (cache / ".kclf-x.partial").exists()
 
 
 # The command

@@ -18,12 +18,14 @@ import logging
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,9 +43,10 @@ import kclf
 from kclf._core import h5_store
 from kclf.callbacks import checkpoint
 from kclf.callbacks.run_state import to_arrays
-from kclf.checks import read_ledger
+from kclf.checks import Finding, Findings, apply_ledger, read_ledger, undo_ledger
 from kclf.cli.train import RunSettings, read_settings, write_settings
 from kclf.data import ImageDataset
+from kclf.data.archives import unpacked
 from kclf.data.presized import cached
 from kclf.data.tables import read_table
 from kclf.errors import KclfError
@@ -244,6 +247,38 @@ def torch_weights(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
     return path.read_bytes(), lambda file: load_weights(model, file.rename(file.with_suffix(".pth")))
 
 
+def keras_archive(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    model = network()
+    path = folder / "valid.keras"
+    model.save(path)
+    return path.read_bytes(), lambda file: load_weights(model, file.rename(file.with_suffix(".keras")))
+
+
+def photo_zip(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    path = folder / "valid.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            archive.writestr(f"{'cat' if number else 'dog'}/{number}.png", bytes(range(200)))
+
+    def read(file: Path) -> None:
+        unpacked(file, folder / "cache")
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+
+    return path.read_bytes(), read
+
+
+def undo_log(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    """The log of two moves; what it may move lies in the folder."""
+    rows = []
+    for name in ("cat/a.png", "dog/b.png"):
+        (folder / "data" / name).parent.mkdir(parents=True)
+        (folder / "data" / name).write_text(name)
+        rows.append(Finding(name, "odd", 0.5, "", action="delete", folder=str(folder / "data")))
+    Findings(rows).to_csv(folder / "ledger.csv")
+    done = apply_ledger(folder / "ledger.csv", apply=True)
+    return done.log.read_bytes(), undo_ledger
+
+
 def cache(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
     """One of the files of a presized cache; the photos that come out must be right all the same."""
     paths = np.array([str(folder / f"{number}.png") for number in range(4)])
@@ -266,8 +301,8 @@ def cache(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
     return b"any", read
 
 
-TEXTS = (settings, table, labels, ledger, columns, predictions)
-BINARIES = (sealed, checkpoints, keras_weights, torch_weights, cache)
+TEXTS = (settings, table, labels, ledger, undo_log, columns, predictions)
+BINARIES = (sealed, checkpoints, keras_weights, keras_archive, torch_weights, photo_zip, cache)
 PARSERS = {function.__name__: function for function in (*TEXTS, *BINARIES)}
 
 

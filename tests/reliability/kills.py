@@ -1,17 +1,20 @@
 """Kill `kclf train` at random moments, let it go on, and see whether it ends as if nothing had happened.
 
     python tests/reliability/kills.py --kills 60 --seed 0
+    python tests/reliability/kills.py --moments 100 --kinds cli
 
 Each run is a real process: a fork of this one, which has imported everything, so that a run costs a second.
 It is killed by SIGKILL at a random moment, its folder may then be torn as a power cut would (--tear), and
 `kclf train --resume` takes it to the end. Moments are seconds of the processor, so that they fall within the
 run on a busy machine too; those of `clean` and `fetch`, which are over in a tenth of one, are lines of
-Python, of which each is as likely. The last line is a JSON object.
+Python, of which each is as likely. With --moments one run is stopped many times, and what its folder holds
+then is where others go on from: a third of the time. The last line is a JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -122,7 +125,7 @@ def fetch(photos: Path, out: Path, *, again: bool) -> None:
     datasets.fetch("pets", out)
 
 
-def clean(photos: Path, out: Path, *, again: bool) -> None:
+def clean(photos: Path, out: Path, *, again: bool, undo: bool = True) -> None:
     """`kclf clean --apply` of a ledger; after a kill, `--undo` of what was done, and once more."""
     from kclf.checks import apply_ledger
     from kclf.checks.ledger import undo_ledger
@@ -134,9 +137,22 @@ def clean(photos: Path, out: Path, *, again: bool) -> None:
         for path in sorted((out / "photos").rglob("*.jpg")):  # names that a relabelled photo can keep
             path.rename(path.with_name(f"{path.parent.name}{path.name}"))
         write_ledger(out / "photos", ledger)
-    if log.exists():
+    if undo and log.exists():
         undo_ledger(log)
     apply_ledger(ledger, apply=True)
+
+
+def clean_far(photos: Path, out: Path, *, again: bool) -> None:
+    """As `clean`, with each folder on a file system of its own; after a kill, `--apply` once more."""
+    rename = os.rename
+
+    def far(source: Path, target: Path) -> None:
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, "another file system")
+        rename(source, target)
+
+    os.rename = far  # type: ignore[assignment] # in a process that ends with this
+    clean(photos, out, again=again, undo=False)
 
 
 def write_ledger(photos: Path, ledger: Path) -> None:
@@ -165,10 +181,8 @@ def write_ledger(photos: Path, ledger: Path) -> None:
     Findings(rows).to_csv(ledger)
 
 
-RUNS = {"learner": train_by_learner, "cli": train_by_command, "fetch": fetch, "clean": clean}
-
-
-BY_LINE = ("clean", "fetch")
+BY_LINE = {"fetch": fetch, "clean": clean, "clean_far": clean_far}
+RUNS = {"learner": train_by_learner, "cli": train_by_command, **BY_LINE}
 
 
 def count_lines(last: int) -> list[int]:
@@ -222,16 +236,69 @@ def wait(process: int) -> tuple[int, float]:
     return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
 
+def used(process: int) -> float | None:
+    """The seconds of the processor that a child has used; None where it is over."""
+    state, *rest = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+    return None if state == "Z" else (int(rest[10]) + int(rest[11])) / os.sysconf("SC_CLK_TCK")
+
+
 def kill_after(process: int, seconds: float) -> bool:
     """SIGKILL a child when it has used so many seconds of the processor; False where it was over before."""
-    place = Path(f"/proc/{process}/stat")
-    while True:
-        state, *rest = place.read_text().rpartition(") ")[2].split()
-        if state == "Z" or (int(rest[10]) + int(rest[11])) / os.sysconf("SC_CLK_TCK") >= seconds:
-            break
+    while (spent := used(process)) is not None and spent < seconds:
         time.sleep(0.003)
     os.kill(process, signal.SIGKILL)
     return wait(process)[0] == -signal.SIGKILL
+
+
+def stopped_at(process: int, moments: list[float], out: Path, place: Path) -> int:
+    """Stop a child at each of some moments, seconds of the processor, and copy what its folder holds then.
+
+    That is what SIGKILL would leave there. Copies of equal content are one.
+
+    Returns:
+        How many moments came before its end; the copies are in `place`.
+    """
+    seen: set[str] = set()
+    passed = 0
+    for moment in sorted(moments):
+        while (spent := used(process)) is not None and spent < moment:
+            time.sleep(0.001)
+        if spent is None:
+            break
+        os.kill(process, signal.SIGSTOP)
+        if os.WIFEXITED(os.waitpid(process, os.WUNTRACED)[1]):
+            raise RuntimeError(f"{process} ended while it was to be stopped")
+        files = sorted(path for path in out.rglob("*") if path.is_file())
+        content = digest(repr([(str(path), digest(path.read_bytes())) for path in files]).encode())
+        if content not in seen and out.exists():
+            shutil.copytree(out, place / f"{moment:.2f}")
+        seen.add(content)
+        passed += 1
+        os.kill(process, signal.SIGCONT)
+    wait(process)
+    return passed
+
+
+def stop_one_run(kind: str, photos: Path, base: Path, moments: int, draw: random.Random) -> bool:
+    """Go on from what one run's folder held at many moments; whether each ends as the run itself."""
+    out, place = base / "stopped" / kind, base / "copies"
+    out.parent.mkdir()
+    status, seconds = wait(start(kind, photos, out))
+    wanted = result(out)
+    shutil.rmtree(out)
+    at = [draw.uniform(0.01, 1.0) * seconds for _ in range(moments)]
+    passed = stopped_at(start(kind, photos, out), at, out, place)
+    same, copies = 0, sorted(place.iterdir(), key=lambda path: float(path.name))
+    for copy in copies:
+        shutil.rmtree(out)
+        copy.rename(out)
+        ended, _ = wait(start(kind, photos, out, again=True))
+        equal = ended == status == 0 and result(out) == wanted
+        same += equal
+        print(f"{kind} stopped at {copy.name} s: {'identical' if equal else 'DIFFERENT'}", flush=True)
+    counted = {"kind": kind, "moments": passed, "states of its folder": len(copies), "identical": same}
+    print(json.dumps(counted))
+    return same == len(copies)
 
 
 def result(out: Path) -> dict[str, str]:
@@ -318,6 +385,7 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--kinds", nargs="+", default=["learner", "learner", "learner", "cli"])
     arguments.add_argument("--tear", action="store_true", help="also cut a file off after each kill")
+    arguments.add_argument("--moments", type=int, help="stop one run of the first kind so often instead")
     options = arguments.parse_args()
     import kclf.cli.main
     import kclf.cli.train  # noqa: F401 - so that the children need not
@@ -326,6 +394,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         photos = write_photos(base / "photos")
+        if options.moments:
+            sys.exit(not stop_one_run(options.kinds[0], photos, base, options.moments, draw))
         wanted, seconds = {}, {}
         for kind in sorted(set(options.kinds)):
             by_line = kind in BY_LINE

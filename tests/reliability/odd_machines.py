@@ -92,6 +92,7 @@ MACHINES = {
     "COLUMNS=20": Machine({"COLUMNS": "20"}),
     "no stdin": Machine(shell='exec "$@" <&-'),
     "stdout closed": Machine(shell='exec "$@" >&-'),
+    "stdout is head -n 1": Machine(shell='exec bash -c \'exec "$@" > >(head -n 1)\' bash "$@"'),
     "stdout on a full disk": Machine(
         shell='exec "$@" >/dev/full', status=4, said="standard output cannot be written"
     ),

@@ -243,8 +243,10 @@ def test_a_damaged_file_is_set_aside_and_the_one_before_it_is_taken(tmp_path, un
     newest.write_bytes(newest.read_bytes()[:-7])
 
     with pytest.warns(UserWarning, match=rf"damaged.*resuming from {before.name}"):
-        again = script(tmp_path)
+        found = Checkpoint(tmp_path).look()
+    again = script(tmp_path)
 
+    assert found == before
     assert again == uninterrupted()
     assert [path.name for path in tmp_path.glob("*.damaged")] == [f"{newest.name}.damaged"]
 

@@ -37,6 +37,21 @@ def test_sixty_killed_runs_end_the_same(capsys):
 
 
 @pytest.mark.heavy
+def test_the_command_goes_on_from_any_of_a_hundred_moments():
+    counted = kill("--moments", 100, "--kinds", "cli")
+
+    assert counted["identical"] == counted["states of its folder"] > 10
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["clean", "clean_far", "fetch"])
+def test_photos_are_whole_after_forty_kills(kind):
+    counted = kill("--kills", 40, "--kinds", kind, "--seed", 35)
+
+    assert counted["identical"] == counted["runs"]
+
+
+@pytest.mark.heavy
 def test_runs_whose_files_were_torn_end_the_same(capsys):
     counted = kill("--kills", 40, "--tear", "--seed", 1)
 
