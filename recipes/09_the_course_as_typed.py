@@ -8,10 +8,12 @@
 # |---|---|
 # | data | Dogs v. Cats, at most 500 photos of each; Oxford-IIIT Pet, the figures below of a sample of **370 photos, 10 a breed** |
 # | backbone | the smallest MobileNetV2 at 96 px, so that two CPU cores will do. `arch = resnet34`, as in the notes, works too |
-# | time | TIME |
-# | expect | EXPECTED |
+# | time | 8 minutes of CPU time; the last cell, half precision, takes 4 more where there is no GPU |
+# | expect | dogs and cats: accuracy .885 with TTA (200 validation photos, 95 % interval .83 to .92). 25 breeds: .44 (43 photos, .30 to .59). Pets: error rate .54 (74 photos, .43 to .65). One run |
 #
-# Where a line differs from the notes, its comment has theirs: the backbone, sizes for a CPU, and nothing else.
+# Where a line differs from the notes, its comment has theirs: the backbone, and sizes for a CPU. The figures are
+# those of a small backbone, small images and a twentieth of the photos: with `resnet34` at 224 px and all photos the
+# course reached an accuracy of .99 for dogs and cats, and an error rate of .07 for pets.
 
 # %%
 import csv
