@@ -51,6 +51,7 @@ def section(name: str, command: Any) -> str:
         if parameter.name != "help"
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [("option", "value", "what"), ("---",) * 3, *rows])
+    table = f'<div class="options" markdown>\n\n{table}\n\n</div>'  # style.css keeps its names whole
     return f"## kclf {name}\n\n{(command.help or '').strip()}\n\n{table}\n"
 
 

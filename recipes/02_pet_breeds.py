@@ -89,7 +89,7 @@ learn.recorder.plot_lr()
 # %% [markdown]
 # ## Unfreeze, and rates for the layers
 #
-# `slice(1e-5, 1e-3)` gives the earliest layers 1e-5, the head 1e-3, and what lies between something between.
+# `slice(1e-5, 1e-3)` gives the earliest layers 1e-5, the head 1e-3, and the layers between them rates in between.
 
 # %%
 learn.unfreeze()

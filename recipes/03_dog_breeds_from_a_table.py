@@ -104,7 +104,7 @@ show(learn.predict())
 # %% [markdown]
 # ## Progressive resizing
 #
-# The same head goes on with larger photos. To the backbone they are new images of things it knows, and to the head
+# Training continues with larger photos. To the backbone they are new images of things it knows, and to the head
 # a set of training data it has not learnt by heart.
 
 # %%

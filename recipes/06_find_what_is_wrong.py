@@ -118,8 +118,8 @@ print(f"cut off: {len(findings.of('unreadable'))} found, of our {broken}")
 # %% [markdown]
 # ## The ledger
 #
-# Findings become a table with an advice in each row. You edit it, apply it, and can undo it. Here we take the advice
-# as it stands, without looking, which you should not.
+# Findings become a table with an advice in each row. You edit it, apply it, and can undo it. Here we take all
+# of the advice without looking, which you should not do.
 
 # %%
 ledger = Path("runs/06/ledger.csv")

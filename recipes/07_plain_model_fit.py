@@ -83,7 +83,7 @@ model.fit(
 )
 
 # %% [markdown]
-# Thaw the whole network and go on. Nothing has to be compiled again: the optimizer has known all weights from the
+# Unfreeze the whole network and train again. Nothing has to be compiled again: the optimizer has known all weights from the
 # start, and counts the steps of each.
 
 # %%

@@ -111,7 +111,7 @@ for name in ("loss", "val_loss", "val_accuracy"):
 #
 # ```bash
 # torchrun --standalone --nproc-per-node 8 digits.py                      # one machine, a process for each GPU
-# torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m kclf train photos/   # goes on after a crash
+# torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m kclf train photos/   # restarts after a crash
 # ```
 #
 # Several machines, and what to expect of them: `docs/scaling.md`.

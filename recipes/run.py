@@ -5,7 +5,7 @@
     python recipes/run.py --notebook 02    # the same, into recipes/02_....ipynb (needs the extra [recipes])
 
 Photos come from the folders in `KCLF_DOGSCATS` and `KCLF_PETS`, or by `kclf.datasets` where there is a
-network. `KCLF_WEIGHTS` names a file with MobileNetV2's weights without top.
+network. `KCLF_WEIGHTS` names a folder of MobileNetV2's weights under their published names.
 """
 
 from __future__ import annotations

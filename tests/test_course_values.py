@@ -128,6 +128,14 @@ def test_what_trains_under_precompute_is_the_head_on_activations(tmp_path):
     assert learn.data.train.num_images == 24
 
 
+def test_a_warning_names_the_line_that_the_user_wrote(tmp_path):
+    learn = learner_of(tmp_path, precompute=True)
+    with pytest.warns(UserWarning, match="The augmentation has no effect") as seen:
+        learn.fit(1e-2, 1)
+    found = [one.filename for one in seen if "no effect" in str(one.message)]
+    assert found == [__file__]
+
+
 def test_get_preds_by_number_name_and_batches(learn):
     train, valid = learn.model.predict(photos(24, 0), verbose=0), learn.model.predict(photos(8, 1), verbose=0)
     for found, logits, labels in (
@@ -209,11 +217,19 @@ def test_fit_has_both_generations_orders(learn):
 
 
 def test_lr_find_says_what_it_returns(learn, capsys):
+    def said():
+        return capsys.readouterr().out.splitlines()
+
+    def shown(rate):
+        return "none" if np.isnan(rate) else f"{rate:.2e}"
+
     lr_min, lr_steep = found = learn.lr_find(num_it=12)
     assert (found.lr_min, found.lr_steep) == pytest.approx((lr_min, lr_steep), nan_ok=True)
-    assert capsys.readouterr().out == f"Minimum/10: {lr_min:.2e}, steepest point: {lr_steep:.2e}\n"
+    assert said()[0] == f"Minimum/10: {shown(lr_min)}, steepest point: {shown(lr_steep)}"
     valley, slide = learn.lr_find(num_it=12, suggest_funcs=("valley", "slide"))
-    assert capsys.readouterr().out == f"valley: {valley:.2e}, slide: {slide:.2e}\n"
+    assert said()[0] == f"valley: {shown(valley)}, slide: {shown(slide)}"
+    learn.lr_find(num_it=3)
+    assert [line.partition(":")[0] for line in said()] == ["Minimum/10", "too few points"]
 
 
 def test_plot_lr_draws_what_came_last(learn):

@@ -80,6 +80,9 @@ def test_a_photo_is_predicted_and_explained(browser, address, tmp_path, scheme, 
     browser.run("document.querySelector('article button').click()")
     wait_for(browser, "return document.querySelectorAll('.near img').length === 6")
 
+    boxes = "['.photo img', '.heat'].map(name => document.querySelector(name).getBoundingClientRect().bottom)"
+    photo_ends, heat_ends = browser.run(f"return {boxes}")
+    assert heat_ends == pytest.approx(photo_ends, abs=1)
     right = browser.run("return document.querySelector('article').getBoundingClientRect().right")
     assert right <= SCREENS[screen]["width"]
     assert [entry for entry in browser.logs("browser") if entry["level"] == "SEVERE"] == []

@@ -129,8 +129,8 @@ GRAD_CAM = {
 }
 CHECKPOINT = {
     "filepath": "the folder as the first argument",
-    "save_best_only": "keras.callbacks.ModelCheckpoint(...): this one is for going on after a stop",
-    "monitor": "keras.callbacks.ModelCheckpoint(...): this one is for going on after a stop",
+    "save_best_only": "keras.callbacks.ModelCheckpoint(...): this one is for resuming a stopped run",
+    "monitor": "keras.callbacks.ModelCheckpoint(...): this one is for resuming a stopped run",
     "save_freq": "every=BATCHES",
 }
 

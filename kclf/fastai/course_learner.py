@@ -151,11 +151,7 @@ class CourseLearner(Learner):
         if suggest_funcs is not None:
             options["suggest"] = [getattr(rule, "__name__", rule) for rule in _listed(suggest_funcs)]
         found = super().lr_find(*arguments, **options)
-        print(
-            f"Minimum/10: {found.lr_min:.2e}, steepest point: {found.lr_steep:.2e}"
-            if found.rules == ("minimum", "steep")
-            else ", ".join(f"{rule}: {rate:.2e}" for rule, rate in zip(found.rules, found, strict=True))
-        )
+        print(_said(found))
         return found
 
     def get_preds(
@@ -240,6 +236,17 @@ class CourseLearner(Learner):
         """As `Learner.interpret`; of one label a photo also under fastai's names."""
         found = super().interpret()
         return ClassificationInterpretation(found.predictions) if found.task == "single_label" else found
+
+
+def _said(found: SuggestedRates) -> str:
+    """The rates of a range test in one line, as fastai 2 prints them; below it, why one is missing."""
+    both = found.rules == ("minimum", "steep")
+    names = {"minimum": "Minimum/10", "steep": "steepest point"} if both else {}
+    suggested = [found.suggestions[rule] for rule in found.rules]
+    rates = ["none" if one.learning_rate is None else f"{one.learning_rate:.2e}" for one in suggested]
+    shown = (f"{names.get(one.rule, one.rule)}: {rate}" for one, rate in zip(suggested, rates, strict=True))
+    reasons = dict.fromkeys(one.reason for one in suggested if one.learning_rate is None)
+    return "\n".join([", ".join(shown), *reasons])
 
 
 def _with(cbs: Any, options: dict[str, Any]) -> dict[str, Any]:

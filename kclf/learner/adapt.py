@@ -26,7 +26,7 @@ def classifier_for(
     """A classifier for the data, or the one that was given, if the data are for it."""
     if isinstance(backbone, ImageClassifier):
         if settings:
-            raise TypeError(f"A classifier that stands takes no settings. Received: {', '.join(settings)}")
+            raise TypeError(f"An existing classifier takes no settings. Received: {', '.join(settings)}")
         if data is not None and data.size != backbone.size:
             raise DataError(
                 f"Expected data of the classifier's size {backbone.size}. Received: size={data.size}. Pass "

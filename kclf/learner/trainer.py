@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypedDict
 import keras
 import numpy as np
 
+from .._core.warning import warn_caller
 from ..callbacks import (
     Checkpoint,
     DeliveredModel,
@@ -199,11 +199,10 @@ class Trainer:
         if not self.precompute:
             return self.model, mixed(data.train, *mixes), data.valid
         if self.precompute_views == 1 and self.model.augmentation.is_random:
-            warnings.warn(
+            warn_caller(
                 "The augmentation has no effect with precompute=True: the head trains on activations of the "
                 "plain photos. Set precompute = False to train with it, or precompute_views=4 to compute "
-                "activations of 4 augmented views of each photo.",
-                stacklevel=4,
+                "activations of 4 augmented views of each photo."
             )
         cached = precompute(
             self.model, data, views=self.precompute_views, dtype=self.precompute_dtype, **self._cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from .._core.arguments import at_least, in_closed, one_of
 from .._core.keywords import PREDICT, answering
+from .._core.warning import warn_caller
 from ..layers import Augmentation, geometry
 from ..metrics import safe_log
 from .inference import Views, predict_views
@@ -187,10 +187,9 @@ def _view_maker(layer: Augmentation, views: str, n: int, seed: int) -> tuple[Vie
     if views == "random":
         at_least("n", n, 1)
         if not layer.is_random:
-            warnings.warn(
+            warn_caller(
                 "The model's augmentation draws nothing, so that its views are all the plain one: build the "
-                'model with `augmentation=aug_transforms(size)`, or take `views="flip"`',
-                stacklevel=4,
+                'model with `augmentation=aug_transforms(size)`, or take `views="flip"`'
             )
         drawing = type(layer).from_config({**layer.get_config(), "seed": seed})
 

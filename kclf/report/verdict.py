@@ -43,7 +43,7 @@ def _single_label(found: Interpretation, photos: str) -> list[str]:
         one = confused[0]
         lines.append(f"Most confused: {one.actual} taken for {one.predicted} ({one.photos:,}).")
     if len(found) < FEW_PHOTOS:
-        lines.append("There are few validation photos: the interval says how little that number tells.")
+        lines.append("There are few validation photos, so that the interval is wide.")
     return [*lines, *_calibration(found)]
 
 

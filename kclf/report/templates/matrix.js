@@ -25,7 +25,7 @@
     const only = byId("worst")?.checked ? new Set(worst) : null;
     shown = orders[order].filter((place) => !only || only.has(place));
     const longest = holder.clientWidth < 520 ? 14 : 22;
-    const margin = 14 + 7 * Math.min(longest, Math.max(...shown.map((place) => names[place].length)));
+    const margin = 14 + 8 * Math.min(longest, Math.max(...shown.map((place) => names[place].length)));
     const room = (holder.clientWidth - margin - 12) / shown.length;
     const cell = Math.max(shown.length > 60 ? 11 : 16, Math.min(40, Math.floor(room)));
     const side = cell * shown.length;
