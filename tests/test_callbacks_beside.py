@@ -59,7 +59,7 @@ def test_a_schedule_alone_says_nothing():
 def test_history_and_csv_have_the_rate_of_each_group(tmp_path, grouped, first):
     model = classifier()
     inner = keras.optimizers.Adam(1e-3)
-    model.compile(kclf.LayerGroupOptimizer(inner, model) if grouped else inner)
+    model.compile(kclf.LayerGroupOptimizer(inner, model, slice(0.01, 1.0)) if grouped else inner)
     both = [kclf.OneCycle(1e-2), keras.callbacks.CSVLogger(tmp_path / "log.csv")]
     _, history = fitted(both if first else both[::-1], 2, model)
     rates = {name: values for name, values in history.items() if name.startswith("learning_rate")}

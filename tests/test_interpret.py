@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-import torch
 from PIL import Image
 
 from kclf.interpret import ConfusionMatrix, Interpretation, compare, grad_cam, wilson_interval
@@ -374,7 +373,7 @@ class TinyClassifier(keras.Model):
         self.head = keras.Sequential(
             [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, use_bias=False)]
         )
-        self(torch.zeros(1, 32, 32, 3))
+        self(keras.ops.zeros((1, 32, 32, 3)))
         self.head.layers[-1].kernel.assign(np.array([[1, 0], [0, 0], [0, 1]], np.float32))
 
     def features(self, x):

@@ -705,7 +705,7 @@ def test_mixed_batches_have_shares_as_labels():
     for photos, shares in mixes:
         assert photos.dtype == shares.dtype == torch.float32
         assert tuple(shares.shape) == (8, 2)
-        np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
+        np.testing.assert_allclose(shares.sum(1).cpu(), 1, rtol=1e-6)
     assert mixes.state_dict()["epoch"] == 1
 
 
