@@ -8,7 +8,7 @@ help:            ## list the targets
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lite,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lite,test,tuner]'
 	@touch $@
 
 demo: .venv/installed   ## train the built-in demo: no data and no network needed

@@ -17,7 +17,7 @@ from kclf.fastai import *
 from kclf.fastai import course_learner
 
 sz = 32
-arch = "MobileNet_025"
+arch = "MobileNetV2"
 
 
 @pytest.fixture

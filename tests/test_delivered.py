@@ -94,6 +94,9 @@ def test_the_default_gives_pretrained_groups_lower_rates():
     model = classifier()
     model.compile()
     assert model.optimizer.learning_rates == pytest.approx([3e-5, 1e-3])
+    model = kclf.ImageClassifier("MobileNet_025", ["a", "b"], size=32, weights=None)
+    model.compile()
+    assert model.optimizer.learning_rates == pytest.approx([3e-6, 3e-5, 1e-3])
 
 
 def test_a_rate_that_a_backbone_does_not_survive_is_warned_of(photos):

@@ -9,7 +9,7 @@ import kclf
 from kclf.interpret import interpretation_of
 from kclf.report import ReportInputs, write_model_card
 
-SETTINGS = {"backbone": "MobileNet_025", "weights": "imagenet", "size": 96, "presize": 120}
+SETTINGS = {"backbone": "MobileNetV2", "weights": "imagenet", "size": 96, "presize": 120}
 
 
 def card(tmp_path, predictions, settings=SETTINGS, title="pets", **data):

@@ -253,11 +253,11 @@ def test_a_rectangle_has_four_symmetries():
 # ---- the classifier --------------------
 
 
-def test_trained_predicted_and_explained():
+def test_trained_predicted_and_explained(tmp_path):
     photos, sizes = pixels(16, PRESIZE), {"size": SIZE, "presize": PRESIZE}
     data = kclf.ImageData.from_arrays((photos, [0, 1] * 8), batch_size=4, **sizes)
     options = {"normalization": "tf", "hidden": (), "augmentation": kclf.aug_transforms()}
-    learner = kclf.Learner(data, backbone(), **options)
+    learner = kclf.Learner(data, backbone(), path=tmp_path, **options)
     assert learner.model.input_shape == (None, *SIZE, 3)
     learner.fit_best(effort="quick")
     learner.model.unfreeze()

@@ -88,7 +88,7 @@ def test_weights_of_another_task_are_refused(tmp_path):
     from kclf.learner.adapt import take_weights
 
     one, many = (
-        kclf.ImageClassifier("MobileNet_025", ["a", "b"], size=32, weights=None, task=task)
+        kclf.ImageClassifier("MobileNetV2_035", ["a", "b"], size=32, weights=None, task=task)
         for task in ("single_label", "multi_label")
     )
     one.save(tmp_path / "one.h5")

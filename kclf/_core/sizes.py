@@ -53,19 +53,14 @@ def sides(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def size_text(size: Size) -> str:
-    """A size in words, as the command takes it: height first.
+def size_text(size: Any) -> str:
+    """A size in words, as the command takes it: height first. Anything else out of a file stays as it is.
 
     Example:
-        >>> size_text(224), size_text((224, 336))
+        >>> size_text(224), size_text([224, 336])
         ('224', '224x336')
     """
-    return size_said(size)
-
-
-def size_said(value: Any) -> str:
-    """A size out of a file, whose lists are pairs, in words; anything else as it is."""
-    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return "x".join(map(str, size)) if isinstance(size, list | tuple) else str(size)
 
 
 def shape_name(size: Size) -> str:

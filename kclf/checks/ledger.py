@@ -84,15 +84,16 @@ def apply_ledger(
     ledger = Path(path)
     log = ledger.with_name(f"{ledger.stem}.undo.csv")
     logged = _logged(log) if log.is_file() else []
-    rows = [row for row in _one_row_a_photo(read_ledger(ledger)) if not _is_done(row, dict(logged), removed)]
+    places = dict(logged)
+    rows = [row for row in _one_row_a_photo(read_ledger(ledger)) if not _is_done(row, places, removed)]
     changes = [_change(row, removed) for row in rows]
     _require_free_targets(changes, _half_done(logged))
     if apply and changes:
-        places = _places(rows, removed)
+        bounds = _places(rows, removed)
         if half := _half_line(log):
             os.truncate(log, log.stat().st_size - half)
         with open(log, "a", newline="", encoding="utf-8") as file:
-            _write(file, "moved within", *places)
+            _write(file, "moved within", *bounds)
             for change in changes:
                 _write(file, str(change.source), str(change.target))
                 _move_or_say(change, log)
@@ -235,12 +236,9 @@ def _source(row: Finding) -> Path:
 def _is_done(row: Finding, logged: dict[Path, Path], removed: str | os.PathLike[str] | None) -> bool:
     """Whether an earlier call, as its log says, has done what a row asks for."""
     source = _source(row)
-    target = logged.get(source)
-    if target is None or os.path.lexists(source) or not os.path.lexists(target):
+    if source not in logged or os.path.lexists(source):
         return False
-    if row.action == "delete":
-        return target.is_relative_to(_removed(Path(row.folder), removed))
-    return normal_label(row.target) in map(normal_label, target.parts)
+    return logged[source] == _target(row, source, removed) and os.path.lexists(logged[source])
 
 
 def _change(row: Finding, removed: str | os.PathLike[str] | None) -> Change:
@@ -253,17 +251,22 @@ def _change(row: Finding, removed: str | os.PathLike[str] | None) -> Change:
     if not _is_in(source, [folder]):
         raise DataError(f"{row.path}: a link leads out of the data folder {row.folder}; move it by hand")
     _require_same(row, source)
-    base = _removed(folder, removed)
-    match row.action:
-        case "delete":
-            return Change("delete", source, base / source.relative_to(folder))
-        case "relabel":
-            target = _in_class_folder(row, source, folder)
-        case _:
-            target = _in_set_folder(row, source, folder)
-    if not _is_in(target, [folder]):
+    target = _target(row, source, removed)
+    if row.action != "delete" and not _is_in(target, [folder]):
         raise DataError(f"{row.path}: the target {target} leads out of the data folder {row.folder}")
     return Change(row.action, source, target)
+
+
+def _target(row: Finding, source: Path, removed: str | os.PathLike[str] | None) -> Path:
+    """Where a row wants its photo."""
+    folder = Path(row.folder)
+    match row.action:
+        case "delete":
+            return _removed(folder, removed) / source.relative_to(folder)
+        case "relabel":
+            return _in_class_folder(row, source, folder)
+        case _:
+            return _in_set_folder(row, source, folder)
 
 
 def _require_same(row: Finding, source: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._core.atomic import replacing
-from .._core.sizes import size_said
+from .._core.sizes import size_text
 from ..backbones import backbone_info, backbone_names
 from ..interpret import Interpretation
 from ..prediction.predictions import Predictions
@@ -51,7 +51,7 @@ def _lines(inputs: ReportInputs) -> Iterable[str]:
     yield from _front_matter(inputs, licence)
     yield from [f"# {plain(inputs.title)}", ""]
     task = str(data.get("task", "single_label"))
-    size, presize = (size_said(settings.get(name, "?")) for name in ("size", "presize"))
+    size, presize = (size_text(settings.get(name, "?")) for name in ("size", "presize"))
     shape = "square" if "x" not in presize else "rectangle (height x width)"
     backbone = plain(settings.get("backbone", "a backbone"))
     yield (

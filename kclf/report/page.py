@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from .._core.atomic import replacing
-from .._core.sizes import size_said
+from .._core.sizes import size_text
 from ..callbacks.recording import smooth, smoothing_of
 from ..checks import Finding, Findings
 from ..interpret import (
@@ -155,7 +155,7 @@ def _subtitle(inputs: ReportInputs) -> str:
     settings = inputs.settings.get("settings", {})
     settings = settings if isinstance(settings, Mapping) else {}
     backbone, size = settings.get("backbone", ""), settings.get("size")
-    at_size = f"{backbone} at {size_said(size)} px" if backbone and size else str(backbone)
+    at_size = f"{backbone} at {size_text(size)} px" if backbone and size else str(backbone)
     words = [at_size, inputs.date]
     return " · ".join(word for word in words if word)
 
@@ -384,7 +384,7 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, A
         if isinstance(value, Mapping):
             yield from _flat(value, "" if name == "settings" else f"{words} ")
         elif value not in (None, "", ()):
-            yield words, size_said(value) if name in ("size", "presize") else value
+            yield words, size_text(value) if name in ("size", "presize") else value
 
 
 def _ledger(findings: Findings) -> dict[str, Any]:

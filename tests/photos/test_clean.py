@@ -211,6 +211,15 @@ def test_a_row_that_was_done_may_stand_and_another_wish_for_its_photo_may_not(da
         apply_ledger(data.parent / "ledger.csv", apply=True)
 
 
+def test_a_photo_that_went_elsewhere_is_not_done_by_the_name_of_a_folder_above(tmp_path):
+    data = make_tree(tmp_path / "dog" / "data", {"cat/": 2, "dog/": 2})
+    apply_ledger(ledger_of(data, "cat/0.png"), apply=True)
+    (row,) = read_ledger(data.parent / "ledger.csv")
+    Findings([replace(row, action="relabel", target="dog")]).to_csv(data.parent / "ledger.csv")
+    with pytest.raises(DataError, match="moved since the check"):
+        apply_ledger(data.parent / "ledger.csv", apply=True)
+
+
 @pytest.mark.parametrize("line", ["{data}/cat/0.p", "{data}/cat/0.png,{data}/re", "moved within,{data}"])
 @pytest.mark.parametrize("again", [False, True], ids=["undo", "apply and undo"])
 def test_a_line_that_a_kill_cut_off_is_passed_over(data, line, again):

@@ -232,26 +232,29 @@ def network() -> keras.Model:
     return keras.Sequential([keras.Input((4, 4, 3)), *layers])
 
 
+def loaded(path: Path) -> tuple[bytes, Callable[[Path], object]]:
+    """The content of a file of the network's weights, and what loads another one of its ending."""
+    ending, model = "".join(path.suffixes), network()
+    return path.read_bytes(), lambda file: load_weights(model, file.rename(file.with_suffix(ending)))
+
+
 def keras_weights(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
-    model = network()
     path = folder / "valid.weights.h5"
-    model.save_weights(path)
-    return path.read_bytes(), lambda file: load_weights(model, file.rename(file.with_suffix(".weights.h5")))
+    network().save_weights(path)
+    return loaded(path)
+
+
+def keras_archive(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
+    path = folder / "valid.keras"
+    network().save(path)
+    return loaded(path)
 
 
 def torch_weights(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
     path = folder / "valid.pth"
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2))
     torch.save(module.state_dict(), path)
-    model = network()
-    return path.read_bytes(), lambda file: load_weights(model, file.rename(file.with_suffix(".pth")))
-
-
-def keras_archive(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
-    model = network()
-    path = folder / "valid.keras"
-    model.save(path)
-    return path.read_bytes(), lambda file: load_weights(model, file.rename(file.with_suffix(".keras")))
+    return loaded(path)
 
 
 def photo_zip(folder: Path) -> tuple[bytes, Callable[[Path], object]]:
