@@ -25,6 +25,11 @@ def convolution(x, filters, **options):
     return layers.BatchNormalization()(x)
 
 
+def layer_of(model, kind):
+    """The first layer of a kind."""
+    return next(layer for layer in model.layers if isinstance(layer, kind))
+
+
 def residual():
     """Like a ResNet: zero padding, a shortcut, in-place additions."""
     inputs = keras.Input((SIZE, SIZE, 3))
@@ -488,6 +493,36 @@ def test_changing_a_layer_is_seen_by_the_next_fit():
     model.predict(images(2), verbose=0)
     model.layers[-1].activation = keras.activations.softmax
     assert model.predict(images(2), verbose=0).sum(-1) == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.layers[-1], "activation", keras.activations.softmax),
+        lambda model: model.layers[-1].enable_lora(1),
+        lambda model: setattr(layer_of(model, layers.ReLU), "negative_slope", 0.5),
+        lambda model: setattr(layer_of(model, layers.BatchNormalization), "epsilon", 1.0),
+        lambda model: layer_of(model, layers.BatchNormalization).moving_mean.assign(np.full(8, 0.5)),
+        lambda model: model.layers[-1].set_weights([np.ones((8, CLASSES)), np.ones(CLASSES)]),
+        lambda model: history(model, epochs=1),
+    ],
+    ids=["activation", "LoRA", "slope", "epsilon", "statistics", "weights", "fit"],
+)
+def test_a_prediction_sees_what_has_changed_since_the_last_one(change):
+    model = accelerate(compiled(residual))
+    model.predict(images(4), verbose=0)
+    change(model)
+    found = model.predict(images(4), verbose=0)
+    expected = deaccelerate(model).predict(images(4), verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_prediction_packs_no_kernel_again():
+    model = accelerate(compiled(residual))
+    for expected in (True, False):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            model.predict(images(4), verbose=0)
+        assert any("reorder_convolution_weight" in event.key for event in profile.events()) is expected
 
 
 def test_wrong_shapes_get_keras_own_message():

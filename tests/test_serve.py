@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import os
+import signal
+import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 import zlib
+from concurrent.futures import Future
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -16,8 +24,9 @@ fastapi = pytest.importorskip("fastapi", reason="the extra [serve] is not instal
 from fastapi.testclient import TestClient
 
 import kclf
+from kclf.errors import ImageError, KclfError
 from kclf.interpret import SimilarPhotos
-from kclf.serve import Engine, create_app
+from kclf.serve import Engine, create_app, serve
 from kclf.serve import engine as engine_module
 from kclf.serve.limits import Limits
 from tests.conftest import with_random_logits
@@ -213,29 +222,126 @@ def test_a_body_that_does_not_come_is_given_up(model):
         assert answer.status_code in (408, 422)
 
 
-def test_photos_that_come_together_share_batches(model):
+def ready(photo):
+    """What the engine takes, of a photo that has been read."""
+    done = Future()
+    done.set_result(photo)
+    return done
+
+
+def batches_of(engine, monkeypatch):
+    """The number of photos of each batch, as they are predicted."""
+    sizes, predict = [], engine._predict
+    monkeypatch.setattr(
+        engine, "_predict", lambda photos, futures: (sizes.append(len(photos)), predict(photos, futures))
+    )
+    return sizes
+
+
+def test_photos_that_come_together_share_batches(model, monkeypatch):
     engine = Engine(model, wait=0.5)
+    sizes = batches_of(engine, monkeypatch)
     photos = [model.read(encoded(size=(20 + n, 20))) for n in range(8)]
-    futures = [engine.submit(photo) for photo in photos]
+    futures = [engine.submit(ready(photo)) for photo in photos]
+    engine.start()
     found = [future.result(timeout=20).probabilities[0] for future in futures]
     engine.close()
+    assert sizes == [8]
     np.testing.assert_allclose(found, kclf.predict(model, np.stack(photos)).probabilities, atol=1e-6)
+
+
+def test_photos_that_come_while_others_are_read_join_their_batch(model, monkeypatch):
+    engine, photo = Engine(model, wait=0.001), model.read(encoded())
+    sizes, slow = batches_of(engine, monkeypatch), Future()
+    engine.start()
+    first = engine.submit(slow)
+    time.sleep(0.1)
+    second = engine.submit(ready(photo))
+    slow.set_result(photo)
+    np.testing.assert_array_equal(first.result(20).probabilities, second.result(20).probabilities)
+    engine.close()
+    assert sizes == [2]
+
+
+def test_a_photo_that_fails_or_is_given_up_leaves_the_others_their_answers(model, monkeypatch):
+    engine, photo, broken = Engine(model), model.read(encoded()), Future()
+    broken.set_exception(ImageError("photo", "torn"))
+    sizes = batches_of(engine, monkeypatch)
+    futures = [engine.submit(one) for one in (ready(photo), broken, ready(photo))]
+    assert futures[0].cancel()  # the client has gone
+    engine.start()
+    assert len(futures[2].result(20).probabilities) == 1
+    with pytest.raises(ImageError, match="torn"):
+        futures[1].result(20)
+    engine.close()
+    assert sizes == [1]
+
+
+def test_a_prediction_that_fails_ends_its_requests_and_not_the_engine(model, monkeypatch):
+    def out_of_memory(*_):
+        raise RuntimeError("out of memory")
+
+    engine, photo = Engine(model), model.read(encoded())
+    with monkeypatch.context() as patched:
+        patched.setattr(engine_module, "predict", out_of_memory)
+        engine.start()
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.submit(ready(photo)).result(20)
+    assert len(engine.submit(ready(photo)).result(20).probabilities) == 1
+    engine.close()
 
 
 def test_a_queue_that_is_full_refuses(model, monkeypatch):
     monkeypatch.setattr(engine_module, "MOST_WAITING", 1)
-    engine = Engine(model)
-    photo = model.read(encoded())
-    held = threading.Event()
-    blocker = threading.Thread(target=engine.with_model, args=(lambda model: held.wait(10),))
-    blocker.start()
+    engine, photo = Engine(model), ready(model.read(encoded()))
+    engine.submit(photo)
     with pytest.raises(engine_module.Busy):
-        for _ in range(4):  # one with the model, one in the batch, one that waits
-            engine.submit(photo)
-            time.sleep(0.05)
-    held.set()
-    blocker.join()
+        engine.submit(photo)
+    engine.start()
     engine.close()
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_taken_port_ends_in_one_message(model, free_port):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", free_port))
+        holder.listen()
+        with pytest.raises(KclfError, match=f"Cannot listen on 127.0.0.1:{free_port}"):
+            serve(model, port=free_port)
+
+
+def test_the_server_predicts_in_the_main_thread_until_it_is_told_to_end(model, free_port, monkeypatch):
+    threads, predict = [], engine_module.predict
+
+    def noted(*args):
+        threads.append(threading.current_thread())
+        return predict(*args)
+
+    def one_request_and_ctrl_c():
+        address = f"http://127.0.0.1:{free_port}"
+        for _ in range(100):
+            with suppress(urllib.error.URLError):
+                urllib.request.urlopen(f"{address}/health").read()
+                break
+            time.sleep(0.05)
+        request = urllib.request.Request(f"{address}/predict", encoded(), {"Content-Type": "image/png"})
+        answers.append(json.load(urllib.request.urlopen(request)))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(engine_module, "predict", noted)
+    answers = []
+    client = threading.Thread(target=one_request_and_ctrl_c)
+    client.start()
+    serve(model, port=free_port)
+    client.join()
+    assert answers[0]["predictions"][0]["classes"]
+    assert threads == [threading.main_thread()]
 
 
 def test_neighbours_of_other_tasks_have_their_labels_as_text(tmp_path):

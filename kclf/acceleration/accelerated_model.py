@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import keras
 
 from .._core.cpu import keep_freed_memory
 from .._core.fit_hooks import override
-from .._core.keras_private import all_layers, get_device
+from .._core.keras_private import all_layers, get_device, raw
 from .convolutions import standalone_batchnorm, store_for_keras, store_for_torch
 from .graph import functional_of
 from .plan import MASKING, Plan
@@ -43,7 +44,7 @@ class _Acceleration:
         if [plan.model for plan in self.plans] != _planned_graphs(self.model):
             self._plan_anew()  # layers were added or taken away, or the model has been built since
         for plan in self.plans:
-            plan.forget()
+            plan.look_again()
         if steps and self.step is not None:
             self.step.refresh()
 
@@ -65,6 +66,20 @@ class _Acceleration:
             owner.__dict__.pop(name, None)
 
 
+class _Looks:
+    """All that a plan was made of: what the layers of a graph hold, and the values of its variables."""
+
+    def __init__(self, graph: Any) -> None:
+        tensors = [raw(variable) for variable in graph.variables]
+        self.held = [value for layer in all_layers(graph) for value in vars(layer).values()] + tensors
+        self.versions = [tensor._version for tensor in tensors]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Looks) or len(self.held) != len(other.held):
+            return False
+        return self.versions == other.versions and all(map(operator.is_, self.held, other.held))
+
+
 class _PlannedCall:
     """Stands in for `call` of a functional model; hands to Keras what the plan does not take."""
 
@@ -72,19 +87,21 @@ class _PlannedCall:
         self.model, self.stock = model, type(model).call
         self.options = options
         self._plan: Plan | None = None
+        self._looked: _Looks | None = None
 
     @property
     def plan(self) -> Plan:
         if self._plan is None:
-            self._plan = Plan(self.model, **self.options)
+            self._plan, self._looked = Plan(self.model, **self.options), _Looks(self.model)
             if self._plan.fallback:
                 kinds = sorted({type(layer).__name__ for layer in self._plan.fallback})
                 logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
         return self._plan
 
-    def forget(self) -> None:
-        """Look at the layers again at the next call."""
-        self._plan = None
+    def look_again(self) -> None:
+        """Compile anew at the next call, unless nothing has changed: the packed kernels are kept then."""
+        if self._plan is not None and _Looks(self.model) != self._looked:
+            self._plan = None
 
     def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None, **context: Any) -> Any:
         if mask is None and not context:

@@ -107,21 +107,13 @@ class Service:
             raise ImageError("photo", f"{width} x {height} pixels, more than {self.limits.pixels:,}")
         return self.model.read(content)
 
-    async def squares(self, contents: Sequence[bytes]) -> list[np.ndarray | str]:
-        """Photos as the model takes them, or the reason why one cannot be read."""
-        loop = asyncio.get_running_loop()
-        waiting = [loop.run_in_executor(self.decoders, self._read_or_reason, one) for one in contents]
-        return list(await asyncio.gather(*waiting))
-
-    def _read_or_reason(self, content: bytes) -> np.ndarray | str:
+    async def predict(self, content: bytes) -> Predictions | str:
+        """The prediction of one photo, or the reason why it cannot be read."""
+        photo = self.decoders.submit(self.read, content)
         try:
-            return self.read(content)
+            found = await asyncio.wrap_future(self.engine.submit(photo))
         except ImageError as error:
             return error.reason
-
-    async def predict(self, square: np.ndarray) -> Predictions:
-        """The prediction of one photo."""
-        found = await asyncio.wrap_future(self.engine.submit(square))
         self.photos.inc()
         return found
 
@@ -135,6 +127,7 @@ def create_app(
     hosts: Sequence[str] = LOCAL_HOSTS,
     similar: Similar | None = None,
     threshold: float | None = None,
+    start: bool = True,
 ) -> Any:
     """The ASGI application of a classifier: a page at `/`, and an HTTP API.
 
@@ -151,9 +144,13 @@ def create_app(
         hosts: names under which the server answers, "*" for any; others are refused against DNS rebinding.
         similar: gives the nearest training photos of a photo.
         threshold: probability below which a photo may be none of the classes; None says so of none.
+        start: predict in a thread of its own; False leaves it to the caller to call
+            `app.state.service.engine.run()`, best in the main thread.
     """
     limits = limits or Limits()
     service = Service(model, title=title, limits=limits, similar=similar, threshold=threshold)
+    if start:
+        service.engine.start()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -204,14 +201,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     ) -> dict[str, Any]:
         """Classes and probabilities of each photo, in their order; none of these below the threshold."""
         names, contents = await _photos_of(request, service.limits)
-        squares = await service.squares(contents)
-        readable = [square for square in squares if not isinstance(square, str)]
-        if not readable:
-            raise HTTPException(422, f"Expected photos. Received: {squares[0] if squares else 'none'}")
-        found = iter(await asyncio.gather(*[service.predict(square) for square in readable]))
-        rows = [
-            {"error": one} if isinstance(one, str) else _row(next(found), top, threshold) for one in squares
-        ]
+        found = await asyncio.gather(*[service.predict(content) for content in contents])
+        if all(isinstance(one, str) for one in found):
+            raise HTTPException(422, f"Expected photos. Received: {found[0]}")
+        rows = [{"error": one} if isinstance(one, str) else _row(one, top, threshold) for one in found]
         return {"predictions": [{"name": name} | row for name, row in zip(names, rows, strict=True)]}
 
     @app.post("/explain", openapi_extra={"requestBody": PHOTOS_BODY})
@@ -220,11 +213,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         _, contents = await _photos_of(request, service.limits)
         if len(contents) != 1:
             raise HTTPException(422, f"Expected one photo. Received: {len(contents)}")
-        square = (await service.squares(contents))[0]
-        if isinstance(square, str):
-            raise HTTPException(422, f"Expected a photo. Received: {square}")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(service.decoders, _explained, service, square)
+        try:
+            return await loop.run_in_executor(service.decoders, _explained, service, contents[0])
+        except ImageError as error:
+            raise HTTPException(422, f"Expected a photo. Received: {error.reason}") from error
 
     @app.exception_handler(Busy)
     def busy(request: Request, error: Busy) -> JSONResponse:
@@ -244,7 +237,8 @@ def _row(found: Predictions, top: int, threshold: float | None) -> dict[str, Any
     return {"prediction": found.label_text(found.predicted[0]), "classes": classes} | unsure
 
 
-def _explained(service: Service, square: np.ndarray) -> dict[str, Any]:
+def _explained(service: Service, content: bytes) -> dict[str, Any]:
+    square = service.read(content)
     cam = service.engine.with_model(lambda model: grad_cam(model, square[None]))
     nearest = [] if service.similar is None else service.similar(square, 6)
     return {"photo": jpeg(cam.images[0]), "heat": heat_address(cam.maps[0]), "similar": nearest}

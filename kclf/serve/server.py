@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from ..errors import KclfError
 from .app import LOCAL_HOSTS, Similar, create_app
 from .limits import Limits
 
@@ -36,19 +40,45 @@ def serve(
         limits: what a request may cost.
         similar: gives the nearest training photos of a photo.
         threshold: probability below which a photo may be none of the classes; None says so of none.
+
+    Raises:
+        KclfError: the port is taken, or the address is not one of this machine.
     """
     import uvicorn
 
     allowed = [*LOCAL_HOSTS, host, *hosts] if host != "0.0.0.0" or hosts else ["*"]
     app = create_app(
-        model, title=title, limits=limits, token=token, hosts=allowed, similar=similar, threshold=threshold
+        model,
+        title=title,
+        limits=limits,
+        token=token,
+        hosts=allowed,
+        similar=similar,
+        threshold=threshold,
+        start=False,
     )
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level="warning",
         timeout_keep_alive=KEEP_ALIVE,
         limit_concurrency=MOST_CONNECTIONS,
         server_header=False,
     )
+    server = uvicorn.Server(config)
+    answering = threading.Thread(
+        target=server.run, args=([_listening(host, port)],), name="kclf-http", daemon=True
+    )
+    with suppress(KeyboardInterrupt), server.capture_signals():
+        answering.start()
+        app.state.service.engine.run()  # in this thread; it ends when the server has shut down
+        answering.join()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise KclfError(
+            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another port or host"
+        ) from error
