@@ -29,6 +29,7 @@ from kclf.interpret import SimilarPhotos
 from kclf.serve import Engine, create_app, serve
 from kclf.serve import engine as engine_module
 from kclf.serve.limits import Limits
+from kclf.serve.server import _listening
 from tests.conftest import with_random_logits
 
 CLASSES = ["cat", "dog", "eel"]
@@ -316,7 +317,7 @@ def test_a_taken_port_ends_in_one_message(model, free_port):
             serve(model, port=free_port)
 
 
-def test_the_server_predicts_in_the_main_thread_until_it_is_told_to_end(model, free_port, monkeypatch):
+def test_the_server_predicts_in_the_main_thread_until_it_is_told_to_end(model, free_port, monkeypatch, capfd):
     threads, predict = [], engine_module.predict
 
     def noted(*args):
@@ -332,6 +333,10 @@ def test_the_server_predicts_in_the_main_thread_until_it_is_told_to_end(model, f
             time.sleep(0.05)
         request = urllib.request.Request(f"{address}/predict", encoded(), {"Content-Type": "image/png"})
         answers.append(json.load(urllib.request.urlopen(request)))
+        with socket.create_connection(("127.0.0.1", free_port)) as goes_away:
+            header = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+            goes_away.sendall(header + b"Content-Length: 99\r\n\r\nx")
+        urllib.request.urlopen(request).read()
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(engine_module, "predict", noted)
@@ -341,7 +346,15 @@ def test_the_server_predicts_in_the_main_thread_until_it_is_told_to_end(model, f
     serve(model, port=free_port)
     client.join()
     assert answers[0]["predictions"][0]["classes"]
-    assert threads == [threading.main_thread()]
+    assert threads == [threading.main_thread()] * 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_small_answers_are_sent_at_once(free_port):
+    with _listening("127.0.0.1", free_port) as listening:
+        listening.listen()
+        with socket.create_connection(("127.0.0.1", free_port)), listening.accept()[0] as accepted:
+            assert accepted.proto == socket.IPPROTO_TCP  # asyncio sets TCP_NODELAY on such ones only
 
 
 def test_neighbours_of_other_tasks_have_their_labels_as_text(tmp_path):

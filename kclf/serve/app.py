@@ -21,6 +21,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.formparsers import MultiPartException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from ..data.decoding import open_image
 from ..data.images import draft, size_for
@@ -218,6 +219,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             return await loop.run_in_executor(service.decoders, _explained, service, contents[0])
         except ImageError as error:
             raise HTTPException(422, f"Expected a photo. Received: {error.reason}") from error
+
+    @app.exception_handler(ClientDisconnect)
+    def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return JSONResponse({"detail": "The client went away before the photos were here"}, 400)
 
     @app.exception_handler(Busy)
     def busy(request: Request, error: Busy) -> JSONResponse:

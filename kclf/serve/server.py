@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -75,10 +76,16 @@ def serve(
 
 
 def _listening(host: str, port: int) -> socket.socket:
+    """A socket as asyncio wants it: only where the protocol is TCP by name are small answers sent at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    if os.name == "posix":
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), family=family)
+        listening.bind((host, port))
     except OSError as error:
+        listening.close()
         raise KclfError(
             f"Cannot listen on {host}:{port}: {error.strerror}. Choose another port or host"
         ) from error
+    return listening
