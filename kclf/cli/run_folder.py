@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from .._core.atomic import LEFTOVERS, PREFIX, sweep
-from .._core.locks import LOCK_FILES
+from .._core.locks import LOCK_FILES, FolderLock
 from ..callbacks.checkpoint import REFIT, is_checkpoint_file
 from ..callbacks.run_log import LOG_CSV
 from ..errors import OutputError, OutputExistsError
@@ -89,6 +89,17 @@ def finish(out: Path) -> None:
     """Remove the checkpoints, at one stroke; what others put among them stays."""
     sweep(out)
     _remove_activations(out / ACTIVATIONS)
+    _remove_checkpoints(out)
+
+
+def tidy(out: Path) -> None:
+    """Remove what a run left that was killed while it removed its checkpoints."""
+    with FolderLock(out):
+        sweep(out)
+        _remove_checkpoints(out)
+
+
+def _remove_checkpoints(out: Path) -> None:
     folder = out / CHECKPOINTS
     if not folder.is_dir() or folder.is_symlink():
         return

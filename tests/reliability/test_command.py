@@ -13,6 +13,7 @@ import kills
 import pytest
 
 import kclf
+from kclf._core.locks import HOLDER_FILE, LOCK_FILE
 from kclf.callbacks import ProgressBar
 from kclf.cli.main import main
 from kclf.cli.train import read_settings, unfinished_run
@@ -77,8 +78,21 @@ def test_a_signal_leaves_a_classifier_and_the_run_goes_on(photos, tmp_path, caps
         "report.html",
         "settings.json",
     ]
+    leave_as_killed_in_the_last_step(out)
     assert run("train", "--resume", out) == 0
     assert "is finished" in capsys.readouterr().out
+    assert sorted(path.name for path in out.glob("checkpoints/*")) == ["notes.txt"]
+    assert not [path.name for path in out.glob(".*") if path.name != LOCK_FILE]
+
+
+def leave_as_killed_in_the_last_step(out):
+    """What a finished run's folder holds that was killed while its checkpoints were removed."""
+    partial, checkpoints = out / ".kclf-checkpoints.partial", out / "checkpoints"
+    for folder in (partial, checkpoints):
+        folder.mkdir()
+        (folder / "stage0000-epoch000001-done.h5").write_bytes(b"x")
+    (checkpoints / "notes.txt").write_text("somebody else's")
+    (out / HOLDER_FILE).write_text("process 1 on host")
 
 
 def test_a_full_disk_has_a_status_of_its_own(photos, tmp_path, capsys, at_third_batch):
