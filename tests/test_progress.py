@@ -107,7 +107,7 @@ def test_in_a_notebook_the_bar_is_one_output_that_ends_empty(monkeypatch):
         bar.update(2)
         bar.refresh()
 
-    assert "&lt;reading&gt;  67%|" in shown[-2]
+    assert "&lt;reading&gt;  67%|██" in shown[-2]
     assert shown[-1] == ""
 
 

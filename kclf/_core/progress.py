@@ -11,6 +11,7 @@ from typing import Any
 from tqdm.std import tqdm
 
 WIDTH = 79  # characters in a notebook
+STYLE = "margin:0; font-size:var(--jp-code-font-size, inherit)"  # as the text that cells print
 DELAY = 0.5  # seconds that pass before a short piece of work is worth a bar
 FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}{speed}{postfix}{left}"
 ENDLESS = "{desc} {n_fmt} {unit}{speed}{postfix}"  # where the length is not known
@@ -57,6 +58,7 @@ class Progress(tqdm):
             leave=False,
             smoothing=0.05,
             delay=delay,
+            ascii=False if notebook else None,  # None asks the file, which in a notebook has no encoding
             ncols=WIDTH if notebook else None,
             dynamic_ncols=not notebook,
             bar_format=ENDLESS if total is None else FORMAT,
@@ -100,8 +102,7 @@ def _cell_printer() -> Callable[[str], None]:
     handle = display(HTML(""), display_id=True)
 
     def show(line: str) -> None:
-        shown = f'<pre style="margin:0">{escape(line.strip())}</pre>' if line.strip() else ""
-        handle.update(HTML(shown))
+        handle.update(HTML(f'<pre style="{STYLE}">{escape(line.strip())}</pre>' if line.strip() else ""))
 
     return show
 
