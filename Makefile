@@ -76,6 +76,7 @@ bench: .venv/installed   ## the benchmarks; PEERS=VENV adds fastai, timm and tor
 	$(BENCH)/augment.py --threads 2 $(KEPT)
 	$(BENCH)/loader.py --threads 2 --set folder=$(PHOTOS) $(KEPT)
 	$(BENCH)/precompute.py --threads 2 --rounds 3 --json $(RECORDS)
+	$(BENCH)/serving.py $(PHOTOS) --json $(RECORDS)
 	$(BENCH)/imports.py $(KEPT)
 	$(if $(WEIGHTS),$(BENCH)/end_to_end.py $(PHOTOS) --threads 2 --warmup 0 --rounds 3 --set weights=$(WEIGHTS) $(WITH_PEERS))
 

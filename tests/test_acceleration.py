@@ -237,6 +237,28 @@ def test_predictions_on_a_cpu_draw_batch_norm_sum_and_relu_into_the_convolutions
         assert "mkldnn::_convolution_pointwise" not in calls_of(model, images(2))
 
 
+@pytest.mark.parametrize("padding", ["same", ((0, 1), (0, 1)), ((0, 2), (1, 2)), ((1, 0), (0, 1))], ids=str)
+@pytest.mark.parametrize("side", [15, 16])
+def test_depthwise_predictions_equal_stock_keras_without_a_padded_copy(padding, side):
+    inputs = keras.Input((side, side, 3))
+    x = inputs if padding == "same" else layers.ZeroPadding2D(padding)(inputs)
+    own = "same" if padding == "same" else "valid"
+    x = layers.DepthwiseConv2D(3, strides=2, padding=own, depth_multiplier=2)(x)
+    model = keras.Model(inputs, layers.ReLU()(layers.BatchNormalization()(x)))
+    photos = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype("float32")
+    expected = model.predict(photos, verbose=0)
+    accelerate(model)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        found = model.predict(photos, verbose=0)
+        again = model.predict(photos, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_array_equal(again, found)
+    copies = [event for event in profile.events() if event.name == "aten::constant_pad_nd"]
+    assert len(copies) == (
+        2 if padding == ((1, 0), (0, 1)) else padding != "same" or side == 16
+    )  # of the kernel
+
+
 @pytest.mark.parametrize("make", MODELS)
 def test_packed_predictions_equal_stock_keras_at_any_batch_size_and_after_changes(make):
     model = compiled(make)

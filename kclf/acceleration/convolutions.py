@@ -194,6 +194,7 @@ class Convolution:
         self.in_float32 = layer.compute_dtype == "float32"
         self.dtype = to_torch_dtype(layer.compute_dtype)
         self.pointwise = self.size == self.strides == (1, 1) and groups == 1
+        self.depthwise = to_torch is depthwise_kernel
         self.border = (0, 0)
 
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:

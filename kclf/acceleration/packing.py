@@ -8,10 +8,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from .convolutions import Convolution, FoldedConvolution, state_of
 from .graph import Graph, Pair, Run, Step, mark_last_use
-from .pointwise import NOTHING, Activation, PostOperation, Sum
+from .pointwise import NOTHING, Activation, Padding, PostOperation, Sum
 
 AFTER_A_SUM = ("none", "relu")  # the activations that oneDNN takes together with a summand
 
@@ -49,23 +50,31 @@ class PackedConvolution:
     The kernel is kept in the blocks in which oneDNN reads it, for the first shape that comes; other shapes
     give the same results. It is packed anew when one of the variables has changed.
 
+    Zero padding with more at the end than at the beginning, which oneDNN does not take, is made of equal ends
+    and a kernel of a depthwise convolution that begins with as many zeros: no pass over the image for it.
+
     Args:
         convolution: with or without a batch norm in it.
+
+    Attributes:
+        pads: rows and columns, before and after, of a ZeroPadding2D before it; None where there is none.
     """
 
     def __init__(self, convolution: Convolution | FoldedConvolution) -> None:
         self.whole = convolution
         self.plain = convolution.convolution if isinstance(convolution, FoldedConvolution) else convolution
         self.post = self.plain.post or NOTHING
+        self.pads_by_its_kernel = self.plain.depthwise and self.plain.dilation == (1, 1)
         self.adds = False
+        self.pads: tuple[Pair, Pair] | None = None
         self._state: tuple[Any, ...] = ()
         self._weights: tuple[torch.Tensor, torch.Tensor | None]
 
     def __call__(self, run: Run, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         """activation(convolution(x) + other) of float32 (batch, channels, height, width)."""
         plain, post = self.plain, self.post
-        x, padding = plain.padded(x)
-        weight, bias = self._packed(x, padding)
+        x, padding, lead = self._padded(x)
+        weight, bias = self._packed(x, padding, lead)
         convolve = torch.ops.mkldnn._convolution_pointwise
         geometry = padding, plain.strides, plain.dilation, plain.groups
         if other is None:
@@ -77,13 +86,23 @@ class PackedConvolution:
         """Whether an activation on the result can join."""
         return self.post is NOTHING and (not self.adds or post.name in AFTER_A_SUM)
 
+    def _padded(self, x: torch.Tensor) -> tuple[torch.Tensor, Pair, Pair]:
+        """The input, the padding of each side, and the zeros that the kernel begins with."""
+        if not (self.pads_by_its_kernel and (self.pads or self.plain.same)):
+            return *self.plain.padded(x), (0, 0)
+        rows, columns = self.pads or self.plain.same_pads(x.shape[2:])
+        lead = rows[1] - rows[0], columns[1] - columns[0]
+        return x, (rows[1], columns[1]), lead
+
     @torch.no_grad()
-    def _packed(self, x: torch.Tensor, padding: Pair) -> tuple[torch.Tensor, torch.Tensor | None]:
-        state = state_of(self.whole.tensors())
+    def _packed(self, x: torch.Tensor, padding: Pair, lead: Pair) -> tuple[torch.Tensor, torch.Tensor | None]:
+        state = lead, *state_of(self.whole.tensors())
         if state != self._state:
             plain = self.plain
             with torch.inference_mode(False):
                 weight, bias = self.whole.weights(torch.float32)
+                if lead != (0, 0):
+                    weight = F.pad(weight, (lead[1], 0, lead[0], 0))
                 packed = torch.ops.mkldnn._reorder_convolution_weight(
                     weight, padding, plain.strides, plain.dilation, plain.groups, list(x.shape)
                 )
@@ -100,14 +119,22 @@ def packed_steps(steps: Sequence[Step], graph: Graph) -> list[Step]:
     """
     uses, result = graph.uses(), list[Step]()
     makers: dict[int, Step] = {}  # value that nothing else reads -> the packed step that makes it
+    paddings: dict[int, Step] = {}  # the same of zero paddings
     for step in steps:
         joined = _joined(step, makers)
         if joined is not None:
             result.remove(joined)  # a summand may be made after the step that takes it in
         new = joined or _packed_step(step)
+        padding = paddings.get(new.sources[0])
+        if padding is not None and _takes_padding(new.function, padding.function):
+            result.remove(padding)
+            new.function.pads, new.sources = padding.function.pads, padding.sources
         result.append(new)
-        if isinstance(new.function, PackedConvolution) and uses[new.targets[0]] == 1:
-            makers[new.targets[0]] = new
+        if uses[new.targets[0]] == 1:
+            if isinstance(new.function, PackedConvolution):
+                makers[new.targets[0]] = new
+            elif isinstance(new.function, Padding):
+                paddings[new.targets[0]] = new
     mark_last_use(result, graph.outputs)
     return result
 
@@ -118,6 +145,16 @@ def _packed_step(step: Step) -> Step:
     if isinstance(plain, Convolution) and plain.in_float32 and plain.post is not None:
         function = PackedConvolution(function)
     return Step(function, step.sources, step.targets)
+
+
+def _takes_padding(function: Any, padding: Padding) -> bool:
+    """Whether a packed convolution can do the padding before it."""
+    if not isinstance(function, PackedConvolution) or not function.pads_by_its_kernel:
+        return False
+    plain = function.plain
+    return (
+        not plain.same and plain.border == (0, 0) and all(before <= after for before, after in padding.pads)
+    )
 
 
 def _joined(step: Step, makers: dict[int, Step]) -> Step | None:

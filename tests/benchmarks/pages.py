@@ -71,7 +71,10 @@ def share(row: Record, reference: Record, clock: str) -> str:
 
 
 def table(record: Record, word: str = "") -> str:
-    """Contestants by time a unit, beside the reference."""
+    """Contestants by time a unit, beside the reference; or figures by name, of a record that has them."""
+    if "figures" in record:
+        lines = [f"| {name} | {value} |" for name, value in record["figures"].items()]
+        return "\n".join(["| | |", "|---|---|", *lines])
     found = rows(record, word)
     reference = next((row for row in found.values() if row["reference"]), None) or next(iter(found.values()))
     unit = record["unit"]

@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="EfficientNetLite0")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--json", type=Path, help="append the record to this file, as a line of JSON")
     words = parser.parse_args()
     files = sorted(words.photos.rglob("*.jpg"))[: words.requests]
     contents = [file.read_bytes() for file in files]
@@ -112,24 +113,31 @@ def main() -> None:
             memory.append(round(memory_of(server.pid)))
         server.terminate()
         server.wait()
+    record = {
+        "title": "Requests to a server",
+        "settings": {"requests": words.requests, "clients": words.clients, "backbone": words.backbone},
+        "figures": figures(words.requests, rows, memory),
+    }
+    print(json.dumps(record, indent=2))
+    if words.json:
+        with words.json.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def figures(requests: int, rows: list[tuple], memory: list[int]) -> dict[str, str]:
+    """What is told of the rounds: medians, and quantiles of all latencies."""
     pick = lambda place: float(np.median([row[place] for row in rows]))  # noqa: E731
-    latencies = np.concatenate([row[4] for row in rows])
-    print(
-        json.dumps(
-            {
-                "serve, images/s": round(words.requests / pick(0), 1),
-                "predict, images/s": round(words.requests / pick(2), 1),
-                "ratio of images/s": round(pick(2) / pick(0), 3),
-                "serve, CPU ms an image": round(1000 * pick(1) / words.requests, 2),
-                "predict, CPU ms an image": round(1000 * pick(3) / words.requests, 2),
-                "latency p50, ms": round(1000 * float(np.quantile(latencies, 0.5)), 1),
-                "latency p99, ms": round(1000 * float(np.quantile(latencies, 0.99)), 1),
-                "errors": sum(row[5] for row in rows),
-                "memory after each round, MB": memory,
-            },
-            indent=2,
-        )
-    )
+    latencies = 1000 * np.concatenate([row[4] for row in rows])
+    return {
+        "images/s, serve": f"{requests / pick(0):.1f}",
+        "images/s, predict": f"{requests / pick(2):.1f}",
+        "share of predict's images/s": f"{pick(2) / pick(0):.2f}".removeprefix("0"),
+        "CPU ms an image, serve": f"{1000 * pick(1) / requests:.1f}",
+        "CPU ms an image, predict": f"{1000 * pick(3) / requests:.1f}",
+        "latency p50, p99, ms": ", ".join(f"{np.quantile(latencies, part):.0f}" for part in (0.5, 0.99)),
+        "errors": str(sum(row[5] for row in rows)),
+        "memory after each round, MB": ", ".join(map(str, memory)),
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,24 @@
+"""The figures of README and the benchmark page are those that the benchmarks wrote."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from tests.test_docs import ROOT
+
+sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+import pages
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_every_table_is_made_from_the_records(page):
+    text = page.read_text(encoding="utf-8")
+    assert text == pages.filled(text, pages.read())
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_a_figure_that_was_typed_is_found(page):
+    text = page.read_text(encoding="utf-8")
+    changed = text.replace("**", "**9", 1) if page.name == "benchmarks.md" else text.replace("| **", "| **9", 2)
+    assert changed != pages.filled(changed, pages.read())
