@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 from keras import layers
 
-from kclf.acceleration import accelerate, deaccelerate, is_accelerated, unpacked
+from kclf import LayerGroupOptimizer
+from kclf.acceleration import accelerate, constant, deaccelerate, is_accelerated, unpacked
 from kclf.acceleration.graph import functional_of
 
 # Keras reads a torch tensor into numpy by a protocol that numpy 2 calls old.
@@ -248,7 +250,8 @@ def test_depthwise_predictions_equal_stock_keras_without_a_padded_copy(padding, 
     photos = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype("float32")
     expected = model.predict(photos, verbose=0)
     accelerate(model)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    recording = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    with constant(model), recording as profile:
         found = model.predict(photos, verbose=0)
         again = model.predict(photos, verbose=0)
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -539,12 +542,36 @@ def test_a_prediction_sees_what_has_changed_since_the_last_one(change):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_second_prediction_packs_no_kernel_again():
+def test_predictions_of_a_constant_model_pack_its_kernels_once():
     model = accelerate(compiled(residual))
-    for expected in (True, False):
+    with constant(model):
+        first = model.predict(images(4), verbose=0)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            model.predict(images(4), verbose=0)
-        assert any("reorder_convolution_weight" in event.key for event in profile.events()) is expected
+            np.testing.assert_array_equal(model.predict(images(4), verbose=0), first)
+    assert not any("reorder_convolution_weight" in event.key for event in profile.events())
+    history(model, epochs=1)
+    assert np.abs(model.predict(images(4), verbose=0) - first).max() > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "RMSprop", "Lion", "Adafactor"])
+def test_a_callback_sees_the_weights_of_its_batch(optimizer):
+    class Compare(keras.callbacks.Callback):
+        found: ClassVar = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            twin = residual()
+            twin.set_weights(self.model.get_weights())
+            with torch.no_grad():
+                pair = [one(images(2), training=False) for one in (self.model, twin)]
+            self.found.append([x.numpy() for x in pair])
+
+    model = residual()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(LayerGroupOptimizer(getattr(keras.optimizers, optimizer)(0.01), model, 1.0), loss)
+    Compare.found.clear()
+    accelerate(model).fit(images(8), np.arange(8) % CLASSES, batch_size=2, verbose=0, callbacks=[Compare()])
+    mine, twins = zip(*Compare.found, strict=True)
+    np.testing.assert_allclose(mine, twins, rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_shapes_get_keras_own_message():

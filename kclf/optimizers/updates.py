@@ -2,7 +2,8 @@
 
 Python floats travel inside the kernel launch, so no update waits for the device. SGD and RMSprop keep torch's
 momentum, `b <- m b + g; p <- p - rate * b`: Keras folds the rate into `b`, which is another optimizer as soon
-as the rate changes. Epsilons stand where Keras has them.
+as the rate changes. Epsilons stand where Keras has them. torch does not count what its fused kernels change
+(`Tensor._version`), by which packed and folded weights are known to be old: here it is counted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeAlias
 import keras
 import torch
 from keras.optimizers import Optimizer
+from torch.autograd.graph import increment_version
 
 from .._core.keras_private import SLOTS, kernel_name, slots
 from .._core.nadam import nadam as nadam_of
@@ -112,6 +114,7 @@ def sgd(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, ve
         is_first_step=False,
         found_inf=None if veto is None else veto.found,
     )
+    increment_version(bucket.values)
 
 
 def adam(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, veto: Veto | None) -> None:
@@ -166,6 +169,7 @@ def _fused_adam(
         maximize=False,
         **options,
     )
+    increment_version(bucket.values)
 
 
 def rmsprop(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, veto: Veto | None) -> None:

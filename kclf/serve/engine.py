@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..acceleration import constant
 from ..prediction import Predictions, predict
 
 MOST_WAITING = 512  # photos; more are refused, so that memory stays flat and answers come in time
@@ -84,11 +85,14 @@ class Engine:
             self._thread.join()
 
     def run(self) -> None:
-        """Predict in this thread until `close` is called."""
-        while (batch := self._next_batch()) is not None:
-            wanted = [(photo, future) for photo, future in batch if _is_readable_and_wanted(photo, future)]
-            if wanted:
-                self._predict([photo.result() for photo, _ in wanted], [future for _, future in wanted])
+        """Predict in this thread until `close` is called; the model may not change."""
+        with constant(self.model):
+            while (batch := self._next_batch()) is not None:
+                wanted = [
+                    (photo, future) for photo, future in batch if _is_readable_and_wanted(photo, future)
+                ]
+                if wanted:
+                    self._predict([photo.result() for photo, _ in wanted], [future for _, future in wanted])
 
     def _predict(self, photos: list[np.ndarray], futures: list[Future[Predictions]]) -> None:
         try:
