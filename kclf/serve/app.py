@@ -9,7 +9,7 @@ import io
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -30,7 +30,7 @@ from ..interpret import grad_cam
 from ..prediction import Predictions
 from ..report.thumbnails import heat_address, jpeg
 from .engine import Busy, Engine
-from .limits import Guard, Limits
+from .limits import App, Guard, Limits, Message, Receive, Send
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 TOP = 5
@@ -119,6 +119,30 @@ class Service:
         return found
 
 
+class Counted:
+    """Counts the requests of an application by path and status, and their seconds. ASGI middleware."""
+
+    def __init__(self, app: App, service: Service) -> None:
+        self.app, self.service = app, service
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        start, status = time.perf_counter(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            if scope["type"] == "http":
+                path = getattr(scope.get("route"), "path", "other")
+                self.service.requests.labels(path, status).inc()
+                self.service.seconds.observe(time.perf_counter() - start)
+
+
 def create_app(
     model: Any,
     *,
@@ -164,15 +188,7 @@ def create_app(
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(Guard, limits=limits, token=token)
 
-    @app.middleware("http")
-    async def count(request: Request, call_next: Any) -> Any:
-        start = time.perf_counter()
-        response = await call_next(request)
-        route = request.scope.get("route")
-        service.requests.labels(getattr(route, "path", "other"), response.status_code).inc()
-        service.seconds.observe(time.perf_counter() - start)
-        return response
-
+    app.add_middleware(Counted, service=service)
     return app
 
 

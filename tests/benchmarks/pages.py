@@ -24,6 +24,7 @@ RESULTS = harness.ROOT / "docs" / "benchmarks" / "results.jsonl"
 PAGES = [harness.ROOT / name for name in ("docs/benchmarks.md", "README.md", "docs/index.md")]
 PLACE = re.compile(r"(<!-- bench (?P<wanted>[^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 OWN = ("folder", "weights")  # settings that say where something lies on one machine
+NAMED = ("torch", "keras", "torchvision", "timm", "fastai")
 Record = dict[str, Any]
 
 
@@ -67,7 +68,13 @@ def milliseconds(row: Record, clock: str = "wall") -> float:
 def share(row: Record, reference: Record, clock: str) -> str:
     """Median, lowest and highest of the round-by-round ratios."""
     pairs = [mine / theirs for mine, theirs in zip(row[clock], reference[clock], strict=False)]
-    return f"{statistics.median(pairs):.2f} ({min(pairs):.2f}-{max(pairs):.2f})"
+    middle, low, high = (f"{x:.2f}".removeprefix("0") for x in (statistics.median(pairs), min(pairs), max(pairs)))
+    return f"{middle} ({low}-{high})"
+
+
+def number(value: float) -> str:
+    """Three digits, and no powers of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(record: Record, word: str = "") -> str:
@@ -85,8 +92,8 @@ def table(record: Record, word: str = "") -> str:
         shown = name.removeprefix(word).strip()
         shown = f"**{shown}**" if "kclf" in shown else shown
         lines.append(
-            f"| {shown} | {middle:.3g} ({low:.3g}-{high:.3g}) | {1000 / middle:.3g} "
-            f"| {milliseconds(row, 'cpu'):.3g} | {share(row, reference, 'cpu')} | {row['peak_memory']:.0f} |"
+            f"| {shown} | {number(middle)} ({number(low)}-{number(high)}) | {number(1000 / middle)} "
+            f"| {number(milliseconds(row, 'cpu'))} | {share(row, reference, 'cpu')} | {row['peak_memory']:.0f} |"
         )
     return "\n".join(
         [*lines, "", f"{described(record)}; 1 is {reference['name'].removeprefix(word).strip()}."]
@@ -99,7 +106,7 @@ def described(record: Record) -> str:
     for row in record["rows"]:
         versions |= row["versions"]
     machine = record["machine"]
-    packages = ", ".join(f"{name} {value}" for name, value in versions.items() if name != "kclf")
+    packages = ", ".join(f"{name} {versions[name]}" for name in NAMED if name in versions)
     place = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
     return f"{record['day']}, {record['rounds']} rounds, {record['threads']} threads, {place}; {packages}"
 
@@ -111,7 +118,7 @@ def headlines(records: list[Record]) -> dict[str, str]:
     update = rows(find(records, "One update of ResNet50's variables in three groups"))
     head = rows(find(records, "Training the head"))
     whole = rows(loader, "augment:")
-    fast = lambda row: f"{1000 / milliseconds(row):.3g}"  # noqa: E731
+    fast = lambda row: number(1000 / milliseconds(row))  # noqa: E731
     beside = lambda row: share(row, inference["torch channels_last"], "wall").split()[0]  # noqa: E731
     return {
         "JPEG to augmented batch, 460 to 224 px, images/s": f"**{fast(whole['augment: kclf'])}**; "
