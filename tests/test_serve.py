@@ -324,7 +324,7 @@ def test_the_server_predicts_in_the_main_thread_until_it_is_told_to_end(model, f
         threads.append(threading.current_thread())
         return predict(*args)
 
-    def one_request_and_ctrl_c():
+    def requests():
         address = f"http://127.0.0.1:{free_port}"
         for _ in range(100):
             with suppress(urllib.error.URLError):
@@ -337,11 +337,16 @@ def test_the_server_predicts_in_the_main_thread_until_it_is_told_to_end(model, f
             header = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
             goes_away.sendall(header + b"Content-Length: 99\r\n\r\nx")
         urllib.request.urlopen(request).read()
-        os.kill(os.getpid(), signal.SIGINT)
+
+    def requests_and_ctrl_c():
+        try:
+            requests()
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(engine_module, "predict", noted)
     answers = []
-    client = threading.Thread(target=one_request_and_ctrl_c)
+    client = threading.Thread(target=requests_and_ctrl_c)
     client.start()
     serve(model, port=free_port)
     client.join()

@@ -34,7 +34,7 @@ def address():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = uvicorn.Config(create_app(model, title="Pets", similar=similar), port=port, log_level="error")
+    config = uvicorn.Config(create_app(model, title="Pets", similar=similar), port=port, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

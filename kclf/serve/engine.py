@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from ..acceleration import constant
 from ..prediction import Predictions, predict
 
 MOST_WAITING = 512  # photos; more are refused, so that memory stays flat and answers come in time
-
+TICK = (
+    1.0  # seconds; a signal that another thread of the process got is seen by the main thread when it wakes
+)
 Waiting = tuple[Future[np.ndarray], Future[Predictions]]  # a photo that is being read, and its prediction
 
 
@@ -109,7 +112,7 @@ class Engine:
 
     def _next_batch(self) -> list[Waiting] | None:
         """The photos that came together; None when there will be no more."""
-        first = self._waiting.get()
+        first = self._first()
         if first is None:
             return None
         batch, read = [first], 0
@@ -118,6 +121,11 @@ class Engine:
             read = len(batch)
             self._add_those_that_follow(batch)
         return batch
+
+    def _first(self) -> Waiting | None:
+        while True:
+            with suppress(queue.Empty):
+                return self._waiting.get(timeout=TICK)
 
     def _add_those_that_follow(self, batch: list[Waiting]) -> None:
         while len(batch) < self.batch_size:

@@ -60,6 +60,7 @@ def serve(
     )
     config = uvicorn.Config(
         app,
+        log_config=None,  # uvicorn's would close the handlers of others
         log_level="warning",
         timeout_keep_alive=KEEP_ALIVE,
         limit_concurrency=MOST_CONNECTIONS,

@@ -68,7 +68,8 @@ def milliseconds(row: Record, clock: str = "wall") -> float:
 def share(row: Record, reference: Record, clock: str) -> str:
     """Median, lowest and highest of the round-by-round ratios."""
     pairs = [mine / theirs for mine, theirs in zip(row[clock], reference[clock], strict=False)]
-    middle, low, high = (f"{x:.2f}".removeprefix("0") for x in (statistics.median(pairs), min(pairs), max(pairs)))
+    found = statistics.median(pairs), min(pairs), max(pairs)
+    middle, low, high = (f"{one:.2f}".removeprefix("0") for one in found)
     return f"{middle} ({low}-{high})"
 
 
@@ -93,7 +94,7 @@ def table(record: Record, word: str = "") -> str:
         shown = f"**{shown}**" if "kclf" in shown else shown
         lines.append(
             f"| {shown} | {number(middle)} ({number(low)}-{number(high)}) | {number(1000 / middle)} "
-            f"| {number(milliseconds(row, 'cpu'))} | {share(row, reference, 'cpu')} | {row['peak_memory']:.0f} |"
+            f"| {number(milliseconds(row, 'cpu'))} | {share(row, reference, 'cpu')} | {number(row['peak_memory'])} |"
         )
     return "\n".join(
         [*lines, "", f"{described(record)}; 1 is {reference['name'].removeprefix(word).strip()}."]
