@@ -94,7 +94,8 @@ def table(record: Record, word: str = "") -> str:
         shown = f"**{shown}**" if "kclf" in shown else shown
         lines.append(
             f"| {shown} | {number(middle)} ({number(low)}-{number(high)}) | {number(1000 / middle)} "
-            f"| {number(milliseconds(row, 'cpu'))} | {share(row, reference, 'cpu')} | {number(row['peak_memory'])} |"
+            f"| {number(milliseconds(row, 'cpu'))} | {share(row, reference, 'cpu')} "
+            f"| {number(row['peak_memory'])} |"
         )
     return "\n".join(
         [*lines, "", f"{described(record)}; 1 is {reference['name'].removeprefix(word).strip()}."]
