@@ -15,9 +15,7 @@ from ..acceleration import constant
 from ..prediction import Predictions, predict
 
 MOST_WAITING = 512  # photos; more are refused, so that memory stays flat and answers come in time
-TICK = (
-    1.0  # seconds; a signal that another thread of the process got is seen by the main thread when it wakes
-)
+TICK = 1.0  # seconds; the main thread wakes, and sees a signal that another thread got
 Waiting = tuple[Future[np.ndarray], Future[Predictions]]  # a photo that is being read, and its prediction
 
 
