@@ -261,6 +261,20 @@ def test_depthwise_predictions_equal_stock_keras_without_a_padded_copy(padding, 
     )  # of the kernel
 
 
+def test_depthwise_predictions_of_any_size_and_kernel_equal_stock_keras():
+    inputs = keras.Input((None, None, 3))
+    x = layers.DepthwiseConv2D(5, strides=2, padding="same")(inputs)
+    x = layers.DepthwiseConv2D(4, padding="same", activation="relu")(x)
+    x = layers.DepthwiseConv2D(2, padding="same", dilation_rate=3)(x)
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+    batches = [np.random.default_rng(side).normal(size=(2, side, side + 1, 3)) for side in (12, 13, 12, 7)]
+    expected = [model.predict(batch, verbose=0) for batch in batches]
+    with constant(accelerate(model)):
+        found = [model.predict(batch, verbose=0) for batch in batches]
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
 @pytest.mark.parametrize("make", MODELS)
 def test_packed_predictions_equal_stock_keras_at_any_batch_size_and_after_changes(make):
     model = compiled(make)

@@ -233,9 +233,7 @@ def ready(photo):
 def batches_of(engine, monkeypatch):
     """The number of photos of each batch, as they are predicted."""
     sizes, predict = [], engine._predict
-    monkeypatch.setattr(
-        engine, "_predict", lambda photos, futures: (sizes.append(len(photos)), predict(photos, futures))
-    )
+    monkeypatch.setattr(engine, "_predict", lambda batch: (sizes.append(len(batch)), predict(batch)))
     return sizes
 
 
@@ -317,6 +315,16 @@ def test_a_taken_port_ends_in_one_message(model, free_port):
             serve(model, port=free_port)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_server_that_does_not_start_ends(model, free_port, monkeypatch):
+    async def broken(self, sockets=None):
+        raise RuntimeError("no loop")
+
+    monkeypatch.setattr("uvicorn.Server.startup", broken)
+    with pytest.raises(KclfError, match="did not start"):
+        serve(model, port=free_port)
+
+
 def test_the_server_predicts_in_the_main_thread_until_it_is_told_to_end(model, free_port, monkeypatch, capfd):
     threads, predict = [], engine_module.predict
 
@@ -356,10 +364,13 @@ def test_the_server_predicts_in_the_main_thread_until_it_is_told_to_end(model, f
 
 
 def test_small_answers_are_sent_at_once(free_port):
-    with _listening("127.0.0.1", free_port) as listening:
-        listening.listen()
-        with socket.create_connection(("127.0.0.1", free_port)), listening.accept()[0] as accepted:
-            assert accepted.proto == socket.IPPROTO_TCP  # asyncio sets TCP_NODELAY on such ones only
+    address = "127.0.0.1", free_port
+    with (
+        _listening(*address) as listening,
+        socket.create_connection(address),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.proto == socket.IPPROTO_TCP  # asyncio sets TCP_NODELAY on such ones only
 
 
 def test_neighbours_of_other_tasks_have_their_labels_as_text(tmp_path):

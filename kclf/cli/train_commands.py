@@ -52,6 +52,7 @@ def train(
     Exit status: 0 done; 2 bad input; 3 training cannot continue; 4 a file cannot be written (disk full,
     read-only); 130 stopped by Ctrl-C and 143 by SIGTERM, with all saved.
     """
+    from ..distributed import is_main
     from .run_folder import tidy
     from .train import SETTINGS, read_settings, train_run, unfinished_run
 
@@ -59,7 +60,8 @@ def train(
         _refuse_more_than(context, "resume")
         unfinished = unfinished_run(resume)
         if unfinished is None:
-            tidy(resume)
+            if is_main():
+                tidy(resume)
             typer.echo(f"The run in {resume} is finished.")
         else:
             train_run(unfinished, resume=True, started=STARTED)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
@@ -89,23 +90,20 @@ class Engine:
         """Predict in this thread until `close` is called; the model may not change."""
         with constant(self.model):
             while (batch := self._next_batch()) is not None:
-                wanted = [
-                    (photo, future) for photo, future in batch if _is_readable_and_wanted(photo, future)
-                ]
-                if wanted:
-                    self._predict([photo.result() for photo, _ in wanted], [future for _, future in wanted])
+                if wanted := [pair for pair in batch if _is_readable_and_wanted(*pair)]:
+                    self._predict(wanted)
 
-    def _predict(self, photos: list[np.ndarray], futures: list[Future[Predictions]]) -> None:
+    def _predict(self, batch: list[Waiting]) -> None:
         try:
             with self._model_lock:
-                found = predict(self.model, np.stack(photos))
+                found = predict(self.model, np.stack([photo.result() for photo, _ in batch]))
         except Exception as error:
-            for future in futures:
+            for _, future in batch:
                 future.set_exception(error)
             if not isinstance(error, (RuntimeError, ValueError, MemoryError)):
                 raise  # with those the requests fail, and the server stays
             return
-        for place, future in enumerate(futures):
+        for place, (_, future) in enumerate(batch):
             future.set_result(found.take(slice(place, place + 1)))
 
     def _next_batch(self) -> list[Waiting] | None:
@@ -115,7 +113,7 @@ class Engine:
             return None
         batch, read = [first], 0
         while read < len(batch):  # while the last of them is read more may come
-            wait([photo for photo, _ in batch[read:]])
+            futures.wait([photo for photo, _ in batch[read:]])
             read = len(batch)
             self._add_those_that_follow(batch)
         return batch

@@ -43,7 +43,7 @@ def serve(
         threshold: probability below which a photo may be none of the classes; None says so of none.
 
     Raises:
-        KclfError: the port is taken, or the address is not one of this machine.
+        KclfError: the port is taken, the address is not one of this machine, or the server did not start.
     """
     import uvicorn
 
@@ -66,14 +66,21 @@ def serve(
         limit_concurrency=MOST_CONNECTIONS,
         server_header=False,
     )
-    server = uvicorn.Server(config)
-    answering = threading.Thread(
-        target=server.run, args=([_listening(host, port)],), name="kclf-http", daemon=True
-    )
-    with suppress(KeyboardInterrupt), server.capture_signals():
+    server, engine = uvicorn.Server(config), app.state.service.engine
+
+    def answer() -> None:
+        try:
+            server.run([listening])
+        finally:
+            engine.close()
+
+    answering = threading.Thread(target=answer, name="kclf-http", daemon=True)
+    with _listening(host, port) as listening, suppress(KeyboardInterrupt), server.capture_signals():
         answering.start()
-        app.state.service.engine.run()  # in this thread; it ends when the server has shut down
+        engine.run()  # in this thread; it ends when the server does
         answering.join()
+    if not server.started:
+        raise KclfError(f"The server at {host}:{port} did not start: its error stands above")
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -84,6 +91,7 @@ def _listening(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()
     except OSError as error:
         listening.close()
         raise KclfError(

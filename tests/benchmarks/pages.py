@@ -82,7 +82,7 @@ def table(record: Record, word: str = "") -> str:
     """Contestants by time a unit, beside the reference; or figures by name, of a record that has them."""
     if "figures" in record:
         lines = [f"| {name} | {value} |" for name, value in record["figures"].items()]
-        return "\n".join(["| | |", "|---|---|", *lines])
+        return "\n".join(["| | |", "|---|---|", *lines, "", f"{described(record)}."])
     found = rows(record, word)
     reference = next((row for row in found.values() if row["reference"]), None) or next(iter(found.values()))
     unit = record["unit"]
@@ -105,7 +105,7 @@ def table(record: Record, word: str = "") -> str:
 def described(record: Record) -> str:
     """One line: rounds, threads, machine, versions."""
     versions: dict[str, str] = {}
-    for row in record["rows"]:
+    for row in record.get("rows", [record]):
         versions |= row["versions"]
     machine = record["machine"]
     packages = ", ".join(f"{name} {versions[name]}" for name in NAMED if name in versions)

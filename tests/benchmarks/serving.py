@@ -20,7 +20,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import harness
 import numpy as np
+import torch
 
 import kclf
 
@@ -115,13 +117,16 @@ def main() -> None:
         server.wait()
     record = {
         "title": "Requests to a server",
+        "day": time.strftime("%Y-%m-%d"),
+        "rounds": words.rounds,
+        "threads": torch.get_num_threads(),
+        "machine": harness.machine(),
+        "versions": harness.loaded_versions(),
         "settings": {"requests": words.requests, "clients": words.clients, "backbone": words.backbone},
         "figures": figures(words.requests, rows, memory),
     }
     print(json.dumps(record, indent=2))
-    if words.json:
-        with words.json.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    harness.write(words, record)
 
 
 def figures(requests: int, rows: list[tuple], memory: list[int]) -> dict[str, str]:

@@ -56,7 +56,9 @@ def at_third_batch(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.heavy)])
-def test_a_signal_leaves_a_classifier_and_the_run_goes_on(photos, tmp_path, capsys, at_third_batch, number):
+def test_a_signal_leaves_a_classifier_and_the_run_goes_on(
+    photos, tmp_path, capsys, monkeypatch, at_third_batch, number
+):
     out = tmp_path / "out"
     at_third_batch(lambda: os.kill(os.getpid(), number))
 
@@ -79,6 +81,11 @@ def test_a_signal_leaves_a_classifier_and_the_run_goes_on(photos, tmp_path, caps
         "settings.json",
     ]
     leave_as_killed_in_the_last_step(out)
+    with monkeypatch.context() as second:
+        second.setenv("WORLD_SIZE", "2")
+        second.setenv("RANK", "1")
+        assert run("train", "--resume", out) == 0
+    assert (out / ".kclf-checkpoints.partial").exists()  # it is for the first rank to remove
     assert run("train", "--resume", out) == 0
     assert "is finished" in capsys.readouterr().out
     assert sorted(path.name for path in out.glob("checkpoints/*")) == ["notes.txt"]
