@@ -379,8 +379,10 @@ def test_the_demo_trains_on_digits(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("kclf.datasets.write_digits", few)
 
-    assert run("demo", "--epochs", 0, "--out", tmp_path / "demo") == 0
-
+    monkeypatch.chdir(tmp_path)
+    assert run("demo", "--epochs", 0, "--out", "demo") == 0
+    settings = json.loads((tmp_path / "demo" / "settings.json").read_text())
+    assert settings["settings"]["folder"] == str(tmp_path / "demo" / "photos")  # found from any folder
     assert float(read_csv(tmp_path / "demo" / "history.csv")[-1]["accuracy"]) > 0.1
     assert "kclf predict" in capsys.readouterr().out
 

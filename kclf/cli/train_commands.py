@@ -96,7 +96,7 @@ def demo(
     check_out(out, force=force)
     photos = write_digits(out / "photos")
     settings = RunSettings(
-        folder=photos,
+        folder=photos.absolute(),
         out=out,
         backbone="EfficientNetLite0",
         size=64,
