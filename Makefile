@@ -39,7 +39,7 @@ test-newest:     ## the core of the tests with the newest Keras and torch that p
 	$(PYTHON) -m venv .venv-newest
 	$(NEWEST)/pip install --quiet --editable '.[lite,test]'
 	$(NEWEST)/pip install --quiet --upgrade keras torch
-	$(NEWEST)/python -c 'import keras, torch; print("keras", keras.__version__, "torch", torch.__version__)'
+	KERAS_BACKEND=torch $(NEWEST)/python -c 'import keras, torch; print("keras", keras.__version__, "torch", torch.__version__)'
 	OMP_NUM_THREADS=1 $(NEWEST)/python -m pytest -n auto -W default $(addprefix tests/,$(CORE))
 
 test-heavy: .venv/installed   ## the long matrices

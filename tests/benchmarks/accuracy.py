@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
-import statistics
 import sys
 import tempfile
 from collections import defaultdict
@@ -31,7 +29,7 @@ from typing import Any
 
 import harness
 import numpy as np
-from scipy.stats import t
+from accuracy_tables import read_rows, report
 
 SETS = ["dogs-5", "dogs-10", "dogs-25", "dogs-100", "dogs-800"]
 SETS += ["pets-7", "pets:12-5", "pets:5-7", "digits-10", "digits-40"]
@@ -43,7 +41,6 @@ Trial = SimpleNamespace
 Photos = list[tuple[str, int]]
 Predict = Callable[[], np.ndarray]
 Row = dict[str, Any]
-BEST_OF_FASTAI = "fastai at its best number of epochs"
 
 
 # ---- the photos of a trial
@@ -418,113 +415,6 @@ def measure(options: argparse.Namespace, name: str, seed: int, entry: harness.Co
     row, found = worker.row, {key: values[0] for key, values in worker.row.found.items()}
     cost = {"cpu": row.cpu[0], "wall": row.wall[0], "peak_memory": row.peak_memory} if row.cpu else {}
     return where | found | cost | {"versions": row.versions, "skipped": row.skipped}
-
-
-def read_rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def mean_with_error(values: Sequence[float]) -> str:
-    """The mean with its standard error."""
-    if len(values) < 2:
-        return f"{values[0]:.3g}" if values else ""
-    return f"{statistics.mean(values):.3g} ± {statistics.stdev(values) / len(values) ** 0.5:.2g}"
-
-
-COLUMNS = {
-    "accuracy": "accuracy",
-    "log loss": "log_loss",
-    "calibration error": "calibration",
-    "CPU s to train": "train_cpu",
-    "CPU ms to predict a photo": "predict_cpu",
-    "peak MB": "peak_memory",
-}
-
-
-def set_table(rows: Sequence[Row], name: str) -> str:
-    """One set: each contestant's means over the seeds."""
-    lines = [f"| {name} | {' | '.join(COLUMNS)} | seeds |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for contestant in harness.CONTESTANTS:
-        mine = [row for row in rows if (row["set"], row["contestant"]) == (name, contestant)]
-        if mine:
-            cells = [mean_with_error([row[key] for row in mine]) for key in COLUMNS.values()]
-            lines.append(f"| {contestant} | {' | '.join(cells)} | {len(mine)} |")
-    return "\n".join(lines)
-
-
-def pairs_of(rows: Sequence[Row], mine: str, theirs: str) -> dict[str, list[tuple[Row, Row]]]:
-    """Rows of two contestants on the trials that both have, by set."""
-    place = {(row["set"], row["seed"]): row for row in rows if row["contestant"] == theirs}
-    pairs = defaultdict(list)
-    for row in rows:
-        if row["contestant"] == mine and (row["set"], row["seed"]) in place:
-            pairs[row["set"]].append((row, place[row["set"], row["seed"]]))
-    return dict(pairs)
-
-
-def log_ratio(pairs: Sequence[tuple[Row, Row]], key: str) -> float:
-    """Mean over the seeds of the logarithm of the ratio."""
-    return statistics.mean(math.log(max(a[key], 1e-4) / max(b[key], 1e-4)) for a, b in pairs)
-
-
-def geometric(pairs: dict[str, list[tuple[Row, Row]]], key: str) -> str:
-    """Geometric mean of the ratios over sets, with its 95 % interval by Student's t over the sets."""
-    means = [log_ratio(of_set, key) for of_set in pairs.values()]
-    middle = statistics.mean(means)
-    if len(means) < 2:
-        return f"{math.exp(middle):.3f}"
-    error = t.ppf(0.975, len(means) - 1) * statistics.stdev(means) / len(means) ** 0.5
-    return f"{math.exp(middle):.3f} ({math.exp(middle - error):.3f}-{math.exp(middle + error):.3f})"
-
-
-def summary(rows: Sequence[Row], reference: str) -> str:
-    """All contestants against one, over all sets."""
-    heads = [
-        f"against {reference}",
-        "log loss (95 %)",
-        "worst set",
-        "mistakes",
-        "CPU to train (95 %)",
-        "trials",
-    ]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for contestant in harness.CONTESTANTS:
-        pairs = pairs_of(rows, contestant, reference) if contestant != reference else {}
-        if pairs:
-            worst = max(pairs, key=lambda name: log_ratio(pairs[name], "log_loss"))
-            both = [pair for of_set in pairs.values() for pair in of_set]
-            mistakes = [sum(row["mistakes"] for row in side) for side in zip(*both, strict=True)]
-            cells = [
-                geometric(pairs, "log_loss"),
-                f"{math.exp(log_ratio(pairs[worst], 'log_loss')):.2f} {worst}",
-                f"{mistakes[0]:.0f} : {mistakes[1]:.0f} = {mistakes[0] / max(mistakes[1], 1):.2f}",
-                geometric(pairs, "train_cpu"),
-                str(len(both)),
-            ]
-            lines.append(f"| {contestant} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def best_of_fastai(rows: Sequence[Row]) -> list[Row]:
-    """fastai at the epochs with the lowest log loss on the test photos of each set: in its favour."""
-    runs = defaultdict(list)
-    for row in rows:
-        if row["contestant"].startswith("fastai"):
-            runs[row["set"], row["contestant"]].append(row)
-    best = {}
-    for (name, _), mine in runs.items():
-        best[name] = min(
-            best.get(name, mine), mine, key=lambda of: statistics.mean(row["log_loss"] for row in of)
-        )
-    return [row | {"contestant": BEST_OF_FASTAI} for mine in best.values() for row in mine]
-
-
-def report(rows: Sequence[Row]) -> str:
-    """All tables."""
-    rows = [row for row in rows if "log_loss" in row]
-    names = list(dict.fromkeys(row["set"] for row in rows))
-    rivals = [summary(rows + best_of_fastai(rows), rival) for rival in ("logistic", BEST_OF_FASTAI)]
-    return "\n\n".join([*rivals, *(set_table(rows, name) for name in names)])
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,9 +13,11 @@ import argparse
 import os
 import statistics
 import time
+from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
+import harness
 import keras
 import torch
 
@@ -122,17 +124,29 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=8)
     arguments.add_argument("--side", type=int, help="pixels; without, what each is trained at")
     arguments.add_argument("--torchvision", action="store_true", help="beside it, and not timm")
+    arguments.add_argument("--json", type=Path, help="append the record to this file, as a line of JSON")
     options = arguments.parse_args()
-    library = "torchvision" if options.torchvision else "timm"
+    library, figures = "torchvision" if options.torchvision else "timm", {}
     for name in options.names:
         side = options.side or CASES[name][2]
+        figures[name] = []
         for kind, pair in contestants(name, options.batch, side, library).items():
-            ours, theirs, (low, share, high) = ratio(*pair, options.rounds)
-            print(
-                f"{name:<18}{kind:<8}{1e3 * ours:>7.0f} ms {1e3 * theirs:>7.0f} ms "
-                f"{share:>6.3f} ({low:.3f}-{high:.3f})",
-                flush=True,
-            )
+            ours, theirs, quartiles = ratio(*pair, options.rounds)
+            low, share, high = (f"{one:.2f}".removeprefix("0") for one in quartiles)
+            figures[name].append(f"{share} ({low}-{high})")
+            print(f"{name:<18}{kind:<8}{ours:>7.3f} s {theirs:>7.3f} s   {figures[name][-1]}", flush=True)
+    record = {
+        "title": f"Beside {library}",
+        "day": time.strftime("%Y-%m-%d"),
+        "rounds": options.rounds,
+        "threads": torch.get_num_threads(),
+        "machine": harness.machine(),
+        "versions": harness.loaded_versions(),
+        "settings": {"batch": options.batch, "side": options.side or "default"},
+        "heads": ["training", "prediction"],
+        "figures": figures,
+    }
+    harness.write(options, record)
 
 
 if __name__ == "__main__":

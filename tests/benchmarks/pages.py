@@ -1,11 +1,13 @@
-"""The tables of the benchmark page and of README, made from what the benchmarks wrote.
+"""The tables of the benchmark pages and of README, made from what the benchmarks wrote.
 
     make bench PEERS=VENV                                # writes build/bench.jsonl
     .venv/bin/python tests/benchmarks/pages.py build/bench.jsonl
 
 The records go to `docs/benchmarks/results.jsonl`, where one of the same title and settings is replaced. Each
-table between `<!-- bench TITLE, NAME=VALUE -->` and `<!-- end -->` is then written anew, and so are the
-rows of figures that README and the start page share. Without an argument only the tables are written.
+table between `<!-- bench TITLE, NAME=VALUE -->` and `<!-- end -->` is then written anew, and so are those
+between `<!-- accuracy NAME -->` and `<!-- end -->`, from `docs/benchmarks/accuracy.jsonl` (the rows of
+`accuracy.py`), and the rows of figures that README and the start page share. Without an argument only the
+tables are written.
 """
 
 from __future__ import annotations
@@ -18,13 +20,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import accuracy_tables
 import harness
 
 RESULTS = harness.ROOT / "docs" / "benchmarks" / "results.jsonl"
-PAGES = [harness.ROOT / name for name in ("docs/benchmarks.md", "README.md", "docs/index.md")]
-PLACE = re.compile(r"(<!-- bench (?P<wanted>[^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+TRIALS = RESULTS.with_name("accuracy.jsonl")
+PAGES = [
+    harness.ROOT / name
+    for name in (
+        "docs/benchmarks.md",
+        "docs/benchmarks/accuracy.md",
+        "README.md",
+        "docs/index.md",
+    )
+]
+PLACE = re.compile(r"(<!-- (?P<kind>bench|accuracy) (?P<wanted>[^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 OWN = ("folder", "weights")  # settings that say where something lies on one machine
 NAMED = ("torch", "keras", "torchvision", "timm", "fastai")
+FEW_PHOTOS = "mistakes of classifiers of 10 to 100 photos (without the digits)"
 Record = dict[str, Any]
 
 
@@ -81,8 +94,11 @@ def number(value: float) -> str:
 def table(record: Record, word: str = "") -> str:
     """Contestants by time a unit, beside the reference; or figures by name, of a record that has them."""
     if "figures" in record:
-        lines = [f"| {name} | {value} |" for name, value in record["figures"].items()]
-        return "\n".join(["| | |", "|---|---|", *lines, "", f"{described(record)}."])
+        heads = record.get("heads", [""])
+        lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+        for name, value in record["figures"].items():
+            lines.append(f"| {name} | {' | '.join([value] if isinstance(value, str) else value)} |")
+        return "\n".join([*lines, "", f"{described(record)}."])
     found = rows(record, word)
     reference = next((row for row in found.values() if row["reference"]), None) or next(iter(found.values()))
     unit = record["unit"]
@@ -140,13 +156,18 @@ def headlines(records: list[Record]) -> dict[str, str]:
 
 def filled(text: str, records: list[Record]) -> str:
     """A page with its tables and its rows of figures as the records have them."""
+    trials = accuracy_tables.with_best(accuracy_tables.read_rows(TRIALS))
 
     def place(found: re.Match[str]) -> str:
-        wanted, _, word = found["wanted"].partition("; ")
-        return f"{found[1]}{table(find(records, wanted), word)}\n{found[3]}"
+        if found["kind"] == "accuracy":
+            made = getattr(accuracy_tables, found["wanted"])(trials)
+        else:
+            wanted, _, word = found["wanted"].partition("; ")
+            made = table(find(records, wanted), word)
+        return f"{found[1]}{made}\n{found[4]}"
 
     text = PLACE.sub(place, text)
-    for first, cells in headlines(records).items():
+    for first, cells in (headlines(records) | {FEW_PHOTOS: accuracy_tables.headline(trials)}).items():
         text = re.sub(
             rf"^\| {re.escape(first)} \|.*\| (\[[^|]*) \|$",
             lambda found, first=first, cells=cells: f"| {first} | {cells} | {found[1]} |",

@@ -191,6 +191,18 @@ def test_predictions_wait_once_at_their_end(policy):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("name", ["Adafactor", "Adagrad", "Adamax", "Ftrl", "Lamb", "Muon"])
+def test_the_other_optimizers_of_keras_do_not_wait(name):
+    make = getattr(keras.optimizers, name)
+    with pretended_cuda() as device:
+        model = classifier("mixed_float16")
+        model.compile(grouped(model, make(1e-3)))
+        assert steady(device, model, data()) == ({}, {})
+    with pretended_cuda() as device:
+        assert steady(device, any_model(make(1e-3)), data(side=16)) == ({}, {})
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["EfficientNetB0", "EfficientNetV2B0", "ConvNeXtTiny"])
 def test_families_do_not_wait(name):
     with pretended_cuda() as device:
