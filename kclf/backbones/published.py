@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .convnext import CONVNEXTS
+from .lite import packaged_file
 from .parameters import PARAMETERS
 from .registry import SPECS, BackboneSpec, backbone_spec
 from .transformers import TRANSFORMERS
@@ -134,7 +135,8 @@ def find_weights(name: str, folder: str | os.PathLike[str] | None = None) -> Pat
     """A file of a backbone's weights on this machine, or None.
 
     Looks into `folder` alone where one is given; else into the folder that the variable KCLF_WEIGHTS names,
-    the caches of torch.hub (where kclf and timm put downloads) and of huggingface_hub, and Keras' own.
+    the caches of torch.hub (where kclf and timm put downloads) and of huggingface_hub, and Keras' own, and
+    for EfficientNetLite0 into the package of its weights.
 
     Args:
         name: one of `backbone_names()`.
@@ -161,6 +163,8 @@ def _places(spec: BackboneSpec, folder: str | os.PathLike[str] | None) -> Iterat
             yield from _in_hub_cache(file.repository)
     if spec.keras_file:
         yield keras_cache() / spec.keras_file
+    if spec.name == "EfficientNetLite0" and (packaged := packaged_file()):
+        yield packaged
 
 
 def _in_folder(folder: Path, files: list[PublishedFile], spec: BackboneSpec) -> Iterator[Path]:

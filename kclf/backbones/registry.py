@@ -202,8 +202,15 @@ def backbone_spec(name: str) -> BackboneSpec:
         raise BackboneError(CANNOT_BE_BUILT[name])
     lower = {known.lower(): known for known in SPECS}
     near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)]
+    same = [known for known in SPECS if _letters(known) == _letters(str(name))]
+    near = same or near
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(SPECS)}."
     raise BackboneError(f"Unknown backbone. Received: name={name!r}. {hint}")
+
+
+def _letters(name: str) -> str:
+    """A name without case and punctuation."""
+    return "".join(filter(str.isalnum, name)).lower()
 
 
 # Starts of names; one that begins with another comes before it.

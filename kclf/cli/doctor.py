@@ -121,6 +121,7 @@ def diagnose(
     size: Size = 224,
     batch_size: int = 32,
     seconds: float = 3.0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Diagnosis:
     """Look at versions and devices, measure each stage of training, and try training itself.
 
@@ -130,11 +131,13 @@ def diagnose(
         size: of the photos, in pixels: the side of a square, or (height, width).
         batch_size: photos a step.
         seconds: how long to measure each stage.
+        say: takes a line before each part, as all of them last a minute or so.
 
     Returns:
         The diagnosis; its text form is the report.
     """
     in_open("seconds", seconds, 0, math.inf)
+    say("Trying whether learning works ...")
     trials = [_backend_trial()]
     if not trials[0].passed:
         return Diagnosis(versions(), trials)
@@ -150,7 +153,12 @@ def diagnose(
             backbone, data.class_names, size=size, weights=None, augmentation=aug_transforms()
         )
         model.compile()
-        return Diagnosis(versions(), trials, list(_stages(model, data, batch, seconds)))
+        say(f"Measuring {backbone}, {seconds:g} s or a few steps each:")
+        stages = []
+        for stage in _stages(model, data, batch, seconds):
+            say(f"  {stage.name}")
+            stages.append(stage)
+        return Diagnosis(versions(), trials, stages)
 
 
 def small_classifier(data: ImageData) -> ImageClassifier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from .. import __version__
 from .._core.signals import end_on_signals
 from .._core.terminal import guard_streams, output_error
-from ..errors import KclfError, OutputError, RunStopped, TrainingError
+from ..errors import DataError, KclfError, OutputError, RunStopped, TrainingError
 from .export_commands import export
 from .flags import SizeSeen, size_of
 from .photo_commands import check, clean, require_place
@@ -24,7 +26,7 @@ from .serve_commands import serve, similar, similar_of_run
 from .train_commands import demo, train
 from .use_commands import choose, evaluate, predict
 from .weights_commands import app as weights_app
-from .wording import refuse_words_of_other_tools, reworded
+from .wording import complaint, reworded
 
 app = typer.Typer(
     add_completion=False,
@@ -81,7 +83,11 @@ def doctor(
     """Say what this machine has, how fast each stage runs, and whether learning works at all."""
     from .doctor import diagnose
 
-    diagnosis = diagnose(folder, backbone=backbone, size=size_of("--size", size), batch_size=batch_size)
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    seen = size_of("--size", size)
+    diagnosis = diagnose(folder, backbone=backbone, size=seen, batch_size=batch_size, say=say)
     typer.echo(diagnosis)
     if not diagnosis.healthy:
         raise typer.Exit(CANNOT_TRAIN)
@@ -125,12 +131,19 @@ def main(words: Sequence[str] | None = None) -> None:
 def run_app(words: Sequence[str] | None) -> None:
     """Run the command; where its output could not be written, it ends with that."""
     words = sys.argv[1:] if words is None else words
+    command = reworded(typer.main.get_command(app))
     try:
-        refuse_words_of_other_tools(words)
-        reworded(typer.main.get_command(app))(words, prog_name="kclf")
+        status = command(words, prog_name="kclf", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except TyperException as wrong:
+        if str(wrong):
+            raise DataError(complaint(wrong, words)) from None
+        status = BAD_INPUT  # without a command, the help has been printed
     finally:
         if (error := output_error()) is not None:
             raise OutputError(f"standard output cannot be written: {error.strerror}") from None
+    sys.exit(status or 0)
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -140,6 +153,8 @@ def _fail(message: str, status: int) -> NoReturn:
 
 def _which() -> str:
     """Which of several processes speaks."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ""
     from ..distributed import rank, world_size
 
     return f" (rank {rank()} of {world_size()})" if world_size() > 1 else ""

@@ -8,8 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import OutputError, OutputExistsError
+from .._core.arguments import listed
+from .._core.terminal import one_line
+from ..errors import DataError, OutputError, OutputExistsError
 from .use_commands import load_classifier
+
+FEW = 12  # findings that are named one by one
 
 
 def check(
@@ -39,6 +43,7 @@ def check(
 ) -> None:
     """Look for what is wrong with photos and labels; nothing is changed."""
     from ..checks import check as check_photos
+    from ..checks.findings import ACTIONS
     from ..data.decoding import set_decoding
     from ..data.labels import regex_label
 
@@ -62,7 +67,11 @@ def check(
     )
     typer.echo(findings.summary())
     findings.to_csv(ledger)
-    typer.echo(f"\nWritten to {ledger}. Edit its column action, then: kclf clean {ledger}")
+    for finding in findings[:FEW] if len(findings) <= FEW else ():
+        typer.echo(f"  {finding.problem.replace('_', ' ')}: {one_line(finding.path)}")
+    typer.echo(
+        f"\nWritten to {ledger}. Set its column action to {listed(ACTIONS)}, then: kclf clean {ledger}"
+    )
     if page is not None:
         from ..report import write_ledger_page
 
@@ -79,6 +88,8 @@ def clean(
     """Do what an edited ledger says. Nothing is deleted: photos move to a folder `removed`."""
     from ..checks import apply_ledger, undo_ledger
 
+    if ledger.is_dir():
+        raise DataError(f"{ledger} is a folder. Expected a ledger: kclf check {ledger} writes ledger.csv")
     typer.echo(undo_ledger(ledger) if undo else apply_ledger(ledger, apply=apply))
 
 

@@ -46,6 +46,8 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare runs: accuracy with its interval, whether the best is better by more than chance, settings."""
+    if not folder.is_dir():
+        raise DataError(f"No such folder: {folder}")
     rows = sorted(finished_runs(folder), key=lambda row: row.score, reverse=True)
     if not rows:
         raise DataError(f"{folder}: no finished run in it. Expected folders that kclf train wrote")
@@ -55,19 +57,19 @@ def runs(
 
 
 def finished_runs(folder: Path) -> list[RunRow]:
-    """The runs in a folder, at any depth of two, that have predictions of validation photos."""
+    """The runs with predictions of validation photos: the folder itself, or those up to two levels below."""
     from ..report.inputs import PREDICTIONS, SETTINGS, read_predictions
     from .run_folder import is_run
 
     found = []
-    marked = [path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{SETTINGS}")]
+    marked = [path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}{SETTINGS}")]
     for place in sorted({path.parent for path in marked}):
         if is_run(place) and (place / PREDICTIONS).is_file():
             described = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
             task = described.get("data", {}).get("task", "single_label")
             found_there = read_predictions(place / PREDICTIONS, task)
             if found_there is not None and len(found_there):
-                name = str(place.relative_to(folder))
+                name = folder.resolve().name if place == folder else str(place.relative_to(folder))
                 found.append(RunRow(name, described.get("settings", {}), found_there.predictions))
     return found
 

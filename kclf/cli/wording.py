@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import typer
-
-from ..errors import DataError
 
 # What an option takes, in a word; nothing for a switch.
 KINDS: dict[Any, str] = {bool: "", Path: "PATH", int: "NUMBER", float: "NUMBER"}
@@ -34,19 +34,72 @@ ELSEWHERE = {
     "--amp": "--mixed-precision",
     "--fp16": "--mixed-precision",
     "--time": "--minutes",
+    "--epoch": "--epochs",
+    "--topk": "--top",
+    "--top-k": "--top",
+    "--top": "--count",
+    "-k": "--top",
+    "-n": "--count",
 }
 
 
-def refuse_words_of_other_tools(words: Sequence[str]) -> None:
-    """Name the option that is meant where one of another tool is given.
+# Options that other tools have and kclf has not, and what to do instead.
+_GPU = "A GPU is taken where there is one; the environment variable CUDA_VISIBLE_DEVICES='' hides it"
+INSTEAD = {
+    "--device": _GPU,
+    "--gpu": _GPU,
+    "--out": "It prints: add > FILE, with --csv or --json where there is one",
+    "--format": "The ending of --out says it: .onnx, .pt2 or .tflite",
+    "--num-workers": "It takes as many threads as there are cores",
+    "--workers": "It takes as many threads as there are cores",
+}
+# What a value should have been, by how the parser of the words says it.
+EXPECTED = {
+    r"Input should be a valid integer.*": "expected a whole number",
+    r"Input should be a valid number.*": "expected a number",
+    r"Input should be greater than or equal to (\S+)": r"expected \1 or more",
+    r"Input should be less than or equal to (\S+)": r"expected at most \1",
+    r"Value error, '.*' is not one of (.*?)\.?": r"expected one of \1",
+}
 
-    Raises:
-        DataError: a word is such an option.
+
+def complaint(error: Any, words: Sequence[str]) -> str:
+    """What is wrong with the words of a command, in one line.
+
+    Args:
+        error: of typer.
+        words: of the command.
     """
-    for word in words:
-        name = word.split("=")[0]
-        if name in ELSEWHERE:
-            raise DataError(f"There is no option {name}. Did you mean {ELSEWHERE[name]}?")
+    command = getattr(getattr(error, "ctx", None), "command_path", "kclf")
+    if hasattr(error, "possibilities"):
+        said = _no_option(error.option_name, [one for p in error.ctx.command.params for one in p.opts])
+    else:
+        said = _about(error, words)
+    return f"{said}{'' if said.endswith(('.', '?')) else '.'} All options: {command} --help"
+
+
+def _no_option(name: str, known: Sequence[str]) -> str:
+    known = [one for one in known if one.startswith("-")]
+    meant = ELSEWHERE.get(name, name)
+    near = [meant] if meant in known else difflib.get_close_matches(name, known, 1, cutoff=0.7)
+    hint = f"Did you mean {near[0]}?" if near else INSTEAD.get(meant, "")
+    return f"There is no option {name}. {hint}".strip()
+
+
+def _about(error: Any, words: Sequence[str]) -> str:
+    message, names = error.message, getattr(getattr(error, "param", None), "opts", [])
+    for pattern, expected in EXPECTED.items():
+        if found := re.fullmatch(pattern, message):
+            message = found.expand(expected)
+            break
+    else:
+        return error.format_message().removeprefix("Invalid value: ")
+    given = [
+        word.partition("=")[2] or following
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+        if word.partition("=")[0] in names
+    ]
+    return f"{names[0]}: {message}. Received: {given[-1] if given else 'another value'}"
 
 
 def choices(kind: Any) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -222,9 +223,11 @@ def class_folders(paths: Sequence[str], root: str | os.PathLike[str]) -> list[st
 
 def loose_images(loose: Sequence[str], count: int, root: str | os.PathLike[str]) -> str:
     """What to say of images that lie outside the class folders."""
+    above = Path(root).resolve().parent
+    hint = f"If {Path(root).name} is one class of several, give {above}. " if len(loose) == count else ""
     return (
         f"{len(loose):,} of {count:,} images lie in {os.fspath(root)} itself, outside any class folder: "
-        f"{listed(loose, 3)}. Move them into a folder named after their class, or take the label from "
+        f"{listed(loose, 3)}. {hint}Move them into a folder named after their class, or take the label from "
         'the name: ImageData.from_folder(folder, label_regex=r"(.+)_\\d+") (--label-regex), or '
         "ImageData.from_files(paths, label)"
     )

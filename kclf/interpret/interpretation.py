@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .similar import Neighbour, SimilarPhotos
 
 
+FEWEST_PHOTOS, FEWEST_MISTAKES = 50, 5  # to judge probabilities by
+
+
 class ClassScore(NamedTuple):
     """How well one class is recognised.
 
@@ -53,7 +56,7 @@ class ScoreTable(list[ClassScore]):
         return "\n".join([head, *rows])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Interpretation(Answers):
     """Predictions beside the truth, for one label an image.
 
@@ -193,6 +196,22 @@ class Interpretation(Answers):
     def abstain(self, precision: float = 0.99, *, assurance: float = 0.95) -> Abstention:
         """From which probability on to answer so that answers hold a precision; see `calibration.abstain`."""
         return calibration.abstain(self.confidence, self.right, precision=precision, assurance=assurance)
+
+    @property
+    def judges_probabilities(self) -> bool:
+        """Whether there are photos and mistakes enough to say if probabilities are true."""
+        return len(self) >= FEWEST_PHOTOS and int((~self.right).sum()) >= FEWEST_MISTAKES
+
+    def sureness(self) -> str:
+        """In words, whether the model is as sure as it should be, by the temperature that fits best."""
+        if not self.judges_probabilities:
+            return "too few photos, or mistakes, to say whether they are true"
+        temperature = self.fit_temperature()
+        if temperature > 1.05:
+            return "the classifier is too sure of itself"
+        if temperature < 0.95:
+            return "the classifier is not sure enough"
+        return "the classifier is about as sure as it should be"
 
     def figures(self) -> dict[str, Any]:
         """Accuracy with its interval, log loss and calibration error, as plain numbers."""

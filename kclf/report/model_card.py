@@ -145,16 +145,12 @@ def _figures(inputs: ReportInputs) -> Iterable[str]:
 
 def _single_label_figures(found: Interpretation) -> Iterable[str]:
     accuracy, reliability = found.accuracy, found.calibration()
-    temperature = found.fit_temperature()
-    sure = (
-        "is too sure of itself" if temperature > 1.05 else "is not sure enough" if temperature < 0.95 else ""
-    )
     yield from ["| figure | value |", "|---|---|"]
     yield f"| accuracy | {accuracy.value:.4f} (95 % interval {accuracy.low:.4f} to {accuracy.high:.4f}) |"
     yield f"| validation photos | {len(found):,} |"
     yield f"| log loss | {found.losses.mean():.4f} |"
     yield f"| calibration error | {reliability.error:.3f} |"
-    yield from ["", f"Probabilities: the classifier {sure or 'is about as sure as it should be'}."]
+    yield from ["", f"Probabilities: {found.sureness()}."]
     confused = found.most_confused()[:MOST_CONFUSED]
     yield from ["", "What it confuses most:" if confused else "No validation photo was confused."]
     if confused:
@@ -165,7 +161,6 @@ def _single_label_figures(found: Interpretation) -> Iterable[str]:
 def _use() -> list[str]:
     return [
         "```bash",
-        "pip install kclf",
         f"kclf predict {CLASSIFIER} photos/",
         "```",
         "",

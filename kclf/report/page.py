@@ -16,6 +16,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from .._core.atomic import replacing
+from .._core.settings import ONLY_OF
 from .._core.sizes import size_text
 from ..callbacks.recording import smooth, smoothing_of
 from ..checks import Finding, Findings
@@ -139,7 +140,7 @@ def _content(inputs: ReportInputs, model: Any, similar: SimilarPhotos | None) ->
         "title": inputs.title,
         "subtitle": _subtitle(inputs),
         "verdict": verdict(answers.predictions if answers is not None else None),
-        "settings": list(_flat(inputs.settings)),
+        "settings": list(_flat(_used(inputs.settings))),
         "repeat": f"kclf train --repeat {shlex.quote(inputs.title)} --out NEW" if inputs.is_run else "",
         "epochs": _epochs(inputs.history),
         "charts": [Markup(chart) for chart in _charts(inputs) if chart],
@@ -191,11 +192,12 @@ def _one_label(answers: Interpretation) -> dict[str, Any]:
             ("Accuracy", _share(accuracy.value), _interval(accuracy)),
             ("Errors", f"{errors:,}", f"of {len(answers):,} validation photos"),
             ("Log loss", f"{answers.losses.mean():.4f}", ""),
-            ("Calibration error", f"{reliability.error:.3f}", f"best temperature {temperature:.2f}"),
+            ("Calibration error", f"{reliability.error:.3f}", ""),
             ("Classes", str(len(answers.class_names)), ""),
         ],
         "ece": reliability.error,
-        "temperature": temperature,
+        "temperature": temperature if answers.judges_probabilities else None,
+        "sureness": answers.sureness(),
         "cooled_ece": answers.with_temperature(temperature).calibration().error,
         "reliability": Markup(_reliability_chart(answers)),
         "promises": [answers.abstain(precision) for precision in TARGET_PRECISIONS],
@@ -375,6 +377,17 @@ def _epochs(history: Mapping[str, Any]) -> dict[str, Any]:
 def _minutes(history: Mapping[str, Any]) -> float | None:
     times = history.get("time")
     return None if times is None or not len(times) else float(np.nansum(np.asarray(times, float))) / 60
+
+
+def _used(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings without those of the other recipe, and without a batch size that the plan chose."""
+    own = settings.get("settings")
+    if not isinstance(own, Mapping):
+        return settings
+    unused = {name for recipe, names in ONLY_OF.items() if recipe != own.get("recipe") for name in names}
+    unused |= set() if own.get("batch_size") else {"batch_size"}
+    kept = {name: value for name, value in own.items() if "recipe" not in own or name not in unused}
+    return {**settings, "settings": kept}
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:

@@ -24,10 +24,10 @@
   function draw(order) {
     const only = byId("worst")?.checked ? new Set(worst) : null;
     shown = orders[order].filter((place) => !only || only.has(place));
-    const longest = holder.clientWidth < 520 ? 14 : 22;
+    const longest = holder.parentElement.clientWidth < 520 ? 14 : 22;
     const margin = 14 + 8 * Math.min(longest, Math.max(...shown.map((place) => names[place].length)));
-    const room = (holder.clientWidth - margin - 12) / shown.length;
-    const cell = Math.max(shown.length > 60 ? 11 : 16, Math.min(40, Math.floor(room)));
+    const room = (holder.parentElement.clientWidth - margin - 12) / shown.length;
+    const cell = Math.max(shown.length > 60 ? 11 : 16, Math.min(shown.length > 5 ? 40 : 64, Math.floor(room)));
     const side = cell * shown.length;
     geometry = { cell, margin };
     cursor = [0, 0];
@@ -85,7 +85,7 @@
       event.preventDefault();
       point(cursor[0] + moves[event.key][0], cursor[1] + moves[event.key][1]);
       const { cell, margin } = geometry;
-      holder.scrollTo({ left: margin + cursor[1] * cell - holder.clientWidth / 2, top: margin + cursor[0] * cell - holder.clientHeight / 2 });
+      holder.scrollTo({ left: margin + cursor[1] * cell - holder.parentElement.clientWidth / 2, top: margin + cursor[0] * cell - holder.clientHeight / 2 });
     } else if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
       open();
