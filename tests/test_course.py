@@ -218,7 +218,9 @@ def test_chapter_5_pets(small, pets_folder, capsys):
     interp = ClassificationInterpretation.from_learner(learn)
     interp.plot_confusion_matrix(figsize=(12, 12), dpi=60)
     interp.plot_top_losses(4)
-    assert "beagle" in interp.print_classification_report()
+    capsys.readouterr()
+    interp.print_classification_report()
+    assert "beagle" in capsys.readouterr().out
     interp.most_confused(min_val=5)
 
     learn = cnn_learner(dls, arch, metrics=error_rate)

@@ -321,3 +321,52 @@ def test_a_model_that_does_not_tell_what_is_needed_is_answered(tmp_path):
         features_of(keras.Model())
     with pytest.raises(TypeError, match=r"model\.export"):
         kclf.to_onnx(anyhow, tmp_path / "m.onnx")
+
+
+def wrong_calls(model):
+    x, y = easy_photos()
+    data = kclf.ImageData.from_arrays((x, y), class_names=["cat", "dog"], size=SIDE, batch_size=8)
+    return {
+        "all parts": (lambda: model.fit(data), "data.train to fit"),
+        "all parts to validate": (lambda: model.fit(data.train, validation_data=data), "data.valid"),
+        "all parts to evaluate": (lambda: model.evaluate(data), "data.valid to evaluate"),
+        "a data set to split": (
+            lambda: model.fit(data.train, validation_split=0.2),
+            "validation_data=data.valid",
+        ),
+        "labels from 1": (lambda: model.fit(x, y + 1), "from 0 to 1.*Received: 2"),
+        "names": (lambda: model.evaluate(x, np.array(["cat", "dog"])[y]), "class_names.index"),
+    }
+
+
+@pytest.mark.parametrize("case", ["all parts", "all parts to validate", "all parts to evaluate",
+                                  "a data set to split", "labels from 1", "names"])  # fmt: skip
+def test_data_that_no_step_could_take_are_answered_at_once(case):
+    model = classifier()
+    model.compile()
+    call, answer = wrong_calls(model)[case]
+    with pytest.raises((TypeError, ValueError), match=answer):
+        call()
+
+
+def test_a_classifier_that_is_not_compiled_says_so_when_it_is_evaluated(tmp_path):
+    model = classifier()
+    with pytest.raises(ValueError, match="compile"):
+        model.evaluate(*easy_photos())
+    model.compile()
+    assert len(model.evaluate(*easy_photos(), verbose=0)) == 2
+
+
+def test_heat_maps_of_a_data_set_are_answered_with_its_images():
+    data = kclf.ImageData.from_arrays(easy_photos(), class_names=["cat", "dog"], size=SIDE, batch_size=8)
+    with pytest.raises(TypeError, match=r"peek\(\)\[0\]"):
+        kclf.grad_cam(classifier(), data.valid)
+    assert len(kclf.grad_cam(classifier(), data.valid.peek()[0]).maps)
+
+
+def test_one_file_needs_no_list(tmp_path):
+    Image.fromarray(easy_photos()[0][0].astype(np.uint8)).save(tmp_path / "a.png")
+    model = classifier()
+    one, _ = kclf.predict_files(model, tmp_path / "a.png")
+    listed, _ = kclf.predict_files(model, [str(tmp_path)])
+    np.testing.assert_array_equal(one.probabilities, listed.probabilities)

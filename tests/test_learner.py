@@ -628,7 +628,8 @@ def test_number_formats(tmp_path):
     before = learner.predict()
     assert learner.to_bf16().model.dtype_policy.name == "mixed_bfloat16"
     np.testing.assert_allclose(learner.predict(), before, atol=0.2)
-    assert learner.to_fp16().model.dtype_policy.name == "mixed_float16"
+    with pytest.warns(UserWarning, match="CPU is many times slower"):
+        assert learner.to_fp16().model.dtype_policy.name == "mixed_bfloat16"  # as it was
     assert learner.to_fp32().model.dtype_policy.name == "float32"
     np.testing.assert_allclose(learner.predict(), before, rtol=1e-4, atol=1e-4)
 

@@ -70,6 +70,30 @@ BACKBONE = MODEL | {
     "in_chans": "input_shape=(SIDE, SIDE, NUMBER)",
     "n_in": "input_shape=(SIDE, SIDE, NUMBER)",
 }
+LEARNER = {
+    "cbs": "callbacks=[...]",
+    "pretrained": "weights=None for random ones; published ones are the default",
+    "normalize": _ITSELF,
+    "wd": "weight_decay=SHARE",
+    "loss_func": "loss=FUNCTION",
+    "loss_fn": "loss=FUNCTION",
+    "opt_func": "optimizer=NAME, or a function of the rate",
+    "lr": "leave it out: each fit is given its rate, learner.fit_one_cycle(1, RATE)",
+    "learning_rate": "leave it out: each fit is given its rate, learner.fit_one_cycle(1, RATE)",
+    "arch": "the backbone as the second argument",
+    "dls": "the data as the first argument",
+    "bs": "batch_size=NUMBER in ImageData",
+    "batch_size": "batch_size=NUMBER in ImageData",
+}
+FIT = {
+    "cbs": "callbacks=[...]",
+    "wds": "wd=SHARE",
+    "weight_decay": "wd=SHARE",
+    "n_epochs": "the epochs as the first argument",
+    "validation_data": "leave it out: the learner's data have validation photos",
+}
+ONE_CYCLE = FIT | {"lr": "lr_max=RATE", "max_lr": "lr_max=RATE", "epochs": "n_epoch=NUMBER"}
+FINE_TUNE = FIT | {"lr": "base_lr=RATE", "lr_max": "base_lr=RATE", "learning_rate": "base_lr=RATE"}
 COMPILE = {
     "learning_rate": "optimizer=keras.optimizers.AdamW(RATE)",
     "lr": "optimizer=keras.optimizers.AdamW(RATE)",
@@ -160,7 +184,10 @@ def answering(answers: Mapping[str, str], also: Collection[str] | None = None) -
         def answer(*arguments: Any, **named: Any) -> Any:
             for word, value in named.items():
                 if word not in known and (word in answers or not passes_on):
-                    raise TypeError(_answer(function, word, value, answers, known))
+                    name = function.__qualname__
+                    if name.endswith(".__init__"):
+                        name = type(arguments[0]).__name__
+                    raise TypeError(_answer(name, word, value, answers, known))
             return function(*arguments, **named)
 
         return answer  # type: ignore[return-value]
@@ -168,10 +195,7 @@ def answering(answers: Mapping[str, str], also: Collection[str] | None = None) -
     return decorate
 
 
-def _answer(
-    function: Callable[..., Any], word: str, value: Any, answers: Mapping[str, str], known: Collection[str]
-) -> str:
-    name = function.__qualname__.removesuffix(".__init__")
+def _answer(name: str, word: str, value: Any, answers: Mapping[str, str], known: Collection[str]) -> str:
     close = difflib.get_close_matches(word, sorted({*known} - {"self", "cls"}), 1)
     advice = answers.get(word) or (f"{close[0]}=" if close else "")
     hint = f" {advice[0].upper()}{advice[1:]}." if advice.startswith("leave") else f" Write {advice}."

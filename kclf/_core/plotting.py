@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Inches = tuple[float, float]
 
@@ -38,3 +39,11 @@ def new_grid(rows: int, columns: int, figsize: Inches, *, title: str = "") -> np
     if title:
         figure.suptitle(title)
     return axes.ravel()
+
+
+def returned(figure: Figure) -> Figure:
+    """A figure that a method returns: a notebook shows it as what the cell gives, and not a second time."""
+    from matplotlib import pyplot
+
+    pyplot.close(figure)
+    return figure

@@ -20,7 +20,7 @@ from .steps import finish_interrupted, innermost, log_rates
 
 FEWEST, MOST = 128, 512  # training images that statistics are taken from: a quarter of all, between these
 BATCH = 64
-# Adam's rate under which a backbone with stored statistics survives (docs/methods/batchnorm.md).
+# Adam's rate under which a backbone with stored statistics survives.
 SAFE_RATE = 3e-4
 
 _RUNNING = "_kclf_delivered"  # where a model under training keeps its callback, for `as_delivered`

@@ -262,13 +262,14 @@ class RangeTest:
         """Smoothed loss over the rate, with the suggestions marked; returns the axes.
 
         Args:
-            skip_start: points left out at the start.
-            skip_end: points left out at the end.
+            skip_start: points left out at the start, of a short test a tenth.
+            skip_end: points left out at the end, of a short test a tenth.
             ax: axes to draw on; new ones when None.
         """
         axes = ax or new_axes()
         for run in self.runs:
-            part = slice(skip_start, max(len(run.losses) - skip_end, skip_start + 1))
+            count = len(run.losses)
+            part = slice(min(skip_start, count // 10), count - min(skip_end, count // 10))
             axes.plot(run.learning_rates[part], run.smoothed[part], color="C0", alpha=len(self.runs) ** -0.5)
         for color, suggestion in enumerate(self.suggestions.values(), start=1):
             if suggestion.learning_rate is not None:

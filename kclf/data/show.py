@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .._core.plotting import returned
 from .._core.sizes import sides, size_text
 from .image_dataset import ImageDataset
 from .images import as_colours
@@ -21,10 +22,12 @@ Augment = Callable[..., Any]
 TILE = 2.2  # inches
 
 
-def show_batch(split: ImageDataset, count: int = 9, columns: int | None = None) -> Figure:
-    """The first images of the next batch with their labels."""
+def show_batch(
+    split: ImageDataset, count: int = 9, columns: int | None = None, augmentation: Augment | None = None
+) -> Figure:
+    """The first images of the next batch with their labels, augmented where that is given."""
     images, *labels = split.peek()
-    shown = images[:count].numpy(force=True)
+    shown = _pixels(images[:count] if augmentation is None else augmentation(images[:count], training=True))
     known = labels[0][:count].numpy(force=True) if labels else ()
     titles = [label_text(label, split.class_names, split.task) for label in known] or None
     return tiles(shown, titles, columns)
@@ -38,8 +41,12 @@ def show_augmented(split: ImageDataset, augmentation: Augment | None, index: int
         split.dataset.frame(index, split.presize, split.resize_method, position, out=frame)
     if augmentation is None:
         return tiles(frames)
-    views = augmentation(torch.from_numpy(frames), training=True)
-    return tiles(views.numpy(force=True).clip(0, 255).astype(np.uint8))
+    return tiles(_pixels(augmentation(torch.from_numpy(frames), training=True)))
+
+
+def _pixels(images: torch.Tensor) -> np.ndarray:
+    """Images in [0, 255] as uint8 on the host."""
+    return images.numpy(force=True).clip(0, 255).astype(np.uint8)
 
 
 def tiles(images: np.ndarray, titles: Sequence[str] | None = None, columns: int | None = None) -> Figure:
@@ -94,6 +101,4 @@ def _figure(width: float, height: float) -> Figure:
     """A figure of so many inches that belongs to no window; made by pyplot, which lets a notebook show it."""
     from matplotlib import pyplot
 
-    figure = pyplot.figure(figsize=(width, height), layout="constrained")
-    pyplot.close(figure)
-    return figure
+    return returned(pyplot.figure(figsize=(width, height), layout="constrained"))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._core.sizes import Size
-from ..data import ImageData, ImageDataset
+from ..data import ImageData, ImageDataset, show
+from ..data.sources import FileImages
+from ..models import ImageClassifier
+from ..prediction.inference import photos_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,6 +62,44 @@ class CourseSplit:
         """Images in [0, 1], for `plt.imshow`: kclf's batches are whole numbers up to 255."""
         pixels = images.numpy(force=True) if hasattr(images, "numpy") else np.asarray(images)
         return pixels.astype(np.float32) / 255
+
+
+def batches_of(files: Sequence[Any], like: ImageDataset) -> ImageDataset:
+    """Batches of photos without labels, read as others are.
+
+    Args:
+        files: paths.
+        like: how.
+    """
+    dataset = FileImages([os.fspath(file) for file in files], like.dataset.depth, like.channels)
+    return ImageDataset(
+        dataset,
+        class_names=like.class_names,
+        task=like.task,
+        presize=like.presize,
+        resize_method=like.resize_method,
+        batch_size=like.batch_size,
+    )
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What a classifier without data answers to `learn.dls`.
+
+    Args:
+        model: the classifier.
+    """
+
+    model: ImageClassifier
+
+    @property
+    def vocab(self) -> list[str]:
+        """The classes in order."""
+        return list(self.model.class_names)
+
+    def test_dl(self, files: Sequence[Any]) -> ImageDataset:
+        """Batches of photos, read as the classifier reads them."""
+        return photos_for(self.model, [os.fspath(file) for file in files])
 
 
 class CourseData(ImageData):
@@ -161,9 +204,10 @@ class CourseData(ImageData):
         return self._split("valid")
 
     @property
-    def test_dl(self) -> ImageDataset:
-        """Batches of test photos."""
-        return self._split("test")
+    def test_dl(self) -> Any:
+        """Batches of test photos; where there are none, fastai 2's function: files -> batches of them."""
+        test = self.splits.get("test")
+        return partial(batches_of, like=self.train) if test is None else test
 
     @property
     def aug_dl(self) -> Iterator[tuple[Any, ...]]:
@@ -188,8 +232,9 @@ class CourseData(ImageData):
         nrows: int | None = None,
         ncols: int | None = None,
         max_n: int = 9,
+        unique: bool = False,
     ) -> Figure:
-        """The first images of the next batch with their labels.
+        """The first images of the next batch with their labels, those of training augmented.
 
         Args:
             count: how many; None for `nrows * ncols`, or `max_n`.
@@ -198,11 +243,15 @@ class CourseData(ImageData):
             nrows: rows of images.
             ncols: columns of images.
             max_n: how many, where nothing else says.
+            unique: one photo in as many views.
         """
         columns = columns or ncols or (nrows and -(-max_n // nrows))
         if count is None:
             count = (nrows or 1) * (ncols or -(-max_n // (nrows or 1))) if nrows or ncols else max_n
-        return super().show_batch(count, split, columns=columns)
+        if unique:
+            return self.show_augmented(count=count)
+        seen = self.augmentation if split == "train" else None
+        return show.show_batch(self._split(split), count, columns, seen)
 
     def show_augmented(self, augmentation: Any = ..., count: int = 8, index: int = 0) -> Figure:
         """One photo as training meets it, under the data's own augmentation unless another is given."""

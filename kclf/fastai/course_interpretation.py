@@ -10,12 +10,27 @@ from ..interpret import Gallery, Interpretation
 class ClassificationInterpretation(Interpretation):
     """`Interpretation` with fastai 2's names beside its own; several labels have `learn.interpret()`."""
 
-    def plot_top_losses(self, k: int, largest: bool = True, **options: Any) -> Gallery:
-        """Draw the photos with the largest loss; options as for `Gallery.plot`."""
-        return self.top_losses(k, largest=largest).plot(**options)
+    def plot_top_losses(
+        self,
+        k: int,
+        largest: bool = True,
+        *,
+        nrows: int | None = None,
+        ncols: int | None = None,
+        **options: Any,
+    ) -> Gallery:
+        """Draw the photos with the largest loss.
 
-    def print_classification_report(self) -> str:
-        """Print precision, recall and F1 of each class with intervals; gives the text."""
-        text = str(self.class_scores())
-        print(text)
-        return text
+        Args:
+            k: how many.
+            largest: False draws those with the smallest.
+            nrows: rows of the grid.
+            ncols: columns of the grid.
+            **options: as for `Gallery.plot`.
+        """
+        columns = ncols or (nrows and -(-k // nrows))
+        return self.top_losses(k, largest=largest).plot(**{"columns": columns, **options})
+
+    def print_classification_report(self) -> None:
+        """Print precision, recall and F1 of each class with intervals."""
+        print(self.class_scores())

@@ -11,7 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..callbacks import OneCycle
+from .._core.progress import in_notebook
+from ..callbacks import OneCycle, Schedule
 from ..data import ImageData
 from ..interpret import AnyInterpretation
 from ..learner.adapt import head_for, log_probabilities
@@ -22,6 +23,8 @@ from ..learner.trainer import AnyPath, Rates
 from ..models import load
 from ..prediction import precompute, predict, predict_tta
 from ..prediction.tta import predict_each_view
+from .chapter5_callbacks import Setting
+from .course_data import Deployed
 from .course_interpretation import ClassificationInterpretation
 from .course_recorder import CourseRecorder
 
@@ -33,6 +36,18 @@ class CourseLearner(Learner):
     """`Learner` that also takes the arguments of fastai's own signatures; see there for the rest."""
 
     recorder_type = CourseRecorder
+
+    def _fit(
+        self, epochs: int, schedule: Schedule, *, callbacks: Sequence[Any] = (), **options: Any
+    ) -> keras.callbacks.History:
+        """As every learner, with fastai's callbacks among those of the fit."""
+        before, made = self.training, [one.of(self) if hasattr(one, "of") else one for one in callbacks]
+        settings, others = _sorted(made)
+        self.training = replace(before, **settings)
+        try:
+            return super()._fit(epochs, schedule, callbacks=others, **options)
+        finally:
+            self.training = before
 
     # ---- fastai 0.7 ------------------------------------------------------------
 
@@ -109,8 +124,8 @@ class CourseLearner(Learner):
     ) -> None:
         """Train the head, then everything; `lr_max` takes the place of `base_lr`."""
         rate = base_lr if lr_max is None else lr_max
-        stages: dict[str, Any] = {"lr_mult": lr_mult, "pct_start": pct_start, "div": div, **options}
-        super().fine_tune(epochs, rate, freeze_epochs, **stages)
+        stages: dict[str, Any] = {"lr_mult": lr_mult, "pct_start": pct_start, "div": div}
+        super().fine_tune(epochs, rate, freeze_epochs, **stages, **_with(options.pop("cbs", None), options))
 
     def fit_one_cycle(
         self,
@@ -146,26 +161,47 @@ class CourseLearner(Learner):
         flat: dict[str, Any] = {"div_final": div_final, "pct_start": pct_start, "wd": wd}
         return super().fit_flat_cos(n_epoch, lr, **flat, **_with(cbs, options))
 
-    def lr_find(self, *arguments: Any, suggest_funcs: Any = None, **options: Any) -> SuggestedRates:
-        """The range test; prints what it suggests, as fastai 2 does. `suggest_funcs` are names of rules."""
+    def lr_find(
+        self, *arguments: Any, suggest_funcs: Any = None, show_plot: bool | None = None, **options: Any
+    ) -> SuggestedRates:
+        """The range test; prints what it suggests, as fastai 2 does.
+
+        Args:
+            *arguments: as for `Learner.lr_find`.
+            suggest_funcs: rules, or their names.
+            show_plot: draw the curve; None draws it in a notebook.
+            **options: as for `Learner.lr_find`.
+        """
         if suggest_funcs is not None:
             options["suggest"] = [getattr(rule, "__name__", rule) for rule in _listed(suggest_funcs)]
         found = super().lr_find(*arguments, **options)
         print(_said(found))
+        if in_notebook() if show_plot is None else show_plot:
+            found.plot()
         return found
 
-    def get_preds(
-        self, ds_idx: int | str = 1, *, dl: Any = None, is_test: bool = False
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def get_preds(  # type: ignore[override]
+        self,
+        ds_idx: int | str = 1,
+        *,
+        dl: Any = None,
+        is_test: bool = False,
+        with_decoded: bool = False,
+        with_loss: bool = False,
+    ) -> tuple[np.ndarray | None, ...]:
         """Probabilities (n, classes) and labels of training (0) or validation photos (1), or of batches.
 
         Args:
             ds_idx: 0, 1 or 2, or "train", "valid" or "test".
             dl: batches instead.
             is_test: the test photos.
+            with_decoded: also the numbers of the predicted classes, (n,).
+            with_loss: also the loss of each photo, (n,).
         """
         split = "test" if is_test else SPLITS[ds_idx] if isinstance(ds_idx, int) else ds_idx
-        return super().get_preds(split, dl=dl)
+        found = self.predictions(split) if dl is None else predict(self.model, dl, progress=self.verbose)
+        more = [found.predicted] * with_decoded + ([found.losses()] if with_loss else [])
+        return (found.probabilities, found.labels, *more)
 
     def validate(self, ds_idx: int | str = 1, dl: Any = None) -> list[float]:
         """Loss and metrics of the validation photos (1), the training photos (0), or of batches."""
@@ -176,9 +212,9 @@ class CourseLearner(Learner):
         return [float(value) for value in np.atleast_1d(found)]
 
     @property
-    def dls(self) -> ImageData | None:
-        """The data."""
-        return self.data
+    def dls(self) -> Any:
+        """The data; of a learner that only predicts, what the classifier knows of them."""
+        return Deployed(self.model) if self.data is None else self.data
 
     @property
     def loss_func(self) -> Any:
@@ -254,6 +290,12 @@ def _with(cbs: Any, options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "callbacks": [*options.get("callbacks", ()), *_listed(cbs)]}
 
 
+def _sorted(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Settings of a learner that fastai has as callbacks, and the callbacks."""
+    settings = {one.name: one.value for one in callbacks if isinstance(one, Setting)}
+    return settings, [one for one in callbacks if not isinstance(one, Setting)]
+
+
 def _listed(one_or_many: Any) -> list[Any]:
     if one_or_many is None:
         return []
@@ -297,12 +339,16 @@ def cnn_learner(
             "kclf takes no layers off a backbone by their number. Pass a Keras model that ends earlier: "
             "b = build_backbone(name); keras.Model(b.inputs, b.get_layer(...).output), with normalization="
         )
-    carried: dict[str, Any] = {"augmentation": getattr(dls, "augmentation", None), "callbacks": _listed(cbs)}
+    shaping, callbacks = _sorted(_listed(cbs))
+    carried: dict[str, Any] = {"augmentation": getattr(dls, "augmentation", None), **shaping}
+    carried |= {"callbacks": [one for one in callbacks if not hasattr(one, "of")]}
     carried |= {"loss": loss_func, "ps": ps, "xtra_fc": xtra_fc}
     carried |= {} if opt_func is None else {"optimizer": opt_func}
     carried |= {} if wd is None else {"weight_decay": wd}
     carried |= {} if pretrained else {"weights": None}
-    return CourseLearner(dls, arch, metrics=metrics, **(carried | settings))
+    learner = CourseLearner(dls, arch, metrics=metrics, **(carried | settings))
+    learner.callbacks += [one.of(learner) for one in callbacks if hasattr(one, "of")]
+    return learner
 
 
 vision_learner = cnn_learner

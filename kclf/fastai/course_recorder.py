@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._core.plotting import new_grid
+from .._core.plotting import new_grid, returned
 from ..callbacks import EpochTable, Recorder
 
 if TYPE_CHECKING:
@@ -41,4 +41,4 @@ class CourseRecorder(Recorder):
         self.plot_lr(ax=rates)
         if not np.all(np.isnan(self.momentums)):
             self.plot_momentum(ax=momenta)
-        return rates.figure
+        return returned(rates.figure)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .._core.plotting import new_grid
+from .._core.plotting import new_grid, returned
 from ..data import ImageData
 from ..data.files import list_images
 from ..errors import DataError
@@ -232,7 +232,7 @@ def plots(
         ax.imshow(image, cmap="gray" if image.ndim == 2 else None)
         if titles is not None:
             ax.set_title(titles[number], parse_math=False)
-    return axes[0].figure
+    return returned(axes[0].figure)
 
 
 def plot_confusion_matrix(cm: np.ndarray, classes: Sequence[str], normalize: bool = False) -> Any:

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from .._core.arguments import listed
 from ..prediction.predictions import Predictions
 from .gallery import Example, Gallery
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Answers(ABC):
     """Predictions beside the truth.
 
@@ -53,6 +54,9 @@ class Answers(ABC):
 
     def __len__(self) -> int:
         return len(self.predictions)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {len(self):,} photos of {listed(self.class_names)}"
 
     @property
     def class_names(self) -> Sequence[str]:

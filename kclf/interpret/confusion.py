@@ -28,7 +28,7 @@ class Confusion(NamedTuple):
     photos: int
 
 
-@dataclass
+@dataclass(repr=False)
 class ConfusionMatrix:
     """Counts of photos by actual class (rows) and predicted class (columns).
 
@@ -59,6 +59,13 @@ class ConfusionMatrix:
                 f"Expected counts of shape {expected} for {len(self.class_names)} class names. "
                 f"Received: counts.shape={self.counts.shape}"
             )
+
+    def __repr__(self) -> str:
+        return f"Confusion matrix of {len(self.class_names)} classes, {self._found()}"
+
+    def _found(self) -> str:
+        errors, photos = int(self.errors.sum()), int(self.counts.sum())
+        return f"{errors:,} error{'s' * (errors != 1)} in {photos:,} photo{'s' * (photos != 1)}"
 
     @property
     def errors(self) -> np.ndarray:
@@ -131,8 +138,7 @@ class ConfusionMatrix:
         axes: Any = ax or new_axes(figsize or (side, side), dpi=dpi)
         drawn.ax_, drawn.figure_ = axes, axes.figure
         _draw(drawn, normalize=normalize)
-        errors, photos = int(self.errors.sum()), int(self.counts.sum())
-        axes.set_title(title if title is not None else f"{errors:,} errors in {photos:,} photos")
+        axes.set_title(title if title is not None else self._found())
         return drawn
 
 

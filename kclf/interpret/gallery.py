@@ -92,7 +92,7 @@ def _beside(name: str, probability: float | None) -> str:
     return name if probability is None else f"{name} {probability:.2f}"
 
 
-@dataclass
+@dataclass(repr=False)
 class Gallery(Sequence[Example]):
     """Answers in an order of interest: a sequence that can be drawn.
 
@@ -124,6 +124,9 @@ class Gallery(Sequence[Example]):
             return Gallery(self.answers[place], self.title)
         return self.answers[place]
 
+    def __repr__(self) -> str:
+        return f"Gallery of {len(self):,} photos: {self.title}"
+
     def __str__(self) -> str:
         lines = [f"{answer.loss:7.3f}  {answer}  {answer.path or answer.index}" for answer in self.answers]
         return "\n".join([f"{self.title}: loss, predicted / actual with probabilities, photo", *lines])
@@ -132,14 +135,16 @@ class Gallery(Sequence[Example]):
         self,
         axes: Sequence[Axes] | np.ndarray | None = None,
         *,
-        columns: int = 4,
+        columns: int | None = None,
+        figsize: tuple[float, float] | None = None,
         images: Indexed | None = None,
     ) -> Gallery:
         """Draw the photos under "predicted p / actual p"; wrong answers in red.
 
         Args:
             axes: at least as many axes as photos; a new figure, if None.
-            columns: of a new figure.
+            columns: of a new figure; None for a grid near to a square, of at most 4.
+            figsize: of a new figure, in inches; None for as large as the photos need.
             images: what gives the uint8 image (height, width, 3) of an index, such as an array or
                 `data.valid.dataset`; None reads the files.
 
@@ -151,7 +156,7 @@ class Gallery(Sequence[Example]):
                 "Expected answers with the files of their photos, or images in memory: "
                 "images=data.valid.dataset. Received: paths=None, images=None"
             )
-        self.axes_ = self._grid(columns) if axes is None else np.asarray(axes).ravel()
+        self.axes_ = self._grid(columns, figsize) if axes is None else np.asarray(axes).ravel()
         for ax in self.axes_:
             ax.axis("off")
         for ax, answer in zip(self.axes_, self.answers, strict=False):
@@ -159,9 +164,10 @@ class Gallery(Sequence[Example]):
         self.figure_ = self.axes_[0].figure if len(self.axes_) else None
         return self
 
-    def _grid(self, columns: int) -> np.ndarray:
+    def _grid(self, columns: int | None, figsize: tuple[float, float] | None) -> np.ndarray:
+        columns = columns or min(4, max(1, math.ceil(math.sqrt(len(self)))))
         rows = max(1, math.ceil(len(self) / columns))
-        return new_grid(rows, columns, (2.6 * columns, 2.8 * rows), title=self.title)
+        return new_grid(rows, columns, figsize or (2.6 * columns, 2.8 * rows), title=self.title)
 
 
 def _show(ax: Axes, answer: Example, images: Indexed | None) -> None:

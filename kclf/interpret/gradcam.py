@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass
+@dataclass(repr=False)
 class GradCam:
     """Heat maps over the photos as the model saw them.
 
@@ -45,6 +45,9 @@ class GradCam:
     classes: np.ndarray
     axes_: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
     figure_: Figure | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        return f"Heat maps of {len(self.images):,} photos"
 
     def plot(self, axes: Sequence[Axes] | np.ndarray | None = None, *, columns: int = 4) -> GradCam:
         """Draw the photos with the heat laid over them.
@@ -95,8 +98,14 @@ def grad_cam(
             layer that gives a map. A softmax or sigmoid at its end is left out.
 
     Raises:
+        TypeError: these are no images.
         ValueError: the model has no such layer, or none that gives a map.
     """
+    if not hasattr(images, "shape"):
+        raise TypeError(
+            "Expected images (n, height, width, channels): data.valid.peek()[0] has those of a batch, "
+            f"model.read(file)[None] that of a file. Received: images={type(images).__name__}"
+        )
     batch = torch.as_tensor(np.asarray(images) if not isinstance(images, torch.Tensor) else images)
     batch = batch.to(_device(model))
     if layer is None and _has_parts(model):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._core.plotting import new_grid
+from .._core.plotting import new_grid, returned
 from .answers import Answers
 from .gallery import Example
 from .statistics import Interval, mean_interval, wilson_interval
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RegressionInterpretation(Answers):
     """Predicted numbers beside the true ones.
 
@@ -98,7 +98,7 @@ class RegressionInterpretation(Answers):
         right.scatter(said, said - true, s=12, alpha=0.5)
         right.set(xlabel="predicted", ylabel="predicted - actual")
         right.set_title(f"bias {self.bias:+.4g}, R² {self.r_squared:.3f}", fontsize=10)
-        return left.figure
+        return returned(left.figure)
 
     def figures(self) -> dict[str, Any]:
         """Errors with the interval of their mean, bias and explained variance, as plain numbers."""

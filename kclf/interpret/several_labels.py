@@ -63,7 +63,7 @@ class LabelTable(list[LabelScore]):
         return "\n".join([head, *rows])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MultiLabelInterpretation(Answers):
     """Predictions beside the truth, for several labels an image.
 

@@ -11,7 +11,10 @@ import keras
 import numpy as np
 
 from .. import schedules
+from .._core.devices import keras_device
+from .._core.keywords import FINE_TUNE, FIT, ONE_CYCLE, answering
 from .._core.settings import TrainSettings
+from .._core.warning import warn_caller
 from ..callbacks import (
     CosineRestarts,
     FlatCosine,
@@ -174,6 +177,7 @@ class Learner(Trainer):
 
     # ---- training in the words of fastai 2 ------------------------------------------------------------
 
+    @answering(ONE_CYCLE, also=FitOptions.__annotations__)
     def fit_one_cycle(
         self,
         n_epoch: int,
@@ -201,6 +205,7 @@ class Learner(Trainer):
         cycle = OneCycle(rates, pct_start=pct_start, div=div, div_final=div_final, **momentum)
         return self._fit(n_epoch, cycle, **options)
 
+    @answering(FIT | {"lr_max": "lr=RATE"}, also=FitOptions.__annotations__)
     def fit_flat_cos(
         self,
         n_epoch: int,
@@ -214,6 +219,7 @@ class Learner(Trainer):
         flat = FlatCosine(self._check_rates(lr), pct_start=pct_start, div_final=div_final)
         return self._fit(n_epoch, flat, **options)
 
+    @answering(ONE_CYCLE, also=FitOptions.__annotations__)
     def fit_sgdr(
         self,
         n_cycles: int,
@@ -228,6 +234,7 @@ class Learner(Trainer):
         cycles = CosineRestarts(rates, cycle_len=cycle_len, cycle_mult=cycle_mult, num_cycles=n_cycles)
         return self._fit(cycles.num_epochs, cycles, **options)
 
+    @answering(FINE_TUNE)
     def fine_tune(
         self,
         epochs: int,
@@ -436,7 +443,12 @@ class Learner(Trainer):
         self.data = data
 
     def to_fp16(self) -> Learner:
-        """Compute in float16 where it is safe, with loss scaling; for GPUs."""
+        """Compute in float16 where it is safe, with loss scaling; on a CPU, slow in it, nothing changes."""
+        if keras_device().type == "cpu":
+            warn_caller(
+                "A CPU is many times slower in float16 than in float32: to_fp16() changes nothing here"
+            )
+            return self
         return self._to("mixed_float16")
 
     def to_bf16(self) -> Learner:

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 import keras
 import numpy as np
 
+from .._core.keywords import LEARNER, answering
 from .._core.warning import warn_caller
 from ..callbacks import (
     Checkpoint,
@@ -28,6 +29,7 @@ from ..data import ImageData, ImageDataset
 from ..data.mixed_dataset import mixed
 from ..distributed import distribute, print_on_main
 from ..errors import DataError, NotFiniteError
+from ..layers import CutMix, MixUp
 from ..prediction.activation_cache import precompute
 from .adapt import classifier_for, head_for, one_dropout
 from .plots import Sched
@@ -58,6 +60,7 @@ class Trainer:
 
     recorder_type: type[Recorder] = Recorder
 
+    @answering(LEARNER)
     def __init__(
         self,
         data: ImageData | None,
@@ -81,7 +84,7 @@ class Trainer:
         self.data = data
         self.model = classifier_for(data, backbone, settings)
         self.path = Path(path)
-        self.callbacks = list(callbacks)
+        self.callbacks = _checked(callbacks)
         self.verbose = verbose
         self.recorder = self.recorder_type()
         self.table = EpochTable(recorder=self.recorder)
@@ -149,7 +152,8 @@ class Trainer:
         model, train, valid = self._trained()
         guards = [self.memory, FiniteGuard(self.checkpoint, _photos_of(train)), best]
         last = [FinishAccumulation()] if self.training.gradient_accumulation else []
-        listening = [schedule, *last, self.recorder, *table, *self.callbacks, *callbacks, *guards]
+        more = _checked([*self.callbacks, *callbacks])
+        listening = [schedule, *last, self.recorder, *table, *more, *guards]
         self._compile(model, wd)
         try:
             history = model.fit(
@@ -249,6 +253,21 @@ class Trainer:
 
     def _file(self, name: str, ending: str = "") -> Path:
         return self.path / "models" / f"{name}{ending}"
+
+
+def _checked(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
+    """The callbacks, refused where they are something else."""
+    for one in callbacks:
+        if isinstance(one, MixUp | CutMix):
+            name = type(one).__name__.lower()
+            raise TypeError(
+                f"Expected callbacks. {type(one).__name__} is a layer, which a learner applies by itself: "
+                f"Learner(data, backbone, {name}={one.alpha:g}). Received: {one!r}"
+            )
+        if isinstance(one, type) or not hasattr(one, "on_train_batch_begin"):
+            hint = f"Make one of the class: {one.__name__}(). " if isinstance(one, type) else ""
+            raise TypeError(f"Expected Keras callbacks, or such of kclf. {hint}Received: {one!r}")
+    return list(callbacks)
 
 
 def _photos_of(train: Any) -> Any:

@@ -43,7 +43,7 @@ from ..optimizers.loss_scale import loss_scaled
 from ..weights import layers_with_variables
 from .compile_arguments import loss_on_logits, metrics_on_logits
 from .heads import build_head
-from .input_checks import check_backbone, check_labels, check_shape, warn_of_range
+from .input_checks import check_backbone, check_given, check_labels, check_shape, warn_of_range
 from .quantized import quantize_layers, quantized_layers
 from .saved_file import check_readable, refuse_legacy_file, write_single_file
 
@@ -400,10 +400,27 @@ class ImageClassifier(keras.Model):
         self.decision = None
         given = inspect.signature(keras.Model.fit).bind(self, *arguments, **named).arguments
         given.pop("self")
+        check_given(given)
         check_labels(given.get("y"), self.task, len(self.class_names))
         given["callbacks"] = delivered_first(given.get("callbacks"), self, given)
         self.__dict__["_size_before"] = 0
         return super().fit(**given)
+
+    def evaluate(self, *arguments: Any, **named: Any) -> Any:
+        """As `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: `compile` was not called, or the labels are of no class.
+        """
+        given = inspect.signature(keras.Model.evaluate).bind(self, *arguments, **named).arguments
+        check_given(given)
+        check_labels(given.get("y"), self.task, len(self.class_names))
+        if not self.compiled:
+            raise ValueError(
+                "Expected a compiled classifier: call compile() first; or kclf.predict(model, data), which "
+                "needs none, and has accuracy() and log_loss(). Received: compiled=False"
+            )
+        return super().evaluate(*arguments, **named)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Keras' step of `fit`; the first batch is looked at.

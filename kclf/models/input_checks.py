@@ -5,10 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 
 from .._core.sizes import Size, as_size, sides
 from ..errors import BackboneError
+
+PARTS = {"x": "data.train to fit or data.valid to evaluate", "validation_data": "data.valid"}
 
 
 def check_shape(images: Any, channels: int = 3) -> None:
@@ -88,7 +91,7 @@ def check_backbone(backbone: Any, size: Size, channels: int = 3) -> None:
 
 
 def check_labels(labels: Any, task: str, num_classes: int) -> None:
-    """Refuse an array of labels whose shape does not go with a task.
+    """Refuse an array of labels whose shape or numbers do not go with a task.
 
     Args:
         labels: an array or tensor; anything else is left to the steps.
@@ -96,7 +99,7 @@ def check_labels(labels: Any, task: str, num_classes: int) -> None:
         num_classes: outputs of the classifier.
 
     Raises:
-        ValueError: the shape does not fit.
+        ValueError: the shape does not fit, or there is no class of such a number or name.
     """
     shape = getattr(labels, "shape", None)
     if shape is None or not len(shape):
@@ -112,4 +115,39 @@ def check_labels(labels: Any, task: str, num_classes: int) -> None:
         raise ValueError(
             f"Expected labels of shape {expected} for the task {task!r} with {num_classes} outputs. "
             f"Received: labels of shape {tuple(shape)}"
+        )
+    if task == "single_label" and columns in [(), (1,)] and isinstance(labels, np.ndarray):
+        _check_class_numbers(labels, num_classes)
+
+
+def _check_class_numbers(labels: np.ndarray, num_classes: int) -> None:
+    if labels.dtype.kind in "USO":
+        raise ValueError(
+            "Expected labels as class numbers: [class_names.index(name) for name in names], or "
+            f"ImageData.from_arrays, which takes names. Received: labels={labels[:3].ravel().tolist()}"
+        )
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(
+            f"Expected class numbers from 0 to {num_classes - 1}, as there are {num_classes} class_names. "
+            f"Received: {wrong.ravel()[0]}, the first of {len(wrong):,} others"
+        )
+
+
+def check_given(given: dict[str, Any]) -> None:
+    """Refuse what `fit` and `evaluate` cannot take as their data, and say what they can.
+
+    Args:
+        given: their arguments.
+
+    Raises:
+        TypeError: they were given all splits at once, or are to split what cannot be split.
+    """
+    for name in ("x", "validation_data"):
+        if hasattr(given.get(name), "splits"):
+            raise TypeError(f"Expected one part of the data, {PARTS[name]}. Received: {name}={given[name]!r}")
+    if given.get("validation_split") and not hasattr(given.get("x"), "shape"):
+        raise TypeError(
+            "Expected arrays to split: data sets come in parts already, validation_data=data.valid. "
+            f"Received: validation_split={given['validation_split']}"
         )

@@ -69,7 +69,7 @@ def predict(
 
 def predict_files(
     model: Any,
-    photos: Sequence[str | os.PathLike[str]],
+    photos: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     batch_size: int = 64,
     size: Size | None = None,
@@ -81,7 +81,7 @@ def predict_files(
     Args:
         model: an `ImageClassifier`, what `load_onnx` read, or another Keras model of images in [0, 255],
             whose photos are cropped to the shape of its input.
-        photos: files, and folders of which all images are taken.
+        photos: files, and folders of which all images are taken; or one of these.
         batch_size: photos a step.
         size: that photos are brought to, in pixels: the side of a square, or (height, width); None takes the
             classifier's, or that of the model's input.
@@ -96,9 +96,31 @@ def predict_files(
         ValueError: neither `size` nor the model says how large photos shall be; or the model takes other
             channels than files have.
     """
-    dataset = ImageDataset(
+    photos = [photos] if isinstance(photos, str | os.PathLike) else photos
+    dataset = photos_for(
+        model,
+        [file for photo in photos for file in image_files(photo)],
+        batch_size=batch_size,
+        size=size,
+        class_names=class_names,
+        depth=depth,
+    )
+    return predict(model, dataset), dataset.skipped
+
+
+def photos_for(
+    model: Any,
+    files: Sequence[str],
+    *,
+    batch_size: int = 64,
+    size: Size | None = None,
+    class_names: Sequence[str] = (),
+    depth: int | None = None,
+) -> ImageDataset:
+    """Batches of photos without labels, read as a model's own preprocessing has it; see `predict_files`."""
+    return ImageDataset(
         FileImages(
-            [file for photo in photos for file in image_files(photo)],
+            files,
             depth or getattr(model, "depth", None),
             getattr(model, "channels", 3),
         ),
@@ -109,7 +131,6 @@ def predict_files(
         batch_size=batch_size,
         shard=(0, 1),
     )
-    return predict(model, dataset), dataset.skipped
 
 
 @dataclass(frozen=True)

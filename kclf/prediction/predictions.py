@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._core.arguments import one_of
+from .._core.arguments import listed, one_of
 from .._core.csv_files import write_csv
 from ..data.decision import Decision
 from ..data.tasks import TASKS, label_text
@@ -78,7 +78,7 @@ class TTAReport:
         return f"{how}: {gain}, {self.cost:.1f} x the time"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictions:
     """What a model says of n photos, row by row beside their labels and files.
 
@@ -243,6 +243,9 @@ class Predictions:
         """Path of each photo, or its number where the photos are no files."""
         paths = range(len(self)) if self.paths is None else self.paths
         return [str(path) for path in paths]
+
+    def __repr__(self) -> str:
+        return f"Predictions of {listed(self.class_names)}: {self}"
 
     def __str__(self) -> str:
         if self.labels is None or not len(self):
