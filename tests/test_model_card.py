@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kclf
+from kclf.errors import FileFormatError
 from kclf.interpret import interpretation_of
 from kclf.report import ReportInputs, write_model_card
 
@@ -60,3 +61,27 @@ def test_names_cannot_write_markdown_or_html(tmp_path):
 def test_other_tasks_have_their_own_figures(tmp_path, task, labels, said):
     predictions = kclf.Predictions(np.eye(2) * 0.8 + 0.1, labels, class_names=["a", "b"], task=task)
     assert said in card(tmp_path, predictions)
+
+
+def test_photos_that_cannot_be_read_are_counted(tmp_path, predictions):
+    assert "Photos: 30 for training, 4 for validation; 2 of them cannot be read." in card(
+        tmp_path, predictions, unreadable=2
+    )
+
+
+@pytest.mark.parametrize("count", ["many", [1], -1, None, 2.5, True])
+@pytest.mark.parametrize("name", ["train", "unreadable"])
+def test_a_number_of_photos_that_is_none_is_refused(tmp_path, predictions, name, count):
+    with pytest.raises(FileFormatError, match=f"expected a number of photos. Received: {name}="):
+        card(tmp_path, predictions, **{name: count})
+
+
+@pytest.mark.parametrize(
+    ("photos", "wrong", "said"),
+    [(40, 20, "too few photos"), (400, 2, "too few photos"), (400, 100, "not sure enough")],
+)
+def test_probabilities_are_judged_by_enough_photos_and_mistakes(tmp_path, photos, wrong, said):
+    labels = np.arange(photos) % 2
+    given = np.where(np.arange(photos) < wrong, 1 - labels, labels)
+    unsure = kclf.Predictions(np.eye(2)[given] * 0.2 + 0.4, labels, class_names=["cat", "dog"])
+    assert said in card(tmp_path, unsure)

@@ -81,7 +81,7 @@ def test_a_plan_says_what_is_done_and_how_long():
     said = plan(6, probe_seconds=9, tuning_seconds=231).describe(160)
 
     assert said.startswith(
-        "Plan: linear probe at 160 px 9 s, then 6 passes at 160 px in batches of 8, 4 min 0 s in all"
+        "Plan: linear probe at 160 px (9 s), then 6 passes at 160 px in batches of 8: 4 min 0 s in all"
     )
     assert "passes" not in plan(0, probe_seconds=9).describe(160)
 
@@ -149,7 +149,7 @@ def test_photos_are_decoded_once_where_decoding_is_the_limit(in_files):
     assert seconds_to_decode_once(data(), slow) == 0  # in memory
     assert seconds_to_decode_once(in_files.replace(resize_method="squish"), slow) == 0
     assert measure_speed(classifier(), in_files).decode == 0  # on a CPU steps need the same cores
-    assert "photos decoded once 1 s, then" in decided.describe(SIZE)
+    assert "photos decoded once (1 s), then" in decided.describe(SIZE)
     assert each_time.decode_seconds == 0
     assert each_time.tuning_seconds == pytest.approx(2 * decided.tuning_seconds)
     assert make_plan(in_files, slow, effort="quick").decode_seconds == 0

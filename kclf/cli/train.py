@@ -129,16 +129,16 @@ def train_run(
     backbone_spec(settings.backbone)  # its name is looked at before any photo
     keras.utils.set_random_seed(settings.seed)
     data = find_data(settings)
-    print_on_main(data.summary())
+    print_on_main(f"{data.summary(None)}\n")
     table = EpochTable()
     learner = build_learner(settings, data, callbacks=[ProgressBar(data.batch_size), table])
     print_on_main(describe_model(learner.model))
     if note := data.train.gpu_note():
-        print_on_main(f"{note}\n")
+        print_on_main(note)
     if settings.batch_size is None:
         settings = dataclasses.replace(settings, batch_size=fit_batch_size(learner))
     if world_size() > 1:
-        print_on_main(f"{describe(data.batch_size, settings.seed)}\n")
+        print_on_main(describe(data.batch_size, settings.seed))
     with writing(settings.out), locked_by_main(FolderLock(settings.out)), StopRequest() as stop:
         learner.checkpoint = begin(settings, data, stop, resume=resume)
         names = settings.log.split(",") if settings.log and is_main() else []
@@ -147,19 +147,21 @@ def train_run(
         found = train_to_end(learner, settings, stop, started)
     skipped = dict(found for of_rank in gather(data.skipped) for found in of_rank)
     predictions = (found and found.predictions) or learner.predictions(together=True)
+    lost = skipped | dict(data.skipped)
     if is_main():
         with writing(settings.out), FolderLock(settings.out):
             parts = learner.memory.parts
             more = {"batch_parts": parts} if parts > 1 else {}
             more |= {} if found is None else describe_best(found)
-            if more:
-                write_settings(settings.out, describe_settings(settings, data) | more)
+            if more or lost:
+                write_settings(settings.out, describe_settings(settings, data, len(lost)) | more)
             write_run(learner, predictions, table, settings)
             run_log.finish(*results_of(predictions))
             finish(settings.out)
-        print(describe_skipped(skipped | dict(data.skipped)))
+        if lost:
+            print(describe_skipped(lost))
         written = ", ".join(name for name in RESULTS if (settings.out / name).exists())
-        print(f"{predictions if found is None else found}\nSaved in {settings.out}: {written}")
+        print(f"\n{predictions if found is None else found}\nSaved in {settings.out}: {written}")
     barrier()
     return learner
 
@@ -176,7 +178,7 @@ def train_to_end(
         found = learner.train(
             settings,
             keep=lambda model: save_so_far(model, out),
-            say=lambda line: print_on_main(f"{line}\n"),
+            say=print_on_main,
             resume=True,
             started=started,
         )
@@ -265,7 +267,7 @@ def fit_batch_size(learner: Learner) -> int:
     """Give the learner the largest batches that its GPU has memory for when everything trains."""
     data, model = learner.data, learner.model
     if data is None or data.train.labels is None or not torch.cuda.is_available():
-        print_on_main(f"Batch size: {BATCH_SIZE}, as there is no GPU whose memory would be the limit.\n")
+        print_on_main(f"Batch size: {BATCH_SIZE}, as there is no GPU whose memory would be the limit.")
         return BATCH_SIZE
     label, num_images = data.train.labels[0], data.train.num_images
     photo = np.zeros((*sides(data.presize), data.channels), np.uint8)
@@ -281,7 +283,7 @@ def fit_batch_size(learner: Learner) -> int:
     size = run_on_main(most) * ranks
     model.freeze_to(frozen)
     learner.set_data(data.replace(batch_size=size))
-    print_on_main(f"Batch size: {size}, the most that the GPU has memory for.\n")
+    print_on_main(f"Batch size: {size}, the most that the GPU has memory for.")
     return size
 
 
@@ -290,16 +292,14 @@ def describe_model(model: ImageClassifier) -> str:
     counts = [sum(int(np.prod(v.shape)) for layer in g for v in layer.weights) for g in model.layer_groups]
     groups = " + ".join(f"{count:,}" for count in counts)
     policy, size = model.dtype_policy.name, size_text(model.size)
-    return f"{model.backbone_name} at {size} px, {policy}; parameters by layer group: {groups}\n"
+    return f"{model.backbone_name} at {size} px, {policy}; parameters by layer group: {groups}"
 
 
 def describe_skipped(skipped: dict[str, str]) -> str:
-    """How many photos could not be read, and each with its reason; empty where all could."""
-    if not skipped:
-        return ""
+    """How many photos could not be read, and each with its reason."""
     photos = "1 photo" if len(skipped) == 1 else f"{len(skipped)} photos"
-    named = "".join(f"  {one_line(path)}: {one_line(reason)}\n" for path, reason in skipped.items())
-    return f"\nSkipped {photos} that cannot be read:\n{named}"
+    named = "".join(f"\n  {one_line(path)}: {one_line(reason)}" for path, reason in skipped.items())
+    return f"\nSkipped {photos} that cannot be read:{named}"
 
 
 # ---- a run's folder ------------------------------------------------------------
@@ -475,8 +475,8 @@ def first_photos(photos: ImageDataset, count: int) -> ImageDataset:
     )
 
 
-def describe_settings(settings: RunSettings, data: ImageData) -> dict[str, Any]:
-    """Settings, data and versions as JSON can hold them."""
+def describe_settings(settings: RunSettings, data: ImageData, unreadable: int = 0) -> dict[str, Any]:
+    """Settings, data and versions as JSON can hold them; of the photos, how many could not be read."""
     return {
         "settings": settings.to_json(),
         "data": {
@@ -484,6 +484,7 @@ def describe_settings(settings: RunSettings, data: ImageData) -> dict[str, Any]:
             "task": data.task,
             **{name: split.num_images for name, split in data.splits.items()},
             **class_counts(data),
+            **({"unreadable": unreadable} if unreadable else {}),
         },
         "versions": {
             "kclf": version("kclf"),

@@ -222,12 +222,12 @@ class ImageData:
         }
         return ImageData(**splits, size=self.size, notes=self.notes)
 
-    def summary(self, index: int = 0) -> Text:
+    def summary(self, index: int | None = 0) -> Text:
         """What was found, and what becomes of one photo.
 
         Args:
             index: the training image whose way is shown: each step with shape, dtype and range of its
-                result, or the step that fails and why.
+                result, or the step that fails and why; None shows none.
 
         Returns:
             Text: the splits, the images of each class, the sizes of the photos, the steps.

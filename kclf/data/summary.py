@@ -28,7 +28,7 @@ class Text(str):
         return str(self)
 
 
-def summary(splits: Mapping[str, ImageDataset], size: Size, notes: Iterable[str], index: int = 0) -> Text:
+def summary(splits: Mapping[str, ImageDataset], size: Size, notes: Iterable[str], index: int | None) -> Text:
     """The whole summary as text; see `ImageData.summary`."""
     train = splits["train"]
     parts = (_splits(splits, size), notes, _classes(splits), _sizes(train), _steps(train, index))
@@ -97,7 +97,9 @@ def photo_sizes(split: ImageDataset, limit: int | None = None) -> np.ndarray:
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
-def _steps(split: ImageDataset, index: int) -> Iterator[str]:
+def _steps(split: ImageDataset, index: int | None) -> Iterator[str]:
+    if index is None:
+        return
     path = str(split.paths[index])
     yield f"The way of training image {index}, {path}"
     steps: list[tuple[str, Callable[[], str]]] = [

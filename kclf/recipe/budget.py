@@ -120,12 +120,12 @@ class Plan:
         where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cores} cores"
         where = "1 core" if where == "1 cores" else where
         sizes = " and ".join(map(size_text, self.sizes or (size,)))
-        probe = f"linear probe at {sizes} px {duration(self.probe_seconds)}"
-        once = f", photos decoded once {duration(self.decode_seconds)}" if self.decode_seconds else ""
+        probe = f"linear probe at {sizes} px ({duration(self.probe_seconds)})"
+        once = f", photos decoded once ({duration(self.decode_seconds)})" if self.decode_seconds else ""
         passes = f"{once}, then {self.passes} passes at {size_text(size)} px in batches of {self.batch_size}"
         again = ", then again on all photos" if self.refit else ""
         return (
-            f"Plan: {probe}{passes if self.passes else ''}{again}, {duration(self.seconds)} in all on {where}"
+            f"Plan: {probe}{passes if self.passes else ''}{again}: {duration(self.seconds)} in all on {where}"
         )
 
 

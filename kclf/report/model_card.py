@@ -14,9 +14,10 @@ import numpy as np
 from .._core.atomic import replacing
 from .._core.sizes import size_text
 from ..backbones import backbone_info, backbone_names
+from ..errors import FileFormatError
 from ..interpret import Interpretation
 from ..prediction.predictions import Predictions
-from .inputs import CLASSIFIER, ReportInputs, read_run
+from .inputs import CLASSIFIER, SETTINGS, ReportInputs, read_run
 
 MOST_CLASSES = 200  # rows of the table of classes
 MOST_CONFUSED = 10
@@ -102,9 +103,11 @@ def _front_matter(inputs: ReportInputs, licence: str | None) -> list[str]:
 
 def _data(data: Mapping[str, Any], predictions: Predictions | None, task: str) -> Iterable[str]:
     names = [str(name) for name in data.get("class_names", ())]
-    counts = ", ".join(f"{data[split]:,} for {word}" for split, word in SPLITS.items() if split in data)
+    photos = _counts(data)
+    counts = ", ".join(f"{photos[split]:,} for {word}" for split, word in SPLITS.items() if split in photos)
     what = "outputs" if task == "regression" else "classes"
-    yield f"Photos: {counts or 'unknown'}. {len(names)} {what}."
+    lost = f"; {photos['unreadable']:,} of them cannot be read" if photos.get("unreadable") else ""
+    yield f"Photos: {counts or 'unknown'}{lost}. {len(names)} {what}."
     if not names or task == "regression":
         return
     trained = _mapping(data.get("class_counts"))
@@ -117,6 +120,15 @@ def _data(data: Mapping[str, Any], predictions: Predictions | None, task: str) -
 
 
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
+
+
+def _counts(data: Mapping[str, Any]) -> dict[str, int]:
+    """How many photos each split has, and how many could not be read."""
+    counts = {name: data[name] for name in (*SPLITS, "unreadable") if name in data}
+    for name, count in counts.items():
+        if type(count) is not int or count < 0:
+            raise FileFormatError(f"{SETTINGS}: expected a number of photos. Received: {name}={count!r}")
+    return counts
 
 
 def _valid_counts(predictions: Predictions | None, classes: int) -> list[Any]:
