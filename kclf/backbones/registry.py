@@ -234,4 +234,7 @@ def relatives(name: str) -> list[str]:
 
 def _family_name(name: str) -> str:
     """The start of a name, before width and depth: MobileNetV2_035 -> MobileNetV2."""
-    return next(start for start in FAMILIES if name.startswith(start))
+    found = next((start for start in FAMILIES if name.startswith(start)), None)
+    if found is None:
+        raise BackboneError(f"Expected the start of {name!r} in FAMILIES of kclf/backbones/registry.py")
+    return found

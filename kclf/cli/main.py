@@ -68,8 +68,8 @@ def report(
     from ..report import write_report
 
     require_place(out)
-    similar = similar_of_run(run) if with_similar else None
-    typer.echo(write_report(run, out or run / "report.html", similar=similar))
+    neighbours = similar_of_run(run) if with_similar else None
+    typer.echo(write_report(run, out or run / "report.html", similar=neighbours))
 
 
 def doctor(

@@ -13,7 +13,7 @@ import typer
 # What an option takes, in a word; nothing for a switch.
 KINDS: dict[Any, str] = {bool: "", Path: "PATH", int: "NUMBER", float: "NUMBER"}
 
-# Options of fastai, timm, Ultralytics and torchvision's scripts, and what they are called here.
+# Options of fastai, timm, Ultralytics, torchvision's scripts and of other commands, and what is meant.
 ELSEWHERE = {
     "--lr": "--learning-rate",
     "--base-lr": "--learning-rate",
@@ -42,16 +42,14 @@ ELSEWHERE = {
     "-n": "--count",
 }
 
-
-# Options that other tools have and kclf has not, and what to do instead.
+# Options that other tools have and kclf has not, and what to do instead, by command; "" is any.
 _GPU = "A GPU is taken where there is one; the environment variable CUDA_VISIBLE_DEVICES='' hides it"
-INSTEAD = {
-    "--device": _GPU,
-    "--gpu": _GPU,
-    "--out": "It prints: add > FILE, with --csv or --json where there is one",
-    "--format": "The ending of --out says it: .onnx, .pt2 or .tflite",
-    "--num-workers": "It takes as many threads as there are cores",
-    "--workers": "It takes as many threads as there are cores",
+_THREADS = "It takes as many threads as there are cores"
+_PRINTS = {"--out": "It prints: add > FILE, with --csv or --json where there is one"}
+INSTEAD: dict[str, dict[str, str]] = {
+    "": {"--device": _GPU, "--gpu": _GPU, "--num-workers": _THREADS, "--workers": _THREADS},
+    "export": {"--format": "The ending of --out says it: .onnx, .pt2 or .tflite"},
+    **dict.fromkeys(("predict", "evaluate", "similar", "runs", "choose", "doctor"), _PRINTS),
 }
 # What a value should have been, by how the parser of the words says it.
 EXPECTED = {
@@ -70,19 +68,21 @@ def complaint(error: Any, words: Sequence[str]) -> str:
         error: of typer.
         words: of the command.
     """
-    command = getattr(getattr(error, "ctx", None), "command_path", "kclf")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else f"kclf {words[0]}"
     if hasattr(error, "possibilities"):
-        said = _no_option(error.option_name, [one for p in error.ctx.command.params for one in p.opts])
+        known = [one for p in error.ctx.command.params for one in p.opts if one.startswith("-")]
+        said = _no_option(error.option_name, known, command.split()[-1])
     else:
         said = _about(error, words)
     return f"{said}{'' if said.endswith(('.', '?')) else '.'} All options: {command} --help"
 
 
-def _no_option(name: str, known: Sequence[str]) -> str:
-    known = [one for one in known if one.startswith("-")]
+def _no_option(name: str, known: Sequence[str], command: str) -> str:
     meant = ELSEWHERE.get(name, name)
+    instead = (INSTEAD[""] | INSTEAD.get(command, {})).get(meant)
     near = [meant] if meant in known else difflib.get_close_matches(name, known, 1, cutoff=0.7)
-    hint = f"Did you mean {near[0]}?" if near else INSTEAD.get(meant, "")
+    hint = instead or (f"Did you mean {near[0]}?" if near else "")
     return f"There is no option {name}. {hint}".strip()
 
 
@@ -95,11 +95,11 @@ def _about(error: Any, words: Sequence[str]) -> str:
     else:
         return error.format_message().removeprefix("Invalid value: ")
     given = [
-        word.partition("=")[2] or following
+        word.partition("=")[2] if "=" in word else following
         for word, following in zip(words, [*words[1:], ""], strict=True)
         if word.partition("=")[0] in names
     ]
-    return f"{names[0]}: {message}. Received: {given[-1] if given else 'another value'}"
+    return f"{names[0]}: {message}. Received: {(given or ['another value'])[-1] or 'nothing'}"
 
 
 def choices(kind: Any) -> tuple[str, ...]:

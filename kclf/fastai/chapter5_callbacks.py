@@ -46,14 +46,16 @@ def GradientClip(max_norm: float = 1.0) -> Setting:
 
 @dataclass(frozen=True)
 class SaveModelCallback:
-    """Save the best weights of a fit in `models/`, and load them in its end.
+    """Save the best weights of a fit in `models/`, and load them at its end.
 
     Args:
         monitor: "valid_loss", or a metric of the validation photos, such as "accuracy".
+        comp: not needed: a loss or an error is better when it is lower, all else when it is higher.
         fname: of the weights.
     """
 
     monitor: str = "valid_loss"
+    comp: Any = None
     fname: str = "model"
 
     def of(self, learner: Any) -> keras.callbacks.Callback:
@@ -62,12 +64,13 @@ class SaveModelCallback:
 
 
 def EarlyStoppingCallback(
-    monitor: str = "valid_loss", min_delta: float = 0.0, patience: int = 1
+    monitor: str = "valid_loss", comp: Any = None, min_delta: float = 0.0, patience: int = 1
 ) -> keras.callbacks.EarlyStopping:
     """Stop when a figure of the validation photos gets no better.
 
     Args:
         monitor: "valid_loss", or a metric.
+        comp: not needed, as for `SaveModelCallback`.
         min_delta: less is no gain.
         patience: epochs to wait.
     """
@@ -106,4 +109,6 @@ class PILImage:
 
 def _of_validation(monitor: str) -> str:
     """Keras' name of what fastai's table shows of the validation photos."""
+    if monitor == "train_loss":
+        return "loss"
     return monitor if monitor.startswith("val_") else f"val_{monitor.removeprefix('valid_')}"

@@ -15,9 +15,8 @@ from .._core.progress import in_notebook
 from ..callbacks import OneCycle, Schedule
 from ..data import ImageData
 from ..interpret import AnyInterpretation
-from ..learner.adapt import head_for, log_probabilities
+from ..learner.adapt import adapt_to_data, head_for, log_probabilities
 from ..learner.learner import Learner
-from ..learner.learner import load_learner as load_plain
 from ..learner.plots import SuggestedRates
 from ..learner.trainer import AnyPath, Rates
 from ..models import load
@@ -36,6 +35,7 @@ class CourseLearner(Learner):
     """`Learner` that also takes the arguments of fastai's own signatures; see there for the rest."""
 
     recorder_type = CourseRecorder
+    lr: Rates = 1e-3  # of fits that are given none
 
     def _fit(
         self, epochs: int, schedule: Schedule, *, callbacks: Sequence[Any] = (), **options: Any
@@ -62,9 +62,11 @@ class CourseLearner(Learner):
             wds: weight decay.
             **options: as for `Learner.fit`; `lr`, `wd` and `cbs` as in fastai 2.
         """
-        rate = options.pop("lr", n_cycle)
-        if "n_epoch" in options or rate is None or not float(rate).is_integer():
-            lrs, n_cycle = (1e-3 if rate is None else rate), options.pop("n_epoch", lrs)
+        if "lr" in options or "n_epoch" in options or not _is_count(n_cycle):
+            lrs, n_cycle = options.pop("lr", n_cycle), options.pop("n_epoch", lrs)
+            lrs = self.lr if lrs is None else lrs
+        if not _is_count(n_cycle):
+            raise TypeError(f"Expected fit(rates, epochs), or fit(epochs, rates). Received: epochs={n_cycle}")
         callbacks = [*options.pop("callbacks", ()), *_listed(options.pop("cbs", None))]
         decay = options.pop("wd", wds)
         return super().fit(lrs, int(n_cycle), decay, callbacks=callbacks, **options)  # type: ignore[arg-type]
@@ -130,7 +132,7 @@ class CourseLearner(Learner):
     def fit_one_cycle(
         self,
         n_epoch: int,
-        lr_max: Rates = 1e-3,
+        lr_max: Rates | None = None,
         div: float = 25.0,
         div_final: float = 1e5,
         pct_start: float = 0.25,
@@ -145,21 +147,23 @@ class CourseLearner(Learner):
         A fit always begins with a fresh optimizer, so that `reset_opt` changes nothing.
         """
         cycle: dict[str, Any] = {"div": div, "div_final": div_final, "pct_start": pct_start, "moms": moms}
-        return super().fit_one_cycle(n_epoch, lr_max, **cycle, wd=wd, **_with(cbs, options))
+        rates = self.lr if lr_max is None else lr_max
+        return super().fit_one_cycle(n_epoch, rates, **cycle, wd=wd, **_with(cbs, options))
 
     def fit_flat_cos(
         self,
         n_epoch: int,
-        lr: Rates = 1e-3,
+        lr: Rates | None = None,
         div_final: float = 1e5,
         pct_start: float = 0.75,
         wd: float | Sequence[float] | None = None,
         cbs: Any = None,
+        reset_opt: bool = False,
         **options: Any,
     ) -> keras.callbacks.History:
         """A flat rate that falls along a cosine in the end."""
         flat: dict[str, Any] = {"div_final": div_final, "pct_start": pct_start, "wd": wd}
-        return super().fit_flat_cos(n_epoch, lr, **flat, **_with(cbs, options))
+        return super().fit_flat_cos(n_epoch, self.lr if lr is None else lr, **flat, **_with(cbs, options))
 
     def lr_find(
         self, *arguments: Any, suggest_funcs: Any = None, show_plot: bool | None = None, **options: Any
@@ -198,14 +202,14 @@ class CourseLearner(Learner):
             with_decoded: also the numbers of the predicted classes, (n,).
             with_loss: also the loss of each photo, (n,).
         """
-        split = "test" if is_test else SPLITS[ds_idx] if isinstance(ds_idx, int) else ds_idx
+        split = "test" if is_test else _split_name(ds_idx)
         found = self.predictions(split) if dl is None else predict(self.model, dl, progress=self.verbose)
         more = [found.predicted] * with_decoded + ([found.losses()] if with_loss else [])
         return (found.probabilities, found.labels, *more)
 
     def validate(self, ds_idx: int | str = 1, dl: Any = None) -> list[float]:
         """Loss and metrics of the validation photos (1), the training photos (0), or of batches."""
-        split = SPLITS[ds_idx] if isinstance(ds_idx, int) else ds_idx
+        split = _split_name(ds_idx)
         model = self.model
         self.training.compile(model, model.layer_groups, model.task)
         found = model.evaluate(self._split(split) if dl is None else dl, verbose=0)
@@ -224,7 +228,7 @@ class CourseLearner(Learner):
     @property
     def opt(self) -> Any:
         """The optimizer of the last fit, None before the first."""
-        return self.model.optimizer
+        return self.model.optimizer if self.model.compiled else None
 
     @contextmanager
     def no_bar(self) -> Iterator[CourseLearner]:
@@ -285,6 +289,20 @@ def _said(found: SuggestedRates) -> str:
     return "\n".join([", ".join(shown), *reasons])
 
 
+def _is_count(value: Any) -> bool:
+    """Whether a number says how many epochs or cycles: a rate does not, nor several rates."""
+    return isinstance(value, int | float | np.number) and float(value).is_integer() and bool(value > 0)
+
+
+def _split_name(ds_idx: int | str) -> str:
+    """The name of a split that fastai 2 counts."""
+    if isinstance(ds_idx, str):
+        return ds_idx
+    if not 0 <= ds_idx < len(SPLITS):
+        raise ValueError(f"Expected 0 (train), 1 (valid) or 2 (test). Received: ds_idx={ds_idx}")
+    return SPLITS[ds_idx]
+
+
 def _with(cbs: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Options of a fit, with the course's callbacks after those that are among them."""
     return {**options, "callbacks": [*options.get("callbacks", ()), *_listed(cbs)]}
@@ -325,7 +343,7 @@ def cnn_learner(
         metrics: one, or a list.
         loss_func: on logits; "auto" takes it from the labels.
         opt_func: makes the optimizer.
-        lr: not needed: fits say their rate.
+        lr: rate of fits that are given none.
         cbs: callbacks of every fit.
         wd: weight decay.
         normalize: always done as the backbone wants it.
@@ -348,17 +366,26 @@ def cnn_learner(
     carried |= {} if pretrained else {"weights": None}
     learner = CourseLearner(dls, arch, metrics=metrics, **(carried | settings))
     learner.callbacks += [one.of(learner) for one in callbacks if hasattr(one, "of")]
+    learner.lr = lr
     return learner
 
 
 vision_learner = cnn_learner
 
 
-def load_learner(path: AnyPath, data: ImageData | None = None, **options: Any) -> Learner:
-    """A learner from a file that `export` (or `save`) wrote; no code from the file runs."""
+def load_learner(
+    path: AnyPath, data: ImageData | None = None, cpu: bool = True, **options: Any
+) -> CourseLearner:
+    """A learner from a file that `export` (or `save`) wrote; no code from the file runs.
+
+    Args:
+        path: the file.
+        data: to train on or predict, of the file's classes.
+        cpu: changes nothing: Keras says where it computes.
+        **options: as for `Learner`.
+    """
     path = Path(path)
     if path.suffix in PICKLES and not path.exists():
         path = next((one for one in map(path.with_suffix, (".h5", ".keras")) if one.exists()), path)
-    if data is None:
-        return CourseLearner(None, load(path), **options)
-    return load_plain(path, data, **options)
+    model = load(path)
+    return CourseLearner(data, model if data is None else adapt_to_data(model, data), **options)

@@ -53,10 +53,10 @@ def warn_of_range(images: Any) -> None:
         return
     low, high = (float(value) for value in torch.aminmax(images))
     if high <= 1.0 and low < high:
-        mend = "images * 255" if low >= 0 else "(images + 1) * 127.5"
+        ways = ("images * 255" if low >= 0 else "(images + 1) * 127.5",) if low >= -1 else ()
         warnings.warn(
             f"The images lie in [{low:.3g}, {high:.3g}], where [0, 255] is expected: the classifier brings "
-            f"them to its backbone's range by itself. Pass them as they were read, or {mend}",
+            f"them to its backbone's range by itself. Pass {' or '.join(['them as they were read', *ways])}",
             stacklevel=2,
         )
 
@@ -105,11 +105,8 @@ def check_labels(labels: Any, task: str, num_classes: int) -> None:
     if shape is None or not len(shape):
         return
     rows, columns = tuple(shape[:1]), tuple(shape[1:])
-    allowed = {
-        "single_label": [(), (1,), (num_classes,)],
-        "multi_label": [(num_classes,)] + ([(), (1,)] if num_classes == 1 else []),
-        "regression": [(num_classes,)] + ([(), (1,)] if num_classes == 1 else []),
-    }[task]
+    single = [(), (1,)] if task == "single_label" or num_classes == 1 else []
+    allowed = list(dict.fromkeys([*single, (num_classes,)]))
     if columns not in allowed:
         expected = " or ".join(str((*rows, *one)) for one in allowed)
         raise ValueError(
@@ -121,12 +118,14 @@ def check_labels(labels: Any, task: str, num_classes: int) -> None:
 
 
 def _check_class_numbers(labels: np.ndarray, num_classes: int) -> None:
-    if labels.dtype.kind in "USO":
+    if labels.dtype.kind == "O":
+        labels = np.array(labels.tolist())
+    if labels.dtype.kind not in "iufb":
         raise ValueError(
             "Expected labels as class numbers: [class_names.index(name) for name in names], or "
             f"ImageData.from_arrays, which takes names. Received: labels={labels[:3].ravel().tolist()}"
         )
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    wrong = labels[~np.isin(labels, np.arange(num_classes))]
     if len(wrong):
         raise ValueError(
             f"Expected class numbers from 0 to {num_classes - 1}, as there are {num_classes} class_names. "

@@ -30,7 +30,8 @@ def of(rows: Sequence[Row], name: str, contestant: str) -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def mean_with_error(values: Sequence[float]) -> str:
@@ -176,13 +177,13 @@ def mistakes(rows: Sequence[Row]) -> int:
 def ratios(rows: Sequence[Row]) -> str:
     """Who beats whom: log loss, mistakes and CPU time, over the sets that both have."""
     lines = ["| | sets | log loss (95 %) | at most | mistakes | CPU time to train (95 %) |", "|---" * 6 + "|"]
-    for mine, theirs in COMPARED:
-        pairs = pairs_of(rows, mine, theirs)
+    found = {pair: pairs_of(rows, *pair) for pair in COMPARED}
+    for (mine, theirs), pairs in [(pair, pairs) for pair, pairs in found.items() if pairs]:
         worst = max(log_ratio(of_set, "log_loss") for of_set in pairs.values())
         both = zip(*(pair for of_set in pairs.values() for pair in of_set), strict=True)
-        wrong, right = (mistakes(side) for side in both)
+        ours, other = (mistakes(side) for side in both)
         cells = [str(len(pairs)), geometric(pairs, "log_loss"), short(math.exp(worst))]
-        cells += [short(wrong / right), geometric(pairs, "train_cpu")]
+        cells += [short(ours / max(other, 1)), geometric(pairs, "train_cpu")]
         lines.append(f"| {NAMES[mine]} against {NAMES[theirs]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

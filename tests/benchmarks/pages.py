@@ -30,6 +30,7 @@ PAGES = [
     for name in (
         "docs/benchmarks.md",
         "docs/benchmarks/accuracy.md",
+        "docs/methods/presizing.md",
         "README.md",
         "docs/index.md",
     )
@@ -37,6 +38,7 @@ PAGES = [
 PLACE = re.compile(r"(<!-- (?P<kind>bench|accuracy) (?P<wanted>[^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 OWN = ("folder", "weights")  # settings that say where something lies on one machine
 NAMED = ("torch", "keras", "torchvision", "timm", "fastai")
+SHARED_ROWS = "## Beside what you use now"
 FEW_PHOTOS = "mistakes of classifiers of 10 to 100 photos (without the digits)"
 Record = dict[str, Any]
 
@@ -53,16 +55,21 @@ def kept(record: Record) -> Record:
 
 def merged(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
     """The old records with the new ones in their place."""
-    records = {(record["title"], str(record["settings"])): record for record in old}
-    records |= {(record["title"], str(record["settings"])): record for record in map(kept, new)}
+    records = {key_of(record): record for record in old}
+    records |= {key_of(record): record for record in map(kept, new)}
     return list(records.values())
+
+
+def key_of(record: Record) -> tuple[str, str]:
+    """Title and settings, in whatever order these are."""
+    return record["title"], json.dumps(record["settings"], sort_keys=True)
 
 
 def find(records: Iterable[Record], wanted: str) -> Record:
     """The record of a title, followed by the settings that it must have: `Training step, model=ResNet50`."""
     title, *settings = wanted.split(", ")
     pairs = [setting.split("=") for setting in settings]
-    for record in records:
+    for record in reversed(list(records)):  # the newest first
         has = record["settings"]
         if record["title"] == title and all(str(has.get(name)) == value for name, value in pairs):
             return record
@@ -97,7 +104,8 @@ def table(record: Record, word: str = "") -> str:
         heads = record.get("heads", [""])
         lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         for name, value in record["figures"].items():
-            lines.append(f"| {name} | {' | '.join([value] if isinstance(value, str) else value)} |")
+            shown = f"**{name}**" if "kclf" in name else name
+            lines.append(f"| {shown} | {' | '.join([value] if isinstance(value, str) else value)} |")
         return "\n".join([*lines, "", f"{described(record)}."])
     found = rows(record, word)
     reference = next((row for row in found.values() if row["reference"]), None) or next(iter(found.values()))
@@ -166,14 +174,16 @@ def filled(text: str, records: list[Record]) -> str:
             made = table(find(records, wanted), word)
         return f"{found[1]}{made}\n{found[4]}"
 
-    text = PLACE.sub(place, text)
+    text, shared = PLACE.sub(place, text), SHARED_ROWS in text
     for first, cells in (headlines(records) | {FEW_PHOTOS: accuracy_tables.headline(trials)}).items():
-        text = re.sub(
+        text, count = re.subn(
             rf"^\| {re.escape(first)} \|.*\| (\[[^|]*) \|$",
             lambda found, first=first, cells=cells: f"| {first} | {cells} | {found[1]} |",
             text,
             flags=re.MULTILINE,
         )
+        if count != shared:
+            raise KeyError(f"expected one row {first!r} in a page with {SHARED_ROWS!r}, found {count}")
     return text
 
 
