@@ -52,6 +52,7 @@ def test_help_fits_80_columns_and_breaks_no_word(name, capsys, monkeypatch):
         ("trian photos", "No such command 'trian'. Did you mean 'train'?"),
         ("train photos --epochs", "requires an argument. All options: kclf train --help"),
         ("train photos --minutes= --epochs 2", "--minutes: expected a number. Received: nothing."),
+        ("export a --format onnx", "There is no option --format. Did you mean --to?"),
         ("serve a --out x", "There is no option --out."),
         ("doctor --format json", "There is no option --format."),
         ("evaluate photos", "Missing argument 'folder'. All options: kclf evaluate --help"),

@@ -182,6 +182,7 @@ def run_folder(base, task, count=30):
     data = find_data(settings)
     settings.out.mkdir()
     inverted_residual(task=task, names=data.class_names or ["number"]).save(settings.out / "classifier.keras")
+    (settings.out / "classifier.h5").touch()  # in whose place `_tiny_classifiers` reads the other
     write_settings(settings.out, describe_settings(settings, data))
     return settings.out
 

@@ -35,6 +35,8 @@ ELSEWHERE = {
     "--fp16": "--mixed-precision",
     "--time": "--minutes",
     "--epoch": "--epochs",
+    "--format": "--to",
+    "--target": "--to",
     "--topk": "--top",
     "--top-k": "--top",
     "--top": "--count",
@@ -48,7 +50,6 @@ _THREADS = "It takes as many threads as there are cores"
 _PRINTS = {"--out": "It prints: add > FILE, with --csv or --json where there is one"}
 INSTEAD: dict[str, dict[str, str]] = {
     "": {"--device": _GPU, "--gpu": _GPU, "--num-workers": _THREADS, "--workers": _THREADS},
-    "export": {"--format": "The ending of --out says it: .onnx, .pt2 or .tflite"},
     **dict.fromkeys(("predict", "evaluate", "similar", "runs", "choose", "doctor"), _PRINTS),
 }
 # What a value should have been, by how the parser of the words says it.
