@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from kclf.cli.main import app
 from kclf.cli.wording import choices
 
 PLACE = "<!-- commands -->"
+OPTION = re.compile(r"(?<![\w`-])(--[a-z][\w-]*)")
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -52,7 +54,8 @@ def section(name: str, command: Any) -> str:
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [("option", "value", "what"), ("---",) * 3, *rows])
     table = f'<div class="options" markdown>\n\n{table}\n\n</div>'  # style.css keeps its names whole
-    return f"## kclf {name}\n\n{(command.help or '').strip()}\n\n{table}\n"
+    text = OPTION.sub(r"`\1`", (command.help or "").strip())
+    return f"## kclf {name}\n\n{text}\n\n{table}\n"
 
 
 def filled(markdown: str) -> str:
