@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 import kclf
 from kclf.backbones import backbone_info, backbone_table, build_backbone, find_weights, published
 from kclf.backbones.channels import adapted_kernel
-from kclf.backbones.downloads import HUB_DIGEST, fetch_weights
+from kclf.backbones.downloads import HUB_DIGEST, fetch_weights, unavailable
 from kclf.backbones.parameters import PARAMETERS
 from kclf.backbones.registry import SPECS, relatives
 from kclf.backbones.transformers import TRANSFORMERS, TransformerPlan
@@ -289,3 +290,11 @@ def test_backbones_of_every_make_take_other_channels(name, channels):
 def test_channels_that_an_architecture_cannot_have_are_said():
     with pytest.raises(BackboneError, match="cannot be built for 4 channels"):
         build_backbone("ConvNeXtTiny", weights=None, input_shape=(32, 32, 4))
+
+
+def test_weights_that_cannot_be_had_are_asked_for_where_they_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("KCLF_WEIGHTS", raising=False)
+    assert "in the folder /cache," in str(unavailable("X", "https://a.org/x.pth", Path("/cache"), "offline"))
+    monkeypatch.setenv("KCLF_WEIGHTS", str(tmp_path))
+    said = str(unavailable("X", "https://a.org/x.pth", Path("/cache"), "offline"))
+    assert f"Put x.pth (https://a.org/x.pth) in the folder {tmp_path}," in said

@@ -115,6 +115,7 @@ def _receive(url: str, path: Path) -> str:
 def unavailable(name: str, url: str, folder: Path, reason: str, file: str = "") -> WeightsUnavailableError:
     """The one message about weights that are neither here nor to be had: which file, and where to put it."""
     file = file or url.rpartition("/")[2] or "its no-top weights file"
+    folder = Path(os.environ.get(WEIGHTS_FOLDER) or folder)
     return WeightsUnavailableError(
         f"The ImageNet weights of {name} are not on this machine, and the download failed ({reason}). "
         f"Put {file} ({url}) in the folder {folder}, or pass weights=PATH to a weights file. "
