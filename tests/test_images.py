@@ -293,3 +293,11 @@ def test_resize_smooths_what_it_cannot_show():
     small = images.resize(stripes, 32, 32)
 
     assert np.abs(small.astype(int) - 127).max() < 10
+
+
+@pytest.mark.parametrize("name", ["a\0b.jpg", "\0/a.jpg", "half\ud800.png"])
+def test_a_name_that_no_file_can_have_is_a_photo_that_is_not_there(name):
+    for read in (images.read_image, images.image_size):
+        with pytest.raises(ImageError) as caught:
+            read(name)
+        assert caught.value.reason == "no such file"

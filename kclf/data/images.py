@@ -173,7 +173,10 @@ def _require_handles(error: Exception) -> None:
 
 def require_file(path: str | os.PathLike[str]) -> None:
     """Refuse folders, and pipes, of which a read may wait for ever."""
-    mode = os.stat(path).st_mode
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:  # a zero byte, or half a character, is in no name of a file
+        raise ImageError(path, "no such file") from None
     if not stat.S_ISREG(mode):
         raise ImageError(path, "is a folder" if stat.S_ISDIR(mode) else "is not a file, but a pipe or device")
 

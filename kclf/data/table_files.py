@@ -94,7 +94,7 @@ class _Existing:
                 self._folders[folder] = frozenset(
                     os.listdir(folder or ("/" if file.startswith("/") else "."))
                 )
-            except OSError:
+            except (OSError, ValueError):  # a zero byte, or half a character, is in no name of a folder
                 self._folders[folder] = frozenset()
         return name in self._folders[folder]
 
