@@ -139,8 +139,9 @@ def undo_ledger(log: str | os.PathLike[str]) -> Changes:
             change.source.unlink()
         else:
             _move_or_say(change, Path(log))
-    for _, target in logged:
-        half_moved(target).unlink(missing_ok=True)
+    for half in (half_moved(target) for _, target in logged):
+        if half.parent.is_dir():
+            half.unlink(missing_ok=True)
     if away:
         raise DataError(
             f"{len(changes)} photos were moved back; {len(away)} are in neither place: {listed(away, 3)}. "
@@ -154,6 +155,8 @@ def _logged(log: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
     """The moves (source, target) of a log, each within the places that the line before them names."""
     rows = list(read_csv(log))
     if _half_line(Path(log)):
+        if not rows:
+            raise FileFormatError(f"{log}: no undo log, it has no row")
         rows.pop()  # its move had not begun
     moves, places = [], None
     for number, row in enumerate(rows, start=1):

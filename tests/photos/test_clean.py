@@ -335,3 +335,19 @@ def test_relabel_takes_the_class_folder_not_the_folder_below(tmp_path):
     root = make_tree(tmp_path / "data", {"train/cat/tabby/": 2, "train/dog/husky/": 2})
     apply_ledger(ledger_of(root, "train/cat/tabby/0.png", action="relabel", target="dog"), apply=True)
     assert (root / "train/dog/tabby/0.png").is_file()
+
+
+def test_an_undo_log_without_rows_and_one_whose_folder_is_a_file_are_answered(tmp_path):
+    (tmp_path / "bare.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(FileFormatError, match="no row"):
+        undo_ledger(tmp_path / "bare.csv")
+    photo = tmp_path / "data" / "b.png"
+    photo.parent.mkdir()
+    photo.write_bytes(b"photo")
+    log, lost = tmp_path / "undo.csv", tmp_path / "removed" / "a.png"
+    log.write_text(
+        f"moved within,{photo.parent},{lost.parent}\n{photo.parent / 'a.png'},{photo / 'removed' / 'a.png'}\n"
+    )
+    with pytest.raises(DataError, match="neither place"):
+        undo_ledger(log)
+    assert photo.read_bytes() == b"photo"
