@@ -161,6 +161,7 @@ def test_an_unreadable_photo_is_named_and_skipped(photos, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "Skipped 1 photo that cannot be read" in shown
     assert str(photos / "red" / "0.png") in shown
+    assert "; 1 of them cannot be read." in (tmp_path / "out" / "MODEL_CARD.md").read_text()
 
 
 def test_strict_stops_at_an_unreadable_photo(photos, tmp_path, capsys):
@@ -340,6 +341,12 @@ def test_a_report_cannot_be_a_folder_and_a_seed_not_negative(photos, trained, tm
     assert run("train", photos, "--seed", "-1") == 2
 
 
+def test_similar_takes_folders(trained, photos, capsys):
+    assert run("similar", trained / "out", photos / "red", "--count", 1) == 0
+    said = capsys.readouterr().out
+    assert all(str(file) in said for file in (photos / "red").iterdir())
+
+
 def test_check_finds_wrong_labels_with_the_folder_of_a_run(trained, photos, tmp_path):
     paint(photos / "red" / "stray.png", COLOURS["blue"], seed=99)
 
@@ -351,6 +358,19 @@ def test_check_finds_wrong_labels_with_the_folder_of_a_run(trained, photos, tmp_
 
     assert found["alone"] == set()
     assert found["classifier"] == {"red/stray.png"}
+
+
+def test_few_findings_are_named_and_the_actions_that_a_ledger_takes(tmp_path, capsys):
+    for number in range(8):
+        file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file)
+    (tmp_path / "photos" / "a" / "0.png").write_bytes(b"no picture at all")
+    assert run("check", tmp_path / "photos", "--ledger", tmp_path / "ledger.csv") == 0
+    said = capsys.readouterr().out
+    assert "\n  unreadable: a/0.png\n" in said
+    assert "keep, delete, relabel, move" in said
 
 
 # ---- demo ------------------------------------------------------------

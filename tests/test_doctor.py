@@ -43,13 +43,15 @@ def test_versions_name_what_computes():
 
 
 def test_this_machine_is_examined(tmp_path):
-    diagnosis = diagnose(write_photos(tmp_path), size=32, batch_size=8, seconds=0.1)
+    said = []
+    diagnosis = diagnose(write_photos(tmp_path), size=32, batch_size=8, seconds=0.1, say=said.append)
     text = str(diagnosis)
     assert diagnosis.healthy, text
     assert [stage.name for stage in diagnosis.stages] == ["decode", "augment", "step (head)", "step (all)"]
     assert all(stage.photos_per_second > 0 for stage in diagnosis.stages)
     assert "bottleneck: " in text
     assert "weights unchanged" in text
+    assert [line.strip() for line in said[2:]] == [stage.name for stage in diagnosis.stages]
 
 
 def test_no_time_to_measure_is_refused():

@@ -10,6 +10,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 import kclf
+from kclf.errors import TrainingError
 from kclf.fastai import *
 from kclf.fastai.course_learner import CourseLearner
 from tests.test_course_values import backbone, data_of, learner_of, photos
@@ -212,3 +213,65 @@ def test_a_learner_is_loaded_as_what_it_was(learn):
     again = load_learner(file, learn.dls, cpu=True)
     assert type(again) is CourseLearner
     np.testing.assert_allclose(again.get_preds()[0], learn.get_preds()[0], atol=1e-6)
+
+
+# ---- beside the other parts ------------------------------------------------------------
+
+
+def cached_learner(path):
+    return learner_of(path, data_of(tfms_from_model("ResNet50", 16)), precompute=True)
+
+
+def test_mixup_of_a_fit_resumes_bit_for_bit_and_is_part_of_what_resumes(tmp_path):
+    def fit(name, *cbs, resume=True):
+        keras.utils.set_random_seed(1)
+        learn = learner_of(tmp_path / name)
+        learn.fit(1e-2, 3, cbs=cbs, resume=resume)
+        return learn.predict()
+
+    whole = fit("whole", MixUp(0.4))
+    with pytest.raises(RuntimeError, match="crash"):
+        fit("cut", MixUp(0.4), Crash(1))
+    with pytest.raises(TrainingError, match="mixup"):
+        fit("cut")
+    np.testing.assert_array_equal(fit("cut", MixUp(0.4)), whole)
+    assert not np.array_equal(fit("plain", resume=False), whole)
+
+
+def test_mixup_of_cached_activations_is_refused_and_leaves_no_trace(tmp_path):
+    learn = cached_learner(tmp_path)
+    with pytest.raises(ValueError, match="precompute=False"):
+        learn.fit(1e-2, 1, cbs=MixUp())
+    assert learn.training.mixup is None
+    learn.fit(1e-2, 1)
+
+
+class Crash(keras.callbacks.Callback):
+    """Ends a fit after so many epochs."""
+
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epochs:
+            raise RuntimeError("crash")
+
+
+def test_the_best_weights_of_cached_activations_are_those_of_the_classifier(tmp_path):
+    learn = cached_learner(tmp_path)
+    learn.fit(2, 1e-2, cbs=SaveModelCallback(fname="best"))
+    cached, _ = learn.get_preds()
+    learn.precompute = False
+    np.testing.assert_allclose(learn.get_preds()[0], cached, atol=1e-6)
+    assert (tmp_path / "models" / "best.weights.h5").exists()
+
+
+def test_new_files_are_whole_for_each_of_several_processes(tmp_path, monkeypatch):
+    files = [tmp_path / f"{n}.png" for n in range(4)]
+    for number, file in enumerate(files):
+        Image.fromarray(photos(1, number)[0]).save(file)
+    data = data_of(test=None)
+    monkeypatch.setattr("kclf.data.image_dataset.world_size", lambda: 2)
+    monkeypatch.setattr("kclf.data.image_dataset.rank", lambda: 1)
+    assert data.test_dl(files).shard == (0, 1)

@@ -64,6 +64,21 @@ def page(inputs, tmp_path: Path) -> str:
     return write_report(inputs, tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "shown", "hidden"),
+    [("lp-ft", "effort", "freeze epochs"), ("course", "freeze epochs", "effort"), (None, "effort", "none")],
+)
+def test_settings_of_the_other_recipe_are_left_out(run, tmp_path, recipe, shown, hidden):
+    settings = {"effort": "quick", "freeze_epochs": 1, "batch_size": 0} | (
+        {"recipe": recipe} if recipe else {}
+    )
+    (run / "settings.json").write_text(json.dumps({"settings": settings, "versions": {}}))
+    rows = set(re.findall(r'<th scope="row">(.*?)</th>', page(read_run(run), tmp_path)))
+    assert shown in rows
+    assert hidden not in rows
+    assert ("batch size" in rows) == (recipe is None)
+
+
 def test_a_run_is_read_as_written(run):
     inputs = read_run(run)
     assert inputs.title == "dogs"

@@ -67,7 +67,7 @@ def check(
     )
     typer.echo(findings.summary())
     findings.to_csv(ledger)
-    for finding in findings[:FEW] if len(findings) <= FEW else ():
+    for finding in findings if len(findings) <= FEW else ():
         typer.echo(f"  {finding.problem.replace('_', ' ')}: {one_line(finding.path)}")
     typer.echo(
         f"\nWritten to {ledger}. Set its column action to {listed(ACTIONS)}, then: kclf clean {ledger}"

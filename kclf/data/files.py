@@ -221,7 +221,8 @@ def image_files(path: str | os.PathLike[str]) -> list[str]:
     if os.path.isfile(path):
         return [os.fspath(path)]
     if not os.path.isdir(path):
-        hint = ". Addresses are not read: download first" if "http" in os.fspath(path)[:4] else ""
+        is_address = str(path).startswith(("http:", "https:"))
+        hint = ". Addresses are not read: download first" if is_address else ""
         raise DataError(f"No such file or folder: {os.fspath(path)}{hint}")
     return list_images(path)
 

@@ -223,8 +223,8 @@ def class_folders(paths: Sequence[str], root: str | os.PathLike[str]) -> list[st
 
 def loose_images(loose: Sequence[str], count: int, root: str | os.PathLike[str]) -> str:
     """What to say of images that lie outside the class folders."""
-    above = Path(root).resolve().parent
-    hint = f"If {Path(root).name} is one class of several, give {above}. " if len(loose) == count else ""
+    folder = Path(root).resolve()
+    hint = f"If {folder.name} is one class of several, give {folder.parent}. " if len(loose) == count else ""
     return (
         f"{len(loose):,} of {count:,} images lie in {os.fspath(root)} itself, outside any class folder: "
         f"{listed(loose, 3)}. {hint}Move them into a folder named after their class, or take the label from "

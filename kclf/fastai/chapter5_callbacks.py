@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 from PIL import Image
 
-from ..data.images import read_image
+from ..data.images import as_pixels, read_image
 from ..losses import CrossEntropy
 
 minimum, steep, valley, slide = "minimum", "steep", "valley", "slide"  # for `lr_find(suggest_funcs=)`
@@ -104,7 +103,7 @@ class PILImage:
     @staticmethod
     def create(fn: Any) -> Image.Image:
         """The photo in a file, or of pixels (height, width, 3), as PIL has it."""
-        return Image.fromarray(read_image(fn) if isinstance(fn, str | os.PathLike) else np.asarray(fn))
+        return Image.fromarray(read_image(fn) if isinstance(fn, str | os.PathLike) else as_pixels(fn))
 
 
 def _of_validation(monitor: str) -> str:

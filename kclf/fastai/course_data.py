@@ -79,6 +79,7 @@ def batches_of(files: Sequence[Any], like: ImageDataset) -> ImageDataset:
         presize=like.presize,
         resize_method=like.resize_method,
         batch_size=like.batch_size,
+        shard=(0, 1),
     )
 
 

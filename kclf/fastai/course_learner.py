@@ -18,11 +18,11 @@ from ..interpret import AnyInterpretation
 from ..learner.adapt import adapt_to_data, head_for, log_probabilities
 from ..learner.learner import Learner
 from ..learner.plots import SuggestedRates
-from ..learner.trainer import AnyPath, Rates
+from ..learner.trainer import AnyPath, Rates, checked
 from ..models import load
 from ..prediction import precompute, predict, predict_tta
 from ..prediction.tta import predict_each_view
-from .chapter5_callbacks import Setting
+from .chapter5_callbacks import SaveModelCallback, Setting
 from .course_data import Deployed
 from .course_interpretation import ClassificationInterpretation
 from .course_recorder import CourseRecorder
@@ -41,13 +41,19 @@ class CourseLearner(Learner):
         self, epochs: int, schedule: Schedule, *, callbacks: Sequence[Any] = (), **options: Any
     ) -> keras.callbacks.History:
         """As every learner, with fastai's callbacks among those of the fit."""
-        before, made = self.training, [one.of(self) if hasattr(one, "of") else one for one in callbacks]
-        settings, others = _sorted(made)
+        before = self.training
+        settings, others = self._sorted(callbacks)
         self.training = replace(before, **settings)
         try:
             return super()._fit(epochs, schedule, callbacks=others, **options)
         finally:
             self.training = before
+
+    def _sorted(self, cbs: Any) -> tuple[dict[str, Any], list[keras.callbacks.Callback]]:
+        """Settings that fastai has as callbacks, and the callbacks, those made that know their learner."""
+        made = [one.of(self) if isinstance(one, SaveModelCallback) else one for one in _listed(cbs)]
+        settings = {one.name: one.value for one in made if isinstance(one, Setting)}
+        return settings, checked([one for one in made if not isinstance(one, Setting)])
 
     # ---- fastai 0.7 ------------------------------------------------------------
 
@@ -305,13 +311,7 @@ def _split_name(ds_idx: int | str) -> str:
 
 def _with(cbs: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Options of a fit, with the course's callbacks after those that are among them."""
-    return {**options, "callbacks": [*options.get("callbacks", ()), *_listed(cbs)]}
-
-
-def _sorted(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[Any]]:
-    """Settings of a learner that fastai has as callbacks, and the callbacks."""
-    settings = {one.name: one.value for one in callbacks if isinstance(one, Setting)}
-    return settings, [one for one in callbacks if not isinstance(one, Setting)]
+    return {**options, "callbacks": [*(options.get("callbacks") or ()), *_listed(cbs)]}
 
 
 def _listed(one_or_many: Any) -> list[Any]:
@@ -357,16 +357,15 @@ def cnn_learner(
             "kclf takes no layers off a backbone by their number. Pass a Keras model that ends earlier: "
             "b = build_backbone(name); keras.Model(b.inputs, b.get_layer(...).output), with normalization="
         )
-    shaping, callbacks = _sorted(_listed(cbs))
-    carried: dict[str, Any] = {"augmentation": getattr(dls, "augmentation", None), **shaping}
-    carried |= {"callbacks": [one for one in callbacks if not hasattr(one, "of")]}
+    carried: dict[str, Any] = {"augmentation": getattr(dls, "augmentation", None)}
     carried |= {"loss": loss_func, "ps": ps, "xtra_fc": xtra_fc}
     carried |= {} if opt_func is None else {"optimizer": opt_func}
     carried |= {} if wd is None else {"weight_decay": wd}
     carried |= {} if pretrained else {"weights": None}
     learner = CourseLearner(dls, arch, metrics=metrics, **(carried | settings))
-    learner.callbacks += [one.of(learner) for one in callbacks if hasattr(one, "of")]
-    learner.lr = lr
+    shaping, callbacks = learner._sorted(cbs)
+    learner.training, learner.lr = replace(learner.training, **shaping), lr
+    learner.callbacks += callbacks
     return learner
 
 

@@ -84,7 +84,7 @@ class Trainer:
         self.data = data
         self.model = classifier_for(data, backbone, settings)
         self.path = Path(path)
-        self.callbacks = _checked(callbacks)
+        self.callbacks = checked(callbacks)
         self.verbose = verbose
         self.recorder = self.recorder_type()
         self.table = EpochTable(recorder=self.recorder)
@@ -152,7 +152,7 @@ class Trainer:
         model, train, valid = self._trained()
         guards = [self.memory, FiniteGuard(self.checkpoint, _photos_of(train)), best]
         last = [FinishAccumulation()] if self.training.gradient_accumulation else []
-        more = _checked([*self.callbacks, *callbacks])
+        more = checked([*self.callbacks, *callbacks])
         listening = [schedule, *last, self.recorder, *table, *more, *guards]
         self._compile(model, wd)
         try:
@@ -255,7 +255,7 @@ class Trainer:
         return self.path / "models" / f"{name}{ending}"
 
 
-def _checked(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
+def checked(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
     """The callbacks, refused where they are something else."""
     for one in callbacks:
         if isinstance(one, MixUp | CutMix):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -398,10 +398,7 @@ class ImageClassifier(keras.Model):
         `kclf.callbacks.DeliveredModel`. A temperature that was found before belongs to the weights of before.
         """
         self.decision = None
-        given = inspect.signature(keras.Model.fit).bind(self, *arguments, **named).arguments
-        given.pop("self")
-        check_given(given)
-        check_labels(given.get("y"), self.task, len(self.class_names))
+        given = self._given(keras.Model.fit, arguments, named)
         given["callbacks"] = delivered_first(given.get("callbacks"), self, given)
         self.__dict__["_size_before"] = 0
         return super().fit(**given)
@@ -412,15 +409,23 @@ class ImageClassifier(keras.Model):
         Raises:
             ValueError: `compile` was not called, or the labels are of no class.
         """
-        given = inspect.signature(keras.Model.evaluate).bind(self, *arguments, **named).arguments
-        check_given(given)
-        check_labels(given.get("y"), self.task, len(self.class_names))
+        self._given(keras.Model.evaluate, arguments, named)
         if not self.compiled:
             raise ValueError(
                 "Expected a compiled classifier: call compile() first; or kclf.predict(model, data), which "
                 "needs none, and has accuracy() and log_loss(). Received: compiled=False"
             )
         return super().evaluate(*arguments, **named)
+
+    def _given(
+        self, method: Callable[..., Any], arguments: Sequence[Any], named: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What a method of Keras' is given, by name, once its data have been looked at."""
+        given = inspect.signature(method).bind(self, *arguments, **named).arguments
+        given.pop("self")
+        check_given(given)
+        check_labels(given.get("y"), self.task, len(self.class_names))
+        return given
 
     def make_train_function(self, force: bool = False) -> Any:
         """Keras' step of `fit`; the first batch is looked at.

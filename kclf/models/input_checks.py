@@ -94,7 +94,8 @@ def check_labels(labels: Any, task: str, num_classes: int) -> None:
     """Refuse an array of labels whose shape or numbers do not go with a task.
 
     Args:
-        labels: an array or tensor; anything else is left to the steps.
+        labels: an array or tensor; anything else is left to the steps, and so are the numbers of a tensor,
+            for which the host would wait.
         task: "single_label", "multi_label" or "regression".
         num_classes: outputs of the classifier.
 

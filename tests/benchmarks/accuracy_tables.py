@@ -109,11 +109,11 @@ def summary(rows: Sequence[Row], reference: str) -> str:
         if pairs:
             worst = max(pairs, key=lambda name: log_ratio(pairs[name], "log_loss"))
             both = [pair for of_set in pairs.values() for pair in of_set]
-            mistakes = [sum(row["mistakes"] for row in side) for side in zip(*both, strict=True)]
+            wrong = [mistakes(side) for side in zip(*both, strict=True)]
             cells = [
                 geometric(pairs, "log_loss"),
                 f"{math.exp(log_ratio(pairs[worst], 'log_loss')):.2f} {worst}",
-                f"{mistakes[0]:.0f} : {mistakes[1]:.0f} = {mistakes[0] / max(mistakes[1], 1):.2f}",
+                f"{wrong[0]} : {wrong[1]} = {wrong[0] / max(wrong[1], 1):.2f}",
                 geometric(pairs, "train_cpu"),
                 str(len(both)),
             ]
@@ -130,7 +130,7 @@ def best_of_fastai(rows: Sequence[Row]) -> list[Row]:
     best = {}
     for (name, _), mine in runs.items():
         best[name] = min(
-            best.get(name, mine), mine, key=lambda of: statistics.mean(row["log_loss"] for row in of)
+            best.get(name, mine), mine, key=lambda runs: statistics.mean(row["log_loss"] for row in runs)
         )
     return [row | {"contestant": BEST_OF_FASTAI} for mine in best.values() for row in mine]
 

@@ -135,18 +135,8 @@ def main() -> None:
             low, share, high = (f"{one:.2f}".removeprefix("0") for one in quartiles)
             figures[name].append(f"{share} ({low}-{high})")
             print(f"{name:<18}{kind:<8}{ours:>7.3f} s {theirs:>7.3f} s   {figures[name][-1]}", flush=True)
-    record = {
-        "title": f"Beside {library}",
-        "day": time.strftime("%Y-%m-%d"),
-        "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
-        "machine": harness.machine(),
-        "versions": harness.loaded_versions(),
-        "settings": {"batch": options.batch, "side": options.side or "default"},
-        "heads": ["training", "prediction"],
-        "figures": figures,
-    }
-    harness.write(options, record)
+    settings = {"batch": options.batch, "side": options.side or "default"}
+    harness.write_figures(options, f"Beside {library}", figures, heads=("training", "prediction"), **settings)
 
 
 if __name__ == "__main__":

@@ -275,6 +275,38 @@ def write(options: argparse.Namespace, record: dict[str, Any]) -> None:
             file.write(json.dumps(record) + "\n")
 
 
+def write_figures(
+    options: argparse.Namespace,
+    title: str,
+    figures: dict[str, Any],
+    *,
+    heads: Sequence[str] = ("",),
+    **settings: Any,
+) -> dict[str, Any]:
+    """The record of a script without contestants, appended to the JSON file.
+
+    Args:
+        options: with `json` and `rounds`.
+        title: of the table.
+        figures: a text by name, or several, one a column.
+        heads: of the columns.
+        **settings: by which `pages.py` tells one record from another.
+    """
+    record = {
+        "title": title,
+        "day": time.strftime("%Y-%m-%d"),
+        "rounds": options.rounds,
+        "threads": sys.modules["torch"].get_num_threads(),
+        "machine": machine(),
+        "versions": loaded_versions(),
+        "settings": settings,
+        "heads": list(heads),
+        "figures": figures,
+    }
+    write(options, record)
+    return record
+
+
 def chosen(only: Sequence[str] | None) -> list[Contestant]:
     """All contestants, or those whose name holds one of the given words."""
     return [c for c in CONTESTANTS.values() if not only or any(word in c.name for word in only)]

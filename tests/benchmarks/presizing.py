@@ -16,7 +16,6 @@ import argparse
 import math
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,12 +234,12 @@ def main() -> None:
     )
     options.add_argument("--photos", type=Path, help="folder of photos; without it only the zone plate")
     options.add_argument("--count", type=int, default=4, help="photos of each kind")
-    options.add_argument("--draws", type=int, default=4, help="geometries")
+    options.add_argument("--rounds", type=int, default=4, help="geometries")
     options.add_argument("--figure", type=Path)
     options.add_argument("--json", type=Path, help="append the record to this file, as a line of JSON")
     chosen = options.parse_args()
     generator = np.random.default_rng(0)
-    geometries = [draw(generator) for _ in range(chosen.draws)]
+    geometries = [draw(generator) for _ in range(chosen.rounds)]
     pictures = {"zone plate": [zone_plate()]}
     if chosen.photos:
         pictures["photos, full detail"] = photos(chosen.photos, chosen.count, sharp=True)
@@ -250,18 +249,8 @@ def main() -> None:
     print("|---|" + "---|" * len(pictures))
     for way, values in result.items():
         print(f"| {way} | " + " | ".join(f"{values[kind]:.1f}" for kind in pictures) + " |")
-    record = {
-        "title": "Image quality",
-        "day": time.strftime("%Y-%m-%d"),
-        "rounds": chosen.draws,
-        "threads": torch.get_num_threads(),
-        "machine": harness.machine(),
-        "versions": harness.loaded_versions(),
-        "settings": {"photos of each kind": chosen.count},
-        "heads": list(pictures),
-        "figures": {way: [f"{values[kind]:.1f}" for kind in pictures] for way, values in result.items()},
-    }
-    harness.write(chosen, record)
+    figures = {way: [f"{values[kind]:.1f}" for kind in pictures] for way, values in result.items()}
+    harness.write_figures(chosen, "Image quality", figures, heads=list(pictures), photos=chosen.count)
     if chosen.figure:
         figure(chosen.figure, geometries[0])
 

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import harness
 import numpy as np
-import torch
 
 import kclf
 
@@ -115,18 +114,9 @@ def main() -> None:
             memory.append(round(memory_of(server.pid)))
         server.terminate()
         server.wait()
-    record = {
-        "title": "Requests to a server",
-        "day": time.strftime("%Y-%m-%d"),
-        "rounds": words.rounds,
-        "threads": torch.get_num_threads(),
-        "machine": harness.machine(),
-        "versions": harness.loaded_versions(),
-        "settings": {"requests": words.requests, "clients": words.clients, "backbone": words.backbone},
-        "figures": figures(words.requests, rows, memory),
-    }
-    print(json.dumps(record, indent=2))
-    harness.write(words, record)
+    settings = {"requests": words.requests, "clients": words.clients, "backbone": words.backbone}
+    told = figures(words.requests, rows, memory)
+    print(json.dumps(harness.write_figures(words, "Requests to a server", told, **settings), indent=2))
 
 
 def figures(requests: int, rows: list[tuple], memory: list[int]) -> dict[str, str]:

@@ -253,6 +253,13 @@ def test_splits_around_classes_with_the_same_folders_are_no_fault(tmp_path):
     assert read(tmp_path).class_names == ["cat", "dog"]
 
 
+def test_one_class_of_several_is_pointed_to_its_parent(tmp_path, monkeypatch):
+    make_tree(tmp_path, {"photos/cat/": 4})
+    monkeypatch.chdir(tmp_path / "photos" / "cat")
+    with pytest.raises(DataError, match=rf"If cat is one class of several, give {tmp_path / 'photos'}\."):
+        read(".")
+
+
 # Stops that a switch turns into warnings
 
 

@@ -85,7 +85,7 @@
       event.preventDefault();
       point(cursor[0] + moves[event.key][0], cursor[1] + moves[event.key][1]);
       const { cell, margin } = geometry;
-      holder.scrollTo({ left: margin + cursor[1] * cell - holder.parentElement.clientWidth / 2, top: margin + cursor[0] * cell - holder.clientHeight / 2 });
+      holder.scrollTo({ left: margin + cursor[1] * cell - holder.clientWidth / 2, top: margin + cursor[0] * cell - holder.clientHeight / 2 });
     } else if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
       open();
