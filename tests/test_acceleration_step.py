@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 
 import keras
+import numpy as np
 import pytest
 import torch
+from keras import layers
 from test_acceleration import (
     CLASSES,
     SIZE,
@@ -15,6 +17,7 @@ from test_acceleration import (
     history,
     images,
     labels,
+    layer_of,
     residual,
     subclass,
 )
@@ -178,3 +181,75 @@ def test_two_layer_model_keeps_its_results():
     x = images().reshape(40, -1)[:, :SIZE]
     expected = history(compiled(tiny), x)
     assert_same(history(accelerate(compiled(tiny)), x), expected)
+
+
+def with_dropout():
+    hidden = layers.Conv2D(4, 3), layers.ReLU(), layers.Flatten(), layers.Dropout(0.0)
+    return keras.Sequential([keras.Input((SIZE, SIZE, 3)), *hidden, layers.Dense(CLASSES)])
+
+
+def compile_with(**options):
+    return lambda model: model.compile(
+        **{"optimizer": keras.optimizers.SGD(0.01), "loss": "sparse_categorical_crossentropy", **options}
+    )
+
+
+CHANGES = {
+    "activation": lambda model: setattr(model.layers[-1], "activation", keras.activations.tanh),
+    "LoRA": lambda model: [
+        keras.utils.set_random_seed(2),
+        model.layers[-1].enable_lora(1),
+        compile_with()(model),
+    ],
+    "slope": lambda model: setattr(layer_of(model, layers.ReLU), "negative_slope", 0.5),
+    "frozen": lambda model: setattr(model.layers[-1], "trainable", False),
+    "regularizer": lambda model: setattr(model.layers[-1].kernel, "regularizer", keras.regularizers.L2(0.1)),
+    "data": lambda model: layer_of(model, layers.Conv2D).kernel.value.data.mul_(0.5),
+    "weights": lambda model: model.set_weights([weight * 0.5 for weight in model.get_weights()]),
+    "loss": compile_with(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)),
+    "metrics": compile_with(metrics=["accuracy", "sparse_categorical_crossentropy"]),
+    "optimizer": lambda model: setattr(model, "optimizer", keras.optimizers.RMSprop(0.01)),
+    "fit": lambda model: history(model, epochs=1),
+    "nothing": lambda model: None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("make", [residual, with_dropout])
+def test_a_loop_over_batches_sees_what_changes_between_two(make, change):
+    def run(model):
+        seen = [model.train_on_batch(images(8), labels(8)) for _ in range(2)]
+        change(model)
+        seen += [model.train_on_batch(images(8), labels(8)) for _ in range(2)]
+        seen.append(model.test_on_batch(images(8), labels(8)))
+        return np.concatenate([*seen, model.predict_on_batch(images(3)).ravel()])
+
+    np.testing.assert_allclose(run(accelerate(compiled(make))), run(compiled(make)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_sequential_that_grows_between_two_batches_is_planned_anew():
+    def run(model):
+        model.train_on_batch(images(8), labels(8))
+        model.add(layers.Dense(CLASSES, kernel_initializer="ones"))
+        compile_with()(model)
+        return [model.train_on_batch(images(8), labels(8)) for _ in range(2)]
+
+    np.testing.assert_allclose(
+        run(accelerate(compiled(with_dropout))), run(compiled(with_dropout)), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("make", [residual, subclass])
+def test_a_loop_over_batches_is_planned_once(make):
+    model = accelerate(compiled(make))
+    graph = functional_of(model) or functional_of(model.backbone)
+    model.train_on_batch(images(8), labels(8))
+    plan = graph.call.plan
+    for function in (model.train_on_batch, model.test_on_batch):
+        function(images(8), labels(8))
+        assert graph.call.plan is plan
+    model.predict_on_batch(images(8))
+    assert graph.call.plan is plan
+    layer_of(graph, layers.ReLU).negative_slope = 0.1
+    model.predict_on_batch(images(8))
+    assert graph.call.plan is not plan

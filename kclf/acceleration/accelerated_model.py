@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import operator
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ import keras
 
 from .._core.cpu import keep_freed_memory
 from .._core.fit_hooks import override
-from .._core.keras_private import all_layers, get_device
+from .._core.keras_private import all_layers, compiled_loss, compiled_metrics, get_device, own_variables, raw
 from .convolutions import standalone_batchnorm, store_for_keras, store_for_torch
 from .graph import functional_of
 from .plan import MASKING, Plan
@@ -31,6 +33,7 @@ class _Acceleration:
     plans: list[_PlannedCall] = field(default_factory=list)
     options: dict[str, bool] = field(default_factory=dict)  # of the plans
     step: LeanStep | None = None
+    seen: list[Any] = field(default_factory=list)  # what the model looked like when it was planned
     constant: bool = False  # nothing changes the model: see `constant`
 
     def replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
@@ -38,16 +41,20 @@ class _Acceleration:
         override(owner, **{name: function})
         self.replaced.append((owner, name))
 
-    def refresh(self, *, steps: bool) -> None:
-        """Compile anew at the next call, as layers may have changed; `steps`: training and test as well."""
-        if self.constant and not steps:
+    def refresh(self) -> None:
+        """Forget what was worked out from weights, and plan anew at the next call if layers have changed."""
+        seen = _appearance(self.model)
+        if len(seen) == len(self.seen) and all(map(operator.is_, seen, self.seen)):
+            for plan in self.plans:
+                plan.forget_weights()
             return
+        self.seen = seen
         store_for_torch(self.model)
         if [plan.model for plan in self.plans] != _planned_graphs(self.model):
             self._plan_anew()  # layers were added or taken away, or the model has been built since
         for plan in self.plans:
             plan.forget()
-        if steps and self.step is not None:
+        if self.step is not None:
             self.step.refresh()
 
     def _plan_anew(self) -> None:
@@ -88,6 +95,11 @@ class _PlannedCall:
     def forget(self) -> None:
         """Look at the layers again at the next call."""
         self._plan = None
+
+    def forget_weights(self) -> None:
+        """Look at the weights again, which may have changed without a trace, and keep the plan."""
+        if self._plan is not None:
+            self._plan.forget_weights()
 
     def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None, **context: Any) -> Any:
         if mask is None and not context:
@@ -204,12 +216,25 @@ def constant(model: keras.Model) -> Iterator[None]:
     if state is None:
         yield
         return
-    state.refresh(steps=False)
+    state.refresh()
     state.constant = True
     try:
         yield
     finally:
         state.constant = False
+
+
+def _appearance(model: keras.Model) -> list[Any]:
+    """What plans and steps are made from, each object as it is: all that layers hold, `compile` and `fit`."""
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = None if optimizer is None else weakref.ref(optimizer)  # one object as long as it lives
+    found = [compiled_loss(model), compiled_metrics(model), getattr(model, "history", None), optimizer]
+    for layer in all_layers(model):
+        if layer is not model:
+            found += vars(layer).values()
+        for variable in own_variables(layer):
+            found += raw(variable), variable.regularizer
+    return found
 
 
 def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
@@ -289,7 +314,8 @@ def _refreshing(model: keras.Model, state: _Acceleration, name: str) -> Callable
     make = getattr(type(model), name)
 
     def refresh_and_make(*args: Any, **kwargs: Any) -> Any:
-        state.refresh(steps=name != "make_predict_function")
+        if not (state.constant and name == "make_predict_function"):
+            state.refresh()
         return make(model, *args, **kwargs)
 
     return refresh_and_make

@@ -288,6 +288,10 @@ class FoldedConvolution:
         """The tensors of both."""
         return self.convolution.tensors() + self.norm.tensors()
 
+    def forget(self) -> None:
+        """Fold anew at the next call."""
+        self._state = ()
+
     @torch.no_grad()
     def _folded(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         if torch.compiler.is_dynamo_compiling():

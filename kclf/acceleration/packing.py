@@ -86,6 +86,10 @@ class PackedConvolution:
         """Whether an activation on the result can join."""
         return self.post is NOTHING and (not self.adds or post.name in AFTER_A_SUM)
 
+    def forget(self) -> None:
+        """Pack anew at the next call."""
+        self._state = ()
+
     def _padded(self, x: torch.Tensor) -> tuple[torch.Tensor, Pair, Pair]:
         """The input, the padding of each side, and the zeros that the kernel begins with."""
         if not (self.pads_by_its_kernel and (self.pads or self.plain.same)):

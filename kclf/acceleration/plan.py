@@ -43,7 +43,7 @@ from .graph import (
     to_nhwc,
 )
 from .graphs import CapturedEnd
-from .packing import can_pack, packed_steps
+from .packing import PackedConvolution, can_pack, packed_steps
 from .padding import joined_steps
 from .pointwise import Activation, MaxPooling, Padding
 
@@ -124,6 +124,13 @@ class Plan:
         parameters = [tensor for tensor in tensors.values() if isinstance(tensor, torch.nn.Parameter)]
         end = CapturedEnd(self.steps, self._host, self.graph.outputs, self._fold, parameters)
         return end if end.steps else None
+
+    def forget_weights(self) -> None:
+        """Fold and pack the weights anew when they are needed next."""
+        self._fold_norms = NormFolder()
+        for step in (*self.steps, *self.packed_steps):
+            if isinstance(step.function, FoldedConvolution | PackedConvolution):
+                step.function.forget()
 
     def accept(self, inputs: Any) -> list[torch.Tensor] | None:
         """The flat inputs on the device and in the dtypes of the model; None where Keras has to take them."""
