@@ -281,7 +281,26 @@ def other_data() -> dict[str, Any]:
                 kclf.ImageDataset(*arrays, class_names=CLASSES, presize=20, batch_size=8), verbose=0
             )
         except kclf.TrainingError as error:
-            named[kind] = np.array(f"Rank 1 trains on other {kind} than rank 0" in str(error))
+            named[kind] = np.array(f"Rank 1 has other {kind} than rank 0" in str(error))
+    return named
+
+
+def other_predictions() -> dict[str, Any]:
+    """Whether a rank with other weights, or with other photos, is named before the ranks predict together."""
+    images, _ = pictures()
+    odd = distributed.rank() == 1
+    some = {"class_names": CLASSES, "presize": 20, "batch_size": 8}
+    named = {}
+    for kind in ("weights", "photos"):
+        model = small_model()
+        distributed.broadcast([variable.value for variable in model.variables])
+        if odd and kind == "weights":
+            model.trainable_variables[0].assign_add(np.float32(1e-6))
+        try:
+            few = images[:-5] if odd and kind == "photos" else images
+            kclf.predict(model, kclf.ImageDataset(few, **some), together=True)
+        except kclf.TrainingError as error:
+            named[kind] = np.array(f"Rank 1 has other {kind} than rank 0" in str(error))
     return named
 
 
@@ -290,6 +309,7 @@ def everything(folder: Path) -> dict[str, Any]:
     names = (plain, augmented, with_norm, infinite, synced, predicted, overlapping)
     found = {scenario.__name__: scenario() for scenario in names}
     found["other_data"] = other_data()
+    found["other_predictions"] = other_predictions()
     found["course"] = course(folder)
     return {f"{name}/{key}": value for name, part in found.items() for key, value in part.items()}
 

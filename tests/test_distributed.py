@@ -164,6 +164,8 @@ def assert_together(found: list[dict[str, np.ndarray]]) -> None:
     assert found[0]["infinite/scale"] == 512.0
     assert found[0]["other_data/labels"]
     assert found[0]["other_data/photos"]
+    assert found[0]["other_predictions/weights"]
+    assert found[0]["other_predictions/photos"]
 
 
 def test_two_processes_train_as_one(tmp_path):

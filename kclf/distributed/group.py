@@ -190,7 +190,7 @@ def gather(value: Given) -> list[Given]:
     return values
 
 
-_data: tuple[int, str, str] | None = None  # what this process last went through
+_data: dict[str, Any] = {}  # what this process last went through
 
 
 def describe_data(paths: Iterable[str], labels: Any) -> None:
@@ -202,16 +202,17 @@ def describe_data(paths: Iterable[str], labels: Any) -> None:
     """
     global _data
     if world_size() > 1:
-        names = [str(path).replace("\\", "/").rpartition("/")[2] for path in paths]
-        _data = (len(names), _digest("\0".join(names).encode("utf-8", "replace")), _digest(_bytes(labels)))
+        _data = {"photos": described(paths), "labels": _digest(b"" if labels is None else labels.tobytes())}
+
+
+def described(paths: Iterable[str]) -> tuple[int, str]:
+    """How many photos there are, and what changes with their names and order; folders do not count."""
+    names = [str(path).replace("\\", "/").rpartition("/")[2] for path in paths]
+    return len(names), _digest("\0".join(names).encode("utf-8", "replace"))
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _bytes(labels: Any) -> bytes:
-    return b"" if labels is None else labels.tobytes()
 
 
 def require_same_data() -> None:
@@ -220,15 +221,30 @@ def require_same_data() -> None:
     Raises:
         TrainingError: one is.
     """
-    first, *others = gather(_data)
+    require_same(**_data)
+
+
+def require_same(**parts: Any) -> None:
+    """Raise on all ranks where a part, such as the photos or the weights, is another one than on rank 0.
+
+    Raises:
+        TrainingError: one is.
+    """
+    first, *others = gather(parts)
     for number, other in enumerate(others, 1):
-        if other != first:
-            what = "labels" if first and other and first[:2] == other[:2] else "photos"
-            counts = f" ({other[0]} and {first[0]})" if first and other and first[0] != other[0] else ""
-            raise TrainingError(
-                f"Rank {number} trains on other {what} than rank 0{counts}. Give all ranks the same data in "
-                "the same order: each takes its own share of them"
-            )
+        for what in {**first, **other}:
+            _require_equal(number, what, first.get(what), other.get(what))
+
+
+def _require_equal(number: int, what: str, first: Any, other: Any) -> None:
+    if first == other:
+        return
+    known = what == "photos" and first and other and first[0] != other[0]
+    counts = f" ({other[0]} and {first[0]})" if known else ""
+    raise TrainingError(
+        f"Rank {number} has other {what} than rank 0{counts}. Give all ranks the same model, and the same "
+        "data in the same order: each takes its own share of them"
+    )
 
 
 def broadcast(tensors: Tensors) -> None:

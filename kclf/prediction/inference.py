@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .._core.devices import Moment, moment, seconds_between, send
-from .._core.keras_private import producer_of
+from .._core.keras_private import producer_of, raw
 from .._core.keywords import PREDICT, answering
 from .._core.progress import Progress
 from .._core.sizes import Size, sides
@@ -23,7 +23,7 @@ from ..data.files import image_files
 from ..data.images import size_for
 from ..data.sources import FileImages
 from ..data.tasks import probabilities_of
-from ..distributed import gather, rank, world_size
+from ..distributed import described, gather, rank, require_same, world_size
 from ..errors import DataError
 from .exported import ExportedClassifier
 from .predictions import Predictions
@@ -55,6 +55,9 @@ def predict(
 
     Returns:
         Probabilities with labels and paths, of the photos that can be read.
+
+    Raises:
+        TrainingError: processes that are to predict together have other photos or weights.
 
     Example:
         >>> model = keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)])
@@ -200,6 +203,7 @@ def _predict_together(
     model: keras.Model, dataset: ImageDataset, views: Views
 ) -> tuple[list[np.ndarray], list[float]]:
     """Outputs of all photos, of which each rank computes every n-th batch; the seconds are this rank's."""
+    require_same(photos=described(dataset.paths), weights=_sums_of_bits(model))
     numbers = [range(first, len(dataset), world_size()) for first in range(world_size())]
     mine = dataset.part(numbers[rank()]) if numbers[rank()] else None
 
@@ -222,6 +226,16 @@ def _predict_together(
         for whole, part in zip(full, values, strict=False):
             whole[rows] = part
     return full, seconds
+
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
+
+
+def _sums_of_bits(model: Any) -> list[int]:
+    """A number for each weight that changes with its values, the same on every kind of device."""
+    values = [raw(weight).detach() for weight in getattr(model, "weights", ())]
+    sums = [value.view(INTEGERS[value.element_size()]).sum() for value in values]
+    return torch.stack(sums).tolist() if sums else []
 
 
 def _function(model: Any) -> Callable[[torch.Tensor], Any]:
