@@ -142,11 +142,11 @@ def predicted() -> dict[str, Any]:
     return {"plain": plain.probabilities, "views": views.probabilities, "labels": plain.labels}
 
 
-def overlapping() -> dict[str, Any]:
+def sent_meanwhile(model: keras.Model) -> dict[str, Any]:
     """How many pieces of the gradient are on their way before the first layer's backward pass begins."""
     sizes = group.BUCKET, averaging.FIRST_BUCKET
     group.BUCKET = averaging.FIRST_BUCKET = 64  # bytes: every layer a piece
-    model, data = small_model(), photo_data(count=8)
+    data = photo_data(count=8)
     for _ in range(2):
         model.fit(data.train, epochs=1, verbose=0, shuffle=False)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -157,6 +157,24 @@ def overlapping() -> dict[str, Any]:
     sent = [event for event in events if event.name == "c10d::allreduce_"]
     during = [event for event in sent if event.time_range.start < last]
     return {"sent": np.array(len(sent)), "during": np.array(len(during))}
+
+
+def overlapping() -> dict[str, Any]:
+    """Of a small model."""
+    return sent_meanwhile(small_model())
+
+
+def overlapping_folds() -> dict[str, Any]:
+    """Of a classifier as it is by default: its norms are folded, and get their gradients last of all."""
+    photos = x = keras.Input((None, None, 3))
+    for _ in range(4):
+        x = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same", use_bias=False)(x))
+    backbone = keras.Model(photos, x)
+    model = kclf.ImageClassifier(backbone, CLASSES, normalization="tf")
+    model.unfreeze()
+    model.compile(kclf.LayerGroupOptimizer(keras.optimizers.SGD(1e-2), model, 1.0))
+    distributed.distribute(model)
+    return sent_meanwhile(model)
 
 
 class InfiniteOnce(keras.callbacks.Callback):
@@ -306,7 +324,7 @@ def other_predictions() -> dict[str, Any]:
 
 def everything(folder: Path) -> dict[str, Any]:
     """The scenarios of `make test`, in one start of the processes."""
-    names = (plain, augmented, with_norm, infinite, synced, predicted, overlapping)
+    names = (plain, augmented, with_norm, infinite, synced, predicted, overlapping, overlapping_folds)
     found = {scenario.__name__: scenario() for scenario in names}
     found["other_data"] = other_data()
     found["other_predictions"] = other_predictions()

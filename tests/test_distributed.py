@@ -161,6 +161,7 @@ def assert_together(found: list[dict[str, np.ndarray]]) -> None:
         np.testing.assert_array_equal(found[0][f"predicted/{name}"], value, err_msg=name)
     assert len(found[0]["predicted/plain"]) == ranks.PHOTOS - 1
     assert found[0]["overlapping/during"] >= 1
+    assert found[0]["overlapping_folds/during"] >= 8
     assert found[0]["infinite/scale"] == 512.0
     assert found[0]["other_data/labels"]
     assert found[0]["other_data/photos"]

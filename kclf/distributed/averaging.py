@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .group import buckets, flattened, start, together, unpack
+from .group import buckets, flattened, run_on_main, start, together, unpack
 
 FIRST_BUCKET = 2**20  # bytes: smaller than the others, so that sending begins early, as torch's DDP has it
 Tensors = Sequence[torch.Tensor]
@@ -44,7 +44,9 @@ class GradientExchange:
     """Averages the gradients of parameters over the ranks, the same bits on all of them.
 
     Buckets are sent in one order on all ranks, each as soon as its gradients and all buckets before it are
-    there; what the backward pass has not sent goes with `finish`.
+    there; what the backward pass has not sent goes with `finish`. They are filled from the output side, and
+    after the first step in the order in which rank 0 got its gradients, as torch's DDP does: what the folding
+    of norms gives comes last of all.
 
     Args:
         parameters: leaves that are due a gradient, the same on all ranks, input side first.
@@ -52,12 +54,8 @@ class GradientExchange:
 
     def __init__(self, parameters: Tensors) -> None:
         self.parameters = list(parameters)
-        places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
-        self._buckets = [
-            _Bucket([places[id(parameter)] for parameter in alike])
-            for alike in buckets(self.parameters[::-1], FIRST_BUCKET)
-        ]
-        self._where = {place: bucket for bucket in self._buckets for place in bucket.places}
+        self._fill(range(len(self.parameters))[::-1])
+        self._order: list[int] | None = []  # places as their gradients come; None after the first step
         self._absent: set[int] = set()  # places that had no gradient in the last step
         self._weight: float | None = None  # None outside of a backward pass whose gradients are the step's
         self._next = 0  # the first bucket that is not sent
@@ -65,6 +63,14 @@ class GradientExchange:
             parameter.register_post_accumulate_grad_hook(partial(self._arrived, place))
             for place, parameter in enumerate(self.parameters)
         ]
+
+    def _fill(self, order: Sequence[int]) -> None:
+        places = {id(self.parameters[place]): place for place in order}
+        self._buckets = [
+            _Bucket([places[id(parameter)] for parameter in alike])
+            for alike in buckets([self.parameters[place] for place in order], FIRST_BUCKET)
+        ]
+        self._where = {place: bucket for bucket in self._buckets for place in bucket.places}
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -110,6 +116,11 @@ class GradientExchange:
                 bucket.receive(gradients, total)
         self._absent = {place for place, gradient in enumerate(gradients) if gradient is None}
         self._next = 0
+        if self._order is not None:
+            first = run_on_main(lambda: list(dict.fromkeys(self._order or [])))
+            rest = set(range(len(self.parameters))) - set(first)
+            self._fill([*first, *sorted(rest, reverse=True)])
+            self._order = None
 
     def _left_out(self, gradients: Sequence[torch.Tensor | None]) -> list[_Bucket]:
         """Gradients whose bucket went without them: a layer that got none in the last step has one now."""
@@ -124,6 +135,8 @@ class GradientExchange:
         """The gradient of a parameter is whole; torch calls this in the backward pass."""
         if self._weight is None or place in self._absent:
             return
+        if self._order is not None:
+            self._order.append(place)
         self._where[place].awaited -= 1
         with together(), torch.no_grad():
             while self._next < len(self._buckets) and self._buckets[self._next].awaited == 0:
