@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,6 +149,25 @@ def run_steps(steps: Iterable[Step], run: Run, values: list[Any]) -> None:
         else:
             for number, tensor in zip(step.targets, result, strict=True):
                 values[number] = tensor
+
+
+def pooled_early(steps: Sequence[Step], graph: Graph) -> list[Step]:
+    """The steps in another order: what makes a vector of a map comes right behind the map, which may then go.
+
+    Keras runs a model by the depth of its layers, and so pools the maps of early levels last of all.
+    """
+    ranks = [len(value.shape) for value in graph.values]
+    waiting: dict[int, list[Step]] = {}
+    for step in steps:
+        if len(step.sources) == 1 and ranks[step.sources[0]] == 4 and ranks[step.targets[0]] == 2:
+            waiting.setdefault(step.sources[0], []).append(step)
+    moved = {id(step) for group in waiting.values() for step in group}
+    found = [step for value in graph.inputs for step in waiting.get(value, [])]
+    for step in steps:
+        if id(step) not in moved:
+            found.append(step)
+            found += [early for value in step.targets for early in waiting.get(value, [])]
+    return found
 
 
 def mark_last_use(steps: list[Step], outputs: tuple[int, ...]) -> None:

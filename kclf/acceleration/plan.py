@@ -38,6 +38,7 @@ from .graph import (
     Run,
     Step,
     flatten,
+    pooled_early,
     run_steps,
     to_nchw,
     to_nhwc,
@@ -76,6 +77,7 @@ class Plan:
         self.steps: list[Step] = []
         for node in self.graph.nodes:
             self._add(node)
+        self.steps = pooled_early(self.steps, self.graph)
         self.packed_steps = packed_steps(self.steps, self.graph)
         self.steps = joined_steps(self.steps, self.graph, views=self.views)
         self._folds = [one.function for one in self.steps if isinstance(one.function, FoldedConvolution)]

@@ -15,10 +15,11 @@ import torch
 
 from .._core.arguments import listed
 from .._core.fit_hooks import overridden
-from .._core.keras_private import all_layers
+from .._core.keras_private import all_layers, producer_of
 from .._core.keywords import GRAD_CAM, answering
 from .._core.plotting import new_grid
 from ..acceleration import run_by_keras
+from ..backbones.levels import LEVELS
 from ..data.images import as_colours
 
 if TYPE_CHECKING:
@@ -139,10 +140,10 @@ def _of_classifier(model: Any, batch: torch.Tensor) -> Halves:
     with torch.no_grad():
         seen = model.augmentation(batch, training=False)
         front, back = _halves(model.backbone)
-        features = front(model.normalization(seen), training=False)
+        features, *levels = keras.tree.flatten(front(model.normalization(seen), training=False))
     features = features.detach().float().requires_grad_()
     with torch.enable_grad():
-        return seen, features, model.head(back(features), training=False)
+        return seen, features, model.head(back(features, *levels), training=False)
 
 
 def _of_model(model: Any, batch: torch.Tensor, name: str | None) -> Halves:
@@ -201,11 +202,24 @@ def _shown(seen: torch.Tensor) -> np.ndarray:
 def _halves(backbone: keras.Model) -> tuple[Any, Any]:
     """The backbone up to the values that are explained, and what it does with them."""
     layers = getattr(backbone, "layers", [])
+    if layers and layers[-1].name == LEVELS:
+        return _halves_of_levels(backbone)
     starts = [layer for layer in layers if re.fullmatch(r"block\d+_norm1", layer.name)]
     if not starts:
         return backbone, lambda features: features
     tokens = starts[-1].input
     return keras.Model(backbone.inputs, tokens), keras.Model(tokens, backbone.output)
+
+
+def _halves_of_levels(backbone: keras.Model) -> tuple[Any, Any]:
+    """The last map is explained, beside what the earlier ones say."""
+    *earlier, last = backbone.layers[-1].input
+    pooling = producer_of(last)
+
+    def back(features: torch.Tensor, *levels: torch.Tensor) -> torch.Tensor:
+        return torch.cat([*levels, pooling(features)], dim=-1)
+
+    return keras.Model(backbone.inputs, [pooling.input, *earlier]), back
 
 
 def _as_map(values: torch.Tensor, model: Any) -> torch.Tensor:

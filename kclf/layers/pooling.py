@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keras
-from keras import ops
+import torch
 
 
 @keras.saving.register_keras_serializable(package="kclf")
@@ -19,9 +19,11 @@ class ConcatPooling(keras.layers.Layer):
         [[4.0, 2.0]]
     """
 
-    def call(self, features: keras.KerasTensor) -> keras.KerasTensor:
+    calls_torch_alone = True  # for `accelerate`: without Keras' ceremony
+
+    def call(self, features: torch.Tensor) -> torch.Tensor:
         """(batch, 2 * channels)."""
-        return ops.concatenate([ops.max(features, axis=(1, 2)), ops.mean(features, axis=(1, 2))], axis=-1)
+        return torch.cat([features.amax((1, 2)), features.mean((1, 2))], dim=-1)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """(batch, 2 * channels)."""

@@ -21,7 +21,7 @@ from .._core.keywords import COMPILE, MODEL, answering
 from .._core.sizes import Size, as_size, require_same_shape, sides
 from ..acceleration import accelerate as accelerate_model
 from ..acceleration import unpacked
-from ..backbones import backbone_spec, build_backbone, built_name, split_backbone, split_blocks
+from ..backbones import backbone_spec, build_backbone, built_name, levels, split_backbone, split_blocks
 from ..callbacks.delivered import delivered_first
 from ..data.decision import Decision
 from ..data.decoding import check_depth
@@ -90,6 +90,8 @@ class ImageClassifier(keras.Model):
         channels: of the photos: 3 for colour; 1 for grey, as which files are then read; other numbers come as
             arrays alone. Published weights are for three: one channel gets the sum of the first
             convolution's weights over the colours, more get the colours' in turn, scaled by 3 / channels.
+        multi_level: the head reads the pooled maps of all resolutions of the backbone, not the last map alone
+            (`kclf.backbones.multi_level`): for drawings, scans, textures.
         accelerate: run on plain torch calls (`kclf.accelerate`); False leaves Keras as it is.
         checkpointing: train with less memory and a third more time: blocks of the backbone are computed again
             on the way back. Needs `accelerate`.
@@ -126,6 +128,7 @@ class ImageClassifier(keras.Model):
         resize_method: str = "crop",
         depth: int | None = None,
         channels: int = 3,
+        multi_level: bool = False,
         accelerate: bool = True,
         checkpointing: bool = False,
         name: str | None = None,
@@ -150,17 +153,24 @@ class ImageClassifier(keras.Model):
         self.dropout = float(dropout)
         self.bias = not self.hidden or task == "regression" if bias is None else bool(bias)
         self.checkpointing = bool(checkpointing)
+        self.multi_level = bool(multi_level)
         self.backbone_name = backbone if isinstance(backbone, str) else built_name(backbone)
         if not isinstance(backbone, str):
             check_backbone(backbone, self.size, self.channels)
+            if self.multi_level:
+                raise ValueError(
+                    "Expected a backbone by its name: of a model, pass kclf.backbones.multi_level(backbone). "
+                    "Received: multi_level=True"
+                )
         with _policy(self.dtype_policy):
             self.augmentation = as_augmentation(augmentation, self.size)
             self.normalization = _normalization(self.backbone_name, normalization, self.channels)
-            self.backbone = (
+            body = (
                 build_backbone(backbone, weights=weights, input_shape=(*sides(self.size), self.channels))
                 if isinstance(backbone, str)
                 else backbone
             )
+            self.backbone = levels.multi_level(body) if self.multi_level else body
             self.head = build_head(
                 self.backbone.output_shape[-1],
                 len(self.class_names),
@@ -477,6 +487,7 @@ class ImageClassifier(keras.Model):
             **({"checkpointing": True} if self.checkpointing else {}),
             **({} if self.depth is None else {"depth": self.depth}),
             **({} if self.channels == 3 else {"channels": self.channels}),
+            **({"multi_level": True} if self.multi_level else {}),
             "trainable_from_group": self.first_trainable_group,
             "decision": None if self.decision is None else self.decision.get_config(),
             **({"quantized": quantized} if (quantized := quantized_layers(self)) else {}),

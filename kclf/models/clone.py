@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..acceleration import is_accelerated
@@ -13,13 +14,15 @@ def clone_with(model: ImageClassifier, **changes: Any) -> ImageClassifier:
 
     Args:
         model: the classifier.
-        **changes: settings of `ImageClassifier`, such as `size` or `dtype`.
+        **changes: settings of `ImageClassifier`, such as `size` or `dtype`. With another `multi_level` the
+            head starts anew.
     """
     config = model.get_config() | {"accelerate": is_accelerated(model)} | changes
     if "dtype" in changes:  # a backbone that was given as a model carries the policies of its layers
         config["backbone"] = in_policy(config["backbone"], changes["dtype"], model.dtype_policy.name)
     other = ImageClassifier.from_config(config)
-    copy_weights(model, other)
+    same_head = other.multi_level == model.multi_level
+    copy_weights(model, other, ("backbone", "head") if same_head else ("backbone",))
     return other
 
 
@@ -40,9 +43,11 @@ def in_policy(config: Any, new: str, old: str | None = None) -> Any:
     return {name: in_policy(part, new, old) for name, part in config.items()}
 
 
-def copy_weights(source: ImageClassifier, target: ImageClassifier) -> None:
-    """Give a classifier the weights of another one of the same layers."""
-    for part in ("backbone", "head"):
+def copy_weights(
+    source: ImageClassifier, target: ImageClassifier, parts: Sequence[str] = ("backbone", "head")
+) -> None:
+    """Give a classifier the weights of another one whose parts have the same layers."""
+    for part in parts:
         pairs = zip(getattr(source, part).weights, getattr(target, part).weights, strict=True)
         for value, variable in pairs:
             variable.assign(value.value.detach())

@@ -20,11 +20,12 @@ from ..data.sources import JoinedImages
 from ..distributed import run_on_main
 from ..errors import DataError, NotFiniteError, RunStopped
 from ..models import ImageClassifier
+from ..models.clone import clone_with
 from ..prediction.inference import predict
 from ..prediction.predictions import Predictions
 from .budget import LARGER_TUNED, Plan, larger_sizes, plan_best
 from .deciding import at_temperature, cross_fitted, fit_decision
-from .linear_probe import LinearProbe, fit_linear_probe
+from .linear_probe import LinearProbe, fit_linear_probe, fit_linear_probes
 from .reading_size import Reading, at_size, choose_reading
 from .solving import make_folds
 from .tuning import Comparison, Fit, describe_estimate, tune
@@ -43,7 +44,8 @@ class BestFit:
         predictions: of the validation photos by the classifier that was kept; None where there are none.
         estimate: what to expect on new photos: of validation photos, cross-fitted where they made a choice,
             or cross-validated training photos; None where there are too few.
-        model: the classifier to use: the one that was given, or a copy that reads photos larger.
+        model: the classifier to use: the one that was given, or a copy that reads photos larger, or several
+            levels of the backbone.
         refitted_on: photos that it was trained on again in the end, as was chosen; 0 where it was not. The
             figures are those from before.
     """
@@ -89,10 +91,10 @@ def fit_best(
 ) -> BestFit:
     """Train the best classifier that these photos and this time allow.
 
-    The last layer is solved (`fit_linear_probe`), at the size of the model and at larger ones, of which folds
-    of the training photos choose. Everything is tuned from the solution at the given size; what that gives is
-    kept where its loss on the validation photos is lower by more than a standard error, also when something
-    ends the tuning early.
+    The last layer is solved (`fit_linear_probe`), on the last map of the backbone and on several levels of it
+    (`multi_level`), at the size of the model and at larger ones: folds of the training photos choose.
+    Everything is tuned from the solution at the given size; what that gives is kept where its loss on the
+    validation photos is lower by more than a standard error, also when something ends the tuning early.
 
     Args:
         model: an `ImageClassifier`, best with `hidden=()`.
@@ -174,25 +176,43 @@ def _solved(
     keep: Keep,
     until: float | None,
 ) -> tuple[Reading, Predictions | None]:
-    """The last layer solved at the sizes of a plan: the one chosen, and its validation predictions."""
+    """The last layer solved at the sizes of a plan: the one chosen, and its validation predictions.
+
+    Which levels of the backbone are read is chosen at the first size.
+    """
     readings: list[Reading] = []
-    began = time.monotonic()
+    began, form = time.monotonic(), model
+    options: dict[str, Any] = {"views": plan.views, "folder": folder, "progress": progress}
     for size in plan.sizes or (model.size,):
         if readings and _too_late(readings[-1].model.size, size, began, until):
             break
         began = time.monotonic()
-        sized, photos = at_size(model, data, size)
-        probe = fit_linear_probe(sized, photos, views=plan.views, folder=folder, progress=progress)
-        readings.append(Reading(sized, photos, probe))
-        say(f"At {size_text(size)} px: {probe}")
-        if choose_reading(readings) is readings[-1]:
-            keep(sized)
+        several = plan.multi_level and not readings
+        for reading in _by_levels(model, data, options) if several else [_at(form, data, size, options)]:
+            readings.append(reading)
+            levels = ", several levels" if reading.model.multi_level else ""
+            say(f"At {size_text(size)} px{levels}: {reading.probe}")
+            if choose_reading(readings) is reading:
+                keep(reading.model)
+                form = reading.model
     chosen = choose_reading(readings)
     before = None if chosen.data.valid is None else predict(chosen.model, chosen.data.valid)
     where = f" at {size_text(chosen.model.size)} px" if len(readings) > 1 else ""
     if before is not None and before.task != "regression":
         say(f"Validation photos{where}: {before}")
     return chosen, before
+
+
+def _at(model: ImageClassifier, data: ImageData, size: Size, options: dict[str, Any]) -> Reading:
+    sized, photos = at_size(model, data, size)
+    return Reading(sized, photos, fit_linear_probe(sized, photos, **options))
+
+
+def _by_levels(model: ImageClassifier, data: ImageData, options: dict[str, Any]) -> list[Reading]:
+    """The last map alone, and several levels of the backbone."""
+    both = model, clone_with(model, multi_level=True)
+    probes = fit_linear_probes(*both, data, **options)
+    return [Reading(one, data, probe) for one, probe in zip(both, probes, strict=True)]
 
 
 def _too_late(last: Size, size: Size, began: float, until: float | None) -> bool:

@@ -19,7 +19,7 @@ from .._core.arguments import one_of
 from .._core.atomic import replacing
 from .._core.settings import TrainSettings
 from .._core.sizes import Size, as_size, num_pixels, scaled, sides, size_text
-from ..backbones import backbone_spec
+from ..backbones import backbone_spec, has_levels
 from ..callbacks.run_state import remember_model, remember_randomness
 from ..data import ImageData, ImageDataset
 from ..data.sources import FileImages
@@ -40,6 +40,7 @@ GENTLE_RATES, RATES = (3e-5, 3e-5), (1e-4, 3e-4)  # highest of the body and of t
 LARGER = {"quick": (), "standard": (1.8,), "best": (1.4, 1.8)}  # sizes to read at, as shares of the given one
 LARGER_TUNED = 1.4  # size at which what was tuned is tried, as a share of its own, beside that of the probe
 LARGEST = 1.3  # of them, as a share of the size that the weights were trained at
+MOST_FOR_LEVELS = 5000  # photos; with more, the second solution costs more time than is quick
 SIZE_STEP = 32  # pixels: the stride of most backbones
 MEASURED_BATCH, MEASURED_BATCHES = 16, 3
 MEASURED_SHARE = 16  # of the photos one in so many is a batch that is measured: few photos are soon read
@@ -75,6 +76,7 @@ class Plan:
         first_group: rate of the first layer group, as a share of `body_rate`.
         warmup: share of the steps in which the rates rise.
         views: augmented views of each photo from which the last layer is solved, besides the plain one.
+        multi_level: solve the last layer on several levels of the backbone, too, for folds to choose.
         sizes: in pixels, at which the last layer is solved, the first of them that of the tuning; () for that
             of the model.
         minutes: how long the run may take; None for as long as it does.
@@ -95,6 +97,7 @@ class Plan:
     first_group: float = 0.1
     warmup: float = 0.3
     views: int = 0
+    multi_level: bool = False
     sizes: tuple[Size, ...] = ()
     minutes: float | None = None
     refit: bool = False
@@ -120,7 +123,8 @@ class Plan:
         where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cores} cores"
         where = "1 core" if where == "1 cores" else where
         sizes = " and ".join(map(size_text, self.sizes or (size,)))
-        probe = f"linear probe at {sizes} px ({duration(self.probe_seconds)})"
+        levels = ", of one level and of several" if self.multi_level else ""
+        probe = f"linear probe at {sizes} px{levels} ({duration(self.probe_seconds)})"
         once = f", photos decoded once ({duration(self.decode_seconds)})" if self.decode_seconds else ""
         passes = f"{once}, then {self.passes} passes at {size_text(size)} px in batches of {self.batch_size}"
         again = ", then again on all photos" if self.refit else ""
@@ -176,7 +180,7 @@ def plan_best(
         return plan
     features = model.head.get_layer("pooling").output.shape[-1]
     sizes = (model.size, *larger_sizes(model, LARGER[one_of("effort", effort, EFFORTS)]))
-    sized: dict[str, Any] = {"num_features": features, "sizes": sizes}
+    sized: dict[str, Any] = {"num_features": features, "sizes": sizes, "multi_level": has_choice(model)}
     speed = measure_speed(model, data, training=tunes(data, effort))
     before = 0.0 if started is None else time.monotonic() - started
     around = (before, ENDING * before)
@@ -195,6 +199,7 @@ def make_plan(
     batch_size: int | None = None,
     num_features: int = 2560,
     sizes: tuple[Size, ...] = (),
+    multi_level: bool = False,
     around: tuple[float, float] = (0.0, 0.0),
     refit: bool = False,
     decode_once: str = "auto",
@@ -212,6 +217,8 @@ def make_plan(
         num_features: of the head's pooling.
         sizes: at which the last layer may be solved, the given one first; those are left out that there is
             no time for.
+        multi_level: whether the classifier could read several levels of its backbone: tried with up to 5,000
+            photos.
         around: seconds that had gone by before, and that writing the results will take.
         refit: as for `fit_best`.
         decode_once: as for `fit_best`.
@@ -227,9 +234,11 @@ def make_plan(
     start, end = around
     once = seconds_to_decode_once(data, speed) if decode_once == "auto" and tunes(data, effort) else 0.0
     left = math.inf if minutes is None else 60 * minutes - start - end - once
-    while len(shares) > 1 and _probe_seconds(data, speed, shares, solving) > left / 2:
+    levels = multi_level and train <= MOST_FOR_LEVELS
+    more_solving = solving if levels else 0.0
+    while len(shares) > 1 and _probe_seconds(data, speed, shares, solving) + more_solving > left / 2:
         shares, sizes = shares[:-1], sizes[:-1]
-    probe = _probe_seconds(data, speed, shares, solving)
+    probe = _probe_seconds(data, speed, shares, solving) + more_solving
     one_pass = steps * batch * (speed.step if once else max(speed.step, speed.decode))
     passes = max(PASSES[effort], -(-FEWEST_STEPS // steps)) if tunes(data, effort) else 0
     larger = (LARGER_TUNED**2 + shares[-1]) * (len(shares) > 1)
@@ -241,7 +250,7 @@ def make_plan(
         passes = passes if passes * steps >= LEAST_STEPS else 0
     rates = GENTLE_RATES if train < FEW_PHOTOS else RATES
     after = end + again + passes * one_pass * more
-    plan = Plan(effort, passes, batch, *rates, sizes=sizes, minutes=minutes, refit=refit)
+    plan = Plan(effort, passes, batch, *rates, sizes=sizes, minutes=minutes, refit=refit, multi_level=levels)
     return dataclasses.replace(
         plan,
         start_seconds=start,
@@ -286,6 +295,12 @@ def _probe_seconds(data: ImageData, speed: Speed, shares: Sequence[float], solvi
     valid = 0 if data.valid is None else data.valid.num_images
     read = data.train.num_images * sum(shares) + valid * shares[-1]
     return read * speed.read + solving * len(shares)
+
+
+def has_choice(model: ImageClassifier) -> bool:
+    """Whether the last layer of a classifier could be solved on several levels of its backbone as well."""
+    plain = model.backbone_name is not None and not model.multi_level and not model.hidden
+    return plain and has_levels(model.backbone)
 
 
 def larger_sizes(model: ImageClassifier, shares: Sequence[float]) -> list[Size]:

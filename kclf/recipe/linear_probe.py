@@ -129,6 +129,31 @@ def fit_linear_probe(
     return probe
 
 
+def fit_linear_probes(
+    model: ImageClassifier,
+    leveled: ImageClassifier,
+    data: ImageData,
+    *,
+    views: int = 0,
+    folder: AnyPath | None = None,
+    progress: bool = False,
+) -> tuple[LinearProbe, LinearProbe]:
+    """The linear probes of a classifier and of its copy with `multi_level`, from one look at the photos.
+
+    Args:
+        model: the classifier.
+        leveled: the copy, whose features end with those of the classifier.
+        data: as for `fit_linear_probe`, which says the others.
+    """
+    found = _features(leveled, data, views, folder, progress)
+    width = model.head.get_layer("pooling").output.shape[-1]
+    last = {**found, "features": np.ascontiguousarray(found["features"][..., -width:])}
+    probes = solve_linear_probe(**last), solve_linear_probe(**found)
+    for one, probe in zip((model, leveled), probes, strict=True):
+        write_linear_probe(one, probe)
+    return probes
+
+
 def solve_linear_probe(
     features: np.ndarray,
     labels: np.ndarray,

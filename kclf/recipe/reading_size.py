@@ -1,7 +1,8 @@
-"""The size that photos are read at, chosen in folds of the training photos.
+"""The levels of the backbone that are read, and the size of photos, chosen in folds of the training photos.
 
 Objects look larger in training, by its crops, than in a prediction; read a little larger, photos look as they
-did: Touvron et al. 2019, https://arxiv.org/abs/1906.06423.
+did: Touvron et al. 2019, https://arxiv.org/abs/1906.06423. Photos unlike those of the pretraining are told
+apart by what earlier levels see: `kclf.backbones.multi_level`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .linear_probe import LinearProbe
 
 @dataclass(frozen=True)
 class Reading:
-    """A classifier at the size that it reads photos at, with its last layer solved there.
+    """A classifier that reads photos at a size, by its last map or several levels; its last layer is solved.
 
     Args:
         model: the classifier.
@@ -48,13 +49,13 @@ def at_size(model: ImageClassifier, data: ImageData, size: Size) -> tuple[ImageC
 
 
 def choose_reading(readings: Sequence[Reading]) -> Reading:
-    """The largest size that folds of the training photos speak for: a larger one costs more for good.
+    """The last reading that folds of the training photos speak for: each costs more than those before it.
 
-    That is, whose cross-validated loss is more than one standard error below that of the size chosen until
+    That is, whose cross-validated loss is more than one standard error below that of the one chosen until
     then, from the differences photo by photo. Without folds, the first.
 
     Args:
-        readings: at rising sizes.
+        readings: at rising cost.
     """
     chosen = readings[0]
     for reading in readings[1:]:
