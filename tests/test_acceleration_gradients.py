@@ -128,3 +128,24 @@ def test_a_step_copies_no_gradient_of_a_kernel(kind):
         model.train_on_batch(images, targets)
     copies = [event for event in record.events() if event.name in ("aten::clone", "aten::copy_")]
     assert [event.input_shapes[0] for event in copies if tuple(event.input_shapes[0]) in sizes] == []
+
+
+def test_gelu_overwrites_the_product_before_it_in_predictions_alone():
+    def network():
+        inputs = keras.Input((8, 8, 4))
+        x = layers.Conv2D(6, 1)(inputs)
+        x = layers.Activation("gelu")(keras.layers.Dense(12)(x))
+        x = layers.Conv2D(3, 1, activation="gelu")(keras.layers.Dense(6, activation="gelu")(x))
+        return keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+
+    keras.utils.set_random_seed(3)
+    model, images = network(), torch.randn(2, 8, 8, 4)
+    expected = model(images).detach()
+    stock = torch.autograd.grad(model(images).sum(), [v.value for v in model.trainable_variables])
+    kclf.accelerate(model)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, torch.no_grad():
+        found = model(images, training=False)
+    assert sum(event.key == "aten::gelu_" and event.count for event in profile.key_averages()) >= 2
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    fast = torch.autograd.grad(model(images).sum(), [v.value for v in model.trainable_variables])
+    torch.testing.assert_close(fast, stock, rtol=1e-5, atol=1e-6)

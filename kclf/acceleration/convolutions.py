@@ -361,9 +361,11 @@ def compile_dense(site: LayerContext) -> Function | None:
 
     def dense(run: Run, x: torch.Tensor) -> torch.Tensor:
         x = to_nhwc(x) if image else x
-        rows, weight = x.flatten(0, -2), in_dtype(kernel, x.dtype)  # so that its gradient lies as it does
+        rows = x if x.ndim == 2 else x.flatten(0, -2)  # so that the kernel's gradient lies as it does
+        weight = in_dtype(kernel, x.dtype)
         y = rows @ weight if bias is None else torch.addmm(in_dtype(bias, x.dtype), rows, weight)
-        y = (y if activation is None else activation(y)).unflatten(0, x.shape[:-1])
+        y = y if activation is None else activation(y)
+        y = y if x.ndim == 2 else y.unflatten(0, x.shape[:-1])
         return to_nchw(y) if image else y
 
     return dense

@@ -77,9 +77,14 @@ class _Clamp(torch.autograd.Function):
         return aten.hardtanh_backward(gradients[0], y, *ctx.limits), None, None
 
 
+def learns(x: torch.Tensor) -> bool:
+    """Whether a gradient passes a value on its way back, so that what is computed from it must keep it."""
+    return x.requires_grad and torch.is_grad_enabled()
+
+
 def clamp_(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Clamp in place; where a gradient passes, the result tells: `F.hardtanh_` copies its input for it."""
-    if x.requires_grad and torch.is_grad_enabled():
+    if learns(x):
         return _Clamp.apply(x, low, high)
     return x.clamp_(low, high)
 
@@ -153,7 +158,7 @@ class PaddedActivation:
 
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
         """Of (batch, channels, height, width)."""
-        if x.requires_grad and torch.is_grad_enabled():
+        if learns(x):
             return _Padded.apply(x, self)
         return F.pad(self.plain(run, x), (*self.columns, *self.rows))
 

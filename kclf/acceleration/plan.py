@@ -168,7 +168,7 @@ class Plan:
             step = Step(self._fallback(node), node.inputs, node.outputs)
             self._host.append(step)
         else:
-            fresh = isinstance(node.operation, OVERWRITABLE) or _bare(function)
+            fresh = isinstance(node.operation, OVERWRITABLE) or _bare(function) or _is_product(node.operation)
             step = Step(_casting(function, site), node.inputs, node.outputs, fresh)
             if self._join(step, function):
                 return
@@ -243,6 +243,11 @@ class Plan:
 def _bare(function: Any) -> bool:
     """Whether a function is a convolution with nothing after it."""
     return isinstance(function, Convolution) and function.activation is None
+
+
+def _is_product(operation: Any) -> bool:
+    """Whether an operation is a Dense without an activation, whose result no gradient needs."""
+    return isinstance(operation, layers.Dense) and pointwise.is_linear(operation.activation)
 
 
 def _never_negative(step: Step | None) -> bool:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from .._core.devices import send
 from .._core.keras_private import is_channels_first, raw
-from .gradients import clamp_
+from .gradients import clamp_, learns
 from .graph import Function, LayerContext, Pair, Run, pair, same_padding, to_nchw, to_nhwc
 
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
@@ -32,7 +32,9 @@ ELEMENTWISE: dict[Any, Elementwise] = {
 IN_PLACE: dict[Any, Elementwise] = {
     keras.activations.relu: F.relu_,
     keras.activations.relu6: lambda x: clamp_(x, 0.0, 6.0),
+    keras.activations.gelu: lambda x: F.gelu(x) if learns(x) else torch.ops.aten.gelu_(x),
 }
+IN_KERAS_ORDER = (keras.activations.gelu,)  # which torch computes more slowly through a view of other axes
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,11 @@ def activation_function(activation: Any, *, image: bool, in_place: bool = False)
     """
     if is_linear(activation):
         return None
-    if in_place and activation in IN_PLACE:
-        return IN_PLACE[activation]
-    if activation in ELEMENTWISE:
-        return ELEMENTWISE[activation]
-    if not image:
-        return activation
-    return lambda x: activation(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    known = IN_PLACE if in_place and activation in IN_PLACE else ELEMENTWISE
+    function = known.get(activation, activation)
+    if image and (activation not in known or activation in IN_KERAS_ORDER):
+        return lambda x: to_nchw(function(to_nhwc(x)))
+    return function
 
 
 def identity(run: Run, x: torch.Tensor) -> torch.Tensor:

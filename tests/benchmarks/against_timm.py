@@ -1,7 +1,7 @@
 """Steps and predictions of backbones beside timm's or torchvision's: CPU time, in turns within one process.
 
 Both run with the same allocator, since it is one process: kclf's setting for glibc holds for the other too.
-Both train by torch's fused SGD.
+Both train by torch's fused SGD; a step is the one that `fit` runs.
 
     python tests/benchmarks/against_timm.py ViTS16 ConvNeXtTiny --rounds 7
     python tests/benchmarks/against_timm.py ResNet50 MobileNetV2 EfficientNetB0 --torchvision --side 128
@@ -96,7 +96,9 @@ def contestants(name: str, batch: int, side: int, library: str):
     def predict_ours():
         ours(images, training=False)
 
-    return {"train": (lambda: ours.train_on_batch(images, labels), step), "predict": (predict_ours, predict)}
+    ours.train_on_batch(images, labels)  # builds all there is
+    step_of_fit = ours.train_function
+    return {"train": (lambda: step_of_fit([(images, labels)]), step), "predict": (predict_ours, predict)}
 
 
 def ratio(ours, theirs, rounds: int) -> tuple[float, float, list[float]]:

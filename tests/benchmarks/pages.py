@@ -28,6 +28,7 @@ TRIALS = RESULTS.with_name("accuracy.jsonl")
 PAGES = [
     harness.ROOT / name
     for name in (
+        "docs/backbones.md",
         "docs/benchmarks.md",
         "docs/benchmarks/accuracy.md",
         "docs/methods/presizing.md",
