@@ -25,7 +25,7 @@ lint: .venv/installed   ## ruff and mypy
 # On a GPU that is pretended: what `make test` runs of it, and the suites that know a device.
 PRETEND := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --pretend-cuda
 SUITES := $(addprefix tests/,test_predict.py test_activations.py test_ensembles.py test_interpret.py test_report.py \
-	test_learner.py test_fastai_habits.py test_cli.py reliability/test_checkpoint.py reliability/test_command.py)
+	test_learner.py test_fastai_habits.py test_multi_level.py test_cli.py reliability/test_checkpoint.py reliability/test_command.py)
 test-pretended-gpu: .venv/installed   ## the suites of training and prediction on a GPU that is pretended
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/pretended_cuda -m 'heavy or not heavy'
 	$(PRETEND) -m 'gpu or not heavy' tests/test_gpu.py

@@ -322,6 +322,23 @@ def other_predictions() -> dict[str, Any]:
     return named
 
 
+def recipe(folder: Path) -> dict[str, Any]:
+    """The recipe: what both ranks choose, solve and predict, from other random weights on each."""
+    keras.utils.set_random_seed(11 + distributed.rank())
+    model = kclf.ImageClassifier("MobileNetV2", CLASSES, size=32, weights=None, hidden=())
+    found = kclf.fit_best(
+        model, photo_data(count=24, side=32), effort="quick", folder=folder / "recipe", say=lambda line: None
+    )
+    images, _ = pictures(12, side=32)
+    return {
+        "tried": np.array(found.plan.multi_level),
+        "levels": np.array(found.model.multi_level),
+        "backbone": weights_of(model.backbone),
+        "held_out": found.probe.held_out.probabilities,
+        "predictions": kclf.predict(found.model, images).probabilities,
+    }
+
+
 def everything(folder: Path) -> dict[str, Any]:
     """The scenarios of `make test`, in one start of the processes."""
     names = (plain, augmented, with_norm, infinite, synced, predicted, overlapping, overlapping_folds)
@@ -329,6 +346,7 @@ def everything(folder: Path) -> dict[str, Any]:
     found["other_data"] = other_data()
     found["other_predictions"] = other_predictions()
     found["course"] = course(folder)
+    found["recipe"] = recipe(folder)
     return {f"{name}/{key}": value for name, part in found.items() for key, value in part.items()}
 
 

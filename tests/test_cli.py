@@ -435,6 +435,8 @@ def test_quick_solves_the_last_layer_alone(photos, tmp_path, capsys):
     described = json.loads((out / "settings.json").read_text())
     assert described["kept"] == "probe"
     assert described["plan"]["passes"] == 0
+    model = kclf.load(out / "classifier.h5")
+    assert described["reads"] == {"size": 32, "presize": model.presize, "multi_level": model.multi_level}
 
 
 def test_everything_is_tuned_and_the_better_classifier_is_kept(photos, tmp_path, capsys, monkeypatch):

@@ -167,6 +167,7 @@ def assert_together(found: list[dict[str, np.ndarray]]) -> None:
     assert found[0]["other_data/photos"]
     assert found[0]["other_predictions/weights"]
     assert found[0]["other_predictions/photos"]
+    assert found[0]["recipe/tried"]
 
 
 def test_two_processes_train_as_one(tmp_path):

@@ -38,6 +38,17 @@ def test_a_card_says_data_figures_licence_and_use(tmp_path, predictions):
     assert 'model = kclf.load("classifier.h5")' in body
 
 
+def test_a_card_says_how_the_classifier_reads_that_was_kept(tmp_path, predictions):
+    data = {"class_names": ["cat", "dog"], "task": "single_label", "train": 30, "valid": 4}
+    reads = {"size": 160, "presize": 200, "multi_level": True}
+    described = {"settings": SETTINGS, "data": data, "reads": reads}
+    path = write_model_card(ReportInputs("pets", described), tmp_path / "MODEL_CARD.md")
+    said = path.read_text(encoding="utf-8")
+    assert "MobileNetV2, several levels of it, at 160 pixels." in said
+    assert "read at 200 pixels" in said
+    assert "MobileNetV2 at 96 pixels." in card(tmp_path, predictions)
+
+
 def test_weights_of_the_user_s_own_have_no_known_licence(tmp_path, predictions):
     text = card(tmp_path, predictions, SETTINGS | {"weights": "/home/me/own.pth"})
     assert "license: other" in text

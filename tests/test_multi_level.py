@@ -37,7 +37,7 @@ def dataset(count=6, **options):
     return kclf.ImageDataset(images, labels, class_names=NAMES, presize=SIZE, batch_size=16)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def leveled():
     model = kclf.ImageClassifier("EfficientNetLite0", NAMES, size=SIZE, hidden=(), multi_level=True)
     return with_random_logits(model)
@@ -132,7 +132,7 @@ def test_precomputed_activations_are_its_features(leveled, tmp_path):
     cached = precompute(leveled, data, tmp_path)
     with torch.no_grad():
         expected = leveled.features(torch.from_numpy(digits(6)[0]))
-    np.testing.assert_allclose(cached.train.features[0], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(cached.train.features[0], expected.cpu(), rtol=1e-4, atol=1e-4)
 
 
 def test_number_formats(leveled):

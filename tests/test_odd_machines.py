@@ -216,6 +216,27 @@ def test_data_and_models_go_to_spawned_workers(photos, tmp_path):
     assert pickle.loads(pickle.dumps(Checkpoint(tmp_path / "run"))).folder == tmp_path / "run"
 
 
+class Stop(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise KeyboardInterrupt
+
+
+def test_a_learner_that_has_trained_goes_to_a_spawned_worker_and_trains_on(photos, tmp_path):
+    data = kclf.ImageData.from_folder(photos, valid_fraction=0.25, size=32, presize=32, batch_size=2)
+    learner = kclf.Learner(data, "MobileNet", weights=None, path=tmp_path, verbose=False)
+    learner.lr_find(num_it=6)
+    learner.fit_one_cycle(1, 1e-3)
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit_one_cycle(1, 1e-3, callbacks=[Stop()])  # whose listeners were never closed
+
+    again = pickle.loads(pickle.dumps(learner))
+
+    np.testing.assert_array_equal(again.predictions().probabilities, learner.predictions().probabilities)
+    assert again.recorder.losses == learner.recorder.losses
+    again.fit_one_cycle(1, 1e-3)
+    assert len(again.recorder.losses) > len(learner.recorder.losses)
+
+
 def test_a_learner_goes_to_a_spawned_worker(photos, tmp_path):
     data = kclf.ImageData.from_folder(photos, valid_fraction=0.25, size=32, presize=32, batch_size=2)
     learner = kclf.Learner(data, "MobileNet", weights=None, path=tmp_path)

@@ -14,7 +14,15 @@ import keras
 
 from .._core.cpu import keep_freed_memory
 from .._core.fit_hooks import override
-from .._core.keras_private import all_layers, compiled_loss, compiled_metrics, get_device, own_variables, raw
+from .._core.keras_private import (
+    all_layers,
+    compiled_loss,
+    compiled_metrics,
+    get_device,
+    own_metrics,
+    own_variables,
+    raw,
+)
 from .convolutions import standalone_batchnorm, store_for_keras, store_for_torch
 from .graph import functional_of
 from .plan import MASKING, Plan
@@ -229,6 +237,7 @@ def _appearance(model: keras.Model) -> list[Any]:
     optimizer = getattr(model, "optimizer", None)
     optimizer = None if optimizer is None else weakref.ref(optimizer)  # one object as long as it lives
     found = [compiled_loss(model), compiled_metrics(model), getattr(model, "history", None), optimizer]
+    found += own_metrics(model)
     for layer in all_layers(model):
         if layer is not model:
             found += vars(layer).values()

@@ -193,13 +193,25 @@ class LossHook:
 
     def __init__(self, model: keras.Model, receive: Callable[[torch.Tensor], None]) -> None:
         require_joined(model)
-        self._optimizer = model.optimizer
+        self._optimizer: keras.optimizers.Optimizer | None = model.optimizer
         self._receive = weakref.WeakMethod(receive)
-        add_listener(self._optimizer, self._receive)
+        add_listener(model.optimizer, self._receive)
 
     def close(self) -> None:
         """Stop listening."""
-        remove_listener(self._optimizer, self._receive)
+        if self._optimizer is not None:
+            remove_listener(self._optimizer, self._receive)
+            self._optimizer = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, as in a spawned worker, listens to nobody."""
+        return _closed_hook, ()
+
+
+def _closed_hook() -> LossHook:
+    hook = LossHook.__new__(LossHook)
+    hook._optimizer = None
+    return hook
 
 
 class FinishAccumulation(keras.callbacks.Callback):

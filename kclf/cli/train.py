@@ -423,6 +423,9 @@ def neighbours(learner: Learner, predictions: Predictions, out: Path) -> Similar
 def describe_best(found: BestFit) -> dict[str, Any]:
     """What was done, and what to expect, as `settings.json` holds it."""
     described: dict[str, Any] = {"plan": dataclasses.asdict(found.plan), "kept": found.kept}
+    model = found.model
+    described["reads"] = {"size": model.size, "presize": model.presize or model.size}
+    described["reads"] |= {"multi_level": model.multi_level}
     described |= {"refitted_on": found.refitted_on} if found.refitted_on else {}
     if found.estimate is None:
         return described

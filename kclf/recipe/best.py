@@ -17,7 +17,7 @@ from ..callbacks.run_state import assign
 from ..data import ImageData, ImageDataset
 from ..data.presized import bytes_of_cache, has_room
 from ..data.sources import JoinedImages
-from ..distributed import run_on_main
+from ..distributed import broadcast, run_on_main
 from ..errors import DataError, NotFiniteError, RunStopped
 from ..models import ImageClassifier
 from ..models.clone import clone_with
@@ -187,8 +187,11 @@ def _solved(
         if readings and _too_late(readings[-1].model.size, size, began, until):
             break
         began = time.monotonic()
-        several = plan.multi_level and not readings
-        for reading in _by_levels(model, data, options) if several else [_at(form, data, size, options)]:
+        if plan.multi_level and not readings:
+            new = _by_levels(model, data, options)
+        else:
+            new = [_at(form, data, size, options)]
+        for reading in new:
             readings.append(reading)
             levels = ", several levels" if reading.model.multi_level else ""
             say(f"At {size_text(size)} px{levels}: {reading.probe}")
@@ -209,7 +212,8 @@ def _at(model: ImageClassifier, data: ImageData, size: Size, options: dict[str, 
 
 
 def _by_levels(model: ImageClassifier, data: ImageData, options: dict[str, Any]) -> list[Reading]:
-    """The last map alone, and several levels of the backbone."""
+    """The last map alone, and several levels of the backbone, of the same weights on all ranks."""
+    broadcast([variable.value for variable in model.backbone.variables])
     both = model, clone_with(model, multi_level=True)
     probes = fit_linear_probes(*both, data, **options)
     return [Reading(one, data, probe) for one, probe in zip(both, probes, strict=True)]

@@ -346,7 +346,7 @@ def measure_speed(model: ImageClassifier, data: ImageData, *, training: bool = T
         data: its photos.
         training: whether something is to be trained at all.
     """
-    batch = min(MEASURED_BATCH, max(1, data.train.num_images // MEASURED_SHARE))
+    batch = max(world_size(), min(MEASURED_BATCH, data.train.num_images // MEASURED_SHARE))
     restore_randomness = remember_randomness()
     try:
         photos = data.train.replace(batch_size=batch, shuffle=False)

@@ -52,12 +52,14 @@ def _lines(inputs: ReportInputs) -> Iterable[str]:
     yield from _front_matter(inputs, licence)
     yield from [f"# {plain(inputs.title)}", ""]
     task = str(data.get("task", "single_label"))
-    size, presize = (size_text(settings.get(name, "?")) for name in ("size", "presize"))
+    reads = {**settings, **_mapping(inputs.settings.get("reads"))}  # what the run has chosen
+    size, presize = (size_text(reads.get(name, "?")) for name in ("size", "presize"))
+    levels = ", several levels of it," if reads.get("multi_level") is True else ""
     shape = "square" if "x" not in presize else "rectangle (height x width)"
     backbone = plain(settings.get("backbone", "a backbone"))
     yield (
         f"An image classifier that gives {TASK_WORDS.get(task, task)}, trained with kclf by transfer "
-        f"learning: {backbone} at {size} pixels. "
+        f"learning: {backbone}{levels} at {size} pixels. "
         f"Photos are cropped to a {shape} and read at {presize} pixels."
     )
     yield from ["", "## Data", "", *_data(data, _predictions(inputs), task), ""]
