@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from keras import layers
 
 from kclf import LayerGroupOptimizer
 from kclf.acceleration import accelerate, constant, deaccelerate, is_accelerated, unpacked
 from kclf.acceleration.graph import functional_of
+from kclf.acceleration.winograd import winograd, winograd_kernel
 
 # Keras reads a torch tensor into numpy by a protocol that numpy 2 calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -236,6 +238,69 @@ def test_predictions_on_a_cpu_draw_batch_norm_sum_and_relu_into_the_convolutions
     assert "mkldnn::_reorder_convolution_weight" not in calls_of(model, images(2))  # packed once
     with unpacked():
         assert "mkldnn::_convolution_pointwise" not in calls_of(model, images(2))
+
+
+WIDE = 256  # channels, from which on 3x3 convolutions are predicted by Winograd's products
+
+
+def wide(x, padding="same", **options):
+    return layers.Conv2D(WIDE, 3, padding=padding, **options)(x)
+
+
+@needs_onednn
+@pytest.mark.parametrize("side", [(1, 1), (4, 4), (5, 7), (8, 3)], ids=str)
+@pytest.mark.parametrize("tile_bytes", [1, 2**22], ids=["photo by photo", "at once"])
+def test_wide_convolutions_are_predicted_by_tiles_and_equal_stock_keras(side, tile_bytes, monkeypatch):
+    monkeypatch.setattr("kclf.acceleration.winograd.TILE_BYTES", tile_bytes)
+    inputs = keras.Input((*side, WIDE))
+    x = layers.ReLU()(layers.BatchNormalization()(wide(inputs, use_bias=False)))
+    x = wide(layers.ZeroPadding2D(1)(x), "valid", bias_initializer="normal")
+    model = keras.Model(inputs, x)
+    photos = np.random.default_rng(0).normal(size=(3, *side, WIDE)).astype("float32")
+    expected = model.predict(photos, verbose=0)
+    accelerate(model)(photos, training=False)  # packs
+    assert calls_of(model, photos).count("aten::bmm") == 2 * (3 if tile_bytes == 1 else 1)
+    np.testing.assert_allclose(model.predict(photos, verbose=0), expected, atol=1e-5)
+    model.layers[1].kernel.assign(model.layers[1].kernel * 2.0)
+    found = model.predict(photos, verbose=0)
+    np.testing.assert_allclose(found, deaccelerate(model).predict(photos, verbose=0), atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "options",
+    [{"strides": 2}, {"dilation_rate": 2}, {"groups": 2}, {"activation": "silu"}, {"padding": "valid"}],
+    ids=str,
+)
+def test_other_wide_convolutions_are_left_to_onednn(options):
+    inputs = keras.Input((6, 6, WIDE))
+    model = keras.Model(inputs, wide(inputs, **options))
+    photos = np.random.default_rng(0).normal(size=(2, 6, 6, WIDE)).astype("float32")
+    expected = model.predict(photos, verbose=0)
+    assert "aten::bmm" not in calls_of(accelerate(model), photos)
+    np.testing.assert_allclose(model.predict(photos, verbose=0), expected, atol=1e-5)
+
+
+@needs_onednn
+def test_a_wide_convolution_takes_its_summand_in_onednn():
+    inputs = keras.Input((6, 6, WIDE))
+    model = keras.Model(inputs, layers.Add()([inputs, wide(inputs)]))
+    photos = np.random.default_rng(0).normal(size=(2, 6, 6, WIDE)).astype("float32")
+    expected = model.predict(photos, verbose=0)
+    assert "aten::bmm" not in calls_of(accelerate(model), photos)
+    np.testing.assert_allclose(model.predict(photos, verbose=0), expected, atol=1e-5)
+
+
+def test_winograds_errors_are_of_the_size_of_the_direct_sums():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(4, WIDE, 6, 6, generator=rng)
+    kernel = torch.randn(WIDE, WIDE, 3, 3, generator=rng)
+    exact = F.conv2d(x.double(), kernel.double(), padding=1)
+    by_tiles = winograd(x, winograd_kernel(kernel), None)
+    assert by_tiles.is_contiguous(memory_format=torch.channels_last)
+    direct = F.conv2d(x, kernel, padding=1)
+    errors = [(y - exact).square().mean().sqrt().item() for y in (by_tiles, direct)]
+    assert errors[0] <= 1.5 * errors[1]
 
 
 @pytest.mark.parametrize("padding", ["same", ((0, 1), (0, 1)), ((0, 2), (1, 2)), ((1, 0), (0, 1))], ids=str)

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from .convolutions import Convolution, FoldedConvolution, state_of
 from .graph import Graph, Pair, Run, Step, mark_last_use
 from .pointwise import NOTHING, Activation, Padding, PostOperation, Sum
+from .winograd import winograd, winograd_kernel
 
 AFTER_A_SUM = ("none", "relu")  # the activations that oneDNN takes together with a summand
+MANY_CHANNELS = 256  # from which on Winograd's products save more than his tiles cost
 
 
 _switch = ContextVar("packing", default=True)
@@ -74,7 +76,11 @@ class PackedConvolution:
         """activation(convolution(x) + other) of float32 (batch, channels, height, width)."""
         plain, post = self.plain, self.post
         x, padding, lead = self._padded(x)
-        weight, bias = self._packed(x, padding, lead)
+        by_tiles = padding == (1, 1) and self._gains_by_tiles()
+        weight, bias = self._packed(x, padding, lead, by_tiles)
+        if by_tiles:
+            y = winograd(x, weight, bias)
+            return y if post is NOTHING else y.relu_()
         convolve = torch.ops.mkldnn._convolution_pointwise
         geometry = padding, plain.strides, plain.dilation, plain.groups
         if other is None:
@@ -90,6 +96,18 @@ class PackedConvolution:
         """Pack anew at the next call."""
         self._state = ()
 
+    def _gains_by_tiles(self) -> bool:
+        """Whether Winograd's products are faster than oneDNN's, apart from the padding."""
+        plain = self.plain
+        return (
+            plain.size == (3, 3)
+            and plain.strides == plain.dilation == (1, 1)
+            and plain.groups == 1
+            and min(plain.kernel.shape[2:]) >= MANY_CHANNELS
+            and not self.adds
+            and self.post.name in AFTER_A_SUM
+        )
+
     def _padded(self, x: torch.Tensor) -> tuple[torch.Tensor, Pair, Pair]:
         """The input, the padding of each side, and the zeros that the kernel begins with."""
         if not (self.pads_by_its_kernel and (self.pads or self.plain.same)):
@@ -99,17 +117,22 @@ class PackedConvolution:
         return x, (rows[1], columns[1]), lead
 
     @torch.no_grad()
-    def _packed(self, x: torch.Tensor, padding: Pair, lead: Pair) -> tuple[torch.Tensor, torch.Tensor | None]:
-        state = lead, *state_of(self.whole.tensors())
+    def _packed(
+        self, x: torch.Tensor, padding: Pair, lead: Pair, by_tiles: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        state = by_tiles, lead, *state_of(self.whole.tensors())
         if state != self._state:
             plain = self.plain
             with torch.inference_mode(False):
                 weight, bias = self.whole.weights(torch.float32)
                 if lead != (0, 0):
                     weight = F.pad(weight, (lead[1], 0, lead[0], 0))
-                packed = torch.ops.mkldnn._reorder_convolution_weight(
-                    weight, padding, plain.strides, plain.dilation, plain.groups, list(x.shape)
-                )
+                if by_tiles:
+                    packed = winograd_kernel(weight)
+                else:
+                    packed = torch.ops.mkldnn._reorder_convolution_weight(
+                        weight, padding, plain.strides, plain.dilation, plain.groups, list(x.shape)
+                    )
             self._weights, self._state = (packed, bias), state
         return self._weights
 
