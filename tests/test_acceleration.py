@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from keras import layers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kclf import LayerGroupOptimizer
 from kclf.acceleration import accelerate, constant, deaccelerate, is_accelerated, unpacked
@@ -227,6 +228,44 @@ needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"),
     reason="this torch has no oneDNN",
 )
+
+
+class Counting(TorchDispatchMode):
+    """Counts the torch operations within the block."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def described(outputs):
+    return keras.tree.map_structure(lambda one: (one.shape, one.dtype), outputs)
+
+
+def symbolic(model, batch=5):
+    """Shapes and dtypes of the outputs for a batch without values, and the operations that they took."""
+    images = torch.ones(batch, SIZE, SIZE, 3, device="meta")
+    with keras.device("meta"), torch.no_grad(), Counting() as operations:
+        return described(model(images)), operations.count
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("make", MODELS)
+def test_what_fit_asks_before_its_first_step_is_known_without_a_pass(make, policy):
+    keras.config.set_dtype_policy(policy)
+    model = accelerate(make())
+    found, operations = symbolic(model)
+    with torch.no_grad():
+        assert found == described(model(images(5)))
+    assert operations < 30  # by Keras 65 to 126
+
+
+def test_outputs_of_unknown_sides_are_asked_of_keras():
+    inputs = keras.Input((None, None, 3))
+    model = accelerate(keras.Model(inputs, layers.Conv2D(2, 3, strides=2)(inputs)))
+    assert symbolic(model)[0] == ((5, 7, 7, 2), torch.float32)
 
 
 @needs_onednn

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import torch
 
 from .._core.cpu import keep_freed_memory
 from .._core.fit_hooks import override
@@ -22,6 +23,7 @@ from .._core.keras_private import (
     own_metrics,
     own_variables,
     raw,
+    to_torch_dtype,
 )
 from .convolutions import standalone_batchnorm, store_for_keras, store_for_torch
 from .graph import functional_of
@@ -111,10 +113,21 @@ class _PlannedCall:
 
     def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None, **context: Any) -> Any:
         if mask is None and not context:
-            outputs = self.fast(inputs, bool(training))
+            outputs = self._symbolic(inputs) if _is_meta(inputs) else self.fast(inputs, bool(training))
             if outputs is not None:
                 return outputs
         return self.stock(self.model, inputs, training=training, mask=mask, **context)
+
+    def _symbolic(self, inputs: torch.Tensor) -> Any:
+        """What `fit` asks for before its first step: outputs without values, of the shapes that are known."""
+        (expected, *more), outputs = self.model.inputs, self.model.outputs
+        if more or inputs.shape[1:] != expected.shape[1:] or any(None in one.shape[1:] for one in outputs):
+            return None
+        dtypes = [to_torch_dtype(one.dtype) for one in outputs]
+        sizes = [(len(inputs), *one.shape[1:]) for one in outputs]
+        return self.plan.pack(
+            [inputs.new_empty(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
+        )
 
     def fast(self, inputs: Any, training: bool) -> Any:
         """The result of the plan; None where Keras has to run the model."""
@@ -230,6 +243,10 @@ def constant(model: keras.Model) -> Iterator[None]:
         yield
     finally:
         state.constant = False
+
+
+def _is_meta(inputs: Any) -> bool:
+    return isinstance(inputs, torch.Tensor) and inputs.is_meta
 
 
 def _appearance(model: keras.Model) -> list[Any]:
