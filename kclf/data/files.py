@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import re
@@ -54,39 +53,10 @@ SPLIT_WORDS = {
 # Words beside them that say nothing: training_set, train_images, test1, imgs_val.
 NEUTRAL_WORDS = frozenset(
     {
-        "all",
-        "data",
-        "dataset",
-        "datasets",
-        "dir",
-        "file",
-        "files",
-        "folder",
-        "folders",
-        "full",
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "input",
-        "inputs",
-        "labeled",
-        "labelled",
-        "out",
-        "photo",
-        "photos",
-        "pic",
-        "pics",
-        "picture",
-        "pictures",
-        "private",
-        "public",
-        "sample",
-        "samples",
-        "set",
-        "sets",
-        "split",
-        "splits",
+        *("image", "images", "img", "imgs", "photo", "photos", "pic", "pics", "picture", "pictures"),
+        *("file", "files", "folder", "folders", "dir", "data", "dataset", "datasets", "set", "sets"),
+        *("input", "inputs", "out", "sample", "samples", "split", "splits"),
+        *("all", "full", "labeled", "labelled", "private", "public"),
     }
 )
 Split = tuple[np.ndarray, np.ndarray]
@@ -117,11 +87,8 @@ def _formats(_: int) -> list[str]:
 def _plugin_formats() -> list[str]:
     """Formats that others registered with Pillow: its own that are not above can run other programs."""
     _register_heif()
-    return [name for name, (factory, _) in Image.OPEN.items() if not _is_of_pillow(factory)]
-
-
-def _is_of_pillow(factory: object) -> bool:
-    return str(getattr(factory, "__module__", "")).startswith("PIL.")
+    modules = {name: str(getattr(factory, "__module__", "")) for name, (factory, _) in Image.OPEN.items()}
+    return [name for name, module in modules.items() if not module.startswith("PIL.")]
 
 
 @cache

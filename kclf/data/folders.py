@@ -36,31 +36,9 @@ Path = str | os.PathLike[str]
 # Files beside photos that say something of them, such as YOLO's `labels`: their folders are no classes.
 DESCRIPTIONS = frozenset(
     {
-        ".csv",
-        ".h5",
-        ".html",
-        ".ipynb",
-        ".json",
-        ".jsonl",
-        ".keras",
-        ".log",
-        ".md",
-        ".npy",
-        ".npz",
-        ".parquet",
-        ".pdf",
-        ".pkl",
-        ".pt",
-        ".pth",
-        ".py",
-        ".rst",
-        ".tsv",
-        ".txt",
-        ".xlsx",
-        ".xml",
-        ".yaml",
-        ".yml",
-        ".zip",
+        *(".csv", ".tsv", ".xlsx", ".parquet", ".json", ".jsonl", ".xml", ".yaml", ".yml"),
+        *(".txt", ".md", ".rst", ".html", ".pdf", ".log", ".py", ".ipynb"),
+        *(".npy", ".npz", ".h5", ".keras", ".pkl", ".pt", ".pth", ".zip"),
     }
 )
 
