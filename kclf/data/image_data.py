@@ -19,15 +19,7 @@ from .files import require_folder
 from .folders import Faults, read_folder
 from .image_dataset import ImageDataset, OnError
 from .images import ResizeMethod
-from .labels import (
-    column_of,
-    encode_array,
-    encode_labels,
-    one_column,
-    plain_label,
-    task_of,
-    task_of_array,
-)
+from .labels import column_name, encode_array, encode_labels, one_column, plain_label, task_of, task_of_array
 from .layouts import (
     Part,
     Path,
@@ -296,8 +288,7 @@ class ImageData:
         return len(self.skipped)
 
     def _split(self, name: str) -> ImageDataset:
-        one_of("split", name, list(self.splits))
-        return self.splits[name]
+        return self.splits[one_of("split", name, list(self.splits))]
 
     # Sources
 
@@ -350,9 +341,8 @@ class ImageData:
             data.notes[:0] = tables.notes
             return data
         found = read_folder(folder, label_regex, **common)
-        train, valid = ((FileImages(paths), codes) for paths, codes in (found.train, found.valid))
-        test = None if found.test is None else (FileImages(found.test[0]), found.test[1])
-        return cls._of(found.class_names, "single_label", seed, loading, train, valid, test, found.notes)
+        parts = found.train, found.valid, found.test
+        return cls._of(found.class_names, "single_label", seed, loading, *parts, found.notes)
 
     @classmethod
     @answering(DATA, also=Loading.__annotations__)
@@ -461,7 +451,7 @@ class ImageData:
                 with two labels, classes whose names differ in case alone, no file that exists.
         """
         columns, faults = columns_of(table), Faults(lenient)
-        groups = None if group_column is None else column_of(columns, group_column)
+        groups = None if group_column is None else columns[column_name(columns, group_column)]
         require_one_length(columns, path_column, label_column, groups)
         meaning = understand(
             columns,
@@ -614,17 +604,9 @@ class ImageData:
         options.setdefault("max_unreadable", 1.0)
         options |= {"class_names": class_names, "task": task, "presize": presize, "seed": seed}
         return cls(
-            ImageDataset(
-                train[0],
-                train[1],
-                shuffle=True,
-                random_crop=True,
-                drop_last=True,
-                **only_train,
-                **options,
-            ),
-            ImageDataset(valid[0], valid[1], **options),
-            None if test is None else ImageDataset(test[0], test[1], **options),
+            ImageDataset(*train, shuffle=True, random_crop=True, drop_last=True, **only_train, **options),
+            ImageDataset(*valid, **options),
+            None if test is None else ImageDataset(*test, **options),
             size=size,
             notes=notes,
         )

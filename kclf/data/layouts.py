@@ -11,7 +11,7 @@ import numpy as np
 from .._core.arguments import listed
 from ..errors import DataError
 from .files import Split, list_images
-from .labels import column_of, encode_array, one_column
+from .labels import column_name, encode_array, one_column
 from .sources import ArrayImages, Images
 from .splits import random_split, require_two_of_each, stratified_split
 from .table_files import one_spelling
@@ -102,8 +102,8 @@ def require_one_length(
     """The columns of a table have as many rows."""
     if len({len(column) for column in columns.values()}) > 1:
         several = isinstance(label_column, list | tuple)
-        paths = column_of(columns, 0 if path_column is None else path_column)
-        labels = column_of(columns, 1 if label_column is None or several else label_column)
+        paths = columns[column_name(columns, 0 if path_column is None else path_column)]
+        labels = columns[column_name(columns, 1 if label_column is None or several else label_column)]
         more = "" if groups is None else f", {len(groups):,} groups"
         lengths = ", ".join(f"{name} {len(column):,}" for name, column in columns.items())
         raise DataError(

@@ -16,7 +16,7 @@ from .._core.arguments import listed
 from .._core.csv_files import find_delimiter, read_csv
 from ..errors import DataError
 from .files import image_suffixes
-from .labels import column_of, is_missing, label_parts, plain_label, text_of
+from .labels import column_name, is_missing, label_parts, plain_label, text_of
 from .table_splits import FALSE, TRUE, Columns, key_of, sides_of, split_columns
 from .tasks import Task
 
@@ -186,12 +186,12 @@ def understand(
         )
     if not columns[names[0]]:
         raise DataError("Expected a row for each image. Received: a table without rows")
-    path = _name(columns, path_column) if path_column is not None else column_of_files(columns)
+    path = column_name(columns, path_column) if path_column is not None else column_of_files(columns)
     if path_column is None and path != names[0]:
         notes.append(f"File names are taken from column {path!r}")
     splitting: list[str] = []
     if not is_split and valid_column is not None:
-        splitting = [_name(columns, valid_column)]
+        splitting = [column_name(columns, valid_column)]
     elif not is_split:
         splitting, said = split_columns(columns, {path})
         notes += said
@@ -213,11 +213,6 @@ def understand(
         meaning.test = [row for row, side in enumerate(sides) if side == "test"]
         notes += said
     return meaning
-
-
-def _name(columns: Columns, column: Column) -> str:
-    column_of(columns, column)
-    return list(columns)[column] if isinstance(column, int) else column
 
 
 def column_of_files(columns: Columns) -> str:
@@ -255,12 +250,12 @@ def _label_columns(
     task: Task | None,
 ) -> list[str]:
     if isinstance(given, list | tuple):
-        return [_name(columns, column) for column in given]
+        return [column_name(columns, column) for column in given]
     if given is not None:
-        return [_name(columns, given)]  # type: ignore[arg-type]
+        return [column_name(columns, given)]  # type: ignore[arg-type]
     known = [name for name in others if key_of(name) in LABEL_NAMES]
     if known or not others:
-        return [known[0] if known else _name(columns, 1)]
+        return [known[0] if known else column_name(columns, 1)]
     after = list(columns)[list(columns).index(path) + 1 :]
     first = next((name for name in after if name in others), others[0])
     rest = [name for name in others if not _is_number_of_rows(columns[name])]
