@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from .._core.arguments import listed
@@ -59,7 +58,6 @@ NEUTRAL_WORDS = frozenset(
         *("all", "full", "labeled", "labelled", "private", "public"),
     }
 )
-Split = tuple[np.ndarray, np.ndarray]
 
 
 # What is an image, by its suffix

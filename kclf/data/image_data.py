@@ -561,8 +561,9 @@ class ImageData:
     ) -> ImageData:
         task = task or task_of(labels, files)
         names, codes = encode_labels(labels, task, files, faults.report)
+        spelled = one_spelling(files)
         if task == "single_label":
-            require_no_second_label(one_spelling(files), labels)
+            require_no_second_label(spelled, labels)
         rows = np.setdiff1d(np.arange(len(files)), test_rows)
         if valid_indices is not None:
             split = index_split(len(files), valid_indices)
@@ -570,16 +571,16 @@ class ImageData:
         elif groups is not None:
             split = grouped_split(groups, valid_fraction, seed)
         else:
-            if task == "single_label" and len(once := without_repeats(files, rows)) < len(rows):
+            if task == "single_label" and len(once := without_repeats(spelled, rows)) < len(rows):
                 faults.notes.append(f"{len(rows) - len(once):,} rows say what others do, and count once")
                 rows = once
             split = automatic_split(codes[rows], names, task, valid_fraction, seed, faults.report_if_lenient)
             split = rows[split[0]], rows[split[1]]
         if task == "single_label" and (valid_indices is not None or groups is not None):
             require_all_classes(codes, split, names, faults.report)
-        require_apart(files, split)
+        require_apart(spelled, split)
         if len(test_rows):
-            require_apart(files, (np.concatenate(split), np.asarray(test_rows)), ("training", "test"))
+            require_apart(spelled, (np.concatenate(split), np.asarray(test_rows)), ("training", "test"))
         train, valid = divide(FileImages(files), codes, split)
         tested: Part | None = None if test is None else (FileImages(as_files(test)), None)
         if tested is None and len(test_rows):
@@ -604,9 +605,11 @@ class ImageData:
         options.setdefault("max_unreadable", 1.0)
         options |= {"class_names": class_names, "task": task, "presize": presize, "seed": seed}
         return cls(
-            ImageDataset(*train, shuffle=True, random_crop=True, drop_last=True, **only_train, **options),
-            ImageDataset(*valid, **options),
-            None if test is None else ImageDataset(*test, **options),
+            ImageDataset(
+                train[0], train[1], shuffle=True, random_crop=True, drop_last=True, **only_train, **options
+            ),
+            ImageDataset(valid[0], valid[1], **options),
+            None if test is None else ImageDataset(test[0], test[1], **options),
             size=size,
             notes=notes,
         )

@@ -48,9 +48,7 @@ def plain_label(label: Any) -> Any:
         return [text_of(part) for part in parts if not is_missing(part)]
     if isinstance(label, os.PathLike):
         return os.fspath(label)
-    if isinstance(label, bytes):
-        return text_of(label)
-    return "" if is_missing(label) else label
+    return text_of(label) if isinstance(label, bytes) or is_missing(label) else label
 
 
 def column_name(table: Mapping[str, Sequence[Any]], column: str | int) -> str:
@@ -72,7 +70,7 @@ def task_of(labels: Sequence[Any], files: Sequence[str]) -> Task:
     """The task that labels of this kind are for."""
     if all(isinstance(label, str) for label in labels):
         return "single_label"
-    if all(isinstance(label, list | tuple | set | frozenset) for label in labels):
+    if all(isinstance(label, list) for label in labels):
         return "multi_label"
     at = next(i for i, label in enumerate(labels) if not isinstance(label, str))
     raise DataError(
@@ -110,7 +108,7 @@ def encode_labels(
 def _several(labels: Any, file: str) -> Sequence[Any]:
     """The labels of an image that may have several; text is one label where it can be no more."""
     if not isinstance(labels, str):
-        return list(labels) if isinstance(labels, list | tuple | set | frozenset) else [labels]
+        return labels if isinstance(labels, list) else [labels]
     mark = next((mark for mark in ";|,/ " if mark in labels.strip()), None)
     if mark is not None:
         raise DataError(

@@ -9,7 +9,8 @@ import numpy as np
 
 from .._core.arguments import listed
 from ..errors import DataError
-from .files import Split
+
+Split = tuple[np.ndarray, np.ndarray]  # indices of the training and of the validation images
 
 
 def random_split(n: int, valid_fraction: float = 0.2, seed: int = 0) -> Split:

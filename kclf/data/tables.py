@@ -51,7 +51,8 @@ def columns_of(table: Any) -> Columns:
         table = table.collect()
     names = getattr(table, "column_names", None) or getattr(table, "columns", None)
     if names is not None and not callable(names):
-        _require_different(list(names))
+        if len(set(names)) < len(names):
+            raise DataError(f"Expected columns of different names. Received: {listed(list(names))}")
         return {str(name): _values(table[name]) for name in names}
     rows = list(table) if isinstance(table, Sequence) and not isinstance(table, str) else []
     if rows and all(isinstance(row, Mapping) for row in rows):
@@ -63,11 +64,6 @@ def columns_of(table: Any) -> Columns:
         "Expected a table: columns by name, a data frame, a table of pyarrow, or a list of rows or of "
         f"mappings. Received: {type(table).__name__}"
     )
-
-
-def _require_different(names: list[Any]) -> None:
-    if len(set(names)) < len(names):
-        raise DataError(f"Expected columns of different names. Received: {listed(names)}")
 
 
 def _values(column: Any) -> list[Any]:
@@ -102,7 +98,7 @@ def read_csv_table(
     if not Path(csv_file).is_file():
         raise DataError(f"No such file. Received: csv_file={str(csv_file)!r}")
     rows = read_csv(csv_file, delimiter=delimiter, escaped=False)
-    header, notes, first = next(rows, []), [], 2
+    header, notes = next(rows, []), []
     columns: list[list[Any]]  # a row is not kept: a table may have millions
     if any(_is_photo(cell) or is_file(cell) for cell in header):
         notes.append(f"{csv_file} has no header row: its columns are called {listed(range(len(header)))}")
@@ -112,7 +108,7 @@ def read_csv_table(
         columns = [[] for _ in header]
     if len(set(header)) < len(header):
         raise DataError(f"{csv_file}: a column name stands twice in the header: {listed(header)}")
-    for number, row in enumerate(rows, start=first):
+    for number, row in enumerate(rows, start=2):
         if len(row) > len(header):
             row = [*row[: len(header)], *_filled(row[len(header) :])]
         if not any(row):
