@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -108,8 +108,8 @@ class Listing:
         others: how many other files there are, by suffix in small letters; "" for files without one.
     """
 
-    images: list[str] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
+    images: list[str]
+    others: Counter[str]
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[str]:
@@ -158,9 +158,8 @@ def scan(folder: str | os.PathLike[str], *, dotted: bool = False) -> Listing:
         DataError: there is no such folder.
     """
     require_folder(folder)
-    found = Listing()
-    found.images += _walk(os.fspath(folder), frozenset(), image_suffixes(), found.others, dotted)
-    return found
+    others: Counter[str] = Counter()
+    return Listing([*_walk(os.fspath(folder), frozenset(), image_suffixes(), others, dotted)], others)
 
 
 def has_images(folder: str | os.PathLike[str], others: Counter[str] | None = None) -> bool:

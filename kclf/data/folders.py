@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .._core.arguments import listed
@@ -167,11 +167,6 @@ class Faults:
         if not self.lenient:
             raise DataError(f"{message}. To leave it at a warning: lenient=True (--lenient)")
         self.notes.append(message)
-
-    @property
-    def report_if_lenient(self) -> Callable[[str], None] | None:
-        """`report` where it notes; None where a refusal of its own is right."""
-        return self.report if self.lenient else None
 
 
 @dataclass

@@ -574,7 +574,8 @@ class ImageData:
             if task == "single_label" and len(once := without_repeats(spelled, rows)) < len(rows):
                 faults.notes.append(f"{len(rows) - len(once):,} rows say what others do, and count once")
                 rows = once
-            split = automatic_split(codes[rows], names, task, valid_fraction, seed, faults.report_if_lenient)
+            report = faults.report if faults.lenient else None
+            split = automatic_split(codes[rows], names, task, valid_fraction, seed, report)
             split = rows[split[0]], rows[split[1]]
         if task == "single_label" and (valid_indices is not None or groups is not None):
             require_all_classes(codes, split, names, faults.report)

@@ -313,7 +313,7 @@ class ImageDataset(DataLoader, DataAdapter):
     @property
     def num_batches(self) -> int:
         """Batches an epoch; here `fit` is refused what the dataset brings itself."""
-        for name in beside_adapter(("y", "sample_weight", "class_weight")):
+        for name in beside_adapter(tuple(_INSTEAD_OF)):
             raise DataError(
                 f"Expected no {name} beside a dataset of kclf, which brings its labels and weights itself. "
                 f"Received: {name}. {_INSTEAD_OF[name]}"
