@@ -574,7 +574,7 @@ class ImageData:
             if task == "single_label" and len(once := without_repeats(spelled, rows)) < len(rows):
                 faults.notes.append(f"{len(rows) - len(once):,} rows say what others do, and count once")
                 rows = once
-            report = faults.report if faults.lenient else None
+            report = faults.report if faults.lenient else None  # None: the split refuses in its own words
             split = automatic_split(codes[rows], names, task, valid_fraction, seed, report)
             split = rows[split[0]], rows[split[1]]
         if task == "single_label" and (valid_indices is not None or groups is not None):
