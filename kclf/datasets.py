@@ -8,7 +8,6 @@ import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 
 import keras
@@ -41,7 +40,7 @@ class Source:
 
 
 _MICROSOFT = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F"
-_FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas"
+_FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2"
 SOURCES = {
     "dogs-vs-cats": Source(
         f"{_MICROSOFT}/kagglecatsanddogs_5340.zip",
@@ -53,21 +52,9 @@ SOURCES = {
         "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c",
         "flower_photos",
     ),
-    "imagenette": Source(
-        f"{_FASTAI}/imagenette2.tgz",
-        "fe2fc210e6bb7c5664d602c3cd71e612",
-        "imagenette2",
-    ),
-    "imagenette-160": Source(
-        f"{_FASTAI}/imagenette2-160.tgz",
-        "e793b78cc4c9e9a4ccc0c1155377a412",
-        "imagenette2-160",
-    ),
-    "imagenette-320": Source(
-        f"{_FASTAI}/imagenette2-320.tgz",
-        "3df6f0d01a2c9592104656642f5e78a3",
-        "imagenette2-320",
-    ),
+    "imagenette": Source(f"{_FASTAI}.tgz", "fe2fc210e6bb7c5664d602c3cd71e612", "imagenette2"),
+    "imagenette-160": Source(f"{_FASTAI}-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412", "imagenette2-160"),
+    "imagenette-320": Source(f"{_FASTAI}-320.tgz", "3df6f0d01a2c9592104656642f5e78a3", "imagenette2-320"),
     "pets": Source(
         "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
         "5c4f3ee8e5d25df40f4fd59a7f44e54c",
@@ -171,7 +158,7 @@ def _unzip(archive: Path, folder: Path) -> None:
         file.extractall(folder)
 
 
-def write_digits(folder: str | PathLike[str], *, size: int = 32) -> Path:
+def write_digits(folder: str | os.PathLike[str], *, size: int = 32) -> Path:
     """Write the 1,797 digits of scikit-learn as PNG files, one class folder a digit.
 
     Args:

@@ -38,15 +38,12 @@ def unpacked(folder: str | os.PathLike[str], cache: str | os.PathLike[str] | Non
     status = os.stat(folder)
     state = f"{os.path.abspath(folder)} {status.st_size} {status.st_mtime_ns}"
     name = f"{Path(folder).stem}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
-    target = Path(cache or _cache_folder()) / name
+    if not cache:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kclf" / "archives"
+    target = Path(cache) / name
     if not target.is_dir():
         _unpack(Path(folder), target)
     return _inner(str(target))
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "kclf" / "archives"
 
 
 def _unpack(file: Path, target: Path) -> None:
@@ -66,18 +63,13 @@ def _unpack_alone(file: Path, target: Path) -> None:
         inside.mkdir()
         try:
             with zipfile.ZipFile(file) as archive:
-                members = [
-                    _checked(file, member) for member in archive.infolist() if not _is_left_out(member)
-                ]
+                kept = (m for m in archive.infolist() if not any(map(is_system, m.filename.split("/"))))
+                members = [_checked(file, member) for member in kept]
                 _require_room(file, sum(member.file_size for member in members), target.parent)
                 archive.extractall(inside, members)
         except ZIP_ERRORS as error:
             raise DataError(f"{file}: cannot be unpacked ({error}). Unpack it by hand") from error
         os.rename(inside, target)
-
-
-def _is_left_out(member: zipfile.ZipInfo) -> bool:
-    return any(is_system(part) for part in member.filename.split("/"))
 
 
 def _checked(file: Path, member: zipfile.ZipInfo) -> zipfile.ZipInfo:

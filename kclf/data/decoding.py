@@ -165,20 +165,18 @@ def to_rgb(image: Image.Image, depth: int | None = None) -> Image.Image:
         image: whose pixels are loaded.
         depth: bits of the values of deep images; None as `set_decoding` has it.
     """
-    transparent = image.has_transparency_data or "transparency" in image.info
-    if image.mode == "RGB" and not transparent and not _is_deep(image):
-        return _to_srgb(image)
+    transparent = image.has_transparency_data
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_grey(image, depth)
     if _is_deep(image):
         image = _scaled_deep_colour(image, depth)
+    profile = image.info.get("icc_profile")
     if transparent:
         rgba = image.convert("RGBA")
-        on_white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-        return _to_srgb(on_white, image.info.get("icc_profile"))
-    if image.mode in ("CMYK", "L"):
-        return _to_srgb(image)
-    return _to_srgb(image.convert("RGB"), image.info.get("icc_profile"))
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    elif image.mode not in ("RGB", "CMYK", "L"):
+        image = image.convert("RGB")
+    return _to_srgb(image, profile)
 
 
 def _deep_grey(image: Image.Image, depth: int | None) -> Image.Image:
@@ -250,36 +248,11 @@ def mark_deep(image: Image.Image) -> None:
 # Colour profiles
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
-    """The image in sRGB, by the profile it carries; as it is where that is sRGB, or cannot be used."""
-    profile = profile or image.info.get("icc_profile")
-    if not profile:
-        return image.convert("RGB") if image.mode != "RGB" else image
-    change = _Profiles.change(profile, image.mode)
-    if change is None:
-        return image.convert("RGB") if image.mode != "RGB" else image
-    return change.apply(image)
-
-
-class _Profiles(threading.local):
-    """Transforms from profiles to sRGB; of each thread its own, since one keeps the colour it saw last."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[bytes, str], Any] = {}
-
-    def transform(self, profile: bytes, mode: str) -> Any:
-        if (profile, mode) not in self.known:
-            if len(self.known) > 64:
-                self.known.clear()
-            self.known[profile, mode] = _transform(profile, mode)
-        return self.known[profile, mode]
-
-    @staticmethod
-    def change(profile: bytes, mode: str) -> Any:
-        return _profiles.transform(profile, mode) if _changes(profile, mode) else None
-
-
-_profiles = _Profiles()
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """The image in sRGB, by the profile it came with; as it is where that is sRGB, or cannot be used."""
+    if profile and _changes(profile, image.mode):
+        return _profiles.transform(profile, image.mode).apply(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @lru_cache(64)
@@ -308,3 +281,13 @@ def _transform(profile: bytes, mode: str) -> Any:
         return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImportError, OSError, TypeError, ValueError, ImageCms.PyCMSError):
         return None
+
+
+class _Profiles(threading.local):
+    """Transforms from profiles to sRGB; of each thread its own, since one keeps the colour it saw last."""
+
+    def __init__(self) -> None:
+        self.transform = lru_cache(64)(_transform)
+
+
+_profiles = _Profiles()

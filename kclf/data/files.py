@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from .._core.arguments import listed
@@ -54,42 +52,12 @@ SPLIT_WORDS = {
 # Words beside them that say nothing: training_set, train_images, test1, imgs_val.
 NEUTRAL_WORDS = frozenset(
     {
-        "all",
-        "data",
-        "dataset",
-        "datasets",
-        "dir",
-        "file",
-        "files",
-        "folder",
-        "folders",
-        "full",
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "input",
-        "inputs",
-        "labeled",
-        "labelled",
-        "out",
-        "photo",
-        "photos",
-        "pic",
-        "pics",
-        "picture",
-        "pictures",
-        "private",
-        "public",
-        "sample",
-        "samples",
-        "set",
-        "sets",
-        "split",
-        "splits",
+        *("image", "images", "img", "imgs", "photo", "photos", "pic", "pics", "picture", "pictures"),
+        *("file", "files", "folder", "folders", "dir", "data", "dataset", "datasets", "set", "sets"),
+        *("input", "inputs", "out", "sample", "samples", "split", "splits"),
+        *("all", "full", "labeled", "labelled", "private", "public"),
     }
 )
-Split = tuple[np.ndarray, np.ndarray]
 
 
 # What is an image, by its suffix
@@ -117,11 +85,8 @@ def _formats(_: int) -> list[str]:
 def _plugin_formats() -> list[str]:
     """Formats that others registered with Pillow: its own that are not above can run other programs."""
     _register_heif()
-    return [name for name, (factory, _) in Image.OPEN.items() if not _is_of_pillow(factory)]
-
-
-def _is_of_pillow(factory: object) -> bool:
-    return str(getattr(factory, "__module__", "")).startswith("PIL.")
+    modules = {name: str(getattr(factory, "__module__", "")) for name, (factory, _) in Image.OPEN.items()}
+    return [name for name, module in modules.items() if not module.startswith("PIL.")]
 
 
 @cache
@@ -143,8 +108,8 @@ class Listing:
         others: how many other files there are, by suffix in small letters; "" for files without one.
     """
 
-    images: list[str] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
+    images: list[str]
+    others: Counter[str]
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[str]:
@@ -193,9 +158,8 @@ def scan(folder: str | os.PathLike[str], *, dotted: bool = False) -> Listing:
         DataError: there is no such folder.
     """
     require_folder(folder)
-    found = Listing()
-    found.images += _walk(os.fspath(folder), frozenset(), image_suffixes(), found.others, dotted)
-    return found
+    others: Counter[str] = Counter()
+    return Listing([*_walk(os.fspath(folder), frozenset(), image_suffixes(), others, dotted)], others)
 
 
 def has_images(folder: str | os.PathLike[str], others: Counter[str] | None = None) -> bool:

@@ -4,63 +4,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from .._core.arguments import listed
 from ..errors import DataError
-from .files import (
-    Split,
-    has_images,
-    image_suffixes,
-    list_folders,
-    no_images,
-    scan,
-    split_folders,
-    suffix_hint,
-)
-from .labels import (
-    class_folders,
-    class_table,
-    encode,
-    loose_images,
-    normal_label,
-    regex_label,
-    require_no_twins,
-)
+from .files import has_images, image_suffixes, list_folders, no_images, scan, split_folders, suffix_hint
+from .labels import class_folders, encode, loose_images, normal_label, regex_label, require_no_twins
+from .layouts import Part, Path, divide
+from .sources import FileImages
 from .splits import require_classes, stratified_split
 
-Path = str | os.PathLike[str]
 # Files beside photos that say something of them, such as YOLO's `labels`: their folders are no classes.
 DESCRIPTIONS = frozenset(
     {
-        ".csv",
-        ".h5",
-        ".html",
-        ".ipynb",
-        ".json",
-        ".jsonl",
-        ".keras",
-        ".log",
-        ".md",
-        ".npy",
-        ".npz",
-        ".parquet",
-        ".pdf",
-        ".pkl",
-        ".pt",
-        ".pth",
-        ".py",
-        ".rst",
-        ".tsv",
-        ".txt",
-        ".xlsx",
-        ".xml",
-        ".yaml",
-        ".yml",
-        ".zip",
+        *(".csv", ".tsv", ".xlsx", ".parquet", ".json", ".jsonl", ".xml", ".yaml", ".yml"),
+        *(".txt", ".md", ".rst", ".html", ".pdf", ".log", ".py", ".ipynb"),
+        *(".npy", ".npz", ".h5", ".keras", ".pkl", ".pt", ".pth", ".zip"),
     }
 )
 
@@ -128,7 +88,8 @@ def find_layout(folder: Path) -> Layout:
     found = split_folders(names)
     used = {split: same[0] for split, same in found.items()}
     others = set(names) - {name for same in found.values() for name in same}
-    if not found or (_has_images(root, others) and not _has_classes(root, used)):
+    has_others = (has_images(os.path.join(root, name)) for name in others)
+    if not found or (any(has_others) and not _has_classes(root, used)):
         return Layout(root, {"train": root}, False, [])
     splits = {split: _inner(os.path.join(root, name)) for split, name in used.items()}
     return Layout(root, splits, True, list(_left_aside(root, set(names) - set(used.values()))))
@@ -143,10 +104,6 @@ def only_table(folder: str) -> str:
     """The CSV file of a folder that has one, and no folders in it; else ""."""
     found = [name for name in os.listdir(folder) if name.lower().endswith(".csv") and name[0] != "."]
     return os.path.join(folder, found[0]) if len(found) == 1 and not list_folders(folder) else ""
-
-
-def _has_images(root: str, names: Iterable[str]) -> bool:
-    return any(has_images(os.path.join(root, name)) for name in names)
 
 
 def _inner(folder: str) -> str:
@@ -174,15 +131,16 @@ def _describes(root: Path, name: str) -> bool:
     return not found.images and bool(found.others) and set(found.others) <= DESCRIPTIONS
 
 
-def read_split(root: Path, label_regex: str | None = None) -> Labelled:
+def read_split(root: Path, label_regex: str | None = None, missing: str | None = None) -> Labelled:
     """The images below the folder of a split, and the label of each.
 
     The label is the folder directly below `root` that the file lies in, however deep, or what the pattern
-    finds in its name; this is the one rule for training and for checks.
+    finds in its name (`missing` where it finds nothing; None refuses that); this is the one rule for training
+    and for checks.
     """
     found = scan(root, dotted=label_regex is None)
     if label_regex is not None:
-        label = regex_label(label_regex)
+        label = regex_label(label_regex, missing=missing)
         return Labelled(found.images, [label(path) for path in found.images], found.others, [])
     labels = class_folders(found.images, root)
     empty = sorted({normal_label(n) for n in list_folders(root) if not _describes(root, n)} - set(labels))
@@ -210,20 +168,15 @@ class Faults:
             raise DataError(f"{message}. To leave it at a warning: lenient=True (--lenient)")
         self.notes.append(message)
 
-    @property
-    def report_if_lenient(self) -> Callable[[str], None] | None:
-        """`report` where it notes; None where a refusal of its own is right."""
-        return self.report if self.lenient else None
-
 
 @dataclass
 class FolderData:
-    """The splits of a folder: paths with class numbers, and what is worth saying of them."""
+    """The splits of a folder: files with class numbers, and what is worth saying of them."""
 
     class_names: list[str]
-    train: tuple[list[str], np.ndarray]
-    valid: tuple[list[str], np.ndarray]
-    test: tuple[list[str], np.ndarray | None] | None
+    train: Part
+    valid: Part
+    test: Part | None
     notes: list[str]
 
 
@@ -236,20 +189,20 @@ def read_folder(
     train = found["train"]
     if not layout.is_split and label_regex is None:
         _require_classes_above(layout.folder, train, faults)
-    names = class_table(train.labels)
+    names = sorted(set(train.labels))
     require_no_twins(names, faults.report)
-    codes = encode(train.labels, names)
+    images, codes = FileImages(train.paths), encode(train.labels, names)
     where = layout.splits["train"]
     if "valid" in found:
         valid = found["valid"].only(names, "validation", faults)
         require_classes(train.labels, valid.labels, layout.splits["valid"], faults.report)
-        parts = (train.paths, codes), (valid.paths, encode(valid.labels, names, valid.paths))
+        parts: tuple[Part, Part] = (images, codes), _coded(valid, names)
     else:
         _require_depth(train.labels, where)
         require_classes(train.labels, train.labels, where, faults.report)
         split = stratified_split(train.labels, valid_fraction, seed, faults.report)
-        parts = _divided(train.paths, codes, split)
-    test = None if "test" not in found else _tested(found["test"], names, label_regex, faults)
+        parts = divide(images, codes, split)
+    test = None if "test" not in found else _tested(found["test"], names, faults)
     return FolderData(names, *parts, test, [*faults.notes, *_unused(layout, found.values())])
 
 
@@ -276,7 +229,7 @@ def _roots(layout: Layout, faults: Faults) -> dict[str, str]:
 def _read(split: str, root: str, label_regex: str | None, faults: Faults) -> Labelled:
     """The images of a split; those outside the class folders and classes without images are faults."""
     if split == "test":
-        return read_test(root, label_regex)
+        return read_split(root, label_regex, missing="")
     found = read_split(root, label_regex)
     loose = [path for path, label in zip(found.paths, found.labels, strict=True) if not label]
     if loose:
@@ -303,22 +256,15 @@ def _require_different(root: str, faults: Faults) -> None:
         faults.report(f"The folders {listed(same)} in {root} are one folder, by links; remove all but one")
 
 
-def read_test(root: str, label_regex: str | None) -> Labelled:
-    """The test images; label "" where the pattern does not match a name."""
-    if label_regex is None:
-        return read_split(root)
-    found, label = scan(root), regex_label(label_regex, missing="")
-    return Labelled(found.images, [label(path) for path in found.images], found.others, [])
-
-
-def _tested(
-    found: Labelled, names: Sequence[str], label_regex: str | None, faults: Faults
-) -> tuple[list[str], np.ndarray | None]:
+def _tested(found: Labelled, names: Sequence[str], faults: Faults) -> Part:
     """The test images, with class numbers where their folders or names say the class."""
     if not set(found.labels) & set(names):
-        return found.paths, None
-    known = found.only(names, "test", faults)
-    return known.paths, encode(known.labels, names, known.paths)
+        return FileImages(found.paths), None
+    return _coded(found.only(names, "test", faults), names)
+
+
+def _coded(found: Labelled, names: Sequence[str]) -> Part:
+    return FileImages(found.paths), encode(found.labels, names, found.paths)
 
 
 def _require_depth(labels: Sequence[str], root: str) -> None:
@@ -358,18 +304,9 @@ def _require_classes_above(root: str, found: Labelled, faults: Faults) -> None:
         )
 
 
-def _divided(
-    paths: Sequence[str], codes: np.ndarray, split: Split
-) -> tuple[tuple[list[str], np.ndarray], tuple[list[str], np.ndarray]]:
-    train, valid = (([paths[i] for i in indices], codes[indices]) for indices in split)
-    return train, valid
-
-
 def _unused(layout: Layout, found: Iterable[Labelled]) -> list[str]:
     """One line that counts what is not used, by folder and by suffix."""
-    others: Counter[str] = Counter()
-    for part in found:
-        others += part.others
+    others = sum((part.others for part in found), Counter[str]())
     files = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in sorted(others.items())]
     unused = [*layout.unused, *files]
     if not unused:

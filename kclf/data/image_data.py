@@ -19,15 +19,7 @@ from .files import require_folder
 from .folders import Faults, read_folder
 from .image_dataset import ImageDataset, OnError
 from .images import ResizeMethod
-from .labels import (
-    column_of,
-    encode_array,
-    encode_labels,
-    one_column,
-    plain_label,
-    task_of,
-    task_of_array,
-)
+from .labels import column_name, encode_array, encode_labels, one_column, plain_label, task_of, task_of_array
 from .layouts import (
     Part,
     Path,
@@ -296,8 +288,7 @@ class ImageData:
         return len(self.skipped)
 
     def _split(self, name: str) -> ImageDataset:
-        one_of("split", name, list(self.splits))
-        return self.splits[name]
+        return self.splits[one_of("split", name, list(self.splits))]
 
     # Sources
 
@@ -350,9 +341,8 @@ class ImageData:
             data.notes[:0] = tables.notes
             return data
         found = read_folder(folder, label_regex, **common)
-        train, valid = ((FileImages(paths), codes) for paths, codes in (found.train, found.valid))
-        test = None if found.test is None else (FileImages(found.test[0]), found.test[1])
-        return cls._of(found.class_names, "single_label", seed, loading, train, valid, test, found.notes)
+        parts = found.train, found.valid, found.test
+        return cls._of(found.class_names, "single_label", seed, loading, *parts, found.notes)
 
     @classmethod
     @answering(DATA, also=Loading.__annotations__)
@@ -461,7 +451,7 @@ class ImageData:
                 with two labels, classes whose names differ in case alone, no file that exists.
         """
         columns, faults = columns_of(table), Faults(lenient)
-        groups = None if group_column is None else column_of(columns, group_column)
+        groups = None if group_column is None else columns[column_name(columns, group_column)]
         require_one_length(columns, path_column, label_column, groups)
         meaning = understand(
             columns,
@@ -571,8 +561,9 @@ class ImageData:
     ) -> ImageData:
         task = task or task_of(labels, files)
         names, codes = encode_labels(labels, task, files, faults.report)
+        spelled = one_spelling(files)
         if task == "single_label":
-            require_no_second_label(one_spelling(files), labels)
+            require_no_second_label(spelled, labels)
         rows = np.setdiff1d(np.arange(len(files)), test_rows)
         if valid_indices is not None:
             split = index_split(len(files), valid_indices)
@@ -580,16 +571,17 @@ class ImageData:
         elif groups is not None:
             split = grouped_split(groups, valid_fraction, seed)
         else:
-            if task == "single_label" and len(once := without_repeats(files, rows)) < len(rows):
+            if task == "single_label" and len(once := without_repeats(spelled, rows)) < len(rows):
                 faults.notes.append(f"{len(rows) - len(once):,} rows say what others do, and count once")
                 rows = once
-            split = automatic_split(codes[rows], names, task, valid_fraction, seed, faults.report_if_lenient)
+            report = faults.report if faults.lenient else None  # None: the split refuses in its own words
+            split = automatic_split(codes[rows], names, task, valid_fraction, seed, report)
             split = rows[split[0]], rows[split[1]]
         if task == "single_label" and (valid_indices is not None or groups is not None):
             require_all_classes(codes, split, names, faults.report)
-        require_apart(files, split)
+        require_apart(spelled, split)
         if len(test_rows):
-            require_apart(files, (np.concatenate(split), np.asarray(test_rows)), ("training", "test"))
+            require_apart(spelled, (np.concatenate(split), np.asarray(test_rows)), ("training", "test"))
         train, valid = divide(FileImages(files), codes, split)
         tested: Part | None = None if test is None else (FileImages(as_files(test)), None)
         if tested is None and len(test_rows):
@@ -615,13 +607,7 @@ class ImageData:
         options |= {"class_names": class_names, "task": task, "presize": presize, "seed": seed}
         return cls(
             ImageDataset(
-                train[0],
-                train[1],
-                shuffle=True,
-                random_crop=True,
-                drop_last=True,
-                **only_train,
-                **options,
+                train[0], train[1], shuffle=True, random_crop=True, drop_last=True, **only_train, **options
             ),
             ImageDataset(valid[0], valid[1], **options),
             None if test is None else ImageDataset(test[0], test[1], **options),

@@ -236,14 +236,8 @@ class ImageDataset(DataLoader, DataAdapter):
         any number of photos that cannot be read.
         """
         places = np.concatenate([self.rows(number) for number in batches])
-        other = type(self)(
-            **{
-                **self._arguments,
-                "images": self.dataset.take(places),
-                "labels": None if self.labels is None else self.labels[places],
-                "max_unreadable": None,
-            }
-        )
+        labels = None if self.labels is None else self.labels[places]
+        other = self.replace(images=self.dataset.take(places), labels=labels, max_unreadable=None)
         known = self.unreadable
         other._unreadable = {here: known[p] for here, p in enumerate(places.tolist()) if p in known}
         return other
@@ -319,7 +313,7 @@ class ImageDataset(DataLoader, DataAdapter):
     @property
     def num_batches(self) -> int:
         """Batches an epoch; here `fit` is refused what the dataset brings itself."""
-        for name in beside_adapter(("y", "sample_weight", "class_weight")):
+        for name in beside_adapter(tuple(_INSTEAD_OF)):
             raise DataError(
                 f"Expected no {name} beside a dataset of kclf, which brings its labels and weights itself. "
                 f"Received: {name}. {_INSTEAD_OF[name]}"
@@ -370,15 +364,11 @@ class ImageDataset(DataLoader, DataAdapter):
             try:
                 self.dataset.frame(at, self.presize, self.resize_method, position, out=frame)
             except ImageError as error:
-                if self.on_error == "raise":
-                    raise
                 self._report(at, error)
             else:
                 return at
-        raise DataError(
-            f"None of the {self.num_images:,} images can be read. The first: {self.skipped[0][0]}: "
-            f"{self.skipped[0][1]}"
-        )
+        first = self._said(min(self.unreadable))
+        raise DataError(f"None of the {self.num_images:,} images can be read. The first: {first}")
 
     def kept_shapes(self) -> np.ndarray | None:
         """Heights and widths of what may stay on a GPU, int64 (n, 2); None where epochs differ in pixels."""
@@ -420,8 +410,6 @@ class ImageDataset(DataLoader, DataAdapter):
         try:
             photo[:] = self.dataset[index]
         except ImageError as error:
-            if self.on_error == "raise":
-                raise
             self._report(index, error)
             frame = np.empty((*sides(self.presize), self.channels), np.uint8)
             shown = self.fill(frame, index, np.array(CENTRE))
@@ -440,6 +428,9 @@ class ImageDataset(DataLoader, DataAdapter):
         return tuple(parts)
 
     def _report(self, index: int, error: ImageError) -> None:
+        """Note an image that cannot be read, or end with its error where that was asked for."""
+        if self.on_error == "raise":
+            raise error
         with self._lock:
             known = index in self._unreadable
             self._unreadable[index] = error.reason

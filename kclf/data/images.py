@@ -22,8 +22,6 @@ ResizeMethod = Literal["crop", "pad", "squish"]
 RESIZE_METHODS: tuple[str, ...] = get_args(ResizeMethod)
 CENTRE = (0.5, 0.5)
 
-Box = tuple[int, int, int, int]
-
 
 def read_image(
     path: str | os.PathLike[str],
@@ -139,7 +137,8 @@ def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterat
     except ImageError:
         raise
     except Exception as error:  # damaged files make Pillow's parsers raise almost anything
-        _require_handles(error)
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # no more files can be opened: the photo is not to blame
         raise ImageError(path, _reason(path, error, content)) from error
 
 
@@ -155,20 +154,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 def size_of(path: str | os.PathLike[str], image: Image.Image) -> tuple[int, int]:
     """Width and height of an image that is open, as seen upright; `path` only names it."""
-    if not can_be_scaled(image) or min(image.size) < 1:  # Pillow decodes a PNG to tell its orientation
+    can_be_scaled = image.format in ("JPEG", "MPO")  # while it is decoded
+    if not can_be_scaled or min(image.size) < 1:  # Pillow decodes a PNG to tell its orientation
         _require_size(path, image.size)
     return upright_size(image)
-
-
-def can_be_scaled(image: Image.Image) -> bool:
-    """Whether an image can be made smaller while it is decoded."""
-    return image.format in ("JPEG", "MPO")
-
-
-def _require_handles(error: Exception) -> None:
-    """Pass on that no more files can be opened: the photo is not to blame."""
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        raise error
 
 
 def require_file(path: str | os.PathLike[str]) -> None:
@@ -190,7 +179,7 @@ def _require_size(path: str | os.PathLike[str], size: tuple[int, int]) -> None:
         raise ImageError(path, f"{pixels}, over the limit of {limit:,} (set_decoding, --max-pixels)")
 
 
-def _reason(path: str | os.PathLike[str], error: Exception, content: bytes | None = None) -> str:
+def _reason(path: str | os.PathLike[str], error: Exception, content: bytes | None) -> str:
     """What is wrong, in a few words that say the same for the same fault."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
@@ -207,7 +196,9 @@ def _reason(path: str | os.PathLike[str], error: Exception, content: bytes | Non
     return str(error).strip() or type(error).__name__
 
 
-def crop_box(width: int, height: int, position: tuple[float, float] = CENTRE, shape: Size = 1) -> Box:
+def crop_box(
+    width: int, height: int, position: tuple[float, float] = CENTRE, shape: Size = 1
+) -> tuple[int, int, int, int]:
     """The largest window of an image that has a shape, a square by default: (left, top, right, bottom).
 
     Args:
@@ -244,11 +235,12 @@ def resize(image: np.ndarray, width: int, height: int, out: np.ndarray | None = 
         return image if out is None else _copied(image, out)
     if out is None:
         out = np.empty((height, width, image.shape[2]), dtype=np.uint8)
+    image = np.require(image, requirements=["C", "W"])  # as `torch.from_numpy` asks for
     # The operator behind `interpolate(mode="bilinear", antialias=True)`, called by its own name to write
     # (height, width, 3) memory in place: `interpolate` gives (3, height, width), 5 times slower with the
     # copy that turns it round.
     torch.ops.aten._upsample_bilinear2d_aa.out(
-        _planes(_own(image)), [height, width], False, None, None, out=_planes(out)
+        _planes(image), [height, width], False, None, None, out=_planes(out)
     )
     return out
 
@@ -258,32 +250,9 @@ def _planes(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)[None]
 
 
-def _own(image: np.ndarray) -> np.ndarray:
-    """The image in contiguous memory that may be written, as `torch.from_numpy` asks for."""
-    return np.require(image, requirements=["C", "W"])
-
-
 def _copied(image: np.ndarray, out: np.ndarray) -> np.ndarray:
     out[...] = image
     return out
-
-
-def resize_to_fit(image: np.ndarray, size: Size, method: ResizeMethod = "crop") -> np.ndarray:
-    """Scale a whole image so that only `crop_or_pad` is left to do: it just covers the size ("crop"), or
-    fits into it ("pad"), or both ("squish").
-
-    Args:
-        image: uint8 (height, width, channels).
-        size: in pixels.
-        method: "crop", "pad" or "squish".
-
-    Returns:
-        uint8 (height, width, channels).
-    """
-    height, width = sides(size)
-    if method != "squish":
-        height, width = covering(image.shape[:2], size, max if method == "crop" else min)
-    return resize(image, width, height)
 
 
 def covering(shape: Sequence[int], size: Size, of_both: Callable[..., float] = max) -> tuple[int, int]:
@@ -393,7 +362,8 @@ def to_frame(
         ((460, 460, 3), (224, 336, 3))
     """
     if method == "pad":
-        return crop_or_pad(resize_to_fit(image, size, method), size, position, out)
+        height, width = covering(image.shape[:2], size, min)
+        return crop_or_pad(resize(image, width, height), size, position, out)
     if method == "crop":
         # The window is cut before the resize: the same pixels, fewer of them to resize.
         left, top, right, bottom = crop_box(image.shape[1], image.shape[0], position, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from .._core.arguments import listed
 from ..errors import DataError
-from .splits import require_classes
+from .splits import refuse, require_classes
 from .tasks import Task
 
 # What no one sees around a name: every blank, and marks of width zero or of the direction.
@@ -48,18 +48,16 @@ def plain_label(label: Any) -> Any:
         return [text_of(part) for part in parts if not is_missing(part)]
     if isinstance(label, os.PathLike):
         return os.fspath(label)
-    if isinstance(label, bytes):
-        return text_of(label)
-    return "" if is_missing(label) else label
+    return text_of(label) if isinstance(label, bytes) or is_missing(label) else label
 
 
-def column_of(table: Mapping[str, Sequence[Any]], column: str | int) -> Sequence[Any]:
-    """A column by name or number."""
+def column_name(table: Mapping[str, Sequence[Any]], column: str | int) -> str:
+    """The name of a column that is told by its name or number."""
     names = list(table)
     if isinstance(column, int) and 0 <= column < len(names):
-        return table[names[column]]
+        return names[column]
     if column in table:
-        return table[str(column)]
+        return str(column)
     raise DataError(f"No such column. Received: {column!r}. The table has: {', '.join(map(str, names))}")
 
 
@@ -72,7 +70,7 @@ def task_of(labels: Sequence[Any], files: Sequence[str]) -> Task:
     """The task that labels of this kind are for."""
     if all(isinstance(label, str) for label in labels):
         return "single_label"
-    if all(isinstance(label, list | tuple | set | frozenset) for label in labels):
+    if all(isinstance(label, list) for label in labels):
         return "multi_label"
     at = next(i for i, label in enumerate(labels) if not isinstance(label, str))
     raise DataError(
@@ -90,8 +88,8 @@ def encode_labels(
     if task == "multi_label":
         given = (_several(row, file) for row, file in zip(labels, files, strict=True))
         rows = [[normal_label(str(part)) for part in row] for row in given]
-        names = class_table(name for row in rows for name in row)
-        require_no_twins(names, report or _refuse)
+        names = sorted({name for row in rows for name in row})
+        require_no_twins(names, report or refuse)
         return names, encode_many(rows, names, files)
     spelled = {label: normal_label(str(label)) for label in set(map(str, labels))}
     texts = [spelled[str(label)] for label in labels]
@@ -101,8 +99,8 @@ def encode_labels(
             f"{len(empty):,} of {len(files):,} images have no label: {', '.join(empty[:3])}. "
             "Label them, or leave them out"
         )
-    names = class_table(texts)
-    require_no_twins(names, report or _refuse)
+    names = sorted(set(texts))
+    require_no_twins(names, report or refuse)
     require_classes(texts, texts, f"{len(texts):,} images")
     return names, encode(texts, names, files)
 
@@ -110,7 +108,7 @@ def encode_labels(
 def _several(labels: Any, file: str) -> Sequence[Any]:
     """The labels of an image that may have several; text is one label where it can be no more."""
     if not isinstance(labels, str):
-        return list(labels) if isinstance(labels, list | tuple | set | frozenset) else [labels]
+        return labels if isinstance(labels, list) else [labels]
     mark = next((mark for mark in ";|,/ " if mark in labels.strip()), None)
     if mark is not None:
         raise DataError(
@@ -118,10 +116,6 @@ def _several(labels: Any, file: str) -> Sequence[Any]:
             f"{labels!r}. Pass label_delimiter={mark!r} (--label-delimiter), or give lists"
         )
     return [labels] if labels.strip() else []
-
-
-def _refuse(message: str) -> None:
-    raise DataError(message)
 
 
 def one_column(labels: np.ndarray, task: Task | None) -> np.ndarray:
@@ -154,7 +148,7 @@ def encode_array(
             raise DataError(
                 f"{texts.count('')} of {len(texts)} images have no label, the first: {texts.index('')}"
             )
-        names = list(class_names or class_table(texts))
+        names = list(class_names or sorted(set(texts)))
         return names, encode(texts, names)
     numbers = class_numbers(labels, len(class_names or ()))
     if class_names is None and (
@@ -240,9 +234,9 @@ def normal_label(text: str) -> str:
         >>> normal_label("cafe\u0301 ") == "caf\u00e9"
         True
     """
-    return (
-        text if text.isascii() and text == text.strip() else unicodedata.normalize("NFC", text).strip(UNSEEN)
-    )
+    if text.isascii() and text == text.strip():
+        return text
+    return unicodedata.normalize("NFC", text).strip(UNSEEN)
 
 
 def require_no_twins(class_names: Sequence[str], report: Callable[[str], None]) -> None:
@@ -291,11 +285,6 @@ def regex_label(pattern: str, *, missing: str | None = None) -> Callable[[str | 
         return str(match.group(min(1, compiled.groups)))
 
     return label
-
-
-def class_table(labels: Iterable[str]) -> list[str]:
-    """The class names: each label once, sorted."""
-    return sorted(set(labels))
 
 
 def encode(

@@ -10,11 +10,10 @@ import numpy as np
 
 from .._core.arguments import listed
 from ..errors import DataError
-from .files import Split, list_images
-from .labels import column_of, encode_array, one_column
+from .files import list_images
+from .labels import column_name, encode_array, one_column
 from .sources import ArrayImages, Images
-from .splits import random_split, require_two_of_each, stratified_split
-from .table_files import one_spelling
+from .splits import Split, random_split, require_two_of_each, stratified_split
 from .tasks import Task
 
 Path = str | os.PathLike[str]
@@ -73,8 +72,7 @@ def require_all_classes(
 def require_apart(
     files: Sequence[str], split: Split, names: tuple[str, str] = ("training", "validation")
 ) -> None:
-    """No file is on both sides, such as in training and in validation: there it would be known."""
-    files = one_spelling(files)
+    """No file (in one spelling) is on both sides, such as training and validation: it would be known."""
     if len(set(files)) == len(files):
         return
     one, other = ({files[index] for index in indices} for indices in split)
@@ -88,12 +86,11 @@ def require_apart(
 
 
 def without_repeats(files: Sequence[str], rows: np.ndarray) -> np.ndarray:
-    """The rows without those whose file an earlier one of them has."""
-    names = one_spelling(files)
-    if len(set(names)) == len(names):
+    """The rows without those whose file, in one spelling, an earlier one of them has."""
+    if len(set(files)) == len(files):
         return rows
     first: dict[str, int] = {}
-    return np.array([row for row in rows if first.setdefault(names[row], row) == row], dtype=np.int64)
+    return np.array([row for row in rows if first.setdefault(files[row], row) == row], dtype=np.int64)
 
 
 def require_one_length(
@@ -102,8 +99,8 @@ def require_one_length(
     """The columns of a table have as many rows."""
     if len({len(column) for column in columns.values()}) > 1:
         several = isinstance(label_column, list | tuple)
-        paths = column_of(columns, 0 if path_column is None else path_column)
-        labels = column_of(columns, 1 if label_column is None or several else label_column)
+        paths = columns[column_name(columns, 0 if path_column is None else path_column)]
+        labels = columns[column_name(columns, 1 if label_column is None or several else label_column)]
         more = "" if groups is None else f", {len(groups):,} groups"
         lengths = ", ".join(f"{name} {len(column):,}" for name, column in columns.items())
         raise DataError(

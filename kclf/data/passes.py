@@ -33,10 +33,6 @@ class _Pending:
     indices: np.ndarray
     coming: np.ndarray | None = None
 
-    def cancel(self) -> None:
-        for job in self.jobs:
-            job.cancel()
-
 
 class Pass:
     """One way through the batches of an epoch, with the threads that decode ahead of it.
@@ -94,8 +90,6 @@ class Pass:
     def close(self) -> None:
         """Stop decoding."""
         self._closed = True
-        for pending in self._pending:
-            pending.cancel()
         self._pending.clear()
         self._first = self._sending = None
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -193,7 +187,6 @@ class Pass:
         try:
             return [job.result() for job in pending.jobs]
         except BaseException:
-            pending.cancel()
             self.close()
             raise
 

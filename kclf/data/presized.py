@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -198,16 +198,12 @@ def _key(paths: np.ndarray, size: Size, depth: int | None, channels: int) -> str
 def _layout(paths: np.ndarray, size: Size, folder: Path, pool: ThreadPoolExecutor, channels: int) -> Layout:
     file = folder / "shapes.h5"
     shapes = _read_shapes(file, len(paths))
-    if shapes is None or _can_be_read_now(paths[~shapes.any(axis=1)], size):
+    # A file whose header could not be read once may have one now.
+    if shapes is None or any(_stored_shape(str(path), size) != (0, 0) for path in paths[~shapes.any(axis=1)]):
         _start_over(folder)
         shapes = np.array(list(pool.map(lambda path: _stored_shape(str(path), size), paths)), dtype=np.int64)
         write_arrays(file, {"shapes": shapes})
     return Layout(shapes, np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * channels)]))
-
-
-def _can_be_read_now(paths: np.ndarray, size: Size) -> bool:
-    """Whether a file has a header now whose header could not be read once."""
-    return any(_stored_shape(str(path), size) != (0, 0) for path in paths)
 
 
 def _read_shapes(file: Path, count: int) -> np.ndarray | None:
@@ -265,7 +261,7 @@ def _fill(
         Progress(len(paths), f"presizing to {size_text(size)} px", done=len(paths) - len(todo)) as bar,
     ):
         store = partial(_store, paths, layout, pixels, threading.Lock(), read)
-        for some in _batches(todo):
+        for some in np.split(todo, range(AT_ONCE, len(todo), AT_ONCE)):
             for index, found in zip(some.tolist(), pool.map(store, some.tolist()), strict=True):
                 reasons.pop(index, None)
                 if isinstance(found, str):
@@ -307,11 +303,6 @@ def _store(
 def _to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _batches(indices: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(indices), AT_ONCE):
-        yield indices[start : start + AT_ONCE]
 
 
 def _reserve(file: Path, size: int) -> bool:

@@ -9,9 +9,8 @@ import numpy as np
 
 from .._core.arguments import listed
 from ..errors import DataError
-from .files import Split
 
-# Splits
+Split = tuple[np.ndarray, np.ndarray]  # indices of the training and of the validation images
 
 
 def random_split(n: int, valid_fraction: float = 0.2, seed: int = 0) -> Split:
@@ -192,7 +191,7 @@ def require_two_of_each(
     """Raise `DataError`, or report, where a class has one image alone."""
     lonely = [name for name, count in zip(names, counts, strict=True) if count == 1]
     if lonely:
-        (report or _refuse)(
+        (report or refuse)(
             f"{len(lonely)} of {len(names)} classes have a single image, which cannot be in training and in "
             f"validation: {listed(lonely)}. Add images, or merge or remove the class"
         )
@@ -220,11 +219,12 @@ def require_classes(
         )
     missing = sorted(set(counts) - set(valid_labels))
     if missing:
-        (report or _refuse)(
+        (report or refuse)(
             f"{len(missing)} of {len(counts)} classes have no validation image in {where}: "
             f"{listed(missing)}. Add some, or remove that folder: training images are then set aside"
         )
 
 
-def _refuse(message: str) -> None:
+def refuse(message: str) -> None:
+    """Raise `DataError` with a message."""
     raise DataError(message)

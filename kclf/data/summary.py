@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -102,10 +103,11 @@ def _steps(split: ImageDataset, index: int | None) -> Iterator[str]:
         return
     path = str(split.paths[index])
     yield f"The way of training image {index}, {path}"
+    frame = partial(split.dataset.frame, index, split.presize, split.resize_method)
     steps: list[tuple[str, Callable[[], str]]] = [
-        ("file", lambda: _file(path)),
+        ("file", lambda: f"{os.path.getsize(path):,} bytes"),
         ("decode", lambda: _array(split.dataset[index])),
-        (f"{shape_name(split.presize)} by {split.resize_method}", lambda: _array(_frame(split, index))),
+        (f"{shape_name(split.presize)} by {split.resize_method}", lambda: _array(frame())),
         ("label", lambda: _label(split, index)),
         ("batch", lambda: _batch(split)),
     ]
@@ -120,16 +122,8 @@ def _steps(split: ImageDataset, index: int | None) -> Iterator[str]:
             return
 
 
-def _file(path: str) -> str:
-    return f"{os.path.getsize(path):,} bytes"
-
-
 def _array(image: np.ndarray) -> str:
     return f"{image.dtype} {image.shape} in [{image.min()}, {image.max()}], mean {image.mean():.1f}"
-
-
-def _frame(split: ImageDataset, index: int) -> np.ndarray:
-    return split.dataset.frame(index, split.presize, split.resize_method)
 
 
 def _label(split: ImageDataset, index: int) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from urllib.parse import unquote
 
 from .._core.arguments import listed
@@ -44,8 +45,8 @@ def find_files(folder: str | os.PathLike[str], names: Sequence[str], suffix: str
         DataError: none of them is there.
     """
     named = join_paths(folder, names, suffix)
-    there = _Existing()
-    missing = [row for row, file in enumerate(named) if not there.has(file)]
+    is_there = _looking_once()
+    missing = [row for row, file in enumerate(named) if not is_there(file)]
     if not missing:
         return Found(named)
     index, mended = _Index(folder), Counter[str]()
@@ -63,7 +64,7 @@ def find_files(folder: str | os.PathLike[str], names: Sequence[str], suffix: str
             "Look at `folder`, and at `suffix` (such as '.jpg') where the names come without one"
         )
     notes = [f"{count:,} file names were mended: {how}" for how, count in mended.most_common()]
-    first = next((named[row] for row in missing if not there.has(named[row])), "")
+    first = next((named[row] for row in missing if not is_there(named[row])), "")
     return Found(named, lost, first, notes)
 
 
@@ -79,24 +80,21 @@ def join_paths(folder: str | os.PathLike[str], names: Iterable[object], suffix: 
     return [file if is_absolute(file) else start + file for file in files]
 
 
-class _Existing:
-    """Which files are there; one look at each folder in place of one at each file."""
+def _looking_once() -> Callable[[str], bool]:
+    """What tells whether a file is there; it looks once at each folder in place of once at each file."""
 
-    def __init__(self) -> None:
-        self._folders: dict[str, frozenset[str]] = {}
+    @cache
+    def names_in(folder: str) -> frozenset[str]:
+        try:
+            return frozenset(os.listdir(folder))
+        except (OSError, ValueError):  # a zero byte, or half a character, is in no name of a folder
+            return frozenset()
 
-    def has(self, file: str) -> bool:
-        folder, _, name = file.rpartition("/")
-        if name in ("", ".", ".."):
-            return False
-        if folder not in self._folders:
-            try:
-                self._folders[folder] = frozenset(
-                    os.listdir(folder or ("/" if file.startswith("/") else "."))
-                )
-            except (OSError, ValueError):  # a zero byte, or half a character, is in no name of a folder
-                self._folders[folder] = frozenset()
-        return name in self._folders[folder]
+    def is_there(file: str) -> bool:
+        folder, slash, name = file.rpartition("/")
+        return name in names_in(folder or slash or ".")
+
+    return is_there
 
 
 class _Index:

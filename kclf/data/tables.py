@@ -16,7 +16,7 @@ from .._core.arguments import listed
 from .._core.csv_files import find_delimiter, read_csv
 from ..errors import DataError
 from .files import image_suffixes
-from .labels import column_of, is_missing, label_parts, plain_label, text_of
+from .labels import column_name, is_missing, label_parts, plain_label, text_of
 from .table_splits import FALSE, TRUE, Columns, key_of, sides_of, split_columns
 from .tasks import Task
 
@@ -51,7 +51,8 @@ def columns_of(table: Any) -> Columns:
         table = table.collect()
     names = getattr(table, "column_names", None) or getattr(table, "columns", None)
     if names is not None and not callable(names):
-        _require_different(list(names))
+        if len(set(names)) < len(names):
+            raise DataError(f"Expected columns of different names. Received: {listed(list(names))}")
         return {str(name): _values(table[name]) for name in names}
     rows = list(table) if isinstance(table, Sequence) and not isinstance(table, str) else []
     if rows and all(isinstance(row, Mapping) for row in rows):
@@ -63,11 +64,6 @@ def columns_of(table: Any) -> Columns:
         "Expected a table: columns by name, a data frame, a table of pyarrow, or a list of rows or of "
         f"mappings. Received: {type(table).__name__}"
     )
-
-
-def _require_different(names: list[Any]) -> None:
-    if len(set(names)) < len(names):
-        raise DataError(f"Expected columns of different names. Received: {listed(names)}")
 
 
 def _values(column: Any) -> list[Any]:
@@ -102,7 +98,7 @@ def read_csv_table(
     if not Path(csv_file).is_file():
         raise DataError(f"No such file. Received: csv_file={str(csv_file)!r}")
     rows = read_csv(csv_file, delimiter=delimiter, escaped=False)
-    header, notes, first = next(rows, []), [], 2
+    header, notes = next(rows, []), []
     columns: list[list[Any]]  # a row is not kept: a table may have millions
     if any(_is_photo(cell) or is_file(cell) for cell in header):
         notes.append(f"{csv_file} has no header row: its columns are called {listed(range(len(header)))}")
@@ -112,7 +108,7 @@ def read_csv_table(
         columns = [[] for _ in header]
     if len(set(header)) < len(header):
         raise DataError(f"{csv_file}: a column name stands twice in the header: {listed(header)}")
-    for number, row in enumerate(rows, start=first):
+    for number, row in enumerate(rows, start=2):
         if len(row) > len(header):
             row = [*row[: len(header)], *_filled(row[len(header) :])]
         if not any(row):
@@ -186,12 +182,12 @@ def understand(
         )
     if not columns[names[0]]:
         raise DataError("Expected a row for each image. Received: a table without rows")
-    path = _name(columns, path_column) if path_column is not None else column_of_files(columns)
+    path = column_name(columns, path_column) if path_column is not None else column_of_files(columns)
     if path_column is None and path != names[0]:
         notes.append(f"File names are taken from column {path!r}")
     splitting: list[str] = []
     if not is_split and valid_column is not None:
-        splitting = [_name(columns, valid_column)]
+        splitting = [column_name(columns, valid_column)]
     elif not is_split:
         splitting, said = split_columns(columns, {path})
         notes += said
@@ -213,11 +209,6 @@ def understand(
         meaning.test = [row for row, side in enumerate(sides) if side == "test"]
         notes += said
     return meaning
-
-
-def _name(columns: Columns, column: Column) -> str:
-    column_of(columns, column)
-    return list(columns)[column] if isinstance(column, int) else column
 
 
 def column_of_files(columns: Columns) -> str:
@@ -255,12 +246,12 @@ def _label_columns(
     task: Task | None,
 ) -> list[str]:
     if isinstance(given, list | tuple):
-        return [_name(columns, column) for column in given]
+        return [column_name(columns, column) for column in given]
     if given is not None:
-        return [_name(columns, given)]  # type: ignore[arg-type]
+        return [column_name(columns, given)]  # type: ignore[arg-type]
     known = [name for name in others if key_of(name) in LABEL_NAMES]
     if known or not others:
-        return [known[0] if known else _name(columns, 1)]
+        return [known[0] if known else column_name(columns, 1)]
     after = list(columns)[list(columns).index(path) + 1 :]
     first = next((name for name in after if name in others), others[0])
     rest = [name for name in others if not _is_number_of_rows(columns[name])]
