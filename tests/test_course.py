@@ -17,7 +17,7 @@ from kclf.fastai import *
 from kclf.fastai import course_learner
 
 sz = 32
-arch = "MobileNetV2"
+arch = "MobileNet_025"
 
 
 @pytest.fixture

@@ -308,7 +308,7 @@ def test_metrics_may_be_set(learn):
 
 def test_export_pickles_nothing_and_load_learner_takes_the_same_name(learn, tmp_path):
     given = {"weights": None, "hidden": (), "path": tmp_path, "verbose": False}
-    named = CourseLearner(learn.data.replace(size=32, presize=32), "MobileNetV2", **given)
+    named = CourseLearner(learn.data.replace(size=32, presize=32), "MobileNet_025", **given)
     assert named.export() == tmp_path / "export.h5"
     back = load_learner(tmp_path / "export.pkl")
     pixels = photos(1, 3)[0]

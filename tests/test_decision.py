@@ -132,7 +132,7 @@ def trained(tmp_path_factory):
             pixels[..., channel] += np.uint8(number % 3 * 25)
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     data = kclf.ImageData.from_folder(root, size=32, batch_size=8, valid_fraction=0.4)
-    model = kclf.ImageClassifier("MobileNetV2", data.class_names, size=32, weights=None, hidden=())
+    model = kclf.ImageClassifier("MobileNet_025", data.class_names, size=32, weights=None, hidden=())
     kclf.fit_linear_probe(model, data)
     model.decision = fit_decision(kclf.predict(model, data.valid))
     file = root.parent / "classifier.h5"

@@ -222,7 +222,7 @@ def photos_in_folders(place: Path) -> Path:
 @pytest.mark.heavy
 def test_sigterm_stops_all_processes_together_and_the_run_goes_on(tmp_path):
     photos, out = photos_in_folders(tmp_path / "photos"), tmp_path / "out"
-    words = ["--backbone=MobileNetV2", "--weights=none", "--size=32", "--batch-size=6", "--recipe=course"]
+    words = ["--backbone=MobileNet_025", "--weights=none", "--size=32", "--batch-size=6", "--recipe=course"]
     command = ["-m", "kclf", "train", str(photos), *words, "--epochs=200", f"--out={out}"]
     with ranks.torchrun(*command) as started:
         deadline = time.monotonic() + PATIENCE
@@ -240,7 +240,7 @@ def test_sigterm_stops_all_processes_together_and_the_run_goes_on(tmp_path):
 @pytest.mark.heavy
 def test_the_command_trains_on_all_processes_and_speaks_once(tmp_path):
     photos = photos_in_folders(tmp_path / "photos")
-    words = ["--backbone=MobileNetV2", "--weights=none", "--size=32", "--batch-size=16", "--epochs=1"]
+    words = ["--backbone=MobileNet_025", "--weights=none", "--size=32", "--batch-size=16", "--epochs=1"]
     out = tmp_path / "out"
     with ranks.torchrun("-m", "kclf", "train", str(photos), *words, f"--out={out}") as started:
         said, _ = started.communicate(timeout=PATIENCE)

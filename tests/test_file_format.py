@@ -45,7 +45,7 @@ def tiny(monkeypatch):
 
 @pytest.fixture
 def saved(tiny, tmp_path):
-    model = ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, hidden=[8], weights=None)
+    model = ImageClassifier("MobileNet_025", ["cat", "dog"], size=32, hidden=[8], weights=None)
     for variable in model.weights:
         if variable.dtype == "float32":
             variable.assign(np.random.default_rng(len(variable.path)).uniform(0.5, 1.5, variable.shape))
@@ -285,7 +285,7 @@ def test_a_new_process_gives_the_same_probabilities(tmp_path):
     photos = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)
     np.save(tmp_path / "photos.npy", photos.numpy())
     settings = {"size": 32, "presize": 40, "weights": None}
-    model, expected = with_random_logits(ImageClassifier("MobileNet", ["cat", "dog"], **settings)), {}
+    model, expected = with_random_logits(ImageClassifier("MobileNet_025", ["cat", "dog"], **settings)), {}
     for file in LOADERS:
         model.unfreeze() if file.startswith("unfrozen") else model.freeze()
         (tmp_path / file).parent.mkdir(exist_ok=True)
@@ -297,7 +297,7 @@ def test_a_new_process_gives_the_same_probabilities(tmp_path):
     script = f"""
 import json, numpy, torch, kclf.models, keras
 def with_weights(path):
-    model = kclf.models.ImageClassifier("MobileNet", ["cat", "dog"], size=32, presize=40, weights=None)
+    model = kclf.models.ImageClassifier("MobileNet_025", ["cat", "dog"], size=32, presize=40, weights=None)
     model.load_weights(path)
     return model
 def tell(path, model):

@@ -84,7 +84,7 @@ def test_weights_load_beside_another_optimizer_s_state_with_a_warning(tmp_path):
 
 @pytest.mark.parametrize("name", ["m.h5", "m.hdf5", "m.keras"])
 def test_every_name_for_a_whole_classifier_is_read_back(tmp_path, name):
-    model = kclf.ImageClassifier("MobileNetV2", ["a", "b"], size=32, weights=None)
+    model = kclf.ImageClassifier("MobileNet_025", ["a", "b"], size=32, weights=None)
     model.save(tmp_path / name)
     again = kclf.load(tmp_path / name)
     x = np.full((1, 32, 32, 3), 100, "uint8")
@@ -96,24 +96,24 @@ def test_every_name_for_a_whole_classifier_is_read_back(tmp_path, name):
 
 
 def test_a_classifier_starts_the_next_one(tmp_path):
-    old = kclf.ImageClassifier("MobileNetV2", ["a", "b"], size=32, weights=None)
+    old = kclf.ImageClassifier("MobileNet_025", ["a", "b"], size=32, weights=None)
     old.save(tmp_path / "old.h5")
     old.save(tmp_path / "old.keras")
     old.save_weights(tmp_path / "old.weights.h5")
-    base = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(32, 32, 3))
+    base = keras.applications.MobileNet(alpha=0.25, weights=None, include_top=False, input_shape=(32, 32, 3))
     base.set_weights(old.backbone.get_weights())
     nested = keras.Sequential(
         [keras.Input((32, 32, 3)), base, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(5)]
     )
     nested.save(tmp_path / "nested.keras")
     for name in ("old.h5", "old.keras", "old.weights.h5", "nested.keras"):
-        new = kclf.ImageClassifier("MobileNetV2", ["x", "y", "z"], size=32, weights=tmp_path / name)
+        new = kclf.ImageClassifier("MobileNet_025", ["x", "y", "z"], size=32, weights=tmp_path / name)
         for ours, theirs in zip(new.backbone.get_weights(), old.backbone.get_weights(), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_backbone_of_a_classifier_keeps_its_groups_and_its_name(tmp_path):
-    old = kclf.ImageClassifier("MobileNetV2", ["a", "b"], size=32, weights=None)
+    old = kclf.ImageClassifier("MobileNet_025", ["a", "b"], size=32, weights=None)
     new = kclf.ImageClassifier(old.backbone, ["x", "y", "z"], size=32)
     assert [len(group) for group in new.layer_groups] == [len(group) for group in old.layer_groups]
     new.save(tmp_path / "new.h5")

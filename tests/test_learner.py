@@ -280,7 +280,7 @@ def test_a_figure_that_fit_does_not_log(learner):
 
 def named_learner(tmp_path, **changes) -> Learner:
     data = ImageData.from_arrays((np.zeros((20, 32, 32, 3), np.uint8), ["cat", "dog"] * 10), batch_size=8)
-    return Learner(data, "MobileNetV2", weights=None, path=tmp_path, verbose=False, **changes)
+    return Learner(data, "MobileNet_025", weights=None, path=tmp_path, verbose=False, **changes)
 
 
 def test_save_load_export(tmp_path):

@@ -223,7 +223,7 @@ class Stop(keras.callbacks.Callback):
 
 def test_a_learner_that_has_trained_goes_to_a_spawned_worker_and_trains_on(photos, tmp_path):
     data = kclf.ImageData.from_folder(photos, valid_fraction=0.25, size=32, presize=32, batch_size=2)
-    learner = kclf.Learner(data, "MobileNet", weights=None, path=tmp_path, verbose=False)
+    learner = kclf.Learner(data, "MobileNet_025", weights=None, path=tmp_path, verbose=False)
     learner.lr_find(num_it=6)
     learner.fit_one_cycle(1, 1e-3)
     with pytest.raises(KeyboardInterrupt):
@@ -239,7 +239,7 @@ def test_a_learner_that_has_trained_goes_to_a_spawned_worker_and_trains_on(photo
 
 def test_a_learner_goes_to_a_spawned_worker(photos, tmp_path):
     data = kclf.ImageData.from_folder(photos, valid_fraction=0.25, size=32, presize=32, batch_size=2)
-    learner = kclf.Learner(data, "MobileNet", weights=None, path=tmp_path)
+    learner = kclf.Learner(data, "MobileNet_025", weights=None, path=tmp_path)
 
     again = pickle.loads(pickle.dumps(learner))
 
@@ -351,7 +351,7 @@ def read_only(monkeypatch, folder: Path) -> None:
 
 def test_complete_caches_are_read_from_a_read_only_mount(photos, tmp_path, monkeypatch):
     data = kclf.ImageData.from_folder(photos, valid_fraction=0.25, size=32, presize=32, batch_size=2)
-    model = kclf.ImageClassifier("MobileNet", data.class_names, size=32, weights=None)
+    model = kclf.ImageClassifier("MobileNet_025", data.class_names, size=32, weights=None)
     paths = np.array(sorted(map(str, photos.rglob("*.png"))))
     first = (
         precompute(model, data, tmp_path / "caches", progress=False),

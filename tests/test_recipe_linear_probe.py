@@ -219,7 +219,7 @@ def test_heads_of_other_shapes(settings):
 
 def test_a_saved_probe_answers_the_same(tmp_path):
     data = photos("regression")
-    model = ImageClassifier("MobileNetV2", ["value"], size=32, weights=None, task="regression", hidden=())
+    model = ImageClassifier("MobileNet_025", ["value"], size=32, weights=None, task="regression", hidden=())
     fit_linear_probe(model, data, strength=0.01)
     model.save(tmp_path / "a.h5")
 

@@ -104,7 +104,7 @@ def test_the_page_shows_the_run(run, tmp_path):
 
 
 def test_heat_maps_come_from_the_classifier_of_the_run(run, tmp_path):
-    model = with_random_logits(ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None))
+    model = with_random_logits(ImageClassifier("MobileNet_025", ["cat", "dog"], size=32, weights=None))
     model.save(run / "classifier.h5")
     assert page(run, tmp_path).count('class="heat"') == 3
     without = write_report(run, tmp_path / "plain.html", heat=False).read_text(encoding="utf-8")

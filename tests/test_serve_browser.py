@@ -30,7 +30,7 @@ def address():
     def similar(square, count):
         return [{"label": name, "similarity": 0.9, "thumbnail": picture} for name in MANY[:count]]
 
-    model = with_random_logits(kclf.ImageClassifier("MobileNetV2", MANY, size=64, weights=None))
+    model = with_random_logits(kclf.ImageClassifier("MobileNet_025", MANY, size=64, weights=None))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

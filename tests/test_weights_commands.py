@@ -35,7 +35,7 @@ def test_convert_and_check_a_backbone(tmp_path):
 
 
 def test_check_a_classifier(tmp_path):
-    model = with_random_logits(ImageClassifier("MobileNetV2", ["cat", "dog"], size=32, weights=None))
+    model = with_random_logits(ImageClassifier("MobileNet_025", ["cat", "dog"], size=32, weights=None))
     model.save(tmp_path / "classifier.h5")
     assert "answers its probe batch" in run("check", tmp_path / "classifier.h5")
     assert overview(tmp_path / "classifier.h5").attributes["config"]["class_names"] == ["cat", "dog"]

@@ -20,7 +20,7 @@ from kclf.prediction.activation_cache import activation_key
 from kclf.prediction.inference import predict_files
 from kclf.weights import load_weights
 
-TINY = ["--backbone", "MobileNet", "--weights", "none", "--size", "32", "--effort", "quick"]
+TINY = ["--backbone", "MobileNet_025", "--weights", "none", "--size", "32", "--effort", "quick"]
 
 
 def run(*words) -> int:
@@ -40,7 +40,7 @@ def _as_before():
 @pytest.fixture(scope="module")
 def of_12_bits():
     """A classifier of photos of 12 bits; the tests leave it as it is."""
-    return kclf.ImageClassifier("MobileNet", ["cat", "dog"], size=32, weights=None, depth=12)
+    return kclf.ImageClassifier("MobileNet_025", ["cat", "dog"], size=32, weights=None, depth=12)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_saved_classifier_remembers_its_depth(deep_photos, of_12_bits, tmp_pat
 def test_a_learner_hands_the_depth_of_its_data_on(deep_photos, tmp_path):
     set_decoding(depth=12)
     data = kclf.ImageData.from_folder(deep_photos, size=32, batch_size=4, num_threads=1)
-    learner = kclf.Learner(data, "MobileNet", weights=None, path=tmp_path)
+    learner = kclf.Learner(data, "MobileNet_025", weights=None, path=tmp_path)
     set_decoding()
     cached = data.resize(40, tmp_path / "cache")
 
@@ -125,7 +125,7 @@ def test_no_cache_is_read_at_another_depth(deep_photos, of_12_bits, tmp_path):
 @pytest.mark.parametrize("depth", [0, 33, -1, 12.0, "12", True])
 def test_what_is_no_depth_is_refused(depth):
     with pytest.raises(ValueError, match="1 to 32 bits"):
-        kclf.ImageClassifier("MobileNet", ["cat", "dog"], size=32, weights=None, depth=depth)
+        kclf.ImageClassifier("MobileNet_025", ["cat", "dog"], size=32, weights=None, depth=depth)
 
 
 def test_a_file_with_a_hostile_depth_is_refused(of_12_bits, tmp_path, monkeypatch):
