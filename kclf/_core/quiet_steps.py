@@ -39,9 +39,7 @@ from .keras_private import (
     trained_variables,
     whole_update,
 )
-from .nadam import nadam
-
-Tensors = list[torch.Tensor]
+from .nadam import Tensors, nadam
 
 
 class HostMirror:
@@ -136,7 +134,7 @@ class QuietSteps:
             return
         with NumbersByKernels(), self._known_rate(), overridden(self.inner, **self._formulas()):
             if self.scaled:
-                with overridden(self.optimizer, **{SCALED_APPLY: self._apply}):
+                with overridden(self.optimizer, **{SCALED_APPLY: partial(apply_scaled, self.optimizer)}):
                     yield
             else:
                 with self._known_count():
@@ -150,9 +148,6 @@ class QuietSteps:
         if self.scaled and (self.inner.gradient_accumulation_steps or self.inner.ema_overwrite_frequency):
             methods[APPLY_FINITE] = partial(_apply_by_flags, self.inner)
         return methods
-
-    def _apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-        apply_scaled(self.optimizer, grads, trainable_variables)
 
     @contextmanager
     def _known_rate(self) -> Iterator[None]:
