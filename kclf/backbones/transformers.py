@@ -38,7 +38,6 @@ class TransformerPlan:
         interpolation: how positions are resampled, see `PatchTokens`.
         layer_scale: whether residual branches are scaled.
         registers: number of register tokens.
-        class_position: whether the class token has a position.
         activation: of the hidden layers.
     """
 
@@ -51,7 +50,6 @@ class TransformerPlan:
     interpolation: str = "timm"
     layer_scale: bool = False
     registers: int = 0
-    class_position: bool = True
     activation: str = "gelu"
 
 
@@ -103,7 +101,6 @@ def transformer(name: str, input_shape: tuple[int | None, int | None, int] = (No
         plan.grid,
         class_token=plan.reading != "attention",
         registers=plan.registers,
-        class_position=plan.class_position,
         interpolation=plan.interpolation,
         name="tokens",
     )
@@ -111,13 +108,16 @@ def transformer(name: str, input_shape: tuple[int | None, int | None, int] = (No
     for block in range(plan.depth):
         x = _block(x, f"block{block + 1}", plan)
     x = _normalized(x, "norm")
-    features = _attention_pooled(x, plan) if plan.reading == "attention" else _read(x, plan, tokens.prefix)
+    if plan.reading == "attention":
+        features = _attention_pooled(x, plan)
+    else:
+        features = ReadTokens(plan.reading, prefix=tokens.prefix, name="features")(x)
     return keras.Model(inputs, features, name=name.lower())
 
 
 def _check_sides(name: str, patch: int, input_shape: tuple[int | None, int | None, int]) -> None:
-    if any(side is not None and side % patch for side in input_shape[:2]):
-        side = next(side for side in input_shape[:2] if side is not None and side % patch)
+    side = next((side for side in input_shape[:2] if side is not None and side % patch), None)
+    if side is not None:
         near = [multiple for multiple in (side // patch * patch, (side // patch + 1) * patch) if multiple]
         raise BackboneError(
             f"{name} reads patches of {patch} x {patch} pixels: each side must be a multiple of {patch}, "
@@ -152,10 +152,6 @@ def _block(inputs: Any, name: str, plan: TransformerPlan) -> Any:
 
 def _scaled(x: Any, name: str, plan: TransformerPlan) -> Any:
     return LayerScale(LAYER_SCALE_START, name=name)(x) if plan.layer_scale else x
-
-
-def _read(x: Any, plan: TransformerPlan, prefix: int) -> Any:
-    return ReadTokens(plan.reading, prefix=prefix, name="features")(x)
 
 
 def _attention_pooled(x: Any, plan: TransformerPlan) -> Any:

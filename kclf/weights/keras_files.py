@@ -82,16 +82,7 @@ NOT_LAYERS = {"optimizer", "seed_generator", "metrics", "_metrics", "compile_met
 LARGEST_UNPACKING = 128 * 2**20  # bytes more than the archive has; weights hardly shrink
 PIECE = 2**20  # bytes unpacked at a time
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack a piece to any size
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    UnicodeDecodeError,
-    OSError,
-    EOFError,
-)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, UnicodeDecodeError, OSError, EOFError)
 WEIGHTS_MEMBER = "model.weights.h5"  # inside a .keras archive
 
 
@@ -189,19 +180,16 @@ def _keras3_layers(file: h5py.File, model: keras.Model | None) -> dict[str, Save
             groups.setdefault(owner, {})[place] = dataset
     owners = sorted(groups, key=_natural)
     words = [_word_of(owner) for owner in owners]
-    names = [_name_of(file[f"{owner}/vars"], owner) for owner in owners]
+    given = [_names(file[f"{owner}/vars"], "name") for owner in owners]
+    names = [name[0] if name else owner.rpartition("/")[2] for name, owner in zip(given, owners, strict=True)]
     keys = stable_keys(list(zip(names, words, strict=True)))
-    if model is not None and not _all_named(keys, words):
+    all_named = all(words) and not any("#" in key for key in keys)
+    if model is not None and not all_named:  # else the slow walk through a model adds nothing
         keys = _keys_as_in(model, owners, names, words)
     return {
         key: dict(sorted(groups[owner].items(), key=lambda item: int(item[0])))
         for owner, key in zip(owners, keys, strict=True)
     }
-
-
-def _all_named(keys: list[str], words: list[str]) -> bool:
-    """Whether every layer has a name of its own: then the slow walk through a model adds nothing."""
-    return all(words) and not any("#" in key for key in keys)
 
 
 def _keys_as_in(model: keras.Model, owners: list[str], names: list[str], words: list[str]) -> list[str]:
@@ -258,11 +246,6 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
     while f"{attribute}{len(parts)}" in group.attrs:
         parts.append(f"{attribute}{len(parts)}")
     return [name for part in parts for name in _texts(group, part)]
-
-
-def _name_of(variables: h5py.Group, owner: str) -> str:
-    names = _texts(variables, "name") if "name" in variables.attrs else []
-    return names[0] if names else owner.rpartition("/")[2]
 
 
 def _texts(group: h5py.Group, attribute: str) -> list[str]:
