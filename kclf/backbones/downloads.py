@@ -146,10 +146,10 @@ def fetch_class_index() -> Path:
 
 
 @contextmanager
-def network_timeout(seconds: float = NETWORK_TIMEOUT) -> Iterator[None]:
-    """Let connections made in the block fail after so many seconds of silence."""
+def network_timeout() -> Iterator[None]:
+    """Let connections made in the block fail after `NETWORK_TIMEOUT` of silence."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
     try:
         yield
     finally:

@@ -8,7 +8,6 @@ import keras
 from keras import layers
 
 from ..errors import WeightsUnavailableError
-from ..weights import LoadReport, load_weights
 
 # Stages of EfficientNet-B0: kernel, blocks, filters, expansion, stride of the first block.
 STAGES = [
@@ -41,15 +40,6 @@ def efficientnet_lite0(input_shape: tuple[int | None, int | None, int] = (None, 
             x = _block(x, f"block{stage}{'abcd'[block]}", kernel, filters, expansion, 1 if block else strides)
     x = _conv(x, "top", HEAD_FILTERS, kernel=1)
     return keras.Model(inputs, x, name="efficientnet_lite0")
-
-
-def load_imagenet_weights(model: keras.Model) -> LoadReport:
-    """Load the ImageNet weights, but for the top.
-
-    Raises:
-        WeightsUnavailableError: their package is not installed.
-    """
-    return load_weights(model, imagenet_file(), skip=["predictions"])
 
 
 def imagenet_file() -> Path:
