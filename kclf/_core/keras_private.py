@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -28,6 +28,7 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.trainers.trainer import Trainer
 
+from .fit_hooks import overridden
 from .nadam import product_of
 
 # The package of the optimizers that have foreach kernels.
@@ -259,15 +260,9 @@ def counted_as(optimizer: Any, count: torch.Tensor) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def count_in_place_of(optimizer: Any, count: Any) -> Iterator[None]:
+def count_in_place_of(optimizer: Any, count: Any) -> AbstractContextManager[None]:
     """Let an optimizer have something else in the place of the variable that counts its steps."""
-    before = optimizer._iterations
-    object.__setattr__(optimizer, "_iterations", count)
-    try:
-        yield
-    finally:
-        object.__setattr__(optimizer, "_iterations", before)
+    return overridden(optimizer, _iterations=count)
 
 
 def beside_adapter(names: tuple[str, ...]) -> dict[str, Any]:

@@ -132,13 +132,10 @@ class QuietSteps:
         if self.quiet or keras_device().type != "cuda":
             yield
             return
-        with NumbersByKernels(), self._known_rate(), overridden(self.inner, **self._formulas()):
-            if self.scaled:
-                with overridden(self.optimizer, **{SCALED_APPLY: partial(apply_scaled, self.optimizer)}):
-                    yield
-            else:
-                with self._known_count():
-                    yield
+        scaled = {SCALED_APPLY: partial(apply_scaled, self.optimizer)}
+        step = overridden(self.optimizer, **scaled) if self.scaled else self._known_count()
+        with NumbersByKernels(), self._known_rate(), overridden(self.inner, **self._formulas()), step:
+            yield
 
     def _formulas(self) -> dict[str, Any]:
         """Methods of the optimizer that ask the device, in forms that do not."""

@@ -102,7 +102,7 @@ def _variant(spec: BackboneSpec, suffix: str, **options: Any) -> BackboneSpec:
     return replace(spec, name=spec.name + suffix, constructor=spec.name, options=tuple(options.items()))
 
 
-# Files of Keras' applications without top, by the start of their names; the first that fits, {rest} follows it.
+# Files of applications without top, by the start of their names; the first that fits, {rest} follows it.
 KERAS_FILES = {
     "MobileNetV2": "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5",
     "MobileNetV3": "weights_mobilenet_v3_{rest}_224_{alpha}_float_no_top_v2.h5",
