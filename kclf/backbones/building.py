@@ -10,6 +10,7 @@ import keras
 
 from .._core.keras_private import all_layers
 from .._core.keywords import BACKBONE, answering
+from .._core.sizes import InputShape
 from ..errors import BackboneError, WeightsError
 from ..weights import is_torch_file, layers_with_variables, load_weights
 from .applications import application, application_with_top, correct_variance, torch_application
@@ -29,7 +30,6 @@ TOP_LAYERS = (
 )
 IMAGENET_CLASSES = 1000
 OWN = {"resnet": resnet, "convnext": convnext, "transformer": transformer}
-InputShape = tuple[int | None, int | None, int]
 
 
 @answering(BACKBONE)

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 from keras import layers
 
+from .._core.sizes import InputShape
 from ..errors import WeightsUnavailableError
 
 # Stages of EfficientNet-B0: kernel, blocks, filters, expansion, stride of the first block.
@@ -23,7 +24,7 @@ BATCHNORM_EPSILON = 1e-3  # of TensorFlow's EfficientNets, kept by the converted
 HEAD_FILTERS = 1280
 
 
-def efficientnet_lite0(input_shape: tuple[int | None, int | None, int] = (None, None, 3)) -> keras.Model:
+def efficientnet_lite0(input_shape: InputShape = (None, None, 3)) -> keras.Model:
     """EfficientNet-Lite0 without top and with random weights; it scales pixels in [0, 255] itself.
 
     Args:

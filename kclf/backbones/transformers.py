@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from .._core.sizes import InputShape
 from ..errors import BackboneError
 from ..layers.tokens import (
     CrossAttention,
@@ -80,7 +81,7 @@ TRANSFORMERS = {
 }
 
 
-def transformer(name: str, input_shape: tuple[int | None, int | None, int] = (None, None, 3)) -> keras.Model:
+def transformer(name: str, input_shape: InputShape = (None, None, 3)) -> keras.Model:
     """A vision transformer with random weights, up to its features.
 
     Args:
@@ -115,7 +116,7 @@ def transformer(name: str, input_shape: tuple[int | None, int | None, int] = (No
     return keras.Model(inputs, features, name=name.lower())
 
 
-def _check_sides(name: str, patch: int, input_shape: tuple[int | None, int | None, int]) -> None:
+def _check_sides(name: str, patch: int, input_shape: InputShape) -> None:
     side = next((side for side in input_shape[:2] if side is not None and side % patch), None)
     if side is not None:
         near = [multiple for multiple in (side // patch * patch, (side // patch + 1) * patch) if multiple]
