@@ -162,7 +162,7 @@ def read_arrays(
             end = _verified_end(file)
             index = _object(file.read())
             attributes = _object(_bytes_at(file, end, *_numbers(index.get("attributes"), 2)))
-            entries = index.get("arrays")
+            entries: Any = index.get("arrays")
             refuse_if(not isinstance(entries, dict), "its index lists no arrays")
             places = {name: _Place.of(name, entry) for name, entry in entries.items()}
             claimed = sum(place.nbytes for place in places.values())
