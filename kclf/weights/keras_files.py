@@ -65,7 +65,7 @@ def _scaled_by_compile(path: str | os.PathLike[str]) -> bool:
     """Whether the file has the state of one optimizer around those that its configuration describes."""
     with weights_of_archive(path) as file, zipfile.ZipFile(path) as archive:
         try:
-            config = json.loads(_read_member(archive, "config.json", _limit(path)))
+            config = json.loads(b"".join(_pieces(archive, "config.json", _limit(path))))
             described = (config.get("compile_config") or {}).get("optimizer")
         except (KeyError, ValueError, AttributeError, RecursionError) as error:
             raise FileFormatError(f"{os.fspath(path)}: not a saved Keras model ({error!r}).") from error
@@ -115,7 +115,7 @@ def open_saved(
 def weights_of_archive(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """The HDF5 member of a `.keras` archive, in memory."""
     with _archive(path) as archive:
-        content = _read_member(archive, WEIGHTS_MEMBER, _limit(path))
+        content = b"".join(_pieces(archive, WEIGHTS_MEMBER, _limit(path)))
     with open_h5(path, content) as file:
         yield file
 
@@ -153,10 +153,6 @@ def _archive(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
 
 def _limit(path: str | os.PathLike[str]) -> int:
     return Path(path).stat().st_size + LARGEST_UNPACKING
-
-
-def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    return b"".join(_pieces(archive, name, limit))
 
 
 def _pieces(archive: zipfile.ZipFile, name: str, limit: int) -> Iterator[bytes]:
