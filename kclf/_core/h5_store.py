@@ -164,7 +164,7 @@ def read_arrays(
             attributes = _object(_bytes_at(file, end, *_numbers(index.get("attributes"), 2)))
             entries: Any = index.get("arrays")
             refuse_if(not isinstance(entries, dict), "its index lists no arrays")
-            places = {name: _Place.of(name, entry) for name, entry in entries.items()}
+            places = {name: _Place(name, entry) for name, entry in entries.items()}
             claimed = sum(place.nbytes for place in places.values())
             refuse_if(claimed > end, f"its arrays claim {claimed} bytes, and it has {end}")
             missing = sorted(set(names or ()) - set(places))
@@ -179,26 +179,20 @@ class _Place:
     """Where an array lies in a file.
 
     Args:
-        dtype: of its numbers.
-        shape: of the array.
-        offset: of its first byte.
+        name: of the array.
+        entry: of the index: dtype, shape, and offset of the first byte.
     """
 
-    def __init__(self, dtype: np.dtype, shape: list[int], offset: int) -> None:
-        self.dtype, self.shape, self.offset = dtype, shape, offset
-        self.nbytes = math.prod(shape) * dtype.itemsize
-
-    @classmethod
-    def of(cls, name: str, entry: Any) -> _Place:
-        """The place that an entry of the index describes."""
+    def __init__(self, name: str, entry: Any) -> None:
         is_entry = isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)
         refuse_if(not is_entry or not re.fullmatch(r"[<>|][biuf]\d{1,2}", entry[0]), f"{name!r} is no array")
-        shape, (offset,) = _numbers(entry[1]), _numbers(entry[2:])
-        refuse_if(len(shape) > 32, f"{name!r} has {len(shape)} dimensions")
+        self.shape, (self.offset,) = _numbers(entry[1]), _numbers(entry[2:])
+        refuse_if(len(self.shape) > 32, f"{name!r} has {len(self.shape)} dimensions")
         try:
-            return cls(np.dtype(entry[0]), shape, offset)
+            self.dtype = np.dtype(entry[0])
         except TypeError as error:
             raise FileFormatError(f"refused: {name!r} holds {entry[0]!r}, expected numbers.") from error
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, file: BinaryIO, end: int) -> np.ndarray:
         """The array itself."""

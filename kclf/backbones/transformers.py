@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -54,27 +55,17 @@ class TransformerPlan:
     activation: str = "gelu"
 
 
-def _dinov2(width: int, depth: int, num_heads: int, registers: int) -> TransformerPlan:
-    """A DINOv2 transformer, whose positions were last trained at 518 pixels, 37 patches a side."""
-    return TransformerPlan(
-        width,
-        depth,
-        num_heads,
-        patch=14,
-        grid=37,
-        reading="token_and_mean",
-        interpolation="dinov2_registers" if registers else "dinov2",
-        layer_scale=True,
-        registers=registers,
-    )
-
-
 _SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}  # width, depth, heads
+# DINOv2's positions were last trained at 518 pixels, 37 patches a side.
+_dinov2 = partial(TransformerPlan, patch=14, grid=37, reading="token_and_mean", layer_scale=True)
 TRANSFORMERS = {
     **{f"ViT{size}16": TransformerPlan(*_SIZES[size], patch=16, grid=14) for size in "SBL"},
     "ViTB32": TransformerPlan(*_SIZES["B"], patch=32, grid=7),
-    **{f"DINOv2{size}14": _dinov2(*_SIZES[size], registers=0) for size in "SBL"},
-    **{f"DINOv2{size}14Registers": _dinov2(*_SIZES[size], registers=4) for size in "SBL"},
+    **{f"DINOv2{size}14": _dinov2(*_SIZES[size], interpolation="dinov2") for size in "SBL"},
+    **{
+        f"DINOv2{size}14Registers": _dinov2(*_SIZES[size], interpolation="dinov2_registers", registers=4)
+        for size in "SBL"
+    },
     "SigLIP2B16": TransformerPlan(
         *_SIZES["B"], patch=16, grid=14, reading="attention", interpolation="bicubic", activation="gelu_tanh"
     ),
