@@ -20,9 +20,8 @@ def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
         'horizontal'
     """
     if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices[:MOST_CHOICES])
-        listed += f" and {len(choices) - MOST_CHOICES:,} more" if len(choices) > MOST_CHOICES else ""
-        raise ValueError(f"Expected {name} to be one of {listed}. Received: {name}={value!r}")
+        known = listed([repr(choice) for choice in choices], MOST_CHOICES)
+        raise ValueError(f"Expected {name} to be one of {known}. Received: {name}={value!r}")
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
@@ -100,24 +100,15 @@ def full_float32() -> Iterator[None]:
 
     For checks that compare numbers made on different devices.
     """
-    switches = [_switch(torch.backends.cudnn, "conv"), _switch(torch.backends.cuda.matmul)]
-    undo = [switch() for switch in switches]
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    newer = hasattr(matmul, "fp32_precision")  # from torch 2.9 on
+    owners = (cudnn.conv if newer else cudnn, matmul)
+    name, exact = ("fp32_precision", "ieee") if newer else ("allow_tf32", False)
+    before = [getattr(owner, name) for owner in owners]
     try:
+        for owner in owners:
+            setattr(owner, name, exact)
         yield
     finally:
-        for one in undo:
-            one()
-
-
-def _switch(backend: object, part: str = "") -> Callable[[], Callable[[], None]]:
-    """What turns TF32 off in a part of torch, and returns what turns it back to what it was."""
-    owner = getattr(backend, part, backend) if part else backend
-    name, exact = ("fp32_precision", "ieee") if hasattr(owner, "fp32_precision") else ("allow_tf32", False)
-    owner = owner if name == "fp32_precision" else backend
-
-    def off() -> Callable[[], None]:
-        before = getattr(owner, name)
-        setattr(owner, name, exact)
-        return lambda: setattr(owner, name, before)
-
-    return off
+        for owner, value in zip(owners, before, strict=True):
+            setattr(owner, name, value)

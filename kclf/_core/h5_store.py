@@ -162,11 +162,13 @@ def read_arrays(
             end = _verified_end(file)
             index = _object(file.read())
             attributes = _object(_bytes_at(file, end, *_numbers(index.get("attributes"), 2)))
-            places = {name: _Place.of(name, entry) for name, entry in _dict(index.get("arrays")).items()}
+            entries: Any = index.get("arrays")
+            refuse_if(not isinstance(entries, dict), "its index lists no arrays")
+            places = {name: _Place(name, entry) for name, entry in entries.items()}
             claimed = sum(place.nbytes for place in places.values())
-            _refuse_if(claimed > end, f"its arrays claim {claimed} bytes, and it has {end}")
+            refuse_if(claimed > end, f"its arrays claim {claimed} bytes, and it has {end}")
             missing = sorted(set(names or ()) - set(places))
-            _refuse_if(missing, f"it has no arrays named {missing}")
+            refuse_if(missing, f"it has no arrays named {missing}")
             wanted = places if names is None else {name: places[name] for name in names}
             return {name: place.read(file, end) for name, place in wanted.items()}, attributes
         except FileFormatError as error:
@@ -177,26 +179,20 @@ class _Place:
     """Where an array lies in a file.
 
     Args:
-        dtype: of its numbers.
-        shape: of the array.
-        offset: of its first byte.
+        name: of the array.
+        entry: of the index: dtype, shape, and offset of the first byte.
     """
 
-    def __init__(self, dtype: np.dtype, shape: list[int], offset: int) -> None:
-        self.dtype, self.shape, self.offset = dtype, shape, offset
-        self.nbytes = math.prod(shape) * dtype.itemsize
-
-    @classmethod
-    def of(cls, name: str, entry: Any) -> _Place:
-        """The place that an entry of the index describes."""
+    def __init__(self, name: str, entry: Any) -> None:
         is_entry = isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)
-        _refuse_if(not is_entry or not re.fullmatch(r"[<>|][biuf]\d{1,2}", entry[0]), f"{name!r} is no array")
-        shape, (offset,) = _numbers(entry[1]), _numbers(entry[2:])
-        _refuse_if(len(shape) > 32, f"{name!r} has {len(shape)} dimensions")
+        refuse_if(not is_entry or not re.fullmatch(r"[<>|][biuf]\d{1,2}", entry[0]), f"{name!r} is no array")
+        self.shape, (self.offset,) = _numbers(entry[1]), _numbers(entry[2:])
+        refuse_if(len(self.shape) > 32, f"{name!r} has {len(self.shape)} dimensions")
         try:
-            return cls(np.dtype(entry[0]), shape, offset)
+            self.dtype = np.dtype(entry[0])
         except TypeError as error:
             raise FileFormatError(f"refused: {name!r} holds {entry[0]!r}, expected numbers.") from error
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, file: BinaryIO, end: int) -> np.ndarray:
         """The array itself."""
@@ -205,7 +201,7 @@ class _Place:
 
 
 def _bytes_at(file: BinaryIO, end: int, offset: int, length: int) -> bytes:
-    _refuse_if(offset + length > end, f"it has {end} bytes, and claims {length} from {offset} on")
+    refuse_if(offset + length > end, f"it has {end} bytes, and claims {length} from {offset} on")
     file.seek(offset)
     return file.read(length)
 
@@ -214,12 +210,7 @@ def _numbers(value: Any, count: int | None = None) -> list[int]:
     """A list of whole numbers from 0 on, which the JSON may or may not hold."""
     if not isinstance(value, list) or not all(type(number) is int and number >= 0 for number in value):
         raise FileFormatError("refused: a place in its index is no number.")
-    _refuse_if(count not in (None, len(value)), f"expected {count} numbers, found {len(value)}")
-    return value
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    _refuse_if(not isinstance(value, dict), "its index lists no arrays")
+    refuse_if(count not in (None, len(value)), f"expected {count} numbers, found {len(value)}")
     return value
 
 
@@ -228,21 +219,8 @@ def _object(text: bytes) -> dict[str, Any]:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"refused: its attributes or its index are no JSON ({error}).") from error
-    _refuse_if(not isinstance(found, dict), "its attributes or its index are no JSON object")
+    refuse_if(not isinstance(found, dict), "its attributes or its index are no JSON object")
     return found
-
-
-def read_attributes(path: AnyPath) -> dict[str, JSON]:
-    """The attributes of a file written by `write_arrays`; its arrays stay unread.
-
-    Args:
-        path: the file to read.
-
-    Raises:
-        OSError: there is no such file, or it is a folder.
-        FileFormatError: the file is not one of ours, is newer, damaged or hostile.
-    """
-    return read_arrays(path, ())[1]
 
 
 def is_sealed(path: AnyPath) -> bool:
@@ -296,6 +274,7 @@ def _plain_numbers(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _refuse_if(wrong: object, reason: str) -> None:
+def refuse_if(wrong: object, reason: str) -> None:
+    """Raise a `FileFormatError` where something is wrong with a file."""
     if wrong:
         raise FileFormatError(f"refused: {reason}.")

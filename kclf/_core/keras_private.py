@@ -3,11 +3,13 @@
 `tests/test_keras_private.py` holds each of them to what kclf needs, and names the version that broke it.
 """
 
+# ruff: noqa: F401 - names of Keras that stand here for other rooms to import
+
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -26,11 +28,11 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.trainers.trainer import Trainer
 
+from .fit_hooks import overridden
 from .nadam import product_of
 
-OPTIMIZERS_OF_TORCH = (
-    "keras.src.backend.torch.optimizers"  # the package of the optimizers that have foreach kernels
-)
+# The package of the optimizers that have foreach kernels.
+OPTIMIZERS_OF_TORCH = "keras.src.backend.torch.optimizers"
 CURRENT_RATE = "_get_current_learning_rate"  # the method of an optimizer that gives the rate of a step
 APPLY_FINITE = "_backend_apply_gradients"  # the method of an optimizer that accumulates, updates and averages
 SUMS = "_accumulated_gradients"  # where an optimizer that accumulates keeps the sums, among its slots
@@ -48,85 +50,35 @@ SLOTS = {
     "Nadam": ("_momentums", "_velocities"),
 }
 
-__all__ = [
-    "APPLY_FINITE",
-    "BESIDE_UPDATES",
-    "CURRENT_RATE",
-    "EPOCH_LOGS",
-    "FIRST_EPOCH",
-    "GLOBAL_SEED_GENERATOR",
-    "SCALED_APPLY",
-    "SLOTS",
-    "SUMS",
-    "UPDATE",
-    "DataAdapter",
-    "EpochIterator",
-    "Functional",
-    "LayerScale",
-    "Trainer",
-    "added_losses",
-    "all_layers",
-    "applies_alone",
-    "average_of_weights",
-    "beside_adapter",
-    "compiled_loss",
-    "compiled_metrics",
-    "count_in_place_of",
-    "counted_as",
-    "decays",
-    "epoch_logs",
-    "function_of_loss",
-    "get_device",
-    "get_global_attribute",
-    "get_keras_mask",
-    "global_seed_generator",
-    "gradient_sums",
-    "graph_of",
-    "hooks_of",
-    "in_stateless_scope",
-    "inner_layers",
-    "is_channels_first",
-    "is_overwritten",
-    "is_recomputed",
-    "kernel_name",
-    "kernel_of",
-    "loss_tracker",
-    "metric_direction",
-    "move_averages",
-    "move_into_place",
-    "nodes_of",
-    "numpy_operations",
-    "only_loss",
-    "only_metrics",
-    "output_structure",
-    "own_metrics",
-    "own_statistics",
-    "own_variables",
-    "own_weights",
-    "producer_of",
-    "product_variable",
-    "rate_source",
-    "raw",
-    "save_state",
-    "saving_lib",
-    "set_global_attribute",
-    "set_path",
-    "share_counts",
-    "share_variables",
-    "slots",
-    "start_epochs_at",
-    "state_variables",
-    "step_count",
-    "takes_argument",
-    "takes_training",
-    "to_torch_dtype",
-    "trained_variables",
-    "update",
-    "whole_update",
-    "without_empty",
-]
 
-raw = attrgetter("_value")  # the tensor of a variable itself, whatever scope is open; read in each step
+# ---- attributes ------------------------------------------------------------------
+
+raw = attrgetter("_value")  # of a variable: the tensor itself, whatever scope is open; read in each step
+
+inner_layers = attrgetter("_layers")  # of a layer: those directly in it
+own_weights = attrgetter("_trainable_variables")  # variables of it alone, for gradients to update or frozen
+own_statistics = attrgetter("_non_trainable_variables")  # the other ones of it alone, such as moving averages
+added_losses = attrgetter("_losses")  # what its last call added to the loss
+# The dicts in which torch keeps its hooks; they fill and empty as hooks come and go.
+hooks_of = attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+is_channels_first = attrgetter("_channels_first")  # of a Flatten: whether it takes its images so
+kernel_of = attrgetter("_kernel")  # the variable, where `kernel` may be a sum with low-rank parts
+
+graph_of = attrgetter("_functional")  # of a `Sequential`: the functional model behind it; None until built
+output_structure = attrgetter("_outputs_struct")  # of a functional model: its outputs, in their nest
+takes_training = attrgetter("_call_has_training_arg")  # of a model: whether its `call` has that argument
+compiled_loss = attrgetter("_compile_loss")  # what `compile` made of its losses; None without
+compiled_metrics = attrgetter("_compile_metrics")  # the same of its metrics
+own_metrics = attrgetter("_metrics")  # the metrics that are its attributes
+loss_tracker = attrgetter("_loss_tracker")  # the mean over an epoch's batches that `fit` shows as the loss
+
+rate_source = attrgetter("_learning_rate")  # of an optimizer: the variable, schedule or function of its rate
+step_count = attrgetter("_iterations")  # the variable that counts its steps
+trained_variables = attrgetter("_trainable_variables")  # those that it was built on
+state_variables = attrgetter("_variables")  # its own, without those of an optimizer inside
+# With `use_ema`, the moving average of each variable that it was built on, or None.
+average_of_weights = attrgetter("_model_variables_moving_average")
+gradient_sums = attrgetter(SUMS)  # where it accumulates, a variable for each that it was built on
 
 
 # ---- layers and models -------------------------------------------------------
@@ -137,39 +89,9 @@ def all_layers(layer: Any, *, include_self: bool = True) -> list[Any]:
     return list(layer._flatten_layers(include_self=include_self))
 
 
-def inner_layers(layer: Any) -> list[Any]:
-    """The layers that lie directly in a layer."""
-    return list(layer._layers)
-
-
-def own_weights(layer: Any) -> list[Any]:
-    """The variables of this layer alone that gradients update, frozen or not."""
-    return list(layer._trainable_variables)
-
-
-def own_statistics(layer: Any) -> list[Any]:
-    """The other variables of this layer alone, such as moving averages."""
-    return list(layer._non_trainable_variables)
-
-
 def own_variables(layer: Any) -> list[Any]:
     """Variables of this layer alone, in the order Keras saves them, the same frozen and unfrozen."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
-
-
-def added_losses(layer: Any) -> list[Any]:
-    """What the last call of a layer added to the loss."""
-    return list(layer._losses)
-
-
-def hooks_of(layer: Any) -> tuple[Any, Any, Any]:
-    """The dicts of a layer in which torch keeps its hooks; they fill and empty as hooks come and go."""
-    return layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks
-
-
-def is_channels_first(flatten: Any) -> bool:
-    """Whether a Flatten takes its images channels first."""
-    return bool(flatten._channels_first)
 
 
 def is_recomputed(layer: Any) -> bool:
@@ -177,19 +99,9 @@ def is_recomputed(layer: Any) -> bool:
     return bool(getattr(layer, "_remat_mode", None))
 
 
-def kernel_of(layer: Any) -> Any:
-    """The variable of a kernel, where `kernel` may be a sum with low-rank parts."""
-    return layer._kernel
-
-
 def takes_argument(layer: Any, name: str) -> bool:
     """Whether a layer or operation takes an argument, such as training, from the call around it."""
     return name in getattr(layer, "_call_context_args", {})
-
-
-def takes_training(model: Any) -> bool:
-    """Whether the `call` of a model has an argument `training`."""
-    return bool(model._call_has_training_arg)
 
 
 def producer_of(tensor: Any) -> Any:
@@ -198,20 +110,10 @@ def producer_of(tensor: Any) -> Any:
     return None if history is None else history.operation
 
 
-def graph_of(sequential: Any) -> Any:
-    """The functional model behind a `keras.Sequential`; None before it is built."""
-    return sequential._functional
-
-
 def nodes_of(model: Any) -> list[Any]:
     """The calls of a functional model from the input side to the output side, without its inputs."""
     depths = sorted(model._nodes_by_depth, reverse=True)
     return [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
-
-
-def output_structure(model: Any) -> Any:
-    """The symbolic outputs of a functional model, in the nest in which it returns them."""
-    return model._outputs_struct
 
 
 def save_state(model: Any, store: Any) -> None:
@@ -232,16 +134,6 @@ def start_epochs_at(model: Any, epoch: int | None) -> None:
     setattr(model, FIRST_EPOCH, epoch)
 
 
-def compiled_loss(model: Any) -> Any:
-    """What `compile` made of its losses; None without."""
-    return model._compile_loss
-
-
-def compiled_metrics(model: Any) -> Any:
-    """What `compile` made of its metrics; None without."""
-    return model._compile_metrics
-
-
 def only_loss(compiled: Any) -> Any:
     """The loss of a built `compiled_loss` for one output without a name or a weight; else None."""
     if compiled is None or not compiled.built or compiled.metrics or len(compiled._flat_losses) != 1:
@@ -258,16 +150,6 @@ def only_metrics(compiled: Any) -> list[Any] | None:
     if group is None:
         return []
     return None if group.output_name else list(group.metrics)
-
-
-def own_metrics(model: Any) -> list[Any]:
-    """The metrics that are attributes of a model."""
-    return list(model._metrics)
-
-
-def loss_tracker(model: Any) -> Any:
-    """The mean over the batches of an epoch that `fit` shows as the loss."""
-    return model._loss_tracker
 
 
 def epoch_logs(model: Any, logs: Any) -> Any:
@@ -297,36 +179,6 @@ def kernel_name(optimizer: Any) -> str:
     """Class name of an optimizer that Keras ships, with its own formula; "" for subclasses and others."""
     kind = type(optimizer)
     return kind.__name__ if kind.__module__.startswith(OPTIMIZERS_OF_TORCH) else ""
-
-
-def rate_source(optimizer: Any) -> Any:
-    """Where an optimizer takes its rate from: a variable, a schedule or a function."""
-    return optimizer._learning_rate
-
-
-def step_count(optimizer: Any) -> Any:
-    """The variable that counts an optimizer's steps."""
-    return optimizer._iterations
-
-
-def trained_variables(optimizer: Any) -> list[Any]:
-    """The variables that an optimizer was built on."""
-    return optimizer._trainable_variables
-
-
-def state_variables(optimizer: Any) -> list[Any]:
-    """The variables of an optimizer's own, without those of one inside."""
-    return optimizer._variables
-
-
-def average_of_weights(optimizer: Any) -> list[Any]:
-    """The moving averages of an optimizer with `use_ema`, a variable or None for each it was built on."""
-    return optimizer._model_variables_moving_average
-
-
-def gradient_sums(optimizer: Any) -> list[Any]:
-    """Where an optimizer that accumulates keeps the sums, a variable for each it was built on."""
-    return getattr(optimizer, SUMS)
 
 
 def slots(optimizer: Any, name: str, variables: Sequence[Any]) -> list[Any]:
@@ -401,26 +253,16 @@ def product_variable(optimizer: Any) -> Any:
 @contextmanager
 def counted_as(optimizer: Any, count: torch.Tensor) -> Iterator[None]:
     """Let the formulas of an optimizer see a count of updates, scalar on the device, within the block."""
-    before = optimizer._iterations
     if (product := product_variable(optimizer)) is not None:
         raw(product).copy_(product_of(optimizer.beta_1, count))
     steps = (count * (optimizer.gradient_accumulation_steps or 1)).to(torch.int32)
-    object.__setattr__(optimizer, "_iterations", steps)
-    try:
+    with count_in_place_of(optimizer, steps):
         yield
-    finally:
-        object.__setattr__(optimizer, "_iterations", before)
 
 
-@contextmanager
-def count_in_place_of(optimizer: Any, count: Any) -> Iterator[None]:
+def count_in_place_of(optimizer: Any, count: Any) -> AbstractContextManager[None]:
     """Let an optimizer have something else in the place of the variable that counts its steps."""
-    before = optimizer._iterations
-    object.__setattr__(optimizer, "_iterations", count)
-    try:
-        yield
-    finally:
-        object.__setattr__(optimizer, "_iterations", before)
+    return overridden(optimizer, _iterations=count)
 
 
 def beside_adapter(names: tuple[str, ...]) -> dict[str, Any]:

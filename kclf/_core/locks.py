@@ -8,7 +8,6 @@ import platform
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -100,9 +99,7 @@ class FolderLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def __del__(self) -> None:

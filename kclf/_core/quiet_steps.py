@@ -39,9 +39,7 @@ from .keras_private import (
     trained_variables,
     whole_update,
 )
-from .nadam import nadam
-
-Tensors = list[torch.Tensor]
+from .nadam import Tensors, nadam
 
 
 class HostMirror:
@@ -134,13 +132,10 @@ class QuietSteps:
         if self.quiet or keras_device().type != "cuda":
             yield
             return
-        with NumbersByKernels(), self._known_rate(), overridden(self.inner, **self._formulas()):
-            if self.scaled:
-                with overridden(self.optimizer, **{SCALED_APPLY: self._apply}):
-                    yield
-            else:
-                with self._known_count():
-                    yield
+        scaled = {SCALED_APPLY: partial(apply_scaled, self.optimizer)}
+        step = overridden(self.optimizer, **scaled) if self.scaled else self._known_count()
+        with NumbersByKernels(), self._known_rate(), overridden(self.inner, **self._formulas()), step:
+            yield
 
     def _formulas(self) -> dict[str, Any]:
         """Methods of the optimizer that ask the device, in forms that do not."""
@@ -150,9 +145,6 @@ class QuietSteps:
         if self.scaled and (self.inner.gradient_accumulation_steps or self.inner.ema_overwrite_frequency):
             methods[APPLY_FINITE] = partial(_apply_by_flags, self.inner)
         return methods
-
-    def _apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-        apply_scaled(self.optimizer, grads, trainable_variables)
 
     @contextmanager
     def _known_rate(self) -> Iterator[None]:

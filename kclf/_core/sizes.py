@@ -9,6 +9,7 @@ import numbers
 from typing import Any
 
 Size = int | tuple[int, int]
+InputShape = tuple[int | None, int | None, int]  # (height, width, channels); None leaves a side open
 
 
 def as_size(name: str, value: Any, least: int = 1, most: int | None = None) -> Size:

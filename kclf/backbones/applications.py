@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
+from .._core.sizes import InputShape
 from ..errors import BackboneError
 from ..weights import TORCH, array_of, load_weights, named_variables, with_conventions
 from .downloads import network_timeout, unavailable
@@ -22,10 +22,7 @@ IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], "float32")
 
 
 def application(
-    name: str,
-    weights: str | None,
-    input_shape: tuple[int | None, int | None, int],
-    options: Mapping[str, Any] | None = None,
+    name: str, weights: str | None, input_shape: InputShape, options: dict[str, Any]
 ) -> keras.Model:
     """A model of `keras.applications` without top, its graph the same for all weights.
 
@@ -39,7 +36,7 @@ def application(
         WeightsUnavailableError: the ImageNet weights are not cached and cannot be downloaded.
     """
     if weights == "imagenet":
-        model = _imagenet(name, input_shape, options or {})
+        model = _imagenet(name, input_shape, options)
         if input_statistics(model) is None:
             return model
         values = model.get_weights()
@@ -50,9 +47,7 @@ def application(
     return _with_statistics(_construct(name, None, input_shape, options))
 
 
-def application_with_top(
-    name: str, weights: str | os.PathLike[str], options: Mapping[str, Any] | None = None
-) -> keras.Model:
+def application_with_top(name: str, weights: str | os.PathLike[str], options: dict[str, Any]) -> keras.Model:
     """A classifier of `keras.applications` with its weights, giving logits of ImageNet's 1,000 classes.
 
     Args:
@@ -64,7 +59,7 @@ def application_with_top(
         WeightsUnavailableError: the ImageNet weights are not cached and cannot be downloaded.
         WeightsError: the file is of another architecture, or without top.
     """
-    options = dict(options or {}) | {"include_top": True, "classifier_activation": None}
+    options = options | {"include_top": True, "classifier_activation": None}
     if weights == "imagenet":
         return _imagenet(name, None, options)
     model = _construct(name, None, None, options)
@@ -72,14 +67,14 @@ def application_with_top(
     return model
 
 
-def torch_application(name: str, input_shape: tuple[int | None, int | None, int]) -> keras.Model:
+def torch_application(name: str, input_shape: InputShape) -> keras.Model:
     """A model of `keras.applications` that pads and normalises as torchvision's, with random weights.
 
     Args:
         name: its name there.
         input_shape: (height, width, channels); None leaves a side open.
     """
-    return _with_statistics(with_conventions(_construct(name, None, input_shape), TORCH))
+    return _with_statistics(with_conventions(_construct(name, None, input_shape, {}), TORCH))
 
 
 def _with_statistics(model: keras.Model) -> keras.Model:
@@ -113,28 +108,22 @@ def correct_variance(model: keras.Model) -> None:
 
 
 def _construct(
-    name: str,
-    weights: str | None,
-    input_shape: tuple[int | None, int | None, int] | None,
-    options: Mapping[str, Any] | None = None,
+    name: str, weights: str | None, input_shape: InputShape | None, options: dict[str, Any]
 ) -> keras.Model:
     constructor = getattr(keras.applications, name)
     with warnings.catch_warnings():
         # MobileNets say that weights of 224 px serve other sizes too, which is the point of open sides.
         warnings.filterwarnings("ignore", message=".*input_shape.*", category=UserWarning)
         try:
-            return constructor(
-                **{"include_top": False, "weights": weights, "input_shape": input_shape} | dict(options or {})
-            )
+            usual = {"include_top": False, "weights": weights, "input_shape": input_shape}
+            return constructor(**usual | options)
         except ValueError as error:
             if "Input size must be" not in str(error):
                 raise
             raise BackboneError(f"{name} cannot be built for photos so small. {error}") from error
 
 
-def _imagenet(
-    name: str, input_shape: tuple[int | None, int | None, int] | None, options: Mapping[str, Any]
-) -> keras.Model:
+def _imagenet(name: str, input_shape: InputShape | None, options: dict[str, Any]) -> keras.Model:
     try:
         with network_timeout():
             return _construct(name, "imagenet", input_shape, options)

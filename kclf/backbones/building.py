@@ -10,13 +10,14 @@ import keras
 
 from .._core.keras_private import all_layers
 from .._core.keywords import BACKBONE, answering
+from .._core.sizes import InputShape
 from ..errors import BackboneError, WeightsError
 from ..weights import is_torch_file, layers_with_variables, load_weights
 from .applications import application, application_with_top, correct_variance, torch_application
 from .channels import COLOURS, copy_adapted
 from .convnext import convnext
 from .downloads import fetch_weights
-from .lite import efficientnet_lite0, imagenet_file, load_imagenet_weights
+from .lite import efficientnet_lite0, imagenet_file
 from .published import WEIGHTS_FOLDER, find_weights, published_files
 from .registry import BackboneSpec, backbone_names, backbone_spec, relatives
 from .resnet import resnet
@@ -24,22 +25,11 @@ from .transformers import transformer
 
 # Layers above the feature map: a file with top serves a backbone without.
 TOP_LAYERS = (
-    "predictions",
-    "Predictions",
-    "fc1",
-    "fc2",
-    "conv_preds",
-    "conv_2",
-    "logits",
-    "Logits",
-    "*_head_*",
-    "head",
-    "head.fc",
+    *("predictions", "Predictions", "fc1", "fc2", "conv_preds", "conv_2", "logits", "Logits"),
+    *("*_head_*", "head", "head.fc"),
 )
-
 IMAGENET_CLASSES = 1000
 OWN = {"resnet": resnet, "convnext": convnext, "transformer": transformer}
-InputShape = tuple[int | None, int | None, int]
 
 
 @answering(BACKBONE)
@@ -109,10 +99,9 @@ def load_with_top(body: keras.Model, name: str, weights: str | os.PathLike[str])
         WeightsError: the file is of another architecture, or without top.
     """
     spec = backbone_spec(name)
-    path = _weights_file(spec, weights)
+    source = _weights_file(spec, weights) or "imagenet"
     if spec.family == "applications":
-        known = dict(spec.options)
-        full = application_with_top(spec.constructor or name, "imagenet" if path is None else path, known)
+        full = application_with_top(spec.constructor or name, source, dict(spec.options))
         body.set_weights(full.get_weights()[: len(body.weights)])
     else:
         x = body.output
@@ -120,7 +109,7 @@ def load_with_top(body: keras.Model, name: str, weights: str | os.PathLike[str])
             x = keras.layers.GlobalAveragePooling2D()(x)
         logits = keras.layers.Dense(IMAGENET_CLASSES, name="predictions")(x)
         full = keras.Model(body.inputs, logits, name=body.name)
-        load_weights(full, imagenet_file() if path is None else path)
+        load_weights(full, source)
     correct_variance(body)
     return full
 
@@ -137,10 +126,12 @@ def built_name(model: keras.Model) -> str | None:
 
 
 def _weights_file(spec: BackboneSpec, weights: str | os.PathLike[str] | None) -> Path | None:
-    """The file that holds the weights asked for; None where there is none, or the builder brings them."""
+    """The file that holds the weights asked for; None where there is none, or Keras brings them."""
     if weights is None:
         return None
     if weights == "imagenet":
+        if spec.family == "lite":
+            return imagenet_file()
         if published_files(spec.name):
             return fetch_weights(spec.name)
         folder = os.environ.get(WEIGHTS_FOLDER)  # else Keras looks into its own cache
@@ -210,17 +201,14 @@ def _whose_shapes(spec: BackboneSpec, path: Path) -> str:
 
 
 def _built(spec: BackboneSpec, weights: str | None, input_shape: InputShape) -> keras.Model:
-    """The model with random weights, or with ImageNet's where its builder brings them."""
+    """The model with random weights, or with ImageNet's where Keras brings them."""
     if spec.family == "applications":
         return application(spec.constructor or spec.name, weights, input_shape, dict(spec.options))
     if spec.family == "torch":
         return torch_application(spec.name.removeprefix("Torch"), input_shape)
-    if spec.family in OWN:
-        return OWN[spec.family](spec.name, input_shape)
-    model = efficientnet_lite0(input_shape)
-    if weights:
-        load_imagenet_weights(model)
-    return model
+    if spec.family == "lite":
+        return efficientnet_lite0(input_shape)
+    return OWN[spec.family](spec.name, input_shape)
 
 
 def _refuse_other_pixels(spec: BackboneSpec, weights: str | os.PathLike[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from .._core.sizes import InputShape
 from ..layers.tokens import GlobalResponseNormalization, LayerScale
 
 EPSILON = 1e-6  # of every LayerNormalization
@@ -53,7 +54,7 @@ CONVNEXTS = {
 }
 
 
-def convnext(name: str, input_shape: tuple[int | None, int | None, int] = (None, None, 3)) -> keras.Model:
+def convnext(name: str, input_shape: InputShape = (None, None, 3)) -> keras.Model:
     """A ConvNeXt without top and with random weights.
 
     Layers bear the names of Keras' own ConvNeXts, so that tools for those serve these; as there, the last

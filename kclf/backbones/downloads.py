@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import socket
 import urllib.error
 import urllib.request
@@ -103,10 +104,8 @@ def _receive(url: str, path: Path) -> str:
     redirects = _KeepDigest()
     request = urllib.request.Request(url, headers={"User-Agent": "kclf"})
     with urllib.request.build_opener(redirects).open(request) as answer, path.open("wb") as out:
-        size = 0
-        while block := answer.read(BLOCK):
-            size += out.write(block)
-        announced = answer.headers.get("Content-Length")
+        shutil.copyfileobj(answer, out, BLOCK)
+        size, announced = out.tell(), answer.headers.get("Content-Length")
         if announced is not None and size != int(announced):
             raise OSError(f"{size} of {announced} bytes came")
         return redirects.digest or _digest_in(answer.headers)
@@ -146,10 +145,10 @@ def fetch_class_index() -> Path:
 
 
 @contextmanager
-def network_timeout(seconds: float = NETWORK_TIMEOUT) -> Iterator[None]:
-    """Let connections made in the block fail after so many seconds of silence."""
+def network_timeout() -> Iterator[None]:
+    """Let connections made in the block fail after `NETWORK_TIMEOUT` of silence."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
     try:
         yield
     finally:

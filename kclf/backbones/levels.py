@@ -6,6 +6,8 @@ the last map. Head2Toe: Evci et al. 2022, https://arxiv.org/abs/2201.03529.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import keras
 
 from ..errors import BackboneError
@@ -67,7 +69,7 @@ def _with_levels(backbone: keras.Model) -> keras.Model | None:
 def _earlier_maps(backbone: keras.Model) -> list[keras.KerasTensor]:
     """The last map of each resolution above that of the end, input side first."""
     end = getattr(backbone, "output", None)
-    if not isinstance(end, keras.KerasTensor) or len(end.shape) != 4 or None in end.shape[1:]:
+    if not _is_map(end):
         return []
     found: dict[tuple[int, int], keras.KerasTensor] = {}
     for operation in backbone.operations:
@@ -80,5 +82,5 @@ def _earlier_maps(backbone: keras.Model) -> list[keras.KerasTensor]:
     return [value for shape, value in found.items() if shape != sides]
 
 
-def _is_map(value: object) -> bool:
+def _is_map(value: object) -> TypeGuard[keras.KerasTensor]:
     return isinstance(value, keras.KerasTensor) and len(value.shape) == 4 and None not in value.shape[1:]

@@ -7,8 +7,8 @@ from pathlib import Path
 import keras
 from keras import layers
 
+from .._core.sizes import InputShape
 from ..errors import WeightsUnavailableError
-from ..weights import LoadReport, load_weights
 
 # Stages of EfficientNet-B0: kernel, blocks, filters, expansion, stride of the first block.
 STAGES = [
@@ -24,7 +24,7 @@ BATCHNORM_EPSILON = 1e-3  # of TensorFlow's EfficientNets, kept by the converted
 HEAD_FILTERS = 1280
 
 
-def efficientnet_lite0(input_shape: tuple[int | None, int | None, int] = (None, None, 3)) -> keras.Model:
+def efficientnet_lite0(input_shape: InputShape = (None, None, 3)) -> keras.Model:
     """EfficientNet-Lite0 without top and with random weights; it scales pixels in [0, 255] itself.
 
     Args:
@@ -41,15 +41,6 @@ def efficientnet_lite0(input_shape: tuple[int | None, int | None, int] = (None, 
             x = _block(x, f"block{stage}{'abcd'[block]}", kernel, filters, expansion, 1 if block else strides)
     x = _conv(x, "top", HEAD_FILTERS, kernel=1)
     return keras.Model(inputs, x, name="efficientnet_lite0")
-
-
-def load_imagenet_weights(model: keras.Model) -> LoadReport:
-    """Load the ImageNet weights, but for the top.
-
-    Raises:
-        WeightsUnavailableError: their package is not installed.
-    """
-    return load_weights(model, imagenet_file(), skip=["predictions"])
 
 
 def imagenet_file() -> Path:

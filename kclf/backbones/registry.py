@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from ..errors import BackboneError
@@ -24,7 +25,6 @@ class BackboneSpec:
         normalization: what its weights expect of pixels in [0, 255]: "caffe" (BGR less the ImageNet mean),
             "tf" ([-1, 1]), "torch" (ImageNet mean and standard deviation), "none" (it does so itself).
         default_size: side of the square its ImageNet weights were trained at, in pixels.
-        min_size: smallest side it can be built for, in pixels.
         starts_second_group: pattern of the names of layers that begin the second layer group, or
         ends_first_group: pattern of the names of layers that end the first.
         family: who builds it: Keras Applications, kclf ("convnext", "lite", "resnet", "transformer"), or
@@ -39,7 +39,6 @@ class BackboneSpec:
     name: str
     normalization: Normalization
     default_size: int = 224
-    min_size: int = 32
     starts_second_group: str = ""
     ends_first_group: str = ""
     family: Family = "applications"
@@ -55,41 +54,38 @@ def _specs() -> list[BackboneSpec]:
     spec = BackboneSpec
     efficientnet = {"B0": 224, "B1": 240, "B2": 260, "B3": 300, "B4": 380, "B5": 456, "B6": 528, "B7": 600}
     efficientnet_v2 = {"B0": 224, "B1": 240, "B2": 260, "B3": 300, "S": 384, "M": 480, "L": 480}
-    resnet, dense, convnext = r"conv4_block1_.*", r"conv4_block1_.*", r".*_downsampling_block_1"
-    convnext_sizes = ("Tiny", "Small", "Base", "Large", "XLarge")
+    convnext = ("Tiny", "Small", "Base", "Large", "XLarge")
+    resnet = r"conv4_block1_.*"  # in DenseNets too
     return [
-        *[spec(f"ConvNeXt{size}", "none", 224, 32, convnext) for size in convnext_sizes],
-        *[spec(f"DenseNet{depth}", "torch", 224, 32, dense) for depth in (121, 169, 201)],
-        *[spec(f"EfficientNet{b}", "none", size, 32, r"block4a_.*") for b, size in efficientnet.items()],
-        *[spec(f"EfficientNetV2{b}", "none", size, 32, r"block4a_.*") for b, size in efficientnet_v2.items()],
-        spec("EfficientNetLite0", "none", 224, 32, r"block4a_.*", family="lite"),
-        spec("InceptionResNetV2", "tf", 299, 75, ends_first_group=r"mixed_6a"),
-        spec("InceptionV3", "tf", 299, 75, ends_first_group=r"mixed2(_\d+)?"),
+        *[spec(f"ConvNeXt{size}", "none", 224, r".*_downsampling_block_1") for size in convnext],
+        *[spec(f"DenseNet{depth}", "torch", 224, resnet) for depth in (121, 169, 201)],
+        *[spec(f"EfficientNet{b}", "none", size, r"block4a_.*") for b, size in efficientnet.items()],
+        *[spec(f"EfficientNetV2{b}", "none", size, r"block4a_.*") for b, size in efficientnet_v2.items()],
+        spec("EfficientNetLite0", "none", 224, r"block4a_.*", family="lite"),
+        spec("InceptionResNetV2", "tf", 299, ends_first_group=r"mixed_6a"),
+        spec("InceptionV3", "tf", 299, ends_first_group=r"mixed2(_\d+)?"),
         *_mobilenets(),
-        spec("NASNetLarge", "tf", 331, 32, ends_first_group=r"normal_concat_5"),
-        *[spec(f"ResNet{depth}", "caffe", 224, 32, resnet) for depth in (50, 101, 152)],
-        *[spec(f"ResNet{depth}V2", "tf", 224, 32, resnet) for depth in (50, 101, 152)],
-        *[spec(f"VGG{depth}", "caffe", 224, 32, r"block4_conv1") for depth in (16, 19)],
-        spec("Xception", "tf", 299, 71, r"block5_.*"),
+        spec("NASNetLarge", "tf", 331, ends_first_group=r"normal_concat_5"),
+        *[spec(f"ResNet{depth}", "caffe", 224, resnet) for depth in (50, 101, 152)],
+        *[spec(f"ResNet{depth}V2", "tf", 224, resnet) for depth in (50, 101, 152)],
+        *[spec(f"VGG{depth}", "caffe", 224, r"block4_conv1") for depth in (16, 19)],
+        spec("Xception", "tf", 299, r"block5_.*"),
         *[
-            spec(name, "torch", 224, 32, resnet, family="resnet", torch_file=plan.file)
+            spec(name, "torch", 224, resnet, family="resnet", torch_file=plan.file)
             for name, plan in PLANS.items()
         ],
         *_torch_specs(),
-        *[
-            spec(name, "torch", 224, 32, r".*_downsampling_layernorm_1", family="convnext")
-            for name in CONVNEXTS
-        ],
+        *[spec(name, "torch", 224, r".*_downsampling_layernorm_1", family="convnext") for name in CONVNEXTS],
         *[_transformer_spec(name, plan) for name, plan in TRANSFORMERS.items()],
     ]
 
 
 def _mobilenets() -> list[BackboneSpec]:
     """MobileNets in every width that has weights: MobileNetV2_035 is the third of MobileNetV2."""
-    v1 = BackboneSpec("MobileNet", "tf", 224, 32, r"conv_(pad|dw)_6")
-    v2 = BackboneSpec("MobileNetV2", "tf", 224, 32, r"block_6_.*")
-    large = BackboneSpec("MobileNetV3Large", "none", 224, 32, r"expanded_conv_6_.*")
-    small = BackboneSpec("MobileNetV3Small", "none", 224, 32, r"expanded_conv_3_.*")
+    v1 = BackboneSpec("MobileNet", "tf", 224, r"conv_(pad|dw)_6")
+    v2 = BackboneSpec("MobileNetV2", "tf", 224, r"block_6_.*")
+    large = BackboneSpec("MobileNetV3Large", "none", 224, r"expanded_conv_6_.*")
+    small = BackboneSpec("MobileNetV3Small", "none", 224, r"expanded_conv_3_.*")
     widths = {v1: (0.25, 0.5, 0.75), v2: (0.35, 0.5, 0.75, 1.3, 1.4), large: (0.75,), small: (0.75,)}
     return [
         *widths,
@@ -106,28 +102,29 @@ def _variant(spec: BackboneSpec, suffix: str, **options: Any) -> BackboneSpec:
     return replace(spec, name=spec.name + suffix, constructor=spec.name, options=tuple(options.items()))
 
 
+# Files of applications without top, by the start of their names; the first that fits, {rest} follows it.
+KERAS_FILES = {
+    "MobileNetV2": "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5",
+    "MobileNetV3": "weights_mobilenet_v3_{rest}_224_{alpha}_float_no_top_v2.h5",
+    "MobileNet": "mobilenet_{width}_224_tf_no_top.h5",
+    "NASNetLarge": "nasnet_large_no_top.h5",
+    "EfficientNetV2": "efficientnetv2-{rest}_notop.h5",
+    "EfficientNet": "efficientnet{rest}_notop.h5",
+    "ConvNeXt": "convnext_{rest}_notop.h5",
+    "InceptionV3": "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "InceptionResNetV2": "inception_resnet_v2_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "": "{rest}_weights_tf_dim_ordering_tf_kernels_notop.h5",
+}
+_WIDTHS = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}  # of MobileNet in such a name
+
+
 def _keras_file(spec: BackboneSpec) -> str:
     """The name that Keras gives the downloaded weights of one of its applications, without top."""
     options = dict(spec.options)
-    name, alpha = spec.constructor or spec.name, options.get("alpha", 1.0)
-    if name == "MobileNet":
-        width = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}[alpha]
-        return f"mobilenet_{width}_224_tf_no_top.h5"
-    if name == "MobileNetV2":
-        return f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{float(alpha)}_224_no_top.h5"
-    if name.startswith("MobileNetV3"):
-        kind = name.removeprefix("MobileNetV3").lower() + "_minimalistic" * ("minimalistic" in options)
-        return f"weights_mobilenet_v3_{kind}_224_{float(alpha)}_float_no_top_v2.h5"
-    if name == "NASNetLarge":
-        return "nasnet_large_no_top.h5"
-    if name.startswith("EfficientNetV2"):
-        return f"efficientnetv2-{name.removeprefix('EfficientNetV2').lower()}_notop.h5"
-    if name.startswith("EfficientNet"):
-        return f"{name.lower()}_notop.h5"
-    if name.startswith("ConvNeXt"):
-        return f"convnext_{name.removeprefix('ConvNeXt').lower()}_notop.h5"
-    stem = {"InceptionV3": "inception_v3", "InceptionResNetV2": "inception_resnet_v2"}.get(name, name.lower())
-    return f"{stem}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    name, alpha = spec.constructor or spec.name, float(options.get("alpha", 1))
+    start = next(start for start in KERAS_FILES if name.startswith(start))
+    rest = name.removeprefix(start).lower() + "_minimalistic" * ("minimalistic" in options)
+    return KERAS_FILES[start].format(rest=rest, alpha=alpha, width=_WIDTHS.get(alpha))
 
 
 def _transformer_spec(name: str, plan: TransformerPlan) -> BackboneSpec:
@@ -136,7 +133,6 @@ def _transformer_spec(name: str, plan: TransformerPlan) -> BackboneSpec:
         name,
         "torch" if name.startswith("DINOv2") else "tf",
         plan.patch * plan.grid,
-        plan.patch,
         rf"block{plan.depth // 2 + 1}_.*",
         family="transformer",
         patch=plan.patch,
@@ -152,15 +148,15 @@ def _torch_specs() -> list[BackboneSpec]:
         "B3": (300, "efficientnet_b3_rwightman-b3899882.pth"),
         "B4": (380, "efficientnet_b4_rwightman-23ab8bcd.pth"),
     }
-
-    def spec(name: str, normalization: Normalization, size: int, cut: str, file: str) -> BackboneSpec:
-        return BackboneSpec(f"Torch{name}", normalization, size, 32, cut, family="torch", torch_file=file)
-
+    spec = partial(BackboneSpec, family="torch")
     return [
-        *[spec(f"EfficientNet{b}", "none", row[0], r"block4a_.*", row[1]) for b, row in efficientnet.items()],
-        spec("MobileNetV2", "torch", 224, r"block_6_.*", "mobilenet_v2-b0353104.pth"),
-        spec("VGG16", "torch", 224, r"block4_conv1", "vgg16-397923af.pth"),
-        spec("VGG19", "torch", 224, r"block4_conv1", "vgg19-dcbb9e9d.pth"),
+        *[
+            spec(f"TorchEfficientNet{b}", "none", size, r"block4a_.*", torch_file=file)
+            for b, (size, file) in efficientnet.items()
+        ],
+        spec("TorchMobileNetV2", "torch", 224, r"block_6_.*", torch_file="mobilenet_v2-b0353104.pth"),
+        spec("TorchVGG16", "torch", 224, r"block4_conv1", torch_file="vgg16-397923af.pth"),
+        spec("TorchVGG19", "torch", 224, r"block4_conv1", torch_file="vgg19-dcbb9e9d.pth"),
     ]
 
 

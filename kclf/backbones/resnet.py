@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
+from .._core.sizes import InputShape
+
 # torch's BatchNorm, in Keras' terms: epsilon 1e-5, and momentum .1 for the new value is .9 for the old.
 BATCHNORM = {"epsilon": 1e-5, "momentum": 0.9}
 
@@ -44,7 +46,7 @@ PLANS = {
 EXPANSION = 4  # of a bottleneck's last convolution
 
 
-def resnet(name: str, input_shape: tuple[int | None, int | None, int] = (None, None, 3)) -> keras.Model:
+def resnet(name: str, input_shape: InputShape = (None, None, 3)) -> keras.Model:
     """A ResNet without top and with random weights.
 
     Layers bear the names of Keras' own ResNets (`conv3_block2_1_conv`), so that tools for those serve these.

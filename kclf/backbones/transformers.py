@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
 from keras import layers
 
+from .._core.sizes import InputShape
 from ..errors import BackboneError
 from ..layers.tokens import (
     CrossAttention,
@@ -38,7 +40,6 @@ class TransformerPlan:
         interpolation: how positions are resampled, see `PatchTokens`.
         layer_scale: whether residual branches are scaled.
         registers: number of register tokens.
-        class_position: whether the class token has a position.
         activation: of the hidden layers.
     """
 
@@ -51,38 +52,27 @@ class TransformerPlan:
     interpolation: str = "timm"
     layer_scale: bool = False
     registers: int = 0
-    class_position: bool = True
     activation: str = "gelu"
 
 
-def _dinov2(width: int, depth: int, num_heads: int, registers: int) -> TransformerPlan:
-    """A DINOv2 transformer, whose positions were last trained at 518 pixels, 37 patches a side."""
-    return TransformerPlan(
-        width,
-        depth,
-        num_heads,
-        patch=14,
-        grid=37,
-        reading="token_and_mean",
-        interpolation="dinov2_registers" if registers else "dinov2",
-        layer_scale=True,
-        registers=registers,
-    )
-
-
 _SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}  # width, depth, heads
+# DINOv2's positions were last trained at 518 pixels, 37 patches a side.
+_dinov2 = partial(TransformerPlan, patch=14, grid=37, reading="token_and_mean", layer_scale=True)
 TRANSFORMERS = {
     **{f"ViT{size}16": TransformerPlan(*_SIZES[size], patch=16, grid=14) for size in "SBL"},
     "ViTB32": TransformerPlan(*_SIZES["B"], patch=32, grid=7),
-    **{f"DINOv2{size}14": _dinov2(*_SIZES[size], registers=0) for size in "SBL"},
-    **{f"DINOv2{size}14Registers": _dinov2(*_SIZES[size], registers=4) for size in "SBL"},
+    **{f"DINOv2{size}14": _dinov2(*_SIZES[size], interpolation="dinov2") for size in "SBL"},
+    **{
+        f"DINOv2{size}14Registers": _dinov2(*_SIZES[size], interpolation="dinov2_registers", registers=4)
+        for size in "SBL"
+    },
     "SigLIP2B16": TransformerPlan(
         *_SIZES["B"], patch=16, grid=14, reading="attention", interpolation="bicubic", activation="gelu_tanh"
     ),
 }
 
 
-def transformer(name: str, input_shape: tuple[int | None, int | None, int] = (None, None, 3)) -> keras.Model:
+def transformer(name: str, input_shape: InputShape = (None, None, 3)) -> keras.Model:
     """A vision transformer with random weights, up to its features.
 
     Args:
@@ -103,7 +93,6 @@ def transformer(name: str, input_shape: tuple[int | None, int | None, int] = (No
         plan.grid,
         class_token=plan.reading != "attention",
         registers=plan.registers,
-        class_position=plan.class_position,
         interpolation=plan.interpolation,
         name="tokens",
     )
@@ -111,13 +100,16 @@ def transformer(name: str, input_shape: tuple[int | None, int | None, int] = (No
     for block in range(plan.depth):
         x = _block(x, f"block{block + 1}", plan)
     x = _normalized(x, "norm")
-    features = _attention_pooled(x, plan) if plan.reading == "attention" else _read(x, plan, tokens.prefix)
+    if plan.reading == "attention":
+        features = _attention_pooled(x, plan)
+    else:
+        features = ReadTokens(plan.reading, prefix=tokens.prefix, name="features")(x)
     return keras.Model(inputs, features, name=name.lower())
 
 
-def _check_sides(name: str, patch: int, input_shape: tuple[int | None, int | None, int]) -> None:
-    if any(side is not None and side % patch for side in input_shape[:2]):
-        side = next(side for side in input_shape[:2] if side is not None and side % patch)
+def _check_sides(name: str, patch: int, input_shape: InputShape) -> None:
+    side = next((side for side in input_shape[:2] if side is not None and side % patch), None)
+    if side is not None:
         near = [multiple for multiple in (side // patch * patch, (side // patch + 1) * patch) if multiple]
         raise BackboneError(
             f"{name} reads patches of {patch} x {patch} pixels: each side must be a multiple of {patch}, "
@@ -152,10 +144,6 @@ def _block(inputs: Any, name: str, plan: TransformerPlan) -> Any:
 
 def _scaled(x: Any, name: str, plan: TransformerPlan) -> Any:
     return LayerScale(LAYER_SCALE_START, name=name)(x) if plan.layer_scale else x
-
-
-def _read(x: Any, plan: TransformerPlan, prefix: int) -> Any:
-    return ReadTokens(plan.reading, prefix=prefix, name="features")(x)
 
 
 def _attention_pooled(x: Any, plan: TransformerPlan) -> Any:

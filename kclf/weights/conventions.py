@@ -42,20 +42,15 @@ def check_conventions(model: keras.Model, expected: Conventions | None, source: 
     Raises:
         WeightsError: the model pads or normalises otherwise, or the conventions are not known.
     """
-    padded = paddings(model)
-    epsilons = {
-        layer.name: layer.epsilon
-        for layer in model.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    }
     if expected is None:
         raise WeightsError(
             f"{source}: networks with these names come with two conventions. Say which: conventions=TORCH "
             "(timm's own training) or conventions=TENSORFLOW (timm's models named tf_...)."
         )
-    wrong = [name for name, padding in padded.items() if padding != expected.padding]
+    wrong = [name for name, padding in paddings(model).items() if padding != expected.padding]
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     # Keras writes 1.001e-5 for torch's 1e-5 in places; that moves outputs by less than rounding does.
-    wrong += [name for name, epsilon in epsilons.items() if abs(epsilon / expected.epsilon - 1) > 0.01]
+    wrong += [norm.name for norm in norms if abs(norm.epsilon / expected.epsilon - 1) > 0.01]
     if wrong:
         raise WeightsError(
             f"{source} comes from a network with {expected.padding} padding and BatchNorm epsilon "

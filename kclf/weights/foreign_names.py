@@ -102,8 +102,6 @@ def timm_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     rules = _rules(state_dict)
     found = {_renamed(name, rules): tensor for name, tensor in state_dict.items()}
     found = {name: tensor for name, tensor in found.items() if not re.fullmatch(_UNUSED, name)}
-    if rules is _HF_SIGLIP:
-        found = {name: tensor for name, tensor in found.items() if not name.startswith("text_model.")}
     return _with_positions(_flat_vectors(_split_pool(_fused(found))))
 
 

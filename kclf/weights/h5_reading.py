@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
-from .._core.h5_store import NUMBER_KINDS, AnyPath, require_file
+from .._core.h5_store import NUMBER_KINDS, AnyPath, refuse_if, require_file
 from ..errors import FileFormatError, KclfError
 
 # zlib, the strongest of the filters every HDF5 library has, shrinks at most 1032 : 1.
@@ -55,10 +55,10 @@ def open_h5(path: AnyPath, content: bytes | None = None) -> Iterator[h5py.File]:
 def member_of(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     """The named member through a hard link only: soft and external links can lead out of the file."""
     link = group.get(name, getlink=True)
-    _refuse_if(link is None, f"it has no {name!r}")
-    _refuse_if(not isinstance(link, h5py.HardLink), f"{name!r} is a link to somewhere else")
+    refuse_if(link is None, f"it has no {name!r}")
+    refuse_if(not isinstance(link, h5py.HardLink), f"{name!r} is a link to somewhere else")
     member = group[name]
-    _refuse_if(not isinstance(member, (h5py.Group, h5py.Dataset)), f"{name!r} is a {type(member)}")
+    refuse_if(not isinstance(member, (h5py.Group, h5py.Dataset)), f"{name!r} is a {type(member)}")
     return member
 
 
@@ -68,7 +68,7 @@ def group_of(group: h5py.Group, path: str) -> h5py.Group | None:
         if part not in group:
             return None
         member = member_of(group, part)
-        _refuse_if(not isinstance(member, h5py.Group), f"{path!r} is no group")
+        refuse_if(not isinstance(member, h5py.Group), f"{path!r} is no group")
         group = member
     return group
 
@@ -95,7 +95,7 @@ def array_in(stored: h5py.Dataset | np.ndarray) -> np.ndarray:
     Raises:
         FileFormatError: it holds anything but real numbers.
     """
-    _refuse_if(stored.dtype.kind not in NUMBER_KINDS, f"an array holds {stored.dtype}, expected real numbers")
+    refuse_if(stored.dtype.kind not in NUMBER_KINDS, f"an array holds {stored.dtype}, expected real numbers")
     return np.asarray(stored[...])
 
 
@@ -109,7 +109,7 @@ def _walk(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
             path = f"{prefix}{name}"
             member = member_of(current, name)
             address = h5py.h5o.get_info(member.id).addr
-            _refuse_if(address in seen, f"{path!r} is in it twice")
+            refuse_if(address in seen, f"{path!r} is in it twice")
             seen.add(address)
             if isinstance(member, h5py.Group):
                 waiting.append((f"{path}/", member))
@@ -120,16 +120,11 @@ def _walk(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
 def _check_size(dataset: h5py.Dataset, file_size: int) -> None:
     """Make sure that the data lie in this file."""
     name, stored = dataset.name, dataset.id.get_storage_size()
-    _refuse_if(dataset.is_virtual or dataset.external, f"the data of {name!r} lie in another file")
+    refuse_if(dataset.is_virtual or dataset.external, f"the data of {name!r} lie in another file")
     claimed = math.prod(dataset.shape or ()) * dataset.dtype.itemsize
-    _refuse_if(stored > file_size, f"{name!r} claims {stored} stored bytes, and the file has {file_size}")
+    refuse_if(stored > file_size, f"{name!r} claims {stored} stored bytes, and the file has {file_size}")
     most = stored * LARGEST_COMPRESSION if dataset.chunks else stored
-    _refuse_if(claimed > most, f"{name!r} claims {claimed} bytes, and {stored} are stored")
-
-
-def _refuse_if(wrong: object, reason: str) -> None:
-    if wrong:
-        raise FileFormatError(f"refused: {reason}.")
+    refuse_if(claimed > most, f"{name!r} claims {claimed} bytes, and {stored} are stored")
 
 
 # ---- heaps ------------------------------------------------------------
@@ -155,14 +150,14 @@ def _check_heaps_in(content: bytes | mmap.mmap) -> None:
     if base is None:
         return  # no HDF5 file, as the library will say
     sizes = base + (13 if content[base + len(_SUPERBLOCK)] < 2 else 9)
-    _refuse_if(content[sizes : sizes + 2] != b"\x08\x08", "its addresses or lengths are not of 8 bytes")
+    refuse_if(content[sizes : sizes + 2] != b"\x08\x08", "its addresses or lengths are not of 8 bytes")
     left = len(content)  # heaps do not overlap: together they are no longer than the file
     for start, references in _with_references(content, list(_places(content, _STRING_HEAP)), base):
         left -= _check_string_heap(content, start, references)
-        _refuse_if(left < 0, "its heaps are longer than the file")
+        refuse_if(left < 0, "its heaps are longer than the file")
     for start, _ in _with_references(content, list(_places(content, _NAME_HEAP)), base):
         left -= _check_name_heap(content, start, base)
-        _refuse_if(left < 0, "its heaps are longer than the file")
+        refuse_if(left < 0, "its heaps are longer than the file")
 
 
 def _superblock_of(content: bytes | mmap.mmap) -> int | None:
@@ -217,12 +212,12 @@ def _check_string_heap(content: bytes | mmap.mmap, start: int, references: list[
     """The length of a heap that is sound."""
     place, size = start + 16, int.from_bytes(content[start + 8 : start + 16], "little")
     end, lengths = start + size, {}
-    _refuse_if(max(place, end) > len(content), "a heap is longer than the file")
-    _refuse_if(size % 8, "a heap has a size that cannot be")
+    refuse_if(max(place, end) > len(content), "a heap is longer than the file")
+    refuse_if(size % 8, "a heap has a size that cannot be")
     while place + 16 <= end:
         index, length = struct.unpack_from("<H6xQ", content, place)
         step = 16 + -(-length // 8) * 8 if index else length  # object 0 is what is free, with its header
-        _refuse_if(step < 16 or place + step > end, "an object in a heap has a length that cannot be")
+        refuse_if(step < 16 or place + step > end, "an object in a heap has a length that cannot be")
         lengths[index] = length
         place += step
     for reference in references:
@@ -240,7 +235,7 @@ def _check_text(content: bytes | mmap.mmap, reference: int, lengths: dict[int, i
         return
     length, index = (struct.unpack_from("<I", content, reference + at)[0] for at in (-4, 8))
     stored = lengths.get(index, 0) if index else 0
-    _refuse_if(stored and length > max(stored, LONGEST_TEXT), f"a text claims {length:,} characters")
+    refuse_if(stored and length > max(stored, LONGEST_TEXT), f"a text claims {length:,} characters")
 
 
 def _check_name_heap(content: bytes | mmap.mmap, start: int, base: int) -> int:
@@ -250,8 +245,8 @@ def _check_name_heap(content: bytes | mmap.mmap, start: int, base: int) -> int:
     size, free, address = struct.unpack_from("<QQQ", content, start + 8)
     seen: set[int] = set()
     while free != _LAST_BLOCK and free < size and base + address + free + 8 <= len(content):
-        _refuse_if(free in seen, "the free blocks of a heap go in a circle")
+        refuse_if(free in seen, "the free blocks of a heap go in a circle")
         seen.add(free)
         (free,) = struct.unpack_from("<Q", content, base + address + free)
-        _refuse_if(16 * len(seen) > len(content), "a heap has more free blocks than room for them")
+        refuse_if(16 * len(seen) > len(content), "a heap has more free blocks than room for them")
     return 16 * len(seen)

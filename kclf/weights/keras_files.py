@@ -65,7 +65,7 @@ def _scaled_by_compile(path: str | os.PathLike[str]) -> bool:
     """Whether the file has the state of one optimizer around those that its configuration describes."""
     with weights_of_archive(path) as file, zipfile.ZipFile(path) as archive:
         try:
-            config = json.loads(_read_member(archive, "config.json", _limit(path)))
+            config = json.loads(b"".join(_pieces(archive, "config.json", _limit(path))))
             described = (config.get("compile_config") or {}).get("optimizer")
         except (KeyError, ValueError, AttributeError, RecursionError) as error:
             raise FileFormatError(f"{os.fspath(path)}: not a saved Keras model ({error!r}).") from error
@@ -82,16 +82,7 @@ NOT_LAYERS = {"optimizer", "seed_generator", "metrics", "_metrics", "compile_met
 LARGEST_UNPACKING = 128 * 2**20  # bytes more than the archive has; weights hardly shrink
 PIECE = 2**20  # bytes unpacked at a time
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack a piece to any size
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    UnicodeDecodeError,
-    OSError,
-    EOFError,
-)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, UnicodeDecodeError, OSError, EOFError)
 WEIGHTS_MEMBER = "model.weights.h5"  # inside a .keras archive
 
 
@@ -124,7 +115,7 @@ def open_saved(
 def weights_of_archive(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """The HDF5 member of a `.keras` archive, in memory."""
     with _archive(path) as archive:
-        content = _read_member(archive, WEIGHTS_MEMBER, _limit(path))
+        content = b"".join(_pieces(archive, WEIGHTS_MEMBER, _limit(path)))
     with open_h5(path, content) as file:
         yield file
 
@@ -164,10 +155,6 @@ def _limit(path: str | os.PathLike[str]) -> int:
     return Path(path).stat().st_size + LARGEST_UNPACKING
 
 
-def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    return b"".join(_pieces(archive, name, limit))
-
-
 def _pieces(archive: zipfile.ZipFile, name: str, limit: int) -> Iterator[bytes]:
     """A member of an archive, piece by piece, as long as they stay within a limit."""
     if archive.getinfo(name).compress_type not in _PACKINGS:
@@ -189,19 +176,16 @@ def _keras3_layers(file: h5py.File, model: keras.Model | None) -> dict[str, Save
             groups.setdefault(owner, {})[place] = dataset
     owners = sorted(groups, key=_natural)
     words = [_word_of(owner) for owner in owners]
-    names = [_name_of(file[f"{owner}/vars"], owner) for owner in owners]
+    given = [_names(file[f"{owner}/vars"], "name") for owner in owners]
+    names = [name[0] if name else owner.rpartition("/")[2] for name, owner in zip(given, owners, strict=True)]
     keys = stable_keys(list(zip(names, words, strict=True)))
-    if model is not None and not _all_named(keys, words):
+    all_named = all(words) and not any("#" in key for key in keys)
+    if model is not None and not all_named:  # else the slow walk through a model adds nothing
         keys = _keys_as_in(model, owners, names, words)
     return {
         key: dict(sorted(groups[owner].items(), key=lambda item: int(item[0])))
         for owner, key in zip(owners, keys, strict=True)
     }
-
-
-def _all_named(keys: list[str], words: list[str]) -> bool:
-    """Whether every layer has a name of its own: then the slow walk through a model adds nothing."""
-    return all(words) and not any("#" in key for key in keys)
 
 
 def _keys_as_in(model: keras.Model, owners: list[str], names: list[str], words: list[str]) -> list[str]:
@@ -258,11 +242,6 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
     while f"{attribute}{len(parts)}" in group.attrs:
         parts.append(f"{attribute}{len(parts)}")
     return [name for part in parts for name in _texts(group, part)]
-
-
-def _name_of(variables: h5py.Group, owner: str) -> str:
-    names = _texts(variables, "name") if "name" in variables.attrs else []
-    return names[0] if names else owner.rpartition("/")[2]
 
 
 def _texts(group: h5py.Group, attribute: str) -> list[str]:

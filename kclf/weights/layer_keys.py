@@ -32,17 +32,14 @@ def layers_with_variables(model: keras.layers.Layer) -> Iterator[keras.layers.La
         >>> [layer.name for layer in layers_with_variables(model)]
         ['head']
     """
-    return _walk(model, set())
-
-
-def _walk(layer: keras.layers.Layer, seen: set[int]) -> Iterator[keras.layers.Layer]:
-    if id(layer) in seen:
-        return
-    seen.add(id(layer))
-    if own_variables(layer):
-        yield layer
-    for inner in inner_layers(layer):
-        yield from _walk(inner, seen)
+    waiting, seen = [model], set()
+    while waiting:
+        layer = waiting.pop()
+        if id(layer) not in seen:
+            seen.add(id(layer))
+            waiting += reversed(inner_layers(layer))
+            if own_variables(layer):
+                yield layer
 
 
 def named_variables(layer: keras.layers.Layer) -> dict[str, keras.Variable]:

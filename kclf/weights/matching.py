@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import keras
 
+from .._core.arguments import listed
 from ..errors import WeightsError
 from .h5_reading import array_in
 from .layer_keys import layer_keys, named_variables
@@ -17,7 +18,7 @@ from .layer_keys import layer_keys, named_variables
 # The values need only `.shape` and `[...]`: datasets of an open file stay unread until they are assigned.
 SavedLayer = Mapping[str, Any]
 
-NAMES_SHOWN = 4  # of each kind in a message; the report's attributes have them all
+NAMES_SHOWN = 4  # of each kind: a whole model's fill a screen, and the report's attributes have them all
 
 # Names that other versions and frameworks give to a variable.
 ALIASES = {
@@ -55,7 +56,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         shapes = [f"{name} (file {theirs}, model {ours})" for name, theirs, ours in self.mismatched]
-        rows = {
+        rows: dict[str, Sequence[str]] = {
             "matched": [f"{len(self.matched)} variables"],
             "mismatched": shapes,
             "missing in the file": self.missing,
@@ -63,13 +64,7 @@ class LoadReport:
             "skipped": self.skipped,
             "matched by place": self.by_position,
         }
-        return "\n".join(f"{label}: {_first(names)}" for label, names in rows.items() if names)
-
-
-def _first(names: Collection[str]) -> str:
-    """The first few of a list of names, and how many more there are: a whole model's fill a screen."""
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(list(names)[:NAMES_SHOWN]) + more
+        return "\n".join(f"{label}: {listed(names, NAMES_SHOWN)}" for label, names in rows.items() if names)
 
 
 @dataclass
@@ -119,7 +114,7 @@ def assign_saved(
         FileFormatError: an array does not hold real numbers; the model is as it was.
     """
     layers = {key: named_variables(layer) for key, layer in layer_keys(model).items()}
-    skipped = [key for key in {**layers, **saved} if _is_one_of(key, skip)]
+    skipped = [key for key in {**layers, **saved} if any(fnmatchcase(key, pattern) for pattern in skip)]
     layers = {key: variables for key, variables in layers.items() if key not in skipped}
     saved = {key: arrays for key, arrays in saved.items() if key not in skipped}
     saved, by_position = _renamed_by_position(layers, saved)
@@ -147,10 +142,6 @@ def assign_saved(
     for pair, array in zip(fitting, arrays, strict=True):
         pair.variable.assign(array)  # type: ignore[union-attr]
     return result
-
-
-def _is_one_of(key: str, patterns: Collection[str]) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def _renamed_by_position(

@@ -58,17 +58,14 @@ def load_weights(
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"No such weights file: {os.fspath(path)!r}.")
-    source = os.fspath(path)
+    options: dict[str, Any] = {"skip": skip, "report": report, "dry_run": dry_run, "source": os.fspath(path)}
     if is_torch_file(path):
-        return from_torch(
-            model, read_state_dict(path), skip=skip, report=report, dry_run=dry_run, source=source
-        )
-    options: dict[str, Any] = {"skip": skip, "report": report, "dry_run": dry_run, "part": part}
+        return from_torch(model, read_state_dict(path), **options)
     if is_sealed(path):
-        return assign_saved(model, _layers_of_classifier(path, part), source=source, **options)
+        return assign_saved(model, _layers_of_classifier(path, part), part=part, **options)
     words = {class_word(layer) for layer in layers_with_variables(model)}
     with open_saved(path, words, model) as saved:
-        return assign_saved(model, saved, source=source, **options)
+        return assign_saved(model, saved, part=part, **options)
 
 
 def _layers_of_classifier(path: str | os.PathLike[str], part: bool) -> dict[str, dict[str, np.ndarray]]:

@@ -26,8 +26,9 @@ class Layout:
     conventions: Conventions | None = TORCH
 
 
-def _less(number: str, by: int = 1) -> int:
-    return int(number) - by
+def _less(number: str) -> int:
+    """What is counted from 1, counted from 0."""
+    return int(number) - 1
 
 
 def _letter(letter: str) -> int:
