@@ -31,7 +31,7 @@ def tiny(**arguments) -> ImageClassifier:
 
 def small(**arguments) -> ImageClassifier:
     settings = {"size": 32, "weights": None, "hidden": (16,)} | arguments
-    return with_random_logits(ImageClassifier("MobileNet_025", NAMES, **settings))
+    return with_random_logits(ImageClassifier("MobileNetV2_035", NAMES, **settings))
 
 
 def photos(n=12, size=40):

@@ -24,7 +24,6 @@ MOST_HIDDEN = 16
 MOST_CHANNELS = 4096
 LARGEST_CHECKED = 1024  # pixels; the photos of a larger model's probe would take gigabytes
 MOST_PROBES = 16
-NO_DIFFERENCE = 1e-6  # of logits: none that a probability shows
 
 
 def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
@@ -160,7 +159,7 @@ def _check_probe(model: ImageClassifier, images: Any, logits: Any, path: Any) ->
     tolerance = 1e-3 if model.dtype_policy.compute_dtype == "float32" else 5e-2
     found = np.concatenate([logits_of(model, images[i : i + 1]) for i in range(len(images))])
     difference = float(np.abs(found - logits).max())
-    if not difference <= max(tolerance * float(np.abs(logits).max()), NO_DIFFERENCE):
+    if not difference <= tolerance * float(np.abs(logits).max()):
         raise FileFormatError(
             f"{path}: the logits of the probe batch differ by {difference:.2g} from those stored in the file"
         )
