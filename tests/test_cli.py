@@ -17,7 +17,7 @@ from kclf.prediction.predictions import Predictions
 
 SMALL = [
     "--backbone",
-    "MobileNetV2_035",
+    "MobileNetV2",
     "--weights",
     "none",
     "--size",
@@ -103,7 +103,7 @@ def test_history_has_the_columns_of_the_course(trained):
 def test_settings_say_what_was_done(trained):
     settings = json.loads((trained / "out" / "settings.json").read_text())
 
-    assert settings["settings"]["backbone"] == "MobileNetV2_035"
+    assert settings["settings"]["backbone"] == "MobileNetV2"
     assert settings["data"] == {
         "class_names": ["blue", "red"],
         "task": "single_label",
@@ -130,7 +130,7 @@ def test_train_says_what_it_found(photos, tmp_path, capsys):
         "4 images",
         "blue",
         "red",
-        "MobileNetV2_035",
+        "MobileNetV2",
         "train_loss",
         "classifier.h5",
     ):

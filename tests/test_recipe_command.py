@@ -14,7 +14,8 @@ import kclf
 from kclf.cli.main import app
 from kclf.prediction.activation_cache import activations
 
-SMALL = ("--backbone", "MobileNet_025", "--weights", "none", "--size", 32, "--presize", 32, "--augment", "none")
+SMALL = ("--backbone", "MobileNet_025", "--weights", "none", "--size", 32, "--presize", 32)
+SMALL += ("--augment", "none")
 
 
 def run(*words):
