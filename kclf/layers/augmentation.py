@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,7 +15,7 @@ from .._core.arguments import in_closed, one_of
 from .._core.devices import send
 from ..distributed import shard_random
 from . import geometry
-from .base import float32_options, output_size
+from .base import Drawing, output_size
 from .lighting import adjust_hue, each, in_logit_space
 from .resampling import FILL_MODES, INTERPOLATIONS, resample
 
@@ -51,7 +50,7 @@ class Transformation:
 
 
 @keras.saving.register_keras_serializable(package="kclf")
-class Augmentation(keras.layers.Layer):
+class Augmentation(Drawing):
     """Random views of images for training, and their centre for everything else.
 
     Crop, flip, rotation, zoom, warp and the final resize of an image are multiplied to one 3x3 map, and
@@ -93,6 +92,12 @@ class Augmentation(keras.layers.Layer):
         - [TrivialAugment](https://arxiv.org/abs/2103.10158), Müller & Hutter 2021.
     """
 
+    _settings = (
+        "size", "flip", "max_rotate", "min_zoom", "max_zoom", "max_warp", "min_scale",
+        "max_lighting", "max_saturation", "max_hue", "p_affine", "p_lighting",
+        "trivial_augment", "interpolation", "fill_mode",
+    )  # fmt: skip
+
     def __init__(
         self,
         size: int | tuple[int, int] | None = None,
@@ -114,7 +119,7 @@ class Augmentation(keras.layers.Layer):
         seed: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**float32_options(options))
+        super().__init__(seed=seed, options=options)
         self.size = output_size(size)
         self.flip = one_of("flip", flip, ("horizontal", "dihedral", None))
         self.max_rotate = in_closed("max_rotate", max_rotate, 0, 180)
@@ -130,8 +135,6 @@ class Augmentation(keras.layers.Layer):
         self.trivial_augment = bool(trivial_augment)
         self.interpolation = one_of("interpolation", interpolation, INTERPOLATIONS[:2])
         self.fill_mode = one_of("fill_mode", fill_mode, tuple(FILL_MODES))
-        self.seed = random.randrange(2**31) if seed is None else seed
-        self._generator = torch.Generator().manual_seed(self.seed)
 
     def call(self, images: Tensor, training: bool | None = None) -> Tensor:
         """A random view of each image (training) or its centre, at the final size."""
@@ -227,28 +230,9 @@ class Augmentation(keras.layers.Layer):
         """A copy that gives images of another size."""
         return type(self).from_config({**self.get_config(), "size": size})
 
-    def get_random_state(self) -> Tensor:
-        """State of the generator: `set_random_state` continues from there."""
-        return self._generator.get_state()
-
-    def set_random_state(self, state: Tensor) -> None:
-        """Take back a state that `get_random_state` gave; the next draws are those that followed it."""
-        self._generator.set_state(state)
-
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """(batch, *size, channels)."""
         return (input_shape[0], *(self.size or input_shape[1:3]), input_shape[3])
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that give this layer again."""
-        config = super().get_config()
-        del config["dtype"]
-        names = (
-            "size", "flip", "max_rotate", "min_zoom", "max_zoom", "max_warp", "min_scale", "max_lighting",
-            "max_saturation", "max_hue", "p_affine", "p_lighting", "trivial_augment", "interpolation",
-            "fill_mode", "seed",
-        )  # fmt: skip
-        return config | {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Augmentation:
