@@ -25,7 +25,7 @@ from .._core.keras_private import (
     raw,
     to_torch_dtype,
 )
-from .convolutions import standalone_batchnorm, store_for_keras, store_for_torch
+from .convolutions import StandaloneBatchNorm, can_stand_alone, store_for_keras, store_for_torch
 from .graph import functional_of
 from .plan import MASKING, Plan
 from .step import LeanStep, unsupported_reason
@@ -61,13 +61,14 @@ class _Acceleration:
         self.seen = seen
         store_for_torch(self.model)
         if [plan.model for plan in self.plans] != _planned_graphs(self.model):
-            self._plan_anew()  # layers were added or taken away, or the model has been built since
+            self.plan_calls()  # layers were added or taken away, or the model has been built since
         for plan in self.plans:
             plan.forget()
         if self.step is not None:
             self.step.refresh()
 
-    def _plan_anew(self) -> None:
+    def plan_calls(self) -> None:
+        """Hang plans on the model in place of those that hang there."""
         kept = []
         for owner, name in self.replaced:
             if name == "call":
@@ -181,8 +182,7 @@ def accelerate(model: keras.Model, *, checkpointing: bool = False, graphs: bool 
         )
     deaccelerate(model)
     state = _Acceleration(model, options={"checkpointing": checkpointing, "graphs": graphs})
-    _plan_calls(model, state)
-    _lone_batchnorms(model, state)
+    state.plan_calls()
     store_for_torch(model)
     _lean_step(model, state)
     state.replace(model, "get_compile_config", _with_loss_scale(model))
@@ -299,15 +299,10 @@ def _fast_call(model: keras.Model) -> Any:
 def _lone_batchnorms(model: keras.Model, state: _Acceleration) -> None:
     """Fuse the batch norms that no plan runs."""
     planned = {id(layer) for call in state.plans for layer in all_layers(call.model)}
-    lone = [
-        layer
-        for layer in all_layers(model)
-        if type(layer) is keras.layers.BatchNormalization and id(layer) not in planned
-    ]
-    for layer in lone:
-        call = standalone_batchnorm(layer)
-        if call is not None:
-            state.replace(layer, "call", call)
+    for layer in all_layers(model):
+        is_norm = type(layer) is keras.layers.BatchNormalization
+        if is_norm and id(layer) not in planned and can_stand_alone(layer):
+            state.replace(layer, "call", StandaloneBatchNorm(layer))
 
 
 def _lean_step(model: keras.Model, state: _Acceleration) -> None:

@@ -124,12 +124,11 @@ class GradientExchange:
 
     def _left_out(self, gradients: Sequence[torch.Tensor | None]) -> list[_Bucket]:
         """Gradients whose bucket went without them: a layer that got none in the last step has one now."""
-        late = [
-            place
+        return [
+            _Bucket([place])
             for place, gradient in enumerate(gradients)
             if gradient is not None and place not in self._where[place].sent
         ]
-        return [_Bucket([place]) for place in late]
 
     def _arrived(self, place: int, parameter: torch.Tensor) -> None:
         """The gradient of a parameter is whole; torch calls this in the backward pass."""

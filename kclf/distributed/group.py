@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import keras
 import torch
 import torch.distributed as dist
 
+from .._core.locks import FolderLock
 from ..errors import KclfError, TrainingError
 
 BUCKET = 25 * 2**20  # bytes sent at once, as torch's DistributedDataParallel has it
@@ -159,18 +160,8 @@ def run_on_main(function: Callable[[], Given]) -> Given:
     return given
 
 
-class Lock(Protocol):
-    """What `held` takes, such as a `FolderLock`."""
-
-    def acquire(self, *, wait: bool = False) -> None:
-        """Take it."""
-
-    def release(self) -> None:
-        """Let go of it, if it is held."""
-
-
 @contextmanager
-def locked_by_main(lock: Lock, *, wait: bool = False) -> Iterator[None]:
+def locked_by_main(lock: FolderLock, *, wait: bool = False) -> Iterator[None]:
     """Within it rank 0 has a lock, for all ranks."""
     run_on_main(lambda: lock.acquire(wait=wait))
     try:
