@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -92,25 +93,23 @@ class _PlannedCall:
     def __init__(self, model: Any, options: dict[str, bool]) -> None:
         self.model, self.stock = model, type(model).call
         self.options = options
-        self._plan: Plan | None = None
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
-        if self._plan is None:
-            self._plan = Plan(self.model, **self.options)
-            if self._plan.fallback:
-                kinds = sorted({type(layer).__name__ for layer in self._plan.fallback})
-                logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
-        return self._plan
+        plan = Plan(self.model, **self.options)
+        if plan.fallback:
+            kinds = sorted({type(layer).__name__ for layer in plan.fallback})
+            logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
+        return plan
 
     def forget(self) -> None:
         """Look at the layers again at the next call."""
-        self._plan = None
+        vars(self).pop("plan", None)
 
     def forget_weights(self) -> None:
         """Look at the weights again, which may have changed without a trace, and keep the plan."""
-        if self._plan is not None:
-            self._plan.forget_weights()
+        if "plan" in vars(self):
+            self.plan.forget_weights()
 
     def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None, **context: Any) -> Any:
         if mask is None and not context:

@@ -34,7 +34,7 @@ def joined_steps(steps: Sequence[Step], graph: Graph, *, views: bool) -> list[St
     uses, result = graph.uses(), list[Step]()
     makers: dict[int, tuple[int, Written]] = {}  # value that nothing else reads -> place of its activation
     for step in steps:
-        source, target = step.sources[0] if step.sources else -1, step.targets[0]
+        source, target = step.sources[0], step.targets[0]
         zeros = _zeros(step.function, _sides(graph, source, views=views))
         if zeros is not None and source in makers:
             place, written = makers[source]

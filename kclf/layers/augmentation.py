@@ -279,11 +279,8 @@ class Augmentation(Drawing):
 
     def _crop(self, uniform: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Random resized crop: (n, 3, 3); the whole image where none of the tries fits in it."""
-        area = self.min_scale + torch.stack([uniform[f"area{i}"] for i in range(_TRIES)], 1) * (
-            1 - self.min_scale
-        )
-        aspect = torch.stack([uniform[f"aspect{i}"] for i in range(_TRIES)], 1)
-        aspect = _ASPECT ** (2 * aspect - 1) if self.min_scale < 1 else torch.ones_like(aspect)
+        area = self.min_scale + uniform["areas"] * (1 - self.min_scale)
+        aspect = _ASPECT ** (2 * uniform["aspects"] - 1) if self.min_scale < 1 else torch.ones_like(area)
         width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
         fits = (width <= 1) & (height <= 1)
         first = fits.long().argmax(1, keepdim=True)  # 0 where none fits
@@ -312,16 +309,17 @@ _COLUMNS = (
     "flip", "rotate", "zoom", "zoom_x", "zoom_y", "warp_x", "warp_y", "crop_x", "crop_y",
     "brightness", "contrast", "saturation", "hue", "operation",
     *(f"{name}?" for name in _OPERATIONS),
-    *(f"area{i}" for i in range(_TRIES)), *(f"aspect{i}" for i in range(_TRIES)),
 )  # fmt: skip
 
 
 def _uniform(generator: torch.Generator, count: int) -> dict[str, Tensor]:
-    """Random numbers in [0, 1) for `count` images, by name."""
+    """Random numbers in [0, 1) for `count` images, by name: (n,), and one a try for areas and aspects."""
+    widths = (len(_COLUMNS), _TRIES, _TRIES)
     numbers = shard_random(
-        lambda rows: torch.rand(rows, len(_COLUMNS), generator=generator, dtype=torch.float64), count
+        lambda rows: torch.rand(rows, sum(widths), generator=generator, dtype=torch.float64), count
     )
-    return dict(zip(_COLUMNS, numbers.unbind(1), strict=True))
+    single, areas, aspects = numbers.split(widths, 1)
+    return dict(zip(_COLUMNS, single.unbind(1), strict=True)) | {"areas": areas, "aspects": aspects}
 
 
 def _signed(uniform: Tensor, limit: float) -> Tensor:

@@ -127,12 +127,8 @@ class PatchTokens(_TorchLayer):
         stored = self.pos_embed.value[0, int(self.class_position) :]
         if rows == columns == self.grid:
             return stored
-        lines, across = (
-            torch.from_numpy(resampling_matrix(self.grid, side, self.interpolation)).to(
-                stored.device, non_blocking=True
-            )
-            for side in (rows, columns)
-        )
+        matrices = (resampling_matrix(self.grid, side, self.interpolation) for side in (rows, columns))
+        lines, across = (torch.from_numpy(one).to(stored.device, non_blocking=True) for one in matrices)
         square = stored.float().reshape(self.grid, self.grid, -1)
         return torch.einsum("rg,ch,ghd->rcd", lines, across, square).flatten(0, 1)
 
