@@ -49,14 +49,10 @@ def resampling_matrix(old: int, new: int, interpolation: str) -> np.ndarray:
 
 
 class _TorchLayer(keras.layers.Layer):
-    """What the layers of this module share; they keep the shape of what comes in where they say no other."""
+    """What the layers of this module share that have arguments."""
 
     calls_torch_alone = True  # for `accelerate`: without Keras' ceremony
     _settings: tuple[str, ...] = ()  # names of the arguments
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """That of the input."""
-        return input_shape
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that give this layer again."""
@@ -193,12 +189,14 @@ class SelfAttention(_TorchLayer):
 
 
 @keras.saving.register_keras_serializable(package="kclf")
-class LearntQuery(_TorchLayer):
+class LearntQuery(keras.layers.Layer):
     """One learnt token for each image, for a `CrossAttention` to ask with.
 
     Shape:
         Input (batch, tokens, channels), of which only the size counts. Output (batch, 1, channels).
     """
+
+    calls_torch_alone = True
 
     def build(self, input_shape: Shape) -> None:
         """Make the token."""
@@ -318,9 +316,13 @@ class LayerScale(_TorchLayer):
         """Each channel times its factor."""
         return x * self.gamma.value.to(x.dtype)
 
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """That of the input."""
+        return input_shape
+
 
 @keras.saving.register_keras_serializable(package="kclf")
-class GlobalResponseNormalization(_TorchLayer):
+class GlobalResponseNormalization(keras.layers.Layer):
     """Channels compete by their norm over the map (ConvNeXt V2, Woo et al. 2023, arXiv:2301.00808).
 
     With n_c the Euclidean norm of channel c over rows and columns, the output is
@@ -335,6 +337,7 @@ class GlobalResponseNormalization(_TorchLayer):
         [1.0, 1.0, 1.0, 1.0]
     """
 
+    calls_torch_alone = True
     epsilon = 1e-6
 
     def build(self, input_shape: Shape) -> None:
@@ -348,3 +351,7 @@ class GlobalResponseNormalization(_TorchLayer):
         norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
         share = norms / (norms.mean(-1, keepdim=True) + self.epsilon)
         return torch.addcmul(x + beta, gamma * share, x)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """That of the input."""
+        return input_shape
