@@ -372,8 +372,7 @@ def compile_torch_call(site: LayerContext) -> Function | None:
 def compile_layernorm(site: LayerContext) -> Function | None:
     """A LayerNormalization over the channels, with scale and shift."""
     layer = site.layer
-    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    if [axis % site.rank for axis in axes] != [site.rank - 1] or not (layer.scale and layer.center):
+    if [axis % site.rank for axis in layer.axis] != [site.rank - 1] or not (layer.scale and layer.center):
         return None
     gamma, beta, epsilon, image = layer.gamma, layer.beta, layer.epsilon, site.image
 

@@ -29,10 +29,10 @@ from .._core.quiet_steps import QuietSteps
 from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..metrics import ErrorRate, LabelAccuracy
 
-BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+OfBatch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of (y, y_pred), both (batch, ...)
 
 
-def batch_loss(compiled: Any) -> BatchLoss | None:
+def batch_loss(compiled: Any) -> OfBatch | None:
     """The torch form of what `compile(loss=...)` was given.
 
     Args:
@@ -50,7 +50,7 @@ def batch_loss(compiled: Any) -> BatchLoss | None:
     return None if make is None else make(loss)
 
 
-def _binary_cross_entropy(loss: BinaryCrossEntropy) -> BatchLoss | None:
+def _binary_cross_entropy(loss: BinaryCrossEntropy) -> OfBatch | None:
     if loss.focal_gamma:
         return None
     binary = _smoothed_binary(loss.label_smoothing)
@@ -63,35 +63,35 @@ def _log_of_probabilities(y_pred: torch.Tensor) -> torch.Tensor:
     return shares.clip(keras.config.epsilon(), 1.0 - keras.config.epsilon()).log()
 
 
-def _sparse_probabilities(loss: Any) -> BatchLoss:
+def _sparse_probabilities(loss: Any) -> OfBatch:
     return lambda y, y_pred: F.nll_loss(_log_of_probabilities(y_pred), y.reshape(-1).long())
 
 
-def _binary_probabilities(loss: Any) -> BatchLoss:
+def _binary_probabilities(loss: Any) -> OfBatch:
     low, high = keras.config.epsilon(), 1.0 - keras.config.epsilon()
     return lambda y, y_pred: F.binary_cross_entropy(
         y_pred.float().clip(low, high), y.float().reshape(y_pred.shape)
     )
 
 
-def _sparse_categorical(loss: losses.SparseCategoricalCrossentropy) -> BatchLoss | None:
+def _sparse_categorical(loss: losses.SparseCategoricalCrossentropy) -> OfBatch | None:
     if not _from_logits(loss) or loss.ignore_class is not None:
         return None
     return lambda y, logits: F.cross_entropy(logits.float(), y.reshape(-1).long())
 
 
-def _categorical(loss: losses.CategoricalCrossentropy) -> BatchLoss | None:
+def _categorical(loss: losses.CategoricalCrossentropy) -> OfBatch | None:
     if not _from_logits(loss):
         return None
     smoothing = loss.label_smoothing
     return lambda y, logits: F.cross_entropy(logits.float(), y.float(), label_smoothing=smoothing)
 
 
-def _binary(loss: losses.BinaryCrossentropy) -> BatchLoss | None:
+def _binary(loss: losses.BinaryCrossentropy) -> OfBatch | None:
     return _smoothed_binary(loss.label_smoothing) if loss.from_logits else None
 
 
-def _smoothed_binary(smoothing: float) -> BatchLoss:
+def _smoothed_binary(smoothing: float) -> OfBatch:
     def binary(y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         target = y.float().reshape(logits.shape)
         if smoothing:
@@ -101,11 +101,11 @@ def _smoothed_binary(smoothing: float) -> BatchLoss:
     return binary
 
 
-def _squared(loss: Any) -> BatchLoss:
+def _squared(loss: Any) -> OfBatch:
     return lambda y, y_pred: F.mse_loss(y_pred.float(), y.float().reshape(y_pred.shape))
 
 
-def _absolute(loss: Any) -> BatchLoss:
+def _absolute(loss: Any) -> OfBatch:
     return lambda y, y_pred: F.l1_loss(y_pred.float(), y.float().reshape(y_pred.shape))
 
 
@@ -113,7 +113,7 @@ def _from_logits(loss: Any) -> bool:
     return bool(loss.from_logits) and getattr(loss, "axis", -1) == -1
 
 
-def _cross_entropy(loss: CrossEntropy) -> BatchLoss:
+def _cross_entropy(loss: CrossEntropy) -> OfBatch:
     smoothing, gamma = loss.label_smoothing, loss.focal_gamma
 
     def cross_entropy(y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ def _cross_entropy(loss: CrossEntropy) -> BatchLoss:
     return cross_entropy
 
 
-LOSSES: dict[Any, Callable[[Any], BatchLoss | None]] = {
+LOSSES: dict[Any, Callable[[Any], OfBatch | None]] = {
     CrossEntropy: _cross_entropy,
     BinaryCrossEntropy: _binary_cross_entropy,
     losses.SparseCategoricalCrossentropy: _sparse_categorical,
@@ -157,9 +157,6 @@ def labels_fit(y: Any, y_pred: Any) -> bool:
     )
 
 
-Values = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
 def add_to_mean(metric: metrics.Mean, total: torch.Tensor, count: float) -> None:
     """Add to a mean: `total` is the sum of `count` values."""
     raw(metric.total).add_(total)
@@ -181,12 +178,12 @@ def _errors(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
     return len(y) - _hits(y, y_pred)
 
 
-def _binary_accuracy(metric: metrics.BinaryAccuracy) -> Values:
+def _binary_accuracy(metric: metrics.BinaryAccuracy) -> OfBatch:
     threshold = metric.threshold
     return lambda y, y_pred: ((y_pred > threshold) == y.reshape(y_pred.shape)).float().mean(-1).sum()
 
 
-TOTALS: dict[type, Values] = {
+TOTALS: dict[type, OfBatch] = {
     LabelAccuracy: _hits,
     ErrorRate: _errors,
     metrics.SparseCategoricalAccuracy: _hits,
@@ -194,7 +191,7 @@ TOTALS: dict[type, Values] = {
 }
 
 
-def batch_total(metric: Any) -> Values | None:
+def batch_total(metric: Any) -> OfBatch | None:
     """The function that gives a metric's sum over a batch; None for a metric that Keras has to update."""
     if type(metric) is metrics.BinaryAccuracy and metric.threshold is not None:
         return _binary_accuracy(metric)
@@ -248,7 +245,7 @@ class LeanStep:
         self._regularized = any(variable.regularizer is not None for variable in self._variables) or any(
             getattr(layer, "activity_regularizer", None) for layer in all_layers(model)
         )
-        self._loss: BatchLoss | None = None
+        self._loss: OfBatch | None = None
         self._totals: list[tuple[Any, Any]] | None = None
         self._looked = False
         self._quiet = QuietSteps(getattr(model, "optimizer", None))

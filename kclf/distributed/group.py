@@ -254,16 +254,18 @@ def average(tensors: Tensors, weight: float = 1.0) -> None:
         return
     start()
     with together(), torch.no_grad():
-        weights = torch.full((1,), float(weight), device=tensors[0].device)
-        sent = [(weights, dist.all_reduce(weights, async_op=True))]
-        parts = list(buckets(tensors))
-        for bucket in parts:
-            flat = flattened(bucket).mul_(weight)
-            sent.append((flat, dist.all_reduce(flat, async_op=True)))
-        for _, work in sent:
-            work.wait()
-        for bucket, (flat, _) in zip(parts, sent[1:], strict=True):
-            unpack(flat.div_(weights), bucket)
+        parts = [[torch.ones(1, device=tensors[0].device)], *buckets(tensors)]
+        (weights, arrived), *sent = [send_weighted(part, weight) for part in parts]
+        arrived.wait()
+        for part, (flat, arrived) in zip(parts[1:], sent, strict=True):
+            arrived.wait()
+            unpack(flat.div_(weights), part)
+
+
+def send_weighted(tensors: Sequence[Any], weight: float) -> tuple[torch.Tensor, Any]:
+    """Tensors on their way as one, which becomes their weighted sum over the ranks, and what waits for it."""
+    flat = flattened(tensors).mul_(weight)
+    return flat, dist.all_reduce(flat, async_op=True)
 
 
 def total(tensors: Tensors) -> None:
