@@ -69,15 +69,17 @@ class _Acceleration:
             self.step.refresh()
 
     def plan_calls(self) -> None:
-        """Hang plans on the model in place of those that hang there."""
-        kept = []
+        """Hang a plan on every functional model that is this model or lies in it; none stays from before."""
         for owner, name in self.replaced:
             if name == "call":
                 owner.__dict__.pop(name, None)
-            else:
-                kept.append((owner, name))
-        self.replaced, self.plans = kept, []
-        _plan_calls(self.model, self)
+        self.replaced, self.plans = [pair for pair in self.replaced if pair[1] != "call"], []
+        for graph in _graphs(self.model):
+            if masking := _masking(graph):
+                logger.info("%s is run by Keras: %s make masks", graph.name, ", ".join(masking))
+                continue
+            self.plans.append(_PlannedCall(graph, self.options))
+            self.replace(graph, "call", self.plans[-1])
         _lone_batchnorms(self.model, self)
         if self.step is not None:
             self.step.forward = _fast_call(self.model)
@@ -113,7 +115,8 @@ class _PlannedCall:
 
     def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None, **context: Any) -> Any:
         if mask is None and not context:
-            outputs = self._symbolic(inputs) if _is_meta(inputs) else self.fast(inputs, bool(training))
+            symbolic = isinstance(inputs, torch.Tensor) and inputs.is_meta
+            outputs = self._symbolic(inputs) if symbolic else self.fast(inputs, bool(training))
             if outputs is not None:
                 return outputs
         return self.stock(self.model, inputs, training=training, mask=mask, **context)
@@ -123,10 +126,9 @@ class _PlannedCall:
         (expected, *more), outputs = self.model.inputs, self.model.outputs
         if more or inputs.shape[1:] != expected.shape[1:] or any(None in one.shape[1:] for one in outputs):
             return None
-        dtypes = [to_torch_dtype(one.dtype) for one in outputs]
-        sizes = [(len(inputs), *one.shape[1:]) for one in outputs]
+        batch = len(inputs)
         return self.plan.pack(
-            [inputs.new_empty(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
+            [inputs.new_empty((batch, *one.shape[1:]), dtype=to_torch_dtype(one.dtype)) for one in outputs]
         )
 
     def fast(self, inputs: Any, training: bool) -> Any:
@@ -244,10 +246,6 @@ def constant(model: keras.Model) -> Iterator[None]:
         state.constant = False
 
 
-def _is_meta(inputs: Any) -> bool:
-    return isinstance(inputs, torch.Tensor) and inputs.is_meta
-
-
 def _appearance(model: keras.Model) -> list[Any]:
     """What plans and steps are made from, each object as it is: all that layers hold, `compile` and `fit`."""
     optimizer = getattr(model, "optimizer", None)
@@ -260,17 +258,6 @@ def _appearance(model: keras.Model) -> list[Any]:
         for variable in own_variables(layer):
             found += raw(variable), variable.regularizer
     return found
-
-
-def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
-    """Hang a plan on every functional model that is this model or lies in it."""
-    for graph in _graphs(model):
-        if masking := _masking(graph):
-            logger.info("%s is run by Keras: %s make masks", graph.name, ", ".join(masking))
-            continue
-        call = _PlannedCall(graph, state.options)
-        state.plans.append(call)
-        state.replace(graph, "call", call)
 
 
 def _graphs(model: keras.Model) -> list[Any]:

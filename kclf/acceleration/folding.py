@@ -72,10 +72,7 @@ class FoldKernel(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_scale = (gradient * kernel).sum((1, 2, 3))
         if ctx.needs_input_grad[0]:
-            of_kernel = torch.empty_strided(
-                kernel.shape, kernel.stride(), dtype=kernel.dtype, device=kernel.device
-            )
-            torch.mul(gradient, scale.view(-1, 1, 1, 1), out=of_kernel)
+            of_kernel = torch.mul(gradient, scale.view(-1, 1, 1, 1), out=torch.empty_like(kernel))
         return of_kernel, of_scale, None
 
 

@@ -42,9 +42,7 @@ def batch_loss(compiled: Any) -> OfBatch | None:
         A function of `(y, y_pred)`, both (batch, ...), giving the mean loss; None where this is for Keras.
     """
     loss = only_loss(compiled)
-    if loss is None or loss.dtype != "float32":
-        return None
-    if loss.reduction not in ("sum_over_batch_size", "mean"):
+    if loss is None or loss.dtype != "float32" or loss.reduction not in ("sum_over_batch_size", "mean"):
         return None
     make = LOSSES.get(function_of_loss(loss) or type(loss))
     return None if make is None else make(loss)

@@ -142,9 +142,7 @@ class GradientExchange:
                 self._send(bucket, gradients, self._weight)
                 self._next += 1
 
-    def _send(
-        self, bucket: _Bucket, gradients: Sequence[torch.Tensor | None] | Mapping[int, Any], weight: float
-    ) -> None:
+    def _send(self, bucket: _Bucket, gradients: Sequence[Any] | Mapping[int, Any], weight: float) -> None:
         bucket.sent = [place for place in bucket.places if gradients[place] is not None]
         if bucket.sent:
             bucket.flat, bucket.work = send_weighted([gradients[place] for place in bucket.sent], weight)

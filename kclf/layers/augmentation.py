@@ -216,15 +216,11 @@ class Augmentation(Drawing):
     @property
     def is_random(self) -> bool:
         """Whether training images can differ from plain ones."""
-        often = self.trivial_augment
         moved = any((self.max_rotate, self.max_warp, self.min_zoom != 1, self.max_zoom != 1))
+        moved = moved and (self.trivial_augment or self.p_affine > 0)
         relit = any((self.max_lighting, self.max_saturation, self.max_hue))
-        return (
-            self.flip is not None
-            or self.min_scale < 1
-            or (moved and (often or self.p_affine > 0))
-            or (relit and (often or self.p_lighting > 0))
-        )
+        relit = relit and (self.trivial_augment or self.p_lighting > 0)
+        return self.flip is not None or self.min_scale < 1 or moved or relit
 
     def resized(self, size: int | tuple[int, int] | None) -> Augmentation:
         """A copy that gives images of another size."""
@@ -264,11 +260,8 @@ class Augmentation(Drawing):
         factor = torch.where(active["zoom"], factor, 1.0)
         tilt_x = _signed(uniform["warp_x"], self.max_warp) * active["warp"]
         tilt_y = _signed(uniform["warp_y"], self.max_warp) * active["warp"]
-        affine = (
-            geometry.dihedral(symmetry)
-            @ geometry.rotation(turn)
-            @ geometry.zoom(factor, uniform["zoom_x"], uniform["zoom_y"])
-        )
+        window = geometry.zoom(factor, uniform["zoom_x"], uniform["zoom_y"])
+        affine = geometry.dihedral(symmetry) @ geometry.rotation(turn) @ window
         return geometry.warp(tilt_x, tilt_y) @ geometry.for_aspect(affine, *size)
 
     def _symmetries(self, size: tuple[int, int]) -> Sequence[int]:
@@ -291,17 +284,11 @@ class Augmentation(Drawing):
 
     def _lighting(self, uniform: dict[str, Tensor], active: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Brightness, contrast, saturation and hue, each (n,)."""
-        brightness = torch.where(
-            active["brightness"], 0.5 + _signed(uniform["brightness"], self.max_lighting / 2), 0.5
-        )
-        contrast = _factor(uniform["contrast"], self.max_lighting)
-        saturation = _factor(uniform["saturation"], self.max_saturation)
-        hue = _signed(uniform["hue"], self.max_hue)
         return (
-            brightness,
-            torch.where(active["contrast"], contrast, 1.0),
-            torch.where(active["saturation"], saturation, 1.0),
-            hue * active["hue"],
+            0.5 + _signed(uniform["brightness"], self.max_lighting / 2) * active["brightness"],
+            torch.where(active["contrast"], _factor(uniform["contrast"], self.max_lighting), 1.0),
+            torch.where(active["saturation"], _factor(uniform["saturation"], self.max_saturation), 1.0),
+            _signed(uniform["hue"], self.max_hue) * active["hue"],
         )
 
 
@@ -336,10 +323,10 @@ class _Relight:
 
     def __init__(self, transformation: Transformation, device: torch.device) -> None:
         self.transformation, self.device = transformation, device
-        light = (transformation.contrast, transformation.brightness)
-        drawn = torch.stack([*light, transformation.saturation, transformation.hue], 1)
+        contrast, brightness = transformation.contrast, transformation.brightness
+        drawn = torch.stack([contrast, brightness, transformation.saturation, transformation.hue], 1)
         self.changed = (drawn != torch.tensor([1.0, 0.5, 1.0, 0.0])).tolist()
-        drawn[:, 1] = transformation.contrast * torch.logit(transformation.brightness)
+        drawn[:, 1] = contrast * torch.logit(brightness)
         values = send(drawn.to(torch.float32), device).unbind(1)
         self.contrast, self.shift, self.saturation = map(each, values[:3])
         self.turn = values[3]
