@@ -28,7 +28,6 @@ def version():
 
 def test_a_sequential_holds_a_functional_model():
     assert isinstance(small_model()._functional, private.Functional), version()
-    assert issubclass(private.Functional, private.Trainer), version()
 
 
 def test_tensors_live_on_the_device_of_keras():

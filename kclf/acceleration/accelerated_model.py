@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -25,7 +26,7 @@ from .._core.keras_private import (
     raw,
     to_torch_dtype,
 )
-from .convolutions import standalone_batchnorm, store_for_keras, store_for_torch
+from .convolutions import StandaloneBatchNorm, can_stand_alone, store_for_keras, store_for_torch
 from .graph import functional_of
 from .plan import MASKING, Plan
 from .step import LeanStep, unsupported_reason
@@ -61,21 +62,24 @@ class _Acceleration:
         self.seen = seen
         store_for_torch(self.model)
         if [plan.model for plan in self.plans] != _planned_graphs(self.model):
-            self._plan_anew()  # layers were added or taken away, or the model has been built since
+            self.plan_calls()  # layers were added or taken away, or the model has been built since
         for plan in self.plans:
             plan.forget()
         if self.step is not None:
             self.step.refresh()
 
-    def _plan_anew(self) -> None:
-        kept = []
+    def plan_calls(self) -> None:
+        """Hang a plan on every functional model that is this model or lies in it; none stays from before."""
         for owner, name in self.replaced:
             if name == "call":
                 owner.__dict__.pop(name, None)
-            else:
-                kept.append((owner, name))
-        self.replaced, self.plans = kept, []
-        _plan_calls(self.model, self)
+        self.replaced, self.plans = [pair for pair in self.replaced if pair[1] != "call"], []
+        for graph in _graphs(self.model):
+            if masking := _masking(graph):
+                logger.info("%s is run by Keras: %s make masks", graph.name, ", ".join(masking))
+                continue
+            self.plans.append(_PlannedCall(graph, self.options))
+            self.replace(graph, "call", self.plans[-1])
         _lone_batchnorms(self.model, self)
         if self.step is not None:
             self.step.forward = _fast_call(self.model)
@@ -91,29 +95,28 @@ class _PlannedCall:
     def __init__(self, model: Any, options: dict[str, bool]) -> None:
         self.model, self.stock = model, type(model).call
         self.options = options
-        self._plan: Plan | None = None
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
-        if self._plan is None:
-            self._plan = Plan(self.model, **self.options)
-            if self._plan.fallback:
-                kinds = sorted({type(layer).__name__ for layer in self._plan.fallback})
-                logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
-        return self._plan
+        plan = Plan(self.model, **self.options)
+        if plan.fallback:
+            kinds = sorted({type(layer).__name__ for layer in plan.fallback})
+            logger.debug("%s: run by Keras as they are: %s", self.model.name, ", ".join(kinds))
+        return plan
 
     def forget(self) -> None:
         """Look at the layers again at the next call."""
-        self._plan = None
+        vars(self).pop("plan", None)
 
     def forget_weights(self) -> None:
         """Look at the weights again, which may have changed without a trace, and keep the plan."""
-        if self._plan is not None:
-            self._plan.forget_weights()
+        if "plan" in vars(self):
+            self.plan.forget_weights()
 
     def __call__(self, inputs: Any, training: bool | None = None, mask: Any = None, **context: Any) -> Any:
         if mask is None and not context:
-            outputs = self._symbolic(inputs) if _is_meta(inputs) else self.fast(inputs, bool(training))
+            symbolic = isinstance(inputs, torch.Tensor) and inputs.is_meta
+            outputs = self._symbolic(inputs) if symbolic else self.fast(inputs, bool(training))
             if outputs is not None:
                 return outputs
         return self.stock(self.model, inputs, training=training, mask=mask, **context)
@@ -123,10 +126,9 @@ class _PlannedCall:
         (expected, *more), outputs = self.model.inputs, self.model.outputs
         if more or inputs.shape[1:] != expected.shape[1:] or any(None in one.shape[1:] for one in outputs):
             return None
-        dtypes = [to_torch_dtype(one.dtype) for one in outputs]
-        sizes = [(len(inputs), *one.shape[1:]) for one in outputs]
+        batch = len(inputs)
         return self.plan.pack(
-            [inputs.new_empty(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
+            [inputs.new_empty((batch, *one.shape[1:]), dtype=to_torch_dtype(one.dtype)) for one in outputs]
         )
 
     def fast(self, inputs: Any, training: bool) -> Any:
@@ -181,8 +183,7 @@ def accelerate(model: keras.Model, *, checkpointing: bool = False, graphs: bool 
         )
     deaccelerate(model)
     state = _Acceleration(model, options={"checkpointing": checkpointing, "graphs": graphs})
-    _plan_calls(model, state)
-    _lone_batchnorms(model, state)
+    state.plan_calls()
     store_for_torch(model)
     _lean_step(model, state)
     state.replace(model, "get_compile_config", _with_loss_scale(model))
@@ -245,10 +246,6 @@ def constant(model: keras.Model) -> Iterator[None]:
         state.constant = False
 
 
-def _is_meta(inputs: Any) -> bool:
-    return isinstance(inputs, torch.Tensor) and inputs.is_meta
-
-
 def _appearance(model: keras.Model) -> list[Any]:
     """What plans and steps are made from, each object as it is: all that layers hold, `compile` and `fit`."""
     optimizer = getattr(model, "optimizer", None)
@@ -261,17 +258,6 @@ def _appearance(model: keras.Model) -> list[Any]:
         for variable in own_variables(layer):
             found += raw(variable), variable.regularizer
     return found
-
-
-def _plan_calls(model: keras.Model, state: _Acceleration) -> None:
-    """Hang a plan on every functional model that is this model or lies in it."""
-    for graph in _graphs(model):
-        if masking := _masking(graph):
-            logger.info("%s is run by Keras: %s make masks", graph.name, ", ".join(masking))
-            continue
-        call = _PlannedCall(graph, state.options)
-        state.plans.append(call)
-        state.replace(graph, "call", call)
 
 
 def _graphs(model: keras.Model) -> list[Any]:
@@ -299,15 +285,10 @@ def _fast_call(model: keras.Model) -> Any:
 def _lone_batchnorms(model: keras.Model, state: _Acceleration) -> None:
     """Fuse the batch norms that no plan runs."""
     planned = {id(layer) for call in state.plans for layer in all_layers(call.model)}
-    lone = [
-        layer
-        for layer in all_layers(model)
-        if type(layer) is keras.layers.BatchNormalization and id(layer) not in planned
-    ]
-    for layer in lone:
-        call = standalone_batchnorm(layer)
-        if call is not None:
-            state.replace(layer, "call", call)
+    for layer in all_layers(model):
+        is_norm = type(layer) is keras.layers.BatchNormalization
+        if is_norm and id(layer) not in planned and can_stand_alone(layer):
+            state.replace(layer, "call", StandaloneBatchNorm(layer))
 
 
 def _lean_step(model: keras.Model, state: _Acceleration) -> None:

@@ -34,15 +34,13 @@ class Segment:
 
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
         """The value that comes out, with `x` alone kept for the way back (Chen et al. 2016)."""
-        result: torch.Tensor = checkpoint(self._forward, run, x, use_reentrant=False)
-        return result
+        return checkpoint(self._forward, run, x, use_reentrant=False)
 
     def _forward(self, run: Run, x: torch.Tensor) -> torch.Tensor:
         values: list[Any] = [None] * self.size
         values[self.source] = x
         run_steps(self.steps, run, values)
-        result: torch.Tensor = values[self.target]
-        return result
+        return values[self.target]
 
 
 def segments(steps: Sequence[Step], graph: Graph) -> list[Segment]:

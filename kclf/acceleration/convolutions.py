@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from .._core.keras_private import all_layers, kernel_of, own_variables, raw, to_torch_dtype
-from .folding import FoldKernel
+from .folding import FoldKernel, state_of, value_of
 from .gradients import PointwiseProduct
-from .graph import Function, LayerContext, Pair, Run, pair, same_padding, to_nchw, to_nhwc
+from .graph import Function, LayerContext, Pair, Run, same_padding, to_nchw, to_nhwc
 from .pointwise import NOTHING, POST_OPERATIONS, Elementwise, PostOperation, activation_function
 
 
@@ -41,24 +41,21 @@ class BatchNorm:
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
-        self.gamma = layer.gamma if layer.scale else None
-        self.beta = layer.beta if layer.center else None
+        self.gamma, self.beta = layer.gamma, layer.beta  # None where it has none
 
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
         """Normalise (batch, channels, ...) by the statistics that Keras would take."""
         layer = self.layer
         if run.training and layer.trainable:
             return self.by_batch(run, x)
-        gamma = None if self.gamma is None else raw(self.gamma)
-        beta = None if self.beta is None else raw(self.beta)
+        gamma, beta = value_of(self.gamma), value_of(self.beta)
         mean, variance = raw(layer.moving_mean), raw(layer.moving_variance)
         return F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, layer.epsilon)
 
     def by_batch(self, run: Run, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Normalise x + bias by its own mean, which takes the bias out again: it is only noted down."""
         layer = self.layer
-        gamma = None if self.gamma is None else raw(self.gamma)
-        beta = None if self.beta is None else raw(self.beta)
+        gamma, beta = value_of(self.gamma), value_of(self.beta)
         together = vars(layer).get("normalize_by_all")  # hung there by `distribute`
         if together is None:
             y, mean, inverse = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, layer.epsilon)
@@ -109,10 +106,9 @@ class StandaloneBatchNorm:
         return y
 
 
-def standalone_batchnorm(layer: Any) -> StandaloneBatchNorm | None:
-    """The fused form of a layer wherever it is called; None where that is for Keras."""
-    plain = isinstance(layer.axis, int) and layer.built and not (layer.renorm or layer.synchronized)
-    return StandaloneBatchNorm(layer) if plain else None
+def can_stand_alone(layer: Any) -> bool:
+    """Whether the fused form of a BatchNormalization is right wherever the layer is called."""
+    return isinstance(layer.axis, int) and layer.built and not (layer.renorm or layer.synchronized)
 
 
 @torch.no_grad()
@@ -158,11 +154,6 @@ def depthwise_kernel(kernel: torch.Tensor) -> torch.Tensor:
     return kernel.permute(2, 3, 0, 1).reshape(-1, 1, height, width)
 
 
-def state_of(tensors: Iterable[torch.Tensor]) -> tuple[tuple[int, int], ...]:
-    """What changes whenever one of the tensors does."""
-    return tuple((tensor._version, tensor.data_ptr()) for tensor in tensors)
-
-
 class Convolution:
     """A 2D convolution on NCHW values: kernel, bias, padding and activation of a Keras layer.
 
@@ -188,10 +179,8 @@ class Convolution:
     ) -> None:
         self.kernel, self.bias, self.to_torch = kernel, bias, to_torch
         self.groups, self.activation, self.post = groups, activation, post
-        self.strides, self.dilation = pair(layer.strides), pair(layer.dilation_rate)
-        self.size = pair(layer.kernel_size)
+        self.size, self.strides, self.dilation = layer.kernel_size, layer.strides, layer.dilation_rate
         self.same = layer.padding == "same"
-        self.in_float32 = layer.compute_dtype == "float32"
         self.dtype = to_torch_dtype(layer.compute_dtype)
         self.pointwise = self.size == self.strides == (1, 1) and groups == 1
         self.depthwise = to_torch is depthwise_kernel
@@ -330,8 +319,8 @@ def _one_convolution(site: LayerContext, kernel: Any, to_torch: Any, groups: int
     if not site.channels_first or layer.padding not in ("valid", "same"):
         return None
     activation = activation_function(layer.activation, image=site.views, in_place=True)
-    bias, post = layer.bias if layer.use_bias else None, POST_OPERATIONS.get(layer.activation)
-    return Convolution(layer, kernel, bias, to_torch, groups, activation, post)
+    post = POST_OPERATIONS.get(layer.activation)
+    return Convolution(layer, kernel, layer.bias, to_torch, groups, activation, post)
 
 
 def compile_separable(site: LayerContext) -> Function | None:
@@ -342,12 +331,11 @@ def compile_separable(site: LayerContext) -> Function | None:
     groups = layer.depthwise_kernel.shape[2]
     depthwise = Convolution(layer, layer.depthwise_kernel, None, depthwise_kernel, groups, None)
     activation = activation_function(layer.activation, image=site.views, in_place=True)
-    bias = layer.bias if layer.use_bias else None
 
     def separable(run: Run, x: torch.Tensor) -> torch.Tensor:
         x = depthwise(run, x)
         weight = dense_kernel(in_dtype(layer.pointwise_kernel, x.dtype))
-        y = F.conv2d(x, weight, None if bias is None else in_dtype(bias, x.dtype))
+        y = F.conv2d(x, weight, None if layer.bias is None else in_dtype(layer.bias, x.dtype))
         return y if activation is None else activation(y)
 
     return separable
@@ -375,9 +363,8 @@ def order_of(layer: Any, variable: Any) -> tuple[int, ...] | None:
     """The axes of a kernel from the slowest to the fastest as torch's convolution wants them in memory."""
     if len(variable.shape) != 4:
         return None
-    if isinstance(layer, keras.layers.DepthwiseConv2D):
-        return (2, 3, 0, 1)
-    if isinstance(layer, keras.layers.SeparableConv2D) and variable is layer.depthwise_kernel:
+    separable = isinstance(layer, keras.layers.SeparableConv2D) and variable is layer.depthwise_kernel
+    if separable or isinstance(layer, keras.layers.DepthwiseConv2D):
         return (2, 3, 0, 1)
     if isinstance(layer, keras.layers.Conv2D):
         # (out, height, width, in): torch's (out, in, height, width) in channels_last memory

@@ -12,7 +12,7 @@ layer's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ class FoldVectors(torch.autograd.Function):
         n = len(known.inverse)
         gammas, betas, biases = learnt[:n], learnt[n : 2 * n], learnt[2 * n :]
         scales = _times(known.inverse, gammas)
-        centres = _minus(biases, known.means)
+        centres = torch._foreach_neg(known.means)
+        _add_where(centres, biases)
         shifts = torch._foreach_mul(centres, scales)
         _add_where(shifts, betas)
         ctx.known, ctx.given = known, [one is not None for one in learnt]
@@ -71,10 +72,7 @@ class FoldKernel(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_scale = (gradient * kernel).sum((1, 2, 3))
         if ctx.needs_input_grad[0]:
-            of_kernel = torch.empty_strided(
-                kernel.shape, kernel.stride(), dtype=kernel.dtype, device=kernel.device
-            )
-            torch.mul(gradient, scale.view(-1, 1, 1, 1), out=of_kernel)
+            of_kernel = torch.mul(gradient, scale.view(-1, 1, 1, 1), out=torch.empty_like(kernel))
         return of_kernel, of_scale, None
 
 
@@ -83,23 +81,25 @@ class Known:
 
     def __init__(self, folds: Sequence[Any]) -> None:
         layers = [fold.norm.layer for fold in folds]
-        self.means = [raw(layer.moving_mean) for layer in layers]
-        variances = [raw(layer.moving_variance) for layer in layers]
+        statistics = statistics_of(folds)
+        self.means, variances = statistics[::2], statistics[1::2]
         with torch.inference_mode(False), torch.no_grad():
             inverse = [variance + layer.epsilon for variance, layer in zip(variances, layers, strict=True)]
             torch._foreach_rsqrt_(inverse)
         self.inverse = inverse
         self.dtypes = [fold.convolution.dtype for fold in folds]
-        self.state = state_of(folds)
+        self.state = state_of(statistics)
 
 
-def state_of(folds: Sequence[Any]) -> list[tuple[int, int, int]]:
-    """What changes whenever the statistics of a norm do."""
-    found = []
-    for fold in folds:
-        mean, variance = raw(fold.norm.layer.moving_mean), raw(fold.norm.layer.moving_variance)
-        found.append((mean._version, variance._version, variance.data_ptr()))
-    return found
+def statistics_of(folds: Sequence[Any]) -> list[torch.Tensor]:
+    """The stored mean of each norm, and its variance."""
+    layers = (fold.norm.layer for fold in folds)
+    return [raw(one) for layer in layers for one in (layer.moving_mean, layer.moving_variance)]
+
+
+def state_of(tensors: Iterable[torch.Tensor]) -> tuple[tuple[int, int], ...]:
+    """What changes whenever one of the tensors does."""
+    return tuple((tensor._version, tensor.data_ptr()) for tensor in tensors)
 
 
 class NormFolder:
@@ -113,17 +113,18 @@ class NormFolder:
         """Scale and shift of each fold, by its id."""
         if not folds:
             return {}
-        if self._known is None or folds != self._folds or self._known.state != state_of(folds):
+        if self._known is None or folds != self._folds or self._known.state != state_of(statistics_of(folds)):
             self._folds, self._known = list(folds), Known(folds)
-        gammas, betas = ([_value(getattr(fold.norm, name)) for fold in folds] for name in ("gamma", "beta"))
-        biases = [_value(fold.convolution.bias) for fold in folds]
+        gammas = [value_of(fold.norm.gamma) for fold in folds]
+        betas = [value_of(fold.norm.beta) for fold in folds]
+        biases = [value_of(fold.convolution.bias) for fold in folds]
         made = FoldVectors.apply(self._known, *gammas, *betas, *biases)
-        n = len(folds)
-        pairs = zip(made[:n], made[n:], strict=True)
-        return {id(fold): pair for fold, pair in zip(folds, pairs, strict=True)}
+        scales, shifts = made[: len(folds)], made[len(folds) :]
+        return dict(zip(map(id, folds), zip(scales, shifts, strict=True), strict=True))
 
 
-def _value(variable: Any) -> torch.Tensor | None:
+def value_of(variable: Any) -> torch.Tensor | None:
+    """The tensor of a variable; None where there is none."""
     return None if variable is None else raw(variable)
 
 
@@ -132,13 +133,6 @@ def _times(vectors: list[torch.Tensor], factors: Tensors) -> list[torch.Tensor]:
     if any(factor is None for factor in factors):
         factors = [torch.ones_like(v) if f is None else f for v, f in zip(vectors, factors, strict=True)]
     return torch._foreach_mul(vectors, list(factors))
-
-
-def _minus(vectors: Tensors, others: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Differences; a vector that is None is 0."""
-    made = torch._foreach_neg(others)
-    _add_where(made, vectors)
-    return made
 
 
 def _add_where(vectors: list[torch.Tensor], others: Tensors) -> None:

@@ -22,9 +22,8 @@ class PointwiseProduct(torch.autograd.Function):
         """Of (batch, in, height, width), (out, in, 1, 1) and (out,)."""
         ctx.save_for_backward(x, weight)
         size = (x.shape[0], weight.shape[0], *x.shape[2:])
-        y = torch.empty(
-            size, dtype=x.dtype, memory_format=torch.channels_last
-        )  # what follows may overwrite it
+        # not kept for the way back: what follows may overwrite it
+        y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
         rows, matrix = _rows(x), weight.flatten(1).T
         if bias is None:
             torch.mm(rows, matrix, out=_rows(y))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import keras
@@ -12,11 +14,6 @@ import torch
 from .._core.keras_private import Functional, graph_of, nodes_of
 
 Pair = tuple[int, int]
-
-
-def pair(value: int | tuple[int, ...] | list[int]) -> Pair:
-    """One number for both axes of an image, or two."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> Pair:
@@ -52,15 +49,9 @@ class Graph:
         self.values.append(tensor)
         return len(self.values) - 1
 
-    def uses(self) -> list[int]:
+    def uses(self) -> Counter[int]:
         """How often each value is read; being an output of the model counts as one reading."""
-        count = [0] * len(self.values)
-        for node in self.nodes:
-            for value in node.inputs:
-                count[value] += 1
-        for value in self.outputs:
-            count[value] += 1
-        return count
+        return Counter(chain(self.outputs, *(node.inputs for node in self.nodes)))
 
 
 def functional_of(layer: Any) -> Any | None:

@@ -18,9 +18,7 @@ class _Module(torch.nn.Module):
 
     def __init__(self, function: Callable[..., Any], parameters: Sequence[torch.nn.Parameter]) -> None:
         super().__init__()
-        self.function = function
-        for number, parameter in enumerate(parameters):
-            self.register_parameter(f"parameter{number}", parameter)
+        self.function, self.read = function, torch.nn.ParameterList(parameters)
 
     def forward(self, *entering: torch.Tensor) -> Any:
         return self.function(*entering)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .convolutions import Convolution, FoldedConvolution, state_of
+from .convolutions import Convolution, FoldedConvolution
+from .folding import state_of
 from .graph import Graph, Pair, Run, Step, mark_last_use
 from .pointwise import NOTHING, Activation, Padding, PostOperation, Sum
 from .winograd import winograd, winograd_kernel
@@ -169,7 +170,7 @@ def packed_steps(steps: Sequence[Step], graph: Graph) -> list[Step]:
 def _packed_step(step: Step) -> Step:
     function = step.function
     plain = function.convolution if isinstance(function, FoldedConvolution) else function
-    if isinstance(plain, Convolution) and plain.in_float32 and plain.post is not None:
+    if isinstance(plain, Convolution) and plain.dtype is torch.float32 and plain.post is not None:
         function = PackedConvolution(function)
     return Step(function, step.sources, step.targets)
 

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from .convolutions import Convolution, FoldedConvolution
 from .gradients import WRITTEN, PaddedActivation, Written, clamped
 from .graph import Graph, Pair, Step, mark_last_use
 from .pointwise import Activation, Padding
-
-
-@dataclass(frozen=True)
-class _Zeros:
-    """What a step pads with before its own work, and that work without them."""
-
-    rows: Pair
-    columns: Pair
-    rest: Any = None
 
 
 def joined_steps(steps: Sequence[Step], graph: Graph, *, views: bool) -> list[Step]:
@@ -32,43 +22,37 @@ def joined_steps(steps: Sequence[Step], graph: Graph, *, views: bool) -> list[St
         views: whether rank 4 values are NHWC images held as NCHW views.
     """
     uses, result = graph.uses(), list[Step]()
-    makers: dict[int, tuple[int, Written]] = {}  # value that nothing else reads -> place of its activation
+    makers: dict[int, tuple[Step, Written]] = {}  # value that nothing else reads -> its activation
     for step in steps:
-        source, target = step.sources[0] if step.sources else -1, step.targets[0]
-        zeros = _zeros(step.function, _sides(graph, source, views=views))
-        if zeros is not None and source in makers:
-            place, written = makers[source]
-            maker = result[place]
-            padded = PaddedActivation(maker.function, written, zeros.rows, zeros.columns)
-            targets = step.targets if zeros.rest is None else maker.targets
-            result[place] = Step(padded, maker.sources, targets)
-            if zeros.rest is not None:
-                result.append(Step(zeros.rest, step.sources, step.targets))
-            continue
-        result.append(Step(step.function, step.sources, step.targets))
-        if uses[target] == 1 and (form := _written(step.function)) is not None:
-            makers[target] = len(result) - 1, form
+        new = Step(step.function, step.sources, step.targets)
+        shape = graph.values[step.sources[0]].shape
+        zeros = _zeros(step.function, shape[1:3] if views else shape[2:4])
+        if zeros is not None and step.sources[0] in makers:
+            maker, written = makers[step.sources[0]]
+            rows, columns, new.function = zeros
+            maker.function = PaddedActivation(maker.function, written, rows, columns)
+            if new.function is None:
+                maker.targets = step.targets
+                continue
+        result.append(new)
+        if uses[new.targets[0]] == 1 and (form := _written(new.function)) is not None:
+            makers[new.targets[0]] = new, form
     mark_last_use(result, graph.outputs)
     return result
 
 
-def _sides(graph: Graph, value: int, *, views: bool) -> tuple[int | None, ...]:
-    """Height and width of an image."""
-    shape = graph.values[value].shape
-    return tuple(shape[1:3] if views else shape[2:4])
-
-
-def _zeros(function: Any, sides: Sequence[int | None]) -> _Zeros | None:
+def _zeros(function: Any, sides: Sequence[Any]) -> tuple[Pair, Pair, Any] | None:
+    """The rows and columns that a step pads with before its own work, and that work, None for no other."""
     if isinstance(function, Padding):
-        return _Zeros(*function.pads)
+        return *function.pads, None
     plain = function.convolution if isinstance(function, FoldedConvolution) else function
     if not isinstance(plain, Convolution) or not plain.same or None in sides:
         return None
-    rows, columns = plain.same_pads([side for side in sides if side is not None])
+    rows, columns = plain.same_pads(sides)
     if rows[0] == rows[1] and columns[0] == columns[1]:
         return None
     rest = plain.unpadded()
-    return _Zeros(rows, columns, rest if plain is function else FoldedConvolution(rest, function.norm))
+    return rows, columns, rest if plain is function else FoldedConvolution(rest, function.norm)
 
 
 def _written(function: Any) -> Written | None:

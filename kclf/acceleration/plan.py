@@ -83,7 +83,7 @@ class Plan:
         self._folds = [one.function for one in self.steps if isinstance(one.function, FoldedConvolution)]
         self._fold_norms = NormFolder()
         self.segments = segments(self.steps, self.graph) if checkpointing else []
-        self._end = self._captured_end() if graphs and not self.segments else None
+        self._end = self._captured_end() if graphs else None
         self._hooks = [hooks for layer in _layers_of(self.graph) for hooks in hooks_of(layer)]
 
     def __call__(self, inputs: Sequence[torch.Tensor], *, training: bool) -> list[torch.Tensor]:
@@ -105,7 +105,7 @@ class Plan:
                 values[segment.target] = segment(run, values[segment.source])
                 values[segment.source] = None
             steps = self.steps[self.segments[-1].end :]
-        elif self.packed_steps and not (training or run.gradients) and can_pack(inputs):
+        elif not (training or run.gradients) and can_pack(inputs):
             steps = self.packed_steps
         run_steps(steps, run, values)
         if run.statistics:
@@ -305,8 +305,8 @@ TABLE: dict[type, Callable[[LayerContext], Function | None]] = {
     layers.DepthwiseConv2D: convolutions.compile_depthwise,
     layers.Dropout: pointwise.compile_dropout,
     layers.Flatten: pointwise.compile_flatten,
-    layers.GlobalAveragePooling2D: pointwise.compile_global_average,
-    layers.GlobalMaxPooling2D: pointwise.compile_global_max,
+    layers.GlobalAveragePooling2D: pointwise.global_pooling(torch.mean),
+    layers.GlobalMaxPooling2D: pointwise.global_pooling(torch.amax),
     layers.LayerNormalization: pointwise.compile_layernorm,
     layers.Normalization: pointwise.compile_normalization,
     layers.MaxPooling2D: pointwise.compile_max_pooling,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from .._core.devices import send
 from .._core.keras_private import is_channels_first, raw
 from .gradients import clamp_, learns
-from .graph import Function, LayerContext, Pair, Run, pair, same_padding, to_nchw, to_nhwc
+from .graph import Function, LayerContext, Pair, Run, same_padding, to_nchw, to_nhwc
 
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 # Each of these gives Keras' result, element by element: the layout of the tensor does not matter.
@@ -205,8 +206,7 @@ class Padding:
     """A ZeroPadding2D on NCHW values."""
 
     def __init__(self, layer: Any) -> None:
-        rows, columns = layer.padding
-        self.pads: tuple[Pair, Pair] = tuple(rows), tuple(columns)
+        self.pads: tuple[Pair, Pair] = layer.padding
 
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
         """Pad (batch, channels, height, width)."""
@@ -229,7 +229,7 @@ class MaxPooling:
     """A MaxPooling2D without padding of its own, on NCHW values."""
 
     def __init__(self, layer: Any) -> None:
-        self.size, self.strides = pair(layer.pool_size), pair(layer.strides)
+        self.size, self.strides = layer.pool_size, layer.strides
         self.border = (0, 0)
 
     def __call__(self, run: Run, x: torch.Tensor) -> torch.Tensor:
@@ -255,7 +255,7 @@ def pooling(pool: Callable[..., torch.Tensor], **options: Any) -> Callable[[Laye
         layer = site.layer
         if not site.channels_first:
             return None
-        size, strides = pair(layer.pool_size), pair(layer.strides)
+        size, strides = layer.pool_size, layer.strides
         if layer.padding == "valid":
             return lambda run, x: pool(x, size, strides, **options)
 
@@ -270,16 +270,14 @@ def pooling(pool: Callable[..., torch.Tensor], **options: Any) -> Callable[[Laye
     return compile_pooling
 
 
-def compile_global_average(site: LayerContext) -> Function | None:
-    """A GlobalAveragePooling2D."""
-    keep = site.layer.keepdims
-    return (lambda run, x: x.mean((2, 3), keepdim=keep)) if site.channels_first else None
+def global_pooling(pool: Callable[..., torch.Tensor]) -> Callable[[LayerContext], Function | None]:
+    """The compile function of a 2D pooling layer over the whole map."""
 
+    def compile_global(site: LayerContext) -> Function | None:
+        keep = site.layer.keepdims
+        return (lambda run, x: pool(x, (2, 3), keepdim=keep)) if site.channels_first else None
 
-def compile_global_max(site: LayerContext) -> Function | None:
-    """A GlobalMaxPooling2D."""
-    keep = site.layer.keepdims
-    return (lambda run, x: x.amax((2, 3), keepdim=keep)) if site.channels_first else None
+    return compile_global
 
 
 def compile_reshape(site: LayerContext) -> Function | None:
@@ -331,23 +329,18 @@ def compile_normalization(site: LayerContext) -> Function | None:
     layer = site.layer
     if layer.invert or layer.mean is None:
         return None
-    made: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @torch.inference_mode(False)  # what is kept may be needed for a gradient
-    def levels(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, variance = (send(torch.as_tensor(part), x.device) for part in (layer.mean, layer.variance))
-        deviation = variance.to(x.dtype).sqrt().clamp(min=keras.config.epsilon())
-        mean, deviation = (
-            to_nchw(part) if site.image and part.ndim == 4 else part for part in (mean.to(x.dtype), deviation)
-        )
-        return mean, deviation
+    def levels(dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+        mean, variance = (send(torch.as_tensor(part), device) for part in (layer.mean, layer.variance))
+        deviation = variance.to(dtype).sqrt().clamp(min=keras.config.epsilon())
+        parts = mean.to(dtype), deviation
+        return [to_nchw(part) if site.image and part.ndim == 4 else part for part in parts]
+
+    kept = cache(levels)
 
     def normalization(run: Run, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling():
-            mean, deviation = levels(x)
-        else:
-            key = (x.dtype, x.device)
-            mean, deviation = made[key] if key in made else made.setdefault(key, levels(x))
+        mean, deviation = (levels if torch.compiler.is_compiling() else kept)(x.dtype, x.device)
         return (x - mean) / deviation
 
     return normalization
@@ -379,8 +372,7 @@ def compile_torch_call(site: LayerContext) -> Function | None:
 def compile_layernorm(site: LayerContext) -> Function | None:
     """A LayerNormalization over the channels, with scale and shift."""
     layer = site.layer
-    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    if [axis % site.rank for axis in axes] != [site.rank - 1] or not (layer.scale and layer.center):
+    if [axis % site.rank for axis in layer.axis] != [site.rank - 1] or not (layer.scale and layer.center):
         return None
     gamma, beta, epsilon, image = layer.gamma, layer.beta, layer.epsilon, site.image
 

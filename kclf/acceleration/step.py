@@ -13,7 +13,6 @@ from keras import losses, metrics
 
 from .._core.devices import send
 from .._core.keras_private import (
-    Trainer,
     added_losses,
     all_layers,
     compiled_loss,
@@ -30,10 +29,10 @@ from .._core.quiet_steps import QuietSteps
 from ..losses import BinaryCrossEntropy, CrossEntropy
 from ..metrics import ErrorRate, LabelAccuracy
 
-BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+OfBatch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of (y, y_pred), both (batch, ...)
 
 
-def batch_loss(compiled: Any) -> BatchLoss | None:
+def batch_loss(compiled: Any) -> OfBatch | None:
     """The torch form of what `compile(loss=...)` was given.
 
     Args:
@@ -43,16 +42,13 @@ def batch_loss(compiled: Any) -> BatchLoss | None:
         A function of `(y, y_pred)`, both (batch, ...), giving the mean loss; None where this is for Keras.
     """
     loss = only_loss(compiled)
-    if loss is None or loss.dtype != "float32":
+    if loss is None or loss.dtype != "float32" or loss.reduction not in ("sum_over_batch_size", "mean"):
         return None
-    if loss.reduction not in ("sum_over_batch_size", "mean"):
-        return None
-    function = function_of_loss(loss)
-    make = LOSSES.get(type(loss)) if function is None else FUNCTIONS.get(function)
+    make = LOSSES.get(function_of_loss(loss) or type(loss))
     return None if make is None else make(loss)
 
 
-def _binary_cross_entropy(loss: BinaryCrossEntropy) -> BatchLoss | None:
+def _binary_cross_entropy(loss: BinaryCrossEntropy) -> OfBatch | None:
     if loss.focal_gamma:
         return None
     binary = _smoothed_binary(loss.label_smoothing)
@@ -65,35 +61,35 @@ def _log_of_probabilities(y_pred: torch.Tensor) -> torch.Tensor:
     return shares.clip(keras.config.epsilon(), 1.0 - keras.config.epsilon()).log()
 
 
-def _sparse_probabilities(loss: Any) -> BatchLoss:
+def _sparse_probabilities(loss: Any) -> OfBatch:
     return lambda y, y_pred: F.nll_loss(_log_of_probabilities(y_pred), y.reshape(-1).long())
 
 
-def _binary_probabilities(loss: Any) -> BatchLoss:
+def _binary_probabilities(loss: Any) -> OfBatch:
     low, high = keras.config.epsilon(), 1.0 - keras.config.epsilon()
     return lambda y, y_pred: F.binary_cross_entropy(
         y_pred.float().clip(low, high), y.float().reshape(y_pred.shape)
     )
 
 
-def _sparse_categorical(loss: losses.SparseCategoricalCrossentropy) -> BatchLoss | None:
+def _sparse_categorical(loss: losses.SparseCategoricalCrossentropy) -> OfBatch | None:
     if not _from_logits(loss) or loss.ignore_class is not None:
         return None
     return lambda y, logits: F.cross_entropy(logits.float(), y.reshape(-1).long())
 
 
-def _categorical(loss: losses.CategoricalCrossentropy) -> BatchLoss | None:
+def _categorical(loss: losses.CategoricalCrossentropy) -> OfBatch | None:
     if not _from_logits(loss):
         return None
     smoothing = loss.label_smoothing
     return lambda y, logits: F.cross_entropy(logits.float(), y.float(), label_smoothing=smoothing)
 
 
-def _binary(loss: losses.BinaryCrossentropy) -> BatchLoss | None:
+def _binary(loss: losses.BinaryCrossentropy) -> OfBatch | None:
     return _smoothed_binary(loss.label_smoothing) if loss.from_logits else None
 
 
-def _smoothed_binary(smoothing: float) -> BatchLoss:
+def _smoothed_binary(smoothing: float) -> OfBatch:
     def binary(y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         target = y.float().reshape(logits.shape)
         if smoothing:
@@ -103,11 +99,11 @@ def _smoothed_binary(smoothing: float) -> BatchLoss:
     return binary
 
 
-def _squared(loss: Any) -> BatchLoss:
+def _squared(loss: Any) -> OfBatch:
     return lambda y, y_pred: F.mse_loss(y_pred.float(), y.float().reshape(y_pred.shape))
 
 
-def _absolute(loss: Any) -> BatchLoss:
+def _absolute(loss: Any) -> OfBatch:
     return lambda y, y_pred: F.l1_loss(y_pred.float(), y.float().reshape(y_pred.shape))
 
 
@@ -115,7 +111,7 @@ def _from_logits(loss: Any) -> bool:
     return bool(loss.from_logits) and getattr(loss, "axis", -1) == -1
 
 
-def _cross_entropy(loss: CrossEntropy) -> BatchLoss:
+def _cross_entropy(loss: CrossEntropy) -> OfBatch:
     smoothing, gamma = loss.label_smoothing, loss.focal_gamma
 
     def cross_entropy(y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -133,7 +129,7 @@ def _cross_entropy(loss: CrossEntropy) -> BatchLoss:
     return cross_entropy
 
 
-LOSSES: dict[type, Callable[[Any], BatchLoss | None]] = {
+LOSSES: dict[Any, Callable[[Any], OfBatch | None]] = {
     CrossEntropy: _cross_entropy,
     BinaryCrossEntropy: _binary_cross_entropy,
     losses.SparseCategoricalCrossentropy: _sparse_categorical,
@@ -141,11 +137,7 @@ LOSSES: dict[type, Callable[[Any], BatchLoss | None]] = {
     losses.BinaryCrossentropy: _binary,
     losses.MeanSquaredError: _squared,
     losses.MeanAbsoluteError: _absolute,
-}
-
-
-# Losses that `compile` was given by name, which Keras keeps as functions of probabilities.
-FUNCTIONS: dict[Any, Callable[[Any], BatchLoss]] = {
+    # those that `compile` was given by name, which Keras keeps as functions of probabilities
     losses.mean_squared_error: _squared,
     losses.mean_absolute_error: _absolute,
     losses.sparse_categorical_crossentropy: _sparse_probabilities,
@@ -163,9 +155,6 @@ def labels_fit(y: Any, y_pred: Any) -> bool:
     )
 
 
-Values = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
 def add_to_mean(metric: metrics.Mean, total: torch.Tensor, count: float) -> None:
     """Add to a mean: `total` is the sum of `count` values."""
     raw(metric.total).add_(total)
@@ -177,40 +166,34 @@ def mean_value(metric: metrics.Mean) -> torch.Tensor:
     return raw(metric.total) / raw(metric.count)
 
 
-def _sparse_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
-    return (y_pred.argmax(-1) == y.reshape(-1)).sum()
-
-
-def _categorical_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
-    return (y_pred.argmax(-1) == y.argmax(-1)).sum()
-
-
-def _label_accuracy(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+def _hits(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
     several = y.shape == y_pred.shape and y_pred.shape[-1] > 1
     labels = y.argmax(-1) if several else y.reshape(-1)
     return (y_pred.argmax(-1) == labels).sum()
 
 
 def _errors(y: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
-    return len(y) - _label_accuracy(y, y_pred)
+    return len(y) - _hits(y, y_pred)
 
 
-def _binary_accuracy(metric: metrics.BinaryAccuracy) -> Values:
+def _binary_accuracy(metric: metrics.BinaryAccuracy) -> OfBatch:
     threshold = metric.threshold
     return lambda y, y_pred: ((y_pred > threshold) == y.reshape(y_pred.shape)).float().mean(-1).sum()
 
 
-def batch_total(metric: Any) -> Values | None:
+TOTALS: dict[type, OfBatch] = {
+    LabelAccuracy: _hits,
+    ErrorRate: _errors,
+    metrics.SparseCategoricalAccuracy: _hits,
+    metrics.CategoricalAccuracy: _hits,
+}
+
+
+def batch_total(metric: Any) -> OfBatch | None:
     """The function that gives a metric's sum over a batch; None for a metric that Keras has to update."""
-    if type(metric) is metrics.SparseCategoricalAccuracy:
-        return _sparse_accuracy
-    if type(metric) is metrics.CategoricalAccuracy:
-        return _categorical_accuracy
-    if type(metric) in (LabelAccuracy, ErrorRate):
-        return _errors if type(metric) is ErrorRate else _label_accuracy
     if type(metric) is metrics.BinaryAccuracy and metric.threshold is not None:
         return _binary_accuracy(metric)
-    return None
+    return TOTALS.get(type(metric))
 
 
 def metric_takes(metric: Any, y: torch.Tensor, y_pred: torch.Tensor) -> bool:
@@ -219,6 +202,8 @@ def metric_takes(metric: Any, y: torch.Tensor, y_pred: torch.Tensor) -> bool:
         return True
     if type(metric) is metrics.SparseCategoricalAccuracy:
         return y.numel() == y_pred.shape[0]
+    if type(metric) is metrics.CategoricalAccuracy:
+        return y.shape == y_pred.shape and y_pred.shape[-1] > 1
     return y.shape == y_pred.shape or y_pred.shape[-1] == 1
 
 
@@ -227,11 +212,8 @@ OWN_PACKAGES = ("keras", "kclf")
 
 def unsupported_reason(model: keras.Model) -> str | None:
     """Why a model keeps the step that it has; None if the lean step may take its place."""
-    for name in ("train_step", "test_step"):
+    for name in ("train_step", "test_step", "compute_loss", "compute_metrics", "get_metrics_result"):
         if getattr(type(model), name) is not getattr(keras.Model, name):
-            return f"{type(model).__name__} has a {name} of its own"
-    for name in ("compute_loss", "compute_metrics", "get_metrics_result"):
-        if getattr(type(model), name) is not getattr(Trainer, name):
             return f"{type(model).__name__} has a {name} of its own"
     if model.compiled and model.jit_compile:
         return "jit_compile=True compiles Keras' own step"
@@ -261,7 +243,7 @@ class LeanStep:
         self._regularized = any(variable.regularizer is not None for variable in self._variables) or any(
             getattr(layer, "activity_regularizer", None) for layer in all_layers(model)
         )
-        self._loss: BatchLoss | None = None
+        self._loss: OfBatch | None = None
         self._totals: list[tuple[Any, Any]] | None = None
         self._looked = False
         self._quiet = QuietSteps(getattr(model, "optimizer", None))
@@ -287,14 +269,12 @@ class LeanStep:
         trainable = self.trainable()
         if not trainable:
             return type(model).train_step(model, data)
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, y, weight = _to_device(x), _to_device(y), _to_device(weight)
+        x, y, weight = _to_device(keras.utils.unpack_x_y_sample_weight(data))
         for variable in trainable:
             raw(variable).grad = None  # before the forward pass, whose activations take its place
         y_pred = self._predict(x, training=True)
         loss = self._compute_loss(x, y, y_pred, weight, training=True)
-        scaled = loss if model.optimizer is None else model.optimizer.scale_loss(loss)
-        scaled.backward()
+        model.optimizer.scale_loss(loss).backward()
         with torch.no_grad():
             if self._quiet.optimizer is not model.optimizer:
                 self._quiet = QuietSteps(model.optimizer)
@@ -304,8 +284,7 @@ class LeanStep:
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """One step of `evaluate`: forward, loss, metrics."""
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, y, weight = _to_device(x), _to_device(y), _to_device(weight)
+        x, y, weight = _to_device(keras.utils.unpack_x_y_sample_weight(data))
         y_pred = self._predict(x, training=False)
         loss = self._compute_loss(x, y, y_pred, weight, training=False)
         return self._update_metrics(x, y, y_pred, weight, loss)
@@ -334,10 +313,8 @@ class LeanStep:
     def _update_metrics(self, x: Any, y: Any, y_pred: Any, weight: Any, loss: torch.Tensor) -> dict[str, Any]:
         model, size = self.model, _batch_size(x)
         add_to_mean(loss_tracker(model), loss * size, float(size))
-        totals = self._totals
-        if totals is None or weight is not None or not labels_fit(y, y_pred):
-            return model.compute_metrics(x, y, y_pred, sample_weight=weight)
-        if not all(total is None or metric_takes(metric, y, y_pred) for metric, total in totals):
+        totals = self._totals if weight is None and labels_fit(y, y_pred) else None
+        if totals is None or not all(total is None or metric_takes(one, y, y_pred) for one, total in totals):
             return model.compute_metrics(x, y, y_pred, sample_weight=weight)
         logs = {loss_tracker(model).name: mean_value(loss_tracker(model))}
         for metric, total in totals:
@@ -363,10 +340,8 @@ def _device_metrics(compiled: Any) -> list[tuple[Any, Any]] | None:
     metrics = only_metrics(compiled)
     if metrics is None:
         return None
-    found = [(metric, batch_total(metric)) for metric in metrics]
-    names = {metric.name for metric, _ in found}
-    usable = len(names) == len(found)
-    return found if usable else None
+    names = {metric.name for metric in metrics}
+    return [(metric, batch_total(metric)) for metric in metrics] if len(names) == len(metrics) else None
 
 
 def _to_device(value: Any) -> Any:

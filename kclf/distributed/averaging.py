@@ -13,12 +13,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from .group import buckets, flattened, run_on_main, start, together, unpack
+from .group import Tensors, buckets, run_on_main, send_weighted, start, together, unpack
 
 FIRST_BUCKET = 2**20  # bytes: smaller than the others, so that sending begins early, as torch's DDP has it
-Tensors = Sequence[torch.Tensor]
 
 
 @dataclass
@@ -108,7 +106,7 @@ class GradientExchange:
             late = self._left_out(gradients)
             for bucket in late:
                 self._send(bucket, gradients, weight)
-            flat, work = _sent([*others, others[0].new_ones(1)], weight)
+            flat, work = send_weighted([*others, others[0].new_ones(1)], weight)
             work.wait()
             total = flat[-1:].clone()
             unpack(flat.div_(total)[:-1], others)
@@ -124,12 +122,11 @@ class GradientExchange:
 
     def _left_out(self, gradients: Sequence[torch.Tensor | None]) -> list[_Bucket]:
         """Gradients whose bucket went without them: a layer that got none in the last step has one now."""
-        late = [
-            place
+        return [
+            _Bucket([place])
             for place, gradient in enumerate(gradients)
             if gradient is not None and place not in self._where[place].sent
         ]
-        return [_Bucket([place]) for place in late]
 
     def _arrived(self, place: int, parameter: torch.Tensor) -> None:
         """The gradient of a parameter is whole; torch calls this in the backward pass."""
@@ -145,15 +142,7 @@ class GradientExchange:
                 self._send(bucket, gradients, self._weight)
                 self._next += 1
 
-    def _send(
-        self, bucket: _Bucket, gradients: Sequence[torch.Tensor | None] | Mapping[int, Any], weight: float
-    ) -> None:
+    def _send(self, bucket: _Bucket, gradients: Sequence[Any] | Mapping[int, Any], weight: float) -> None:
         bucket.sent = [place for place in bucket.places if gradients[place] is not None]
         if bucket.sent:
-            bucket.flat, bucket.work = _sent([gradients[place] for place in bucket.sent], weight)
-
-
-def _sent(tensors: Sequence[Any], weight: float) -> tuple[torch.Tensor, Any]:
-    """Tensors on their way as one, which becomes their weighted sum over the ranks."""
-    flat = flattened(tensors).mul_(weight)
-    return flat, dist.all_reduce(flat, async_op=True)
+            bucket.flat, bucket.work = send_weighted([gradients[place] for place in bucket.sent], weight)

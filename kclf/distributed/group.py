@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import keras
 import torch
 import torch.distributed as dist
 
+from .._core.locks import FolderLock
 from ..errors import KclfError, TrainingError
 
 BUCKET = 25 * 2**20  # bytes sent at once, as torch's DistributedDataParallel has it
@@ -159,18 +160,8 @@ def run_on_main(function: Callable[[], Given]) -> Given:
     return given
 
 
-class Lock(Protocol):
-    """What `held` takes, such as a `FolderLock`."""
-
-    def acquire(self, *, wait: bool = False) -> None:
-        """Take it."""
-
-    def release(self) -> None:
-        """Let go of it, if it is held."""
-
-
 @contextmanager
-def locked_by_main(lock: Lock, *, wait: bool = False) -> Iterator[None]:
+def locked_by_main(lock: FolderLock, *, wait: bool = False) -> Iterator[None]:
     """Within it rank 0 has a lock, for all ranks."""
     run_on_main(lambda: lock.acquire(wait=wait))
     try:
@@ -263,16 +254,18 @@ def average(tensors: Tensors, weight: float = 1.0) -> None:
         return
     start()
     with together(), torch.no_grad():
-        weights = torch.full((1,), float(weight), device=tensors[0].device)
-        sent = [(weights, dist.all_reduce(weights, async_op=True))]
-        parts = list(buckets(tensors))
-        for bucket in parts:
-            flat = flattened(bucket).mul_(weight)
-            sent.append((flat, dist.all_reduce(flat, async_op=True)))
-        for _, work in sent:
-            work.wait()
-        for bucket, (flat, _) in zip(parts, sent[1:], strict=True):
-            unpack(flat.div_(weights), bucket)
+        parts = [[torch.ones(1, device=tensors[0].device)], *buckets(tensors)]
+        (weights, arrived), *sent = [send_weighted(part, weight) for part in parts]
+        arrived.wait()
+        for part, (flat, arrived) in zip(parts[1:], sent, strict=True):
+            arrived.wait()
+            unpack(flat.div_(weights), part)
+
+
+def send_weighted(tensors: Sequence[Any], weight: float) -> tuple[torch.Tensor, Any]:
+    """Tensors on their way as one, which becomes their weighted sum over the ranks, and what waits for it."""
+    flat = flattened(tensors).mul_(weight)
+    return flat, dist.all_reduce(flat, async_op=True)
 
 
 def total(tensors: Tensors) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,7 +15,7 @@ from .._core.arguments import in_closed, one_of
 from .._core.devices import send
 from ..distributed import shard_random
 from . import geometry
-from .base import float32_options, output_size
+from .base import Drawing, output_size
 from .lighting import adjust_hue, each, in_logit_space
 from .resampling import FILL_MODES, INTERPOLATIONS, resample
 
@@ -51,7 +50,7 @@ class Transformation:
 
 
 @keras.saving.register_keras_serializable(package="kclf")
-class Augmentation(keras.layers.Layer):
+class Augmentation(Drawing):
     """Random views of images for training, and their centre for everything else.
 
     Crop, flip, rotation, zoom, warp and the final resize of an image are multiplied to one 3x3 map, and
@@ -93,6 +92,12 @@ class Augmentation(keras.layers.Layer):
         - [TrivialAugment](https://arxiv.org/abs/2103.10158), Müller & Hutter 2021.
     """
 
+    _settings = (
+        "size", "flip", "max_rotate", "min_zoom", "max_zoom", "max_warp", "min_scale",
+        "max_lighting", "max_saturation", "max_hue", "p_affine", "p_lighting",
+        "trivial_augment", "interpolation", "fill_mode",
+    )  # fmt: skip
+
     def __init__(
         self,
         size: int | tuple[int, int] | None = None,
@@ -114,7 +119,7 @@ class Augmentation(keras.layers.Layer):
         seed: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**float32_options(options))
+        super().__init__(seed=seed, options=options)
         self.size = output_size(size)
         self.flip = one_of("flip", flip, ("horizontal", "dihedral", None))
         self.max_rotate = in_closed("max_rotate", max_rotate, 0, 180)
@@ -130,8 +135,6 @@ class Augmentation(keras.layers.Layer):
         self.trivial_augment = bool(trivial_augment)
         self.interpolation = one_of("interpolation", interpolation, INTERPOLATIONS[:2])
         self.fill_mode = one_of("fill_mode", fill_mode, tuple(FILL_MODES))
-        self.seed = random.randrange(2**31) if seed is None else seed
-        self._generator = torch.Generator().manual_seed(self.seed)
 
     def call(self, images: Tensor, training: bool | None = None) -> Tensor:
         """A random view of each image (training) or its centre, at the final size."""
@@ -213,42 +216,19 @@ class Augmentation(keras.layers.Layer):
     @property
     def is_random(self) -> bool:
         """Whether training images can differ from plain ones."""
-        often = self.trivial_augment
         moved = any((self.max_rotate, self.max_warp, self.min_zoom != 1, self.max_zoom != 1))
+        moved = moved and (self.trivial_augment or self.p_affine > 0)
         relit = any((self.max_lighting, self.max_saturation, self.max_hue))
-        return (
-            self.flip is not None
-            or self.min_scale < 1
-            or (moved and (often or self.p_affine > 0))
-            or (relit and (often or self.p_lighting > 0))
-        )
+        relit = relit and (self.trivial_augment or self.p_lighting > 0)
+        return self.flip is not None or self.min_scale < 1 or moved or relit
 
     def resized(self, size: int | tuple[int, int] | None) -> Augmentation:
         """A copy that gives images of another size."""
         return type(self).from_config({**self.get_config(), "size": size})
 
-    def get_random_state(self) -> Tensor:
-        """State of the generator: `set_random_state` continues from there."""
-        return self._generator.get_state()
-
-    def set_random_state(self, state: Tensor) -> None:
-        """Take back a state that `get_random_state` gave; the next draws are those that followed it."""
-        self._generator.set_state(state)
-
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """(batch, *size, channels)."""
         return (input_shape[0], *(self.size or input_shape[1:3]), input_shape[3])
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that give this layer again."""
-        config = super().get_config()
-        del config["dtype"]
-        names = (
-            "size", "flip", "max_rotate", "min_zoom", "max_zoom", "max_warp", "min_scale", "max_lighting",
-            "max_saturation", "max_hue", "p_affine", "p_lighting", "trivial_augment", "interpolation",
-            "fill_mode", "seed",
-        )  # fmt: skip
-        return config | {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Augmentation:
@@ -280,11 +260,8 @@ class Augmentation(keras.layers.Layer):
         factor = torch.where(active["zoom"], factor, 1.0)
         tilt_x = _signed(uniform["warp_x"], self.max_warp) * active["warp"]
         tilt_y = _signed(uniform["warp_y"], self.max_warp) * active["warp"]
-        affine = (
-            geometry.dihedral(symmetry)
-            @ geometry.rotation(turn)
-            @ geometry.zoom(factor, uniform["zoom_x"], uniform["zoom_y"])
-        )
+        window = geometry.zoom(factor, uniform["zoom_x"], uniform["zoom_y"])
+        affine = geometry.dihedral(symmetry) @ geometry.rotation(turn) @ window
         return geometry.warp(tilt_x, tilt_y) @ geometry.for_aspect(affine, *size)
 
     def _symmetries(self, size: tuple[int, int]) -> Sequence[int]:
@@ -295,11 +272,8 @@ class Augmentation(keras.layers.Layer):
 
     def _crop(self, uniform: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Random resized crop: (n, 3, 3); the whole image where none of the tries fits in it."""
-        area = self.min_scale + torch.stack([uniform[f"area{i}"] for i in range(_TRIES)], 1) * (
-            1 - self.min_scale
-        )
-        aspect = torch.stack([uniform[f"aspect{i}"] for i in range(_TRIES)], 1)
-        aspect = _ASPECT ** (2 * aspect - 1) if self.min_scale < 1 else torch.ones_like(aspect)
+        area = self.min_scale + uniform["areas"] * (1 - self.min_scale)
+        aspect = _ASPECT ** (2 * uniform["aspects"] - 1) if self.min_scale < 1 else torch.ones_like(area)
         width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
         fits = (width <= 1) & (height <= 1)
         first = fits.long().argmax(1, keepdim=True)  # 0 where none fits
@@ -310,17 +284,11 @@ class Augmentation(keras.layers.Layer):
 
     def _lighting(self, uniform: dict[str, Tensor], active: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Brightness, contrast, saturation and hue, each (n,)."""
-        brightness = torch.where(
-            active["brightness"], 0.5 + _signed(uniform["brightness"], self.max_lighting / 2), 0.5
-        )
-        contrast = _factor(uniform["contrast"], self.max_lighting)
-        saturation = _factor(uniform["saturation"], self.max_saturation)
-        hue = _signed(uniform["hue"], self.max_hue)
         return (
-            brightness,
-            torch.where(active["contrast"], contrast, 1.0),
-            torch.where(active["saturation"], saturation, 1.0),
-            hue * active["hue"],
+            0.5 + _signed(uniform["brightness"], self.max_lighting / 2) * active["brightness"],
+            torch.where(active["contrast"], _factor(uniform["contrast"], self.max_lighting), 1.0),
+            torch.where(active["saturation"], _factor(uniform["saturation"], self.max_saturation), 1.0),
+            _signed(uniform["hue"], self.max_hue) * active["hue"],
         )
 
 
@@ -328,16 +296,17 @@ _COLUMNS = (
     "flip", "rotate", "zoom", "zoom_x", "zoom_y", "warp_x", "warp_y", "crop_x", "crop_y",
     "brightness", "contrast", "saturation", "hue", "operation",
     *(f"{name}?" for name in _OPERATIONS),
-    *(f"area{i}" for i in range(_TRIES)), *(f"aspect{i}" for i in range(_TRIES)),
 )  # fmt: skip
 
 
 def _uniform(generator: torch.Generator, count: int) -> dict[str, Tensor]:
-    """Random numbers in [0, 1) for `count` images, by name."""
+    """Random numbers in [0, 1) for `count` images, by name: (n,), and one a try for areas and aspects."""
+    widths = (len(_COLUMNS), _TRIES, _TRIES)
     numbers = shard_random(
-        lambda rows: torch.rand(rows, len(_COLUMNS), generator=generator, dtype=torch.float64), count
+        lambda rows: torch.rand(rows, sum(widths), generator=generator, dtype=torch.float64), count
     )
-    return dict(zip(_COLUMNS, numbers.unbind(1), strict=True))
+    single, areas, aspects = numbers.split(widths, 1)
+    return dict(zip(_COLUMNS, single.unbind(1), strict=True)) | {"areas": areas, "aspects": aspects}
 
 
 def _signed(uniform: Tensor, limit: float) -> Tensor:
@@ -354,10 +323,10 @@ class _Relight:
 
     def __init__(self, transformation: Transformation, device: torch.device) -> None:
         self.transformation, self.device = transformation, device
-        light = (transformation.contrast, transformation.brightness)
-        drawn = torch.stack([*light, transformation.saturation, transformation.hue], 1)
+        contrast, brightness = transformation.contrast, transformation.brightness
+        drawn = torch.stack([contrast, brightness, transformation.saturation, transformation.hue], 1)
         self.changed = (drawn != torch.tensor([1.0, 0.5, 1.0, 0.0])).tolist()
-        drawn[:, 1] = transformation.contrast * torch.logit(transformation.brightness)
+        drawn[:, 1] = contrast * torch.logit(brightness)
         values = send(drawn.to(torch.float32), device).unbind(1)
         self.contrast, self.shift, self.saturation = map(each, values[:3])
         self.turn = values[3]

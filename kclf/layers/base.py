@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import keras
 import numpy as np
 import torch
 
@@ -27,6 +29,31 @@ def float32_options(options: dict[str, Any]) -> dict[str, Any]:
             f"This layer computes in float32 under any policy: leave `dtype` out. Received: dtype={dtype!r}"
         )
     return options | {"dtype": "float32", "autocast": False}
+
+
+class Drawing(keras.layers.Layer):
+    """What layers of random transformations share: float32, and a generator that can be read and set."""
+
+    _settings: tuple[str, ...] = ()  # names of the arguments beside `seed`
+
+    def __init__(self, *, seed: int | None, options: dict[str, Any]) -> None:
+        super().__init__(**float32_options(options))
+        self.seed = random.randrange(2**31) if seed is None else seed
+        self._generator = torch.Generator().manual_seed(self.seed)
+
+    def get_random_state(self) -> torch.Tensor:
+        """State of the generator: `set_random_state` continues from there."""
+        return self._generator.get_state()
+
+    def set_random_state(self, state: torch.Tensor) -> None:
+        """Take back a state that `get_random_state` gave; the next draws are those that followed it."""
+        self._generator.set_state(state)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that give this layer again."""
+        config = super().get_config()
+        del config["dtype"]
+        return config | {name: getattr(self, name) for name in (*self._settings, "seed")}
 
 
 def generator_state(*place: int) -> torch.Tensor:

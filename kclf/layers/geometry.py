@@ -40,11 +40,6 @@ def _matrix(rows: tuple[tuple[Tensor | float, ...], ...]) -> Tensor:
     return torch.stack(entries, dim=-1).reshape(*like.shape, 3, 3)
 
 
-def identity(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Maps (count, 3, 3) that read every pixel where it is."""
-    return torch.eye(3, dtype=dtype).expand(count, 3, 3)
-
-
 def rotation(degrees: Tensor) -> Tensor:
     """Rotation about the centre.
 

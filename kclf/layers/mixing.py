@@ -5,7 +5,6 @@ All draws come from one seeded generator on the CPU and go to the device in one 
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import keras
@@ -16,46 +15,13 @@ from torch import Tensor
 
 from .._core.arguments import in_closed
 from .._core.devices import send
-from .base import float32_options
+from .base import Drawing
 
 _MEAN, _STD = 118.0, 58.0  # grey levels of ImageNet's photos, all channels together
 
 
-class _Drawing(keras.layers.Layer):
-    """What the layers of this module share: float32, and a generator that can be read and set."""
-
-    _settings: tuple[str, ...] = ()
-
-    def __init__(self, *, seed: int | None, options: dict[str, Any]) -> None:
-        super().__init__(**float32_options(options))
-        self.seed = random.randrange(2**31) if seed is None else seed
-        self._generator = torch.Generator().manual_seed(self.seed)
-
-    def get_random_state(self) -> Tensor:
-        """State of the generator: `set_random_state` continues from there."""
-        return self._generator.get_state()
-
-    def set_random_state(self, state: Tensor) -> None:
-        """Take back a state that `get_random_state` gave."""
-        self._generator.set_state(state)
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that give this layer again."""
-        config = super().get_config()
-        del config["dtype"]
-        return config | {name: getattr(self, name) for name in (*self._settings, "seed")}
-
-    def _uniform(self, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=self._generator)
-
-    def _beta(self, alpha: float, count: int) -> Tensor:
-        """Draws of Beta(alpha, alpha), (count,)."""
-        seed = int(torch.randint(2**62, (1,), generator=self._generator))
-        return torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, count)).to(torch.float32)
-
-
 @keras.saving.register_keras_serializable(package="kclf")
-class RandomErasing(_Drawing):
+class RandomErasing(Drawing):
     """A rectangle of random size and place in a part of the images takes one random colour.
 
     Args:
@@ -101,7 +67,7 @@ class RandomErasing(_Drawing):
     @torch.compiler.disable
     def _erase(self, images: Tensor) -> Tensor:
         count, _, _, channels = images.shape
-        chosen, area, aspect, x, y = self._uniform(count, 5).unbind(1)
+        chosen, area, aspect, x, y = torch.rand(count, 5, generator=self._generator).unbind(1)
         colour = _MEAN + _STD * torch.randn(count, channels, generator=self._generator)
         area, aspect = area * self.max_area, self.min_aspect ** (2 * aspect - 1)
         sides = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], 1).clamp(max=1)
@@ -115,7 +81,7 @@ class RandomErasing(_Drawing):
         return input_shape
 
 
-class _Mixing(_Drawing):
+class _Mixing(Drawing):
     """Layers that mix each image with another one of its batch, and the labels by the same shares."""
 
     _settings = ("num_classes", "alpha")
@@ -134,6 +100,12 @@ class _Mixing(_Drawing):
 
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
+
+    def _beta(self, count: int) -> Tensor:
+        """Draws of Beta(alpha, alpha), (count,)."""
+        seed = int(torch.randint(2**62, (1,), generator=self._generator))
+        drawn = np.random.default_rng(seed).beta(self.alpha, self.alpha, count)
+        return torch.from_numpy(drawn).to(torch.float32)
 
     def _as_shares(self, labels: Tensor) -> Tensor:
         """Class numbers (n,) or (n, 1) as float (n, num_classes); rows of shares as they are."""
@@ -191,7 +163,7 @@ class MixUp(_Mixing):
 
     @torch.compiler.disable
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        share = self._beta(self.alpha, len(images))
+        share = self._beta(len(images))
         share = torch.maximum(share, 1 - share)  # an image stays mostly itself, so that no pair comes twice
         order = torch.randperm(len(images), generator=self._generator)
         share, order = send(share, images.device), send(order, images.device)
@@ -217,8 +189,9 @@ class CutMix(_Mixing):
 
     @torch.compiler.disable
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        side = (1 - self._beta(self.alpha, len(images))).sqrt().unsqueeze(1).expand(-1, 2)
-        box = send(_box(side, self._uniform(len(images), 2)), images.device)
+        side = (1 - self._beta(len(images))).sqrt().unsqueeze(1).expand(-1, 2)
+        centres = torch.rand(len(images), 2, generator=self._generator)
+        box = send(_box(side, centres), images.device)
         order = send(torch.randperm(len(images), generator=self._generator), images.device)
         other = _inside(box, images)  # (n, height, width, 1)
         share = 1 - other.to(torch.float32).mean((1, 2))  # of whole pixels, so that labels are exact

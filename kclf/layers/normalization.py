@@ -70,7 +70,7 @@ class InputNormalization(keras.layers.Layer):
             raise ValueError(f"`std` must be above 0. Received: std={std!r}")
         statistics = _STATISTICS[self.mode] if self.mode else (self.mean, self.std)
         self._mean, self._std = (torch.tensor(levels) for levels in statistics)
-        self._sent = (torch.device("cpu"), len(self._mean), self._mean, self._std)
+        self._sent: tuple[Any, ...] = ()
 
     def call(self, images: Tensor) -> Tensor:
         """Normalised images."""
@@ -86,14 +86,13 @@ class InputNormalization(keras.layers.Layer):
         return blue_first if channels == COLOURS else torch.cat([blue_first, normalized[..., COLOURS:]], -1)
 
     def _levels_on(self, device: torch.device, channels: int) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel on a device, sent there once."""
-        if device.type != "cuda":
-            mean, std = (self._levels_of(one, channels).to(device) for one in (self._mean, self._std))
-            return mean, std
-        if self._sent[:2] != (device, channels):
-            levels = (send(self._levels_of(one, channels), device) for one in (self._mean, self._std))
-            self._sent = (device, channels, *levels)
-        return self._sent[2:]
+        """Mean and standard deviation of each channel on a device, sent to CUDA once."""
+        if self._sent[:2] == (device, channels):
+            return self._sent[2:]
+        mean, std = (send(self._levels_of(one, channels), device) for one in (self._mean, self._std))
+        if device.type == "cuda":
+            self._sent = (device, channels, mean, std)
+        return mean, std
 
     def _levels_of(self, levels: Tensor, channels: int) -> Tensor:
         """Figures of red, green and blue as those of so many channels; others as they are."""

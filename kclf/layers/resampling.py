@@ -83,10 +83,10 @@ def resample(
     antialias = antialias and interpolation != "nearest"
     plan = _plan(maps.to(torch.float64), (images.shape[1], images.shape[2]), size, interpolation, antialias)
     on_cpu = images.device.type == "cpu"
+    order = None
     if on_cpu:
         keep_freed_memory()
-    order = None
-    if not on_cpu:
+    else:
         images, plan, finish, order = _sorted(images, plan, finish)
     out = images.new_empty((len(images), *size, images.shape[3]), dtype=torch.float32)
 

@@ -48,8 +48,19 @@ def resampling_matrix(old: int, new: int, interpolation: str) -> np.ndarray:
     return scaled[0, 0].numpy()
 
 
+class _TorchLayer(keras.layers.Layer):
+    """What the layers of this module share that have arguments."""
+
+    calls_torch_alone = True  # for `accelerate`: without Keras' ceremony
+    _settings: tuple[str, ...] = ()  # names of the arguments
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that give this layer again."""
+        return super().get_config() | {name: getattr(self, name) for name in self._settings}
+
+
 @keras.saving.register_keras_serializable(package="kclf")
-class PatchTokens(keras.layers.Layer):
+class PatchTokens(_TorchLayer):
     """A map of patches as tokens: positions added, class token and registers in front.
 
     Args:
@@ -70,7 +81,7 @@ class PatchTokens(keras.layers.Layer):
         torch.Size([1, 7, 8])
     """
 
-    calls_torch_alone = True  # for `accelerate`: without Keras' ceremony
+    _settings = ("grid", "class_token", "registers", "class_position", "interpolation")
 
     def __init__(
         self,
@@ -112,12 +123,8 @@ class PatchTokens(keras.layers.Layer):
         stored = self.pos_embed.value[0, int(self.class_position) :]
         if rows == columns == self.grid:
             return stored
-        lines, across = (
-            torch.from_numpy(resampling_matrix(self.grid, side, self.interpolation)).to(
-                stored.device, non_blocking=True
-            )
-            for side in (rows, columns)
-        )
+        matrices = (resampling_matrix(self.grid, side, self.interpolation) for side in (rows, columns))
+        lines, across = (torch.from_numpy(one).to(stored.device, non_blocking=True) for one in matrices)
         square = stored.float().reshape(self.grid, self.grid, -1)
         return torch.einsum("rg,ch,ghd->rcd", lines, across, square).flatten(0, 1)
 
@@ -141,11 +148,6 @@ class PatchTokens(keras.layers.Layer):
         known = rows is not None and columns is not None
         return batch, self.prefix + rows * columns if known else None, channels
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that give this layer again."""
-        names = ("grid", "class_token", "registers", "class_position", "interpolation")
-        return super().get_config() | {name: getattr(self, name) for name in names}
-
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     """Multi-head attention of projected tokens, each (batch, tokens, channels), by torch's fused kernel."""
@@ -155,7 +157,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="kclf")
-class SelfAttention(keras.layers.Layer):
+class SelfAttention(_TorchLayer):
     """Multi-head self-attention of tokens whose queries, keys and values are projected already.
 
     Args:
@@ -170,7 +172,7 @@ class SelfAttention(keras.layers.Layer):
         torch.Size([1, 5, 4])
     """
 
-    calls_torch_alone = True
+    _settings = ("num_heads",)
 
     def __init__(self, num_heads: int, **options: Any) -> None:
         super().__init__(**options)
@@ -184,10 +186,6 @@ class SelfAttention(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """A third of the channels."""
         return (*input_shape[:-1], input_shape[-1] // 3)
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that give this layer again."""
-        return super().get_config() | {"num_heads": self.num_heads}
 
 
 @keras.saving.register_keras_serializable(package="kclf")
@@ -216,7 +214,7 @@ class LearntQuery(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="kclf")
-class CrossAttention(keras.layers.Layer):
+class CrossAttention(_TorchLayer):
     """One projected query attends to projected keys and values: how SigLIP pools its tokens.
 
     "Multihead attention pooling" of Zhai et al. 2022 (arXiv:2106.04560).
@@ -234,7 +232,7 @@ class CrossAttention(keras.layers.Layer):
         [[1.0, 1.0, 1.0, 1.0]]
     """
 
-    calls_torch_alone = True
+    _settings = ("num_heads",)
 
     def __init__(self, num_heads: int, **options: Any) -> None:
         super().__init__(**options)
@@ -250,13 +248,9 @@ class CrossAttention(keras.layers.Layer):
         """(batch, channels)."""
         return input_shape[0][0], input_shape[0][-1]
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that give this layer again."""
-        return super().get_config() | {"num_heads": self.num_heads}
-
 
 @keras.saving.register_keras_serializable(package="kclf")
-class ReadTokens(keras.layers.Layer):
+class ReadTokens(_TorchLayer):
     """Tokens as one vector of features: the class token, or it beside the mean of the patches.
 
     Args:
@@ -273,7 +267,7 @@ class ReadTokens(keras.layers.Layer):
         [[1.0, 3.0]]
     """
 
-    calls_torch_alone = True
+    _settings = ("reading", "prefix")
 
     def __init__(self, reading: str, *, prefix: int, **options: Any) -> None:
         super().__init__(**options)
@@ -290,13 +284,9 @@ class ReadTokens(keras.layers.Layer):
         """(batch, features)."""
         return input_shape[0], input_shape[-1] * (1 if self.reading == "token" else 2)
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that give this layer again."""
-        return super().get_config() | {"reading": self.reading, "prefix": self.prefix}
-
 
 @keras.saving.register_keras_serializable(package="kclf")
-class LayerScale(keras.layers.Layer):
+class LayerScale(_TorchLayer):
     """A learnt factor for each channel of a residual branch (Touvron et al. 2021, arXiv:2103.17239).
 
     Args:
@@ -311,7 +301,7 @@ class LayerScale(keras.layers.Layer):
         [[0.5, 0.5]]
     """
 
-    calls_torch_alone = True
+    _settings = ("start",)
 
     def __init__(self, start: float, **options: Any) -> None:
         super().__init__(**options)
@@ -329,10 +319,6 @@ class LayerScale(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """That of the input."""
         return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that give this layer again."""
-        return super().get_config() | {"start": self.start}
 
 
 @keras.saving.register_keras_serializable(package="kclf")
@@ -361,15 +347,11 @@ class GlobalResponseNormalization(keras.layers.Layer):
 
     def call(self, x: Tensor) -> Tensor:
         """The map with its channels weighted."""
-        return global_response(x, self.gamma.value.to(x.dtype), self.beta.value.to(x.dtype))
+        gamma, beta = self.gamma.value.to(x.dtype), self.beta.value.to(x.dtype)
+        norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        share = norms / (norms.mean(-1, keepdim=True) + self.epsilon)
+        return torch.addcmul(x + beta, gamma * share, x)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """That of the input."""
         return input_shape
-
-
-def global_response(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """The formula of `GlobalResponseNormalization` on (batch, rows, columns, channels)."""
-    norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-    share = norms / (norms.mean(-1, keepdim=True) + GlobalResponseNormalization.epsilon)
-    return torch.addcmul(x + beta, gamma * share, x)
