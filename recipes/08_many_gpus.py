@@ -57,7 +57,7 @@ model.compile(
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
 )
-kclf.distributed.join(model)  # an ImageClassifier or a Learner does this by itself
+kclf.distributed.distribute(model)  # an ImageClassifier or a Learner does this by itself
 
 epochs = int(sys.argv[1])
 history = model.fit(
@@ -66,7 +66,7 @@ history = model.fit(
 )
 
 if kclf.distributed.is_main():
-    kclf.distributed.say(kclf.distributed.describe(data.batch_size, seed=0))
+    kclf.distributed.print_on_main(kclf.distributed.describe(data.batch_size, seed=0))
     Path(sys.argv[2]).write_text(json.dumps(history.history))
 """
 Path("digits.py").write_text(SCRIPT)

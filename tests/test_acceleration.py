@@ -262,6 +262,14 @@ def test_what_fit_asks_before_its_first_step_is_known_without_a_pass(make, polic
     assert operations < 30  # by Keras 65 to 126
 
 
+@pytest.mark.filterwarnings("ignore:You passed `rms_scaling=True`")
+def test_a_norm_by_the_variance_alone_is_left_to_keras():
+    inputs = keras.Input((SIZE, SIZE, 3))
+    model = keras.Model(inputs, layers.Conv2D(2, 3)(layers.LayerNormalization(rms_scaling=True)(inputs)))
+    expected = model.predict(images(4), verbose=0)
+    np.testing.assert_allclose(accelerate(model).predict(images(4), verbose=0), expected, atol=1e-6)
+
+
 def test_outputs_of_unknown_sides_are_asked_of_keras():
     inputs = keras.Input((None, None, 3))
     model = accelerate(keras.Model(inputs, layers.Conv2D(2, 3, strides=2)(inputs)))

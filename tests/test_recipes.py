@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
+
+import kclf
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 SOURCES = sorted(RECIPES.glob("[0-9][0-9]_*.py"))
@@ -50,6 +53,13 @@ def source_cells(source: Path) -> list[tuple[str, str]]:
         else:
             cells.append(("code", body.strip()))
     return cells
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=names(SOURCES))
+def test_a_recipe_names_what_is_there(source):
+    text = source.read_text(encoding="utf-8")
+    for name in re.findall(r"\bkclf\.[a-z_.]*\w+(?=\()", text):
+        attrgetter(name.removeprefix("kclf."))(kclf)  # in scripts within the recipe, too
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=names(SOURCES))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .convolutions import Statistics
-from .graph import Run, Step, run_steps
+from .graph import Function, Run, Step, run_steps
 
 Begin = Callable[[Run], None]
 
@@ -32,7 +32,7 @@ class CapturedEnd:
 
     Args:
         steps: all of the plan.
-        host: those that Keras runs.
+        host: the functions of those that Keras runs.
         outputs: the values that the plan gives.
         begin: prepares a run, such as the folding of norms.
         parameters: of the layers.
@@ -41,12 +41,12 @@ class CapturedEnd:
     def __init__(
         self,
         steps: Sequence[Step],
-        host: Sequence[Step],
+        host: Sequence[Function],
         outputs: Sequence[int],
         begin: Begin,
         parameters: Sequence[torch.nn.Parameter],
     ) -> None:
-        first = 1 + max((number for number, step in enumerate(steps) if step in host), default=-1)
+        first = 1 + max((number for number, step in enumerate(steps) if step.function in host), default=-1)
         self.before, self.steps = list(steps[:first]), list(steps[first:])
         self._begin, self._outputs = begin, tuple(outputs)
         self._parameters = list(parameters)

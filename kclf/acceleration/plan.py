@@ -73,7 +73,7 @@ class Plan:
         self._input_dtypes = [to_torch_dtype(tensor.dtype) for tensor in model.inputs]
         self._uses = self.graph.uses()
         self._producers: dict[int, Step] = {}
-        self._host: list[Step] = []  # the steps that Keras runs
+        self._host: list[Function] = []  # what Keras runs
         self.steps: list[Step] = []
         for node in self.graph.nodes:
             self._add(node)
@@ -166,7 +166,7 @@ class Plan:
         if function is None:
             self.fallback.append(node.operation)
             step = Step(self._fallback(node), node.inputs, node.outputs)
-            self._host.append(step)
+            self._host.append(step.function)
         else:
             fresh = isinstance(node.operation, OVERWRITABLE) or _bare(function) or _is_product(node.operation)
             step = Step(_casting(function, site), node.inputs, node.outputs, fresh)

@@ -372,7 +372,8 @@ def compile_torch_call(site: LayerContext) -> Function | None:
 def compile_layernorm(site: LayerContext) -> Function | None:
     """A LayerNormalization over the channels, with scale and shift."""
     layer = site.layer
-    if [axis % site.rank for axis in layer.axis] != [site.rank - 1] or not (layer.scale and layer.center):
+    both = layer.scale and layer.center and not layer.rms_scaling
+    if [axis % site.rank for axis in layer.axis] != [site.rank - 1] or not both:
         return None
     gamma, beta, epsilon, image = layer.gamma, layer.beta, layer.epsilon, site.image
 

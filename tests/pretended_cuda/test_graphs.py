@@ -51,6 +51,23 @@ def test_any_model_is_captured():
     np.testing.assert_array_equal(*found)
 
 
+def test_layers_that_keras_runs_stay_before_what_is_captured():
+    """An augmentation inside of a model draws on the host, which a capture forbids."""
+    found = []
+    with pretended_cuda() as device:
+        for graphs in (False, True):
+            keras.utils.set_random_seed(1)
+            inputs = keras.Input((16, 16, 3))
+            x = keras.layers.Conv2D(4, 3)(kclf.Augmentation(16, seed=1)(inputs))
+            x = keras.layers.GlobalAveragePooling2D()(x)
+            model = keras.Model(inputs, keras.layers.Dense(2, dtype="float32")(x))
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(KERAS_OWN["momentum"](), loss)
+            found.append(trained(kclf.accelerate(model, graphs=graphs), data(44, side=16)))
+            assert (device.captures > 0) == graphs
+    np.testing.assert_allclose(*found, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "forbidden",
     [
