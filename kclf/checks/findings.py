@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args, overload
+from typing import overload
 
 from .._core.csv_files import read_csv, write_csv
 from ..errors import FileFormatError
 
-Problem = Literal[
-    "unreadable", "leak", "duplicate", "near_duplicate", "label", "wrong_extension", "odd", "small", "long"
-]
-Action = Literal["keep", "delete", "relabel", "move"]
-PROBLEMS: tuple[str, ...] = get_args(Problem)
-ACTIONS: tuple[str, ...] = get_args(Action)
-MEANING = {
+ACTIONS = ("keep", "delete", "relabel", "move")
+MEANING = {  # of each problem, the worst first
     "unreadable": "cannot be decoded: training would stop or skip it",
     "leak": "the same photo lies in another set: validation figures come out too good",
     "duplicate": "the same file as another photo",
@@ -28,6 +23,7 @@ MEANING = {
     "small": "so few pixels that little can be seen",
     "long": "so long that a square crop loses most of it",
 }
+PROBLEMS = tuple(MEANING)
 
 
 @dataclass(frozen=True)
@@ -81,9 +77,6 @@ class Findings(Sequence[Finding]):
 
     def __len__(self) -> int:
         return len(self.items)
-
-    def __iter__(self) -> Iterator[Finding]:
-        return iter(self.items)
 
     @overload
     def __getitem__(self, place: int) -> Finding: ...

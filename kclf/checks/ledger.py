@@ -221,10 +221,7 @@ def _one_row_a_photo(rows: Iterable[Finding]) -> list[Finding]:
         if row.action == "keep":
             continue
         first = chosen.setdefault(os.path.join(row.folder, row.path), row)
-        if (first.action, first.action != "delete" and first.target) != (
-            row.action,
-            row.action != "delete" and row.target,
-        ):
+        if first.action != row.action or (row.action != "delete" and first.target != row.target):
             raise DataError(
                 f"{row.path}: expected one action a photo. "
                 f"Received: {first.action} {first.target} and {row.action} {row.target}"
