@@ -186,11 +186,10 @@ def _curve(number: int, curve: Curve, x: np.ndarray, y: np.ndarray, across: _Axi
     places = [(across(float(a)), up(float(b))) for a, b in zip(x, y, strict=True)]
     parts = []
     if curve.low is not None and curve.high is not None:
-        ends = zip(places, curve.low, curve.high, strict=True)
-        spans = [(f"{x:.1f}", f"{up(low):.1f}", f"{up(high):.1f}") for (x, _), low, high in ends]
         parts += [
-            f'<line class="whisker c{number}" x1="{x}" x2="{x}" y1="{low}" y2="{high}"/>'
-            for x, low, high in spans
+            f'<line class="whisker c{number}" x1="{x:.1f}" x2="{x:.1f}" '
+            f'y1="{up(low):.1f}" y2="{up(high):.1f}"/>'
+            for (x, _), low, high in zip(places, curve.low, curve.high, strict=True)
         ]
     if not curve.dots:
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
