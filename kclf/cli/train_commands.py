@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +20,13 @@ STARTED = time.monotonic()  # of the command, whose packages load from here on
 
 
 def _output(text: str, *words: str) -> Any:
-    return typer.Option(*words, help=text, show_default=False, rich_help_panel="Output")
+    return typer.Option(*words, help=text, rich_help_panel="Output")
 
 
 @with_flags(RunSettings)
 def train(
     context: typer.Context,
-    folder: Annotated[Path | None, typer.Argument(help="The folder of photos.", show_default=False)] = None,
+    folder: Annotated[Path | None, typer.Argument(help="The folder of photos.")] = None,
     *,
     out: Annotated[
         Path | None,
@@ -128,18 +129,14 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     if "csv" in values and "label_regex" in values:
         raise typer.BadParameter("choose one of --csv and --label-regex: each says where the class is")
     read: dict[str, Any] = {"csv": Path.absolute, "weights": _weights, "batch_size": _batch_size, "log": _log}
-    read |= {"size": _size, "presize": _presize}
+    read |= {name: partial(_size, name) for name in ("size", "presize")}
     settings = {name: read[name](value) if name in read else value for name, value in values.items()}
     _check_sizes(settings.get("size", 224), settings.get("presize"))
     return settings
 
 
-def _size(word: str) -> Size:
-    return size_of("--size", word, *limits_of(RunSettings, "size"))
-
-
-def _presize(word: str) -> Size:
-    return size_of("--presize", word, *limits_of(RunSettings, "presize"))
+def _size(name: str, word: str) -> Size:
+    return size_of(f"--{name}", word, *limits_of(RunSettings, name))
 
 
 def _check_sizes(size: Size, presize: Size | None) -> None:
