@@ -15,6 +15,7 @@ import numpy as np
 from .._core.csv_files import read_csv
 from ..checks import Findings, read_ledger
 from ..data.decision import Decision
+from ..data.labels import encode, encode_many
 from ..data.tasks import SEPARATOR
 from ..errors import DataError, FileFormatError
 from ..interpret import AnyInterpretation, interpretation_of
@@ -155,7 +156,7 @@ def read_predictions(
         labels = _labels([row[1] for row in rows], class_names, task)
         paths = np.array([row[0] for row in rows])
         return interpretation_of(Predictions(values, labels, paths, class_names, task, decision=decision))
-    except (KeyError, IndexError, ValueError) as error:
+    except (IndexError, ValueError) as error:
         raise FileFormatError(f"{path}: a label or a probability cannot be read ({error})") from error
 
 
@@ -163,13 +164,9 @@ def _labels(texts: list[str], class_names: Sequence[str], task: str) -> np.ndarr
     """Labels from the words that `label_text` made of them."""
     if task == "regression":
         return np.array([text.split() for text in texts], np.float64)
-    places = {name: place for place, name in enumerate(class_names)}
     if task == "single_label":
-        return np.array([places[text] for text in texts], np.intp)
-    labels = np.zeros((len(texts), len(class_names)), np.float32)
-    for row, text in zip(labels, texts, strict=True):
-        row[[places[name] for name in text.split(SEPARATOR) if text]] = 1
-    return labels
+        return encode(texts, class_names)
+    return encode_many([text.split(SEPARATOR) if text else [] for text in texts], class_names)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
