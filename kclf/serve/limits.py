@@ -8,9 +8,10 @@ import json
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
+
+from starlette.requests import HTTPConnection
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -82,7 +83,7 @@ class Guard:
             await send(message)
 
         try:
-            if self.token is not None and cookie is None and not self._knows_token(headers):
+            if self.token is not None and cookie is None and not self._knows_token(scope, headers):
                 raise Refused(401, "Expected the header Authorization: Bearer TOKEN")
             length = headers.get(b"content-length", b"0")
             self._require_few_bytes(int(length) if length.isdigit() else math.inf)
@@ -115,13 +116,9 @@ class Guard:
 
         return bounded
 
-    def _knows_token(self, headers: dict[bytes, bytes]) -> bool:
+    def _knows_token(self, scope: MutableMapping[str, Any], headers: dict[bytes, bytes]) -> bool:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        try:
-            cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
-        except CookieError:
-            cookies = SimpleCookie()
-        kept = cookies[COOKIE].value.encode() if COOKIE in cookies else b""
+        kept = HTTPConnection(scope).cookies.get(COOKIE, "").encode()
         return self._is_token(given if scheme.lower() == b"bearer" else kept)
 
     def _cookie(self, scope: MutableMapping[str, Any]) -> bytes | None:
