@@ -85,8 +85,8 @@ def photos_of(data: Any, label: Callable[[str], str] | None = None) -> tuple[str
     found = [
         photo
         for set_name in ("train", "valid", "test")
-        if getattr(data, set_name, None) is not None
-        for photo in _photos_of_set(getattr(data, set_name), set_name, data.class_names, label)
+        if (part := getattr(data, set_name, None)) is not None
+        for photo in _photos_of_set(part, set_name, data.class_names, label)
     ]
     if not found:
         raise DataError("Expected a folder or an ImageData with photos. Received: no photo")

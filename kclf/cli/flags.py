@@ -72,12 +72,6 @@ def flags_of(settings: type[TrainSettings]) -> Iterator[inspect.Parameter]:
             )
 
 
-def limits_of(settings: type[TrainSettings], name: str) -> tuple[int, int]:
-    """The least and the most that a setting can be."""
-    found = next(one.metadata for one in fields(settings) if one.name == name)
-    return found["least"], found["most"]
-
-
 def with_flags(settings: type[TrainSettings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command that ends in `**values` show the flags of settings, before its keyword-only ones."""
 

@@ -501,6 +501,6 @@ def plot_curves(recorder: Recorder) -> Any:
     losses, rates, *more = figure.subplots(1, 2 + has_accuracy)
     recorder.plot_loss(ax=losses)
     recorder.plot_lr(ax=rates)
-    if has_accuracy:
-        recorder.plot_metric(ax=more[0])
+    for axes in more:
+        recorder.plot_metric(ax=axes)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ import typer
 
 from .._core.settings import ONLY_OF, RunSettings
 from .._core.sizes import Size, covers, same_shape, size_text
-from .flags import given, is_given, limits_of, size_of, with_flags
+from .flags import given, is_given, size_of, with_flags
 
 LOGS = ("tensorboard", "csv", "wandb", "mlflow")
 STARTED = time.monotonic()  # of the command, whose packages load from here on
@@ -136,7 +136,8 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _size(name: str, word: str) -> Size:
-    return size_of(f"--{name}", word, *limits_of(RunSettings, name))
+    limits = next(one.metadata for one in fields(RunSettings) if one.name == name)
+    return size_of(f"--{name}", word, limits["least"], limits["most"])
 
 
 def _check_sizes(size: Size, presize: Size | None) -> None:
