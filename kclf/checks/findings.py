@@ -87,8 +87,7 @@ class Findings(Sequence[Finding]):
 
     def of(self, *problems: str) -> list[Finding]:
         """The findings of some kinds, worst first."""
-        unknown = set(problems) - set(PROBLEMS)
-        if unknown:
+        if unknown := set(problems) - set(PROBLEMS):
             raise ValueError(f"Expected problems of {', '.join(PROBLEMS)}. Received: {sorted(unknown)}")
         return [finding for finding in self.items if finding.problem in problems]
 
@@ -129,8 +128,7 @@ def read_ledger(path: str | os.PathLike[str]) -> list[Finding]:
         FileFormatError: columns are missing, a row has too many cells, or its action is none.
     """
     header, *rows = list(read_csv(path, delimiter=None)) or [[]]
-    missing = {"path", "action", "target", "folder"} - set(header)
-    if missing:
+    if missing := {"path", "action", "target", "folder"} - set(header):
         raise FileFormatError(
             f"{path}: no ledger, it has no column {', '.join(sorted(missing))}. Received: columns {header}"
         )

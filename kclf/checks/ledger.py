@@ -87,7 +87,8 @@ def apply_ledger(
     places = dict(logged)
     rows = [row for row in _one_row_a_photo(read_ledger(ledger)) if not _is_done(row, places, removed)]
     changes = [_change(row, removed) for row in rows]
-    _require_free_targets(changes, _half_done(logged))
+    # A kill between copy and removal leaves the last photo of a log in both its places.
+    _require_free_targets(changes, [target for source, target in logged[-1:] if _is_copy(source, target)])
     if apply and changes:
         bounds = _places(rows, removed)
         if half := _half_line(log):
@@ -208,11 +209,6 @@ def _half_line(log: Path) -> int:
     """Bytes at the end of a log that are no whole line: a kill or a full disk cut it off."""
     content = log.read_bytes() if log.is_file() else b""
     return len(content) - content.rfind(b"\n") - 1
-
-
-def _half_done(logged: list[tuple[Path, Path]]) -> set[Path]:
-    """The new place of the last photo of a log, where a kill between copy and removal left it in both."""
-    return {target for source, target in logged[-1:] if _is_copy(source, target)}
 
 
 def _one_row_a_photo(rows: Iterable[Finding]) -> list[Finding]:

@@ -23,8 +23,7 @@ def balance_notes(labels: Sequence[str], sets: Sequence[str]) -> list[str]:
             f"uneven classes: {most:,} photos of {largest}, {least:,} of {smallest}; "
             "weight the classes, or look at the recall of each"
         )
-    few = sorted(name for name, count in counts.items() if count < FEW_PHOTOS)
-    if few:
+    if few := sorted(name for name, count in counts.items() if count < FEW_PHOTOS):
         notes.append(f"fewer than {FEW_PHOTOS} photos of {listed(few)}")
     for set_name in ("train", "valid"):
         present = {label for label, where in zip(labels, sets, strict=True) if where == set_name}

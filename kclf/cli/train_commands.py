@@ -174,8 +174,7 @@ def _log(word: str) -> str:
 
 def _refuse_more_than(context: typer.Context, allowed: str, but: Sequence[str] = ()) -> None:
     """Refuse options beside one that decides all, `but` some."""
-    more = [name for name in context.params if name not in (allowed, *but) and is_given(context, name)]
-    if more:
+    if more := [name for name in context.params if name not in (allowed, *but) and is_given(context, name)]:
         raise typer.BadParameter(
             f"--{allowed} takes the settings of its run. Received: {', '.join(more)}. "
             "To train with others: kclf train FOLDER --out NEW"

@@ -320,9 +320,8 @@ def _charts(inputs: ReportInputs) -> Iterable[str]:
     for column, title in names.items():
         if column in batches:
             steps, label = batches.get("step", np.arange(len(batches[column]))), column.replace("_", " ")
-            yield line_chart(
-                [Curve(label, steps, batches[column])], title=title, x_label="batch", y_label=label
-            )
+            curves = [Curve(label, steps, batches[column])]
+            yield line_chart(curves, title=title, x_label="batch", y_label=label)
     if {"learning_rate", "loss"} <= set(inputs.range_test):
         yield _range_test_chart(np.asarray(inputs.range_test["learning_rate"]), inputs.range_test["loss"])
 
