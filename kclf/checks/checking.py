@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,8 +36,7 @@ class _Surveyed:
         return [place for place, facts in enumerate(self.facts) if facts.is_readable]
 
     def finding(self, place: int, problem: str, score: float, detail: str, **more: Any) -> Finding:
-        photo = self.photos[place]
-        facts = self.facts[place]
+        photo, facts = self.photos[place], self.facts[place]
         checked: dict[str, Any] = {"num_bytes": facts.num_bytes, "digest": facts.digest}
         return Finding(
             self.name(place), problem, score, detail, photo.label, folder=self.folder, **checked, **more
@@ -194,7 +194,7 @@ def _wrong_labels(survey: _Surveyed, places: list[int], vectors: np.ndarray | No
     if vectors is None:
         return
     names = [survey.photos[place].label for place in places]
-    judged = wrong_labels.classes_with(names, LEAST_PER_CLASS)
+    judged = {name for name, count in Counter(names).items() if name and count >= LEAST_PER_CLASS}
     rows = [row for row, name in enumerate(names) if name in judged]
     if len(judged) < 2:
         return

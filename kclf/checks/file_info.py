@@ -85,8 +85,8 @@ def photos_of(data: Any, label: Callable[[str], str] | None = None) -> tuple[str
     found = [
         photo
         for set_name in ("train", "valid", "test")
-        if getattr(data, set_name, None) is not None
-        for photo in _photos_of_set(getattr(data, set_name), set_name, data.class_names, label)
+        if (part := getattr(data, set_name, None)) is not None
+        for photo in _photos_of_set(part, set_name, data.class_names, label)
     ]
     if not found:
         raise DataError("Expected a folder or an ImageData with photos. Received: no photo")
@@ -124,21 +124,11 @@ def _photos_of_set(
 
 def other_files(folder: str) -> list[str]:
     """Files below a folder that are no images by their names; names that start with a dot are left out."""
-    images = set(list_images(folder))
-    found = [
-        os.path.join(place, name)
-        for place, folders, names in os.walk(folder)
-        if _visible(folders)
-        for name in names
-        if not name.startswith(".")
-    ]
-    return sorted(path for path in found if path not in images)
-
-
-def _visible(folders: list[str]) -> bool:
-    """Take folders whose names start with a dot out of the list, so that `os.walk` leaves them out."""
-    folders[:] = [name for name in folders if not name.startswith(".")]
-    return True
+    found = set()
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # the others are not entered
+        found |= {os.path.join(place, name) for name in names if not name.startswith(".")}
+    return sorted(found - set(list_images(folder)))
 
 
 def inspect_files(photos: Sequence[Photo], *, threads: int | None = None) -> list[FileInfo]:
@@ -166,10 +156,9 @@ def inspect_file(path: str) -> FileInfo:
             # A JPEG decoded at an eighth is still read to its last byte, so a cut file is found.
             pixels = decoded(path, image, at_least=2 * THUMBNAIL)
             image_format, oddity = str(image.format), _oddity(image) or _oddity_of(pixels)
-    except ImageError as error:
-        return FileInfo(error=error.reason, digest=digest, num_bytes=num_bytes)
-    except OSError as error:
-        return FileInfo(error=error.strerror or str(error), digest=digest, num_bytes=num_bytes)
+    except (ImageError, OSError) as error:
+        reason = error.reason if isinstance(error, ImageError) else error.strerror or str(error)
+        return FileInfo(error=reason, digest=digest, num_bytes=num_bytes)
     return FileInfo(
         digest=digest,
         num_bytes=num_bytes,

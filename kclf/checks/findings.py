@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args, overload
+from typing import overload
 
 from .._core.csv_files import read_csv, write_csv
 from ..errors import FileFormatError
 
-Problem = Literal[
-    "unreadable", "leak", "duplicate", "near_duplicate", "label", "wrong_extension", "odd", "small", "long"
-]
-Action = Literal["keep", "delete", "relabel", "move"]
-PROBLEMS: tuple[str, ...] = get_args(Problem)
-ACTIONS: tuple[str, ...] = get_args(Action)
-MEANING = {
+ACTIONS = ("keep", "delete", "relabel", "move")
+MEANING = {  # of each problem, the worst first
     "unreadable": "cannot be decoded: training would stop or skip it",
     "leak": "the same photo lies in another set: validation figures come out too good",
     "duplicate": "the same file as another photo",
@@ -28,6 +23,7 @@ MEANING = {
     "small": "so few pixels that little can be seen",
     "long": "so long that a square crop loses most of it",
 }
+PROBLEMS = tuple(MEANING)
 
 
 @dataclass(frozen=True)
@@ -82,9 +78,6 @@ class Findings(Sequence[Finding]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __iter__(self) -> Iterator[Finding]:
-        return iter(self.items)
-
     @overload
     def __getitem__(self, place: int) -> Finding: ...
     @overload
@@ -94,8 +87,7 @@ class Findings(Sequence[Finding]):
 
     def of(self, *problems: str) -> list[Finding]:
         """The findings of some kinds, worst first."""
-        unknown = set(problems) - set(PROBLEMS)
-        if unknown:
+        if unknown := set(problems) - set(PROBLEMS):
             raise ValueError(f"Expected problems of {', '.join(PROBLEMS)}. Received: {sorted(unknown)}")
         return [finding for finding in self.items if finding.problem in problems]
 
@@ -136,8 +128,7 @@ def read_ledger(path: str | os.PathLike[str]) -> list[Finding]:
         FileFormatError: columns are missing, a row has too many cells, or its action is none.
     """
     header, *rows = list(read_csv(path, delimiter=None)) or [[]]
-    missing = {"path", "action", "target", "folder"} - set(header)
-    if missing:
+    if missing := {"path", "action", "target", "folder"} - set(header):
         raise FileFormatError(
             f"{path}: no ledger, it has no column {', '.join(sorted(missing))}. Received: columns {header}"
         )

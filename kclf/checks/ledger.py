@@ -87,7 +87,8 @@ def apply_ledger(
     places = dict(logged)
     rows = [row for row in _one_row_a_photo(read_ledger(ledger)) if not _is_done(row, places, removed)]
     changes = [_change(row, removed) for row in rows]
-    _require_free_targets(changes, _half_done(logged))
+    # A kill between copy and removal leaves the last photo of a log in both its places.
+    _require_free_targets(changes, [target for source, target in logged[-1:] if _is_copy(source, target)])
     if apply and changes:
         bounds = _places(rows, removed)
         if half := _half_line(log):
@@ -210,21 +211,13 @@ def _half_line(log: Path) -> int:
     return len(content) - content.rfind(b"\n") - 1
 
 
-def _half_done(logged: list[tuple[Path, Path]]) -> set[Path]:
-    """The new place of the last photo of a log, where a kill between copy and removal left it in both."""
-    return {target for source, target in logged[-1:] if _is_copy(source, target)}
-
-
 def _one_row_a_photo(rows: Iterable[Finding]) -> list[Finding]:
     chosen: dict[str, Finding] = {}
     for row in rows:
         if row.action == "keep":
             continue
         first = chosen.setdefault(os.path.join(row.folder, row.path), row)
-        if (first.action, first.action != "delete" and first.target) != (
-            row.action,
-            row.action != "delete" and row.target,
-        ):
+        if first.action != row.action or (row.action != "delete" and first.target != row.target):
             raise DataError(
                 f"{row.path}: expected one action a photo. "
                 f"Received: {first.action} {first.target} and {row.action} {row.target}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from .._core.arguments import listed
+
 FEW_PHOTOS = 10  # of one class: too few to hold some back for validation
 UNEVEN = 3  # times as many photos of the largest class as of the smallest
 
@@ -21,17 +23,11 @@ def balance_notes(labels: Sequence[str], sets: Sequence[str]) -> list[str]:
             f"uneven classes: {most:,} photos of {largest}, {least:,} of {smallest}; "
             "weight the classes, or look at the recall of each"
         )
-    few = sorted(name for name, count in counts.items() if count < FEW_PHOTOS)
-    if few:
-        notes.append(f"fewer than {FEW_PHOTOS} photos of {_some(few)}")
+    if few := sorted(name for name, count in counts.items() if count < FEW_PHOTOS):
+        notes.append(f"fewer than {FEW_PHOTOS} photos of {listed(few)}")
     for set_name in ("train", "valid"):
         present = {label for label, where in zip(labels, sets, strict=True) if where == set_name}
         absent = sorted(set(counts) - present)
         if present and absent:
-            notes.append(f"no photo in {set_name} of {_some(absent)}")
+            notes.append(f"no photo in {set_name} of {listed(absent)}")
     return notes
-
-
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

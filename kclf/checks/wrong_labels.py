@@ -136,9 +136,3 @@ def out_of_fold_probabilities(
     return cross_val_predict(
         classifier, features.astype(np.float64), labels, cv=parts, method="predict_proba"
     )
-
-
-def classes_with(labels: Sequence[str], least: int) -> set[str]:
-    """Names that at least `least` photos bear; "" (no label) is none."""
-    names, counts = np.unique(np.asarray(labels, dtype=str), return_counts=True)
-    return {str(name) for name, count in zip(names, counts, strict=True) if name and count >= least}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from itertools import cycle
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from .._core.arguments import in_open
+from .._core.devices import send
 from .._core.sizes import Size
 from ..callbacks import find_learning_rate
 from ..data import ImageData
@@ -32,19 +33,6 @@ MADE_UP_PHOTOS, MADE_UP_SIZE = 64, (500, 375)  # when no folder is given: the us
 OVERFIT_STEPS, OVERFIT_PHOTOS, OVERFIT_TO = 60, 8, 0.1  # the loss must fall to a tenth on one small batch
 RANGE_TEST_STEPS = 30
 SANE_RATES = (1e-6, 1.0)  # where a range test with Adam finds its rate on any usual data
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How fast one stage is.
-
-    Args:
-        name: "decode", "augment", "step (head)" or "step (all)".
-        photos_per_second: measured here, now.
-    """
-
-    name: str
-    photos_per_second: float
 
 
 @dataclass(frozen=True)
@@ -72,12 +60,12 @@ class Diagnosis:
     Args:
         versions: package or part of the machine -> version or name.
         trials: things that must work.
-        stages: speed of each stage of training.
+        stages: "decode", "augment", "step (head)" and "step (all)" -> photos a second, measured here, now.
     """
 
     versions: Mapping[str, str]
     trials: list[Check] = field(default_factory=list)
-    stages: list[Stage] = field(default_factory=list)
+    stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def healthy(self) -> bool:
@@ -90,18 +78,17 @@ class Diagnosis:
 
         Photos are decoded beside the rest, while augmentation and step take turns on the device.
         """
-        speed = {stage.name: stage.photos_per_second for stage in self.stages}
-        if not {"decode", "augment", "step (all)"} <= set(speed):
+        if not self.stages:
             return None
-        device = 1 / (1 / speed["augment"] + 1 / speed["step (all)"])
-        if speed["decode"] < device:
+        decode, augment, step = (self.stages[name] for name in ADVICE)
+        if decode < 1 / (1 / augment + 1 / step):
             return "decode"
-        return "augment" if speed["augment"] < speed["step (all)"] else "step (all)"
+        return "augment" if augment < step else "step (all)"
 
     def __str__(self) -> str:
         width = max(map(len, self.versions), default=0)
         lines = [f"{name:{width}}  {value}" for name, value in self.versions.items()]
-        lines += ["", *(f"{stage.name:12} {stage.photos_per_second:8,.0f} photos/s" for stage in self.stages)]
+        lines += ["", *(f"{name:12} {speed:8,.0f} photos/s" for name, speed in self.stages.items())]
         if self.bottleneck:
             lines.append(f"bottleneck: {ADVICE[self.bottleneck]}")
         return "\n".join([*lines, "", *map(str, self.trials)]).strip()
@@ -138,14 +125,12 @@ def diagnose(
     """
     in_open("seconds", seconds, 0, math.inf)
     say("Trying whether learning works ...")
-    trials = [_backend_trial()]
-    if not trials[0].passed:
-        return Diagnosis(versions(), trials)
     with tempfile.TemporaryDirectory() as made_up:
         photos = Path(folder) if folder is not None else write_photos(made_up)
         data = ImageData.from_folder(photos, size=size, batch_size=batch_size, on_error="skip")
         batch = next(iter(data.train))
-        trials += [
+        trials = [
+            _backend_trial(),
             _overfit_trial(small_classifier(data), batch),
             _range_test_trial(small_classifier(data), data),
         ]
@@ -154,10 +139,10 @@ def diagnose(
         )
         model.compile()
         say(f"Measuring {backbone}, {seconds:g} s or a few steps each:")
-        stages = []
-        for stage in _stages(model, data, batch, seconds):
-            say(f"  {stage.name}")
-            stages.append(stage)
+        stages = {}
+        for name, speed in _stages(model, data, batch, seconds):
+            say(f"  {name}")
+            stages[name] = speed
         return Diagnosis(versions(), trials, stages)
 
 
@@ -224,20 +209,17 @@ def _device() -> str:
 
 
 def _backend_trial() -> Check:
-    backend = keras.backend.backend()
-    foreign = [name for name in ("tensorflow", "jax") if name in sys.modules]
-    detail = f"keras runs on {backend}" + (f"; {', '.join(foreign)} is loaded too" if foreign else "")
-    if backend != "torch":
-        detail += "; set KERAS_BACKEND=torch before keras is imported"
-    return Check("backend", backend == "torch", detail)
+    """What is loaded beside torch; with another backend kclf is not imported."""
+    foreign = ", ".join(name for name in ("tensorflow", "jax") if name in sys.modules)
+    return Check("backend", True, "keras runs on torch" + (f"; {foreign} is loaded too" if foreign else ""))
 
 
 def _overfit_trial(model: ImageClassifier, batch: Any) -> Check:
     """What cannot learn eight photos by heart will learn nothing else."""
     photos, labels = (part[:OVERFIT_PHOTOS] for part in batch)
-    seen = model.augmentation(photos.to(_device_of(model)), training=False)
-    losses = [float(model.train_on_batch(seen, labels, return_dict=True)["loss"])]
-    for _ in range(OVERFIT_STEPS):
+    seen = model.augmentation(send(photos), training=False)
+    losses = []
+    for _ in range(OVERFIT_STEPS + 1):
         model.reset_metrics()
         losses.append(float(model.train_on_batch(seen, labels, return_dict=True)["loss"]))
     fell = losses[-1] <= OVERFIT_TO * losses[0]
@@ -253,18 +235,17 @@ def _range_test_trial(model: ImageClassifier, data: ImageData) -> Check:
     rates = [rate for rate in (test.valley, test.slide, test.minimum, test.steep) if rate is not None]
     sane = any(SANE_RATES[0] <= rate <= SANE_RATES[1] for rate in rates)
     words = ", ".join(f"{rate:.1e}" for rate in rates) or "none"
-    return Check(
-        "range test",
-        same and (sane or not rates),
-        f"rates {words}; weights {'unchanged' if same else 'CHANGED'}",
-    )
+    detail = f"rates {words}; weights {'unchanged' if same else 'CHANGED'}"
+    return Check("range test", same and (sane or not rates), detail)
 
 
-def _stages(model: ImageClassifier, data: ImageData, batch: Any, seconds: float) -> Iterator[Stage]:
-    photos, labels = batch[0].to(_device_of(model)), batch[1]
-    batches = _endless(data.train)
-    yield Stage("decode", _rate(lambda: len(next(batches)[1]), seconds))
-    yield Stage("augment", _rate(lambda: len(model.augmentation(photos, training=True)), seconds))
+def _stages(
+    model: ImageClassifier, data: ImageData, batch: Any, seconds: float
+) -> Iterator[tuple[str, float]]:
+    photos, labels = send(batch[0]), batch[1]
+    batches = chain.from_iterable(repeat(data.train))
+    yield "decode", _rate(lambda: len(next(batches)[1]), seconds)
+    yield "augment", _rate(lambda: len(model.augmentation(photos, training=True)), seconds)
     seen = model.augmentation(photos, training=False)
 
     def step() -> int:
@@ -272,14 +253,9 @@ def _stages(model: ImageClassifier, data: ImageData, batch: Any, seconds: float)
         return len(labels)
 
     model.freeze()
-    yield Stage("step (head)", _rate(step, seconds))
+    yield "step (head)", _rate(step, seconds)
     model.unfreeze()
-    yield Stage("step (all)", _rate(step, seconds))
-
-
-def _endless(dataset: Any) -> Iterator[Any]:
-    for _ in cycle([None]):
-        yield from dataset
+    yield "step (all)", _rate(step, seconds)
 
 
 def _rate(work: Callable[[], int], seconds: float) -> float:
@@ -297,7 +273,3 @@ def _wait() -> None:
     """A GPU works on after the call returns; wait for it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _device_of(model: ImageClassifier) -> torch.device:
-    return next(iter(model.parameters())).device

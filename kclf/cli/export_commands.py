@@ -10,7 +10,7 @@ import typer
 
 from .._core.sizes import sides
 from ..errors import DataError, KclfError
-from .use_commands import load_classifier
+from .use_commands import Run, load_classifier
 
 if TYPE_CHECKING:
     from ..data import ImageData
@@ -25,17 +25,13 @@ ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "tflite": ".tflite"}
 
 
 def export(
-    run: Annotated[
-        Path, typer.Argument(help="The folder of a run, or the file of a classifier.", show_default=False)
-    ],
+    run: Run,
     to: Annotated[Target, typer.Option("--to", help="What to write.")] = "onnx",
     out: Annotated[
-        Path | None,
-        typer.Option(help="The file to write. Default: classifier.onnx, ... in the run.", show_default=False),
+        Path | None, typer.Option(help="The file to write. Default: classifier.onnx, ... in the run.")
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"],
-        typer.Option(help="Of ONNX: fp16 halves the file, int8 quarters it."),
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Of ONNX: fp16 halves the file, int8 quarters it.")
     ] = "fp32",
     photos: Annotated[
         int, typer.Option(help="Validation photos to measure the file on; 0 for none.", min=0)
@@ -75,18 +71,13 @@ def write(model: Any, file: Path, to: Target, precision: str, data: ImageData | 
     from ..prediction.exported import ExportedClassifier, load_onnx
 
     if to == "onnx":
-        exports.to_onnx(model, file, precision=precision, calibration=_calibration(precision, data))
+        calibration = _calibration(data) if precision == "int8" else None
+        exports.to_onnx(model, file, precision=precision, calibration=calibration)
         return load_onnx(file)
     run = exports.to_litert(model, file) if to == "tflite" else _torch_program(model, file)
+    decision, size = exports.decision_without_temperature(model), model.presize or model.size
     return ExportedClassifier(
-        run,
-        model.class_names,
-        model.task,
-        model.presize or model.size,
-        model.resize_method,
-        exports.decision_without_temperature(model),
-        model.channels,
-        model.depth,
+        run, model.class_names, model.task, size, model.resize_method, decision, model.channels, model.depth
     )
 
 
@@ -104,14 +95,12 @@ def _torch_program(model: Any, file: Path) -> Callable[[Any], Any]:
     return run
 
 
-def _calibration(precision: str, data: ImageData | None) -> Any:
-    """Training photos as the network takes them; None where it asks for none."""
+def _calibration(data: ImageData | None) -> Any:
+    """Training photos as the network takes them."""
     import numpy as np
 
     from .train import first_photos
 
-    if precision != "int8":
-        return None
     if data is None:
         raise KclfError(
             "int8 needs the training photos of the run, to see how large activations become. Export the "
@@ -139,7 +128,7 @@ def compared(exported: Predictions, model: Predictions) -> str:
     difference = float(np.abs(exported.probabilities - model.probabilities).max())
     photos = f"{len(model):,} validation photos"
     if model.task == "regression":
-        errors = [float(np.abs(p.probabilities - _numbers(p)).mean()) for p in (exported, model)]
+        errors = [predictions.losses().mean() for predictions in (exported, model)]
         return f"{photos}: largest difference {difference:.2g}, mean error {errors[0]:.6g} ({errors[1]:.6g})"
     differ = int((exported.predicted != model.predicted).reshape(len(model), -1).any(axis=1).sum())
     return (
@@ -147,7 +136,3 @@ def compared(exported: Predictions, model: Predictions) -> str:
         f"{exported.accuracy():.4f} (the classifier {model.accuracy():.4f}), log loss "
         f"{exported.log_loss():.4f} ({model.log_loss():.4f})"
     )
-
-
-def _numbers(predictions: Predictions) -> Any:
-    return predictions.labels.reshape(len(predictions), -1)  # type: ignore[union-attr]

@@ -72,12 +72,6 @@ def flags_of(settings: type[TrainSettings]) -> Iterator[inspect.Parameter]:
             )
 
 
-def limits_of(settings: type[TrainSettings], name: str) -> tuple[int, int]:
-    """The least and the most that a setting can be."""
-    found = next(one.metadata for one in fields(settings) if one.name == name)
-    return found["least"], found["most"]
-
-
 def with_flags(settings: type[TrainSettings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command that ends in `**values` show the flags of settings, before its keyword-only ones."""
 
@@ -85,10 +79,7 @@ def with_flags(settings: type[TrainSettings]) -> Callable[[Callable[..., None]],
         own = inspect.signature(command, eval_str=True).parameters.values()
         first = [one for one in own if one.kind is one.POSITIONAL_OR_KEYWORD]
         last = [one for one in own if one.kind is one.KEYWORD_ONLY]
-        shown = [
-            *first,
-            *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*flags_of(settings), *last)),
-        ]
+        shown = [*first, *flags_of(settings), *last]
         command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in shown}
         return command

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -55,10 +56,9 @@ def options(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a training run.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="The folder of a training run.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="The HTML file to write. Default: report.html in the run.", show_default=False),
+        Path | None, typer.Option(help="The HTML file to write. Default: report.html in the run.")
     ] = None,
     with_similar: Annotated[
         bool, typer.Option("--similar/--no-similar", help="Show the nearest training photos beside mistakes.")
@@ -74,7 +74,7 @@ def report(
 
 def doctor(
     folder: Annotated[
-        Path | None, typer.Argument(help="Photos to measure with; made-up ones without.", show_default=False)
+        Path | None, typer.Argument(help="Photos to measure with; made-up ones without.")
     ] = None,
     backbone: Annotated[str, typer.Option(help="The network to measure with.")] = "EfficientNetLite0",
     size: SizeSeen = "224",
@@ -83,9 +83,7 @@ def doctor(
     """Say what this machine has, how fast each stage runs, and whether learning works at all."""
     from .doctor import diagnose
 
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
-
+    say = partial(typer.echo, err=True)
     seen = size_of("--size", size)
     diagnosis = diagnose(folder, backbone=backbone, size=seen, batch_size=batch_size, say=say)
     typer.echo(diagnosis)

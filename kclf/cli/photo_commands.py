@@ -17,7 +17,7 @@ FEW = 12  # findings that are named one by one
 
 
 def check(
-    folder: Annotated[Path, typer.Argument(help="The folder of photos.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="The folder of photos.")],
     label_regex: Annotated[
         str | None, typer.Option(help="Take the class from the file name: the first group of this pattern.")
     ] = None,
@@ -60,11 +60,7 @@ def check(
         words = {"suffix": suffix, "delimiter": delimiter, "columns": columns, "valid_column": valid_column}
         words_of_run = RunSettings(folder, ledger, label_delimiter=label_delimiter, **words)  # type: ignore[arg-type]
         data = read_csv_data(csv, folder, words_of_run, lenient=True, max_unreadable=None)
-    findings = check_photos(
-        data,
-        model,
-        label=regex_label(label_regex, missing="") if label_regex else None,
-    )
+    findings = check_photos(data, model, label=regex_label(label_regex, missing="") if label_regex else None)
     typer.echo(findings.summary())
     findings.to_csv(ledger)
     for finding in findings if len(findings) <= FEW else ():
@@ -79,7 +75,7 @@ def check(
 
 
 def clean(
-    ledger: Annotated[Path, typer.Argument(help="The edited ledger, or an undo log.", show_default=False)],
+    ledger: Annotated[Path, typer.Argument(help="The edited ledger, or an undo log.")],
     apply: Annotated[
         bool, typer.Option("--apply", help="Move the files; else only say what would be.")
     ] = False,

@@ -37,7 +37,7 @@ class RunRow:
     def score(self) -> float:
         """What runs are ordered by: accuracy, or of numbers the mean error with a minus."""
         if self.predictions.task == "regression":
-            return -mean_error(self.predictions)
+            return -self.predictions.losses().mean()
         return self.predictions.accuracy()
 
 
@@ -88,7 +88,7 @@ def described(row: RunRow, best: RunRow) -> dict[str, Any]:
     predictions = row.predictions
     start: dict[str, Any] = {"run": row.name, "photos": len(predictions)}
     if predictions.task == "regression":
-        return start | {"mean error": round(mean_error(predictions), 6)}
+        return start | {"mean error": round(float(predictions.losses().mean()), 6)}
     hits = predictions.hits()
     interval = wilson_interval(float(hits.sum()), len(hits))
     figures = dict(zip(("accuracy", "from", "to"), (round(value, 4) for value in interval), strict=True))
@@ -108,14 +108,6 @@ def chance(best: Predictions, other: Predictions) -> float | None:
     if not np.array_equal(best.paths[order], other.paths[others]):
         return None
     return round(compare_answers(best.hits()[order] > 0, other.hits()[others] > 0).p_value, 4)
-
-
-def mean_error(predictions: Predictions) -> float:
-    """Mean absolute error of numbers."""
-    import numpy as np
-
-    labels = np.asarray(predictions.labels, float).reshape(len(predictions), -1)
-    return float(np.abs(predictions.probabilities - labels).mean())
 
 
 def as_text(table: list[dict[str, Any]]) -> str:

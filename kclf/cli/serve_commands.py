@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +11,10 @@ import typer
 
 from ..errors import KclfError
 from .export_commands import data_of_run
-from .use_commands import Threshold, load_classifier
+from .use_commands import Run, Threshold, load_classifier
 
 if TYPE_CHECKING:
     from ..interpret.similar import SimilarPhotos
-
-Run = Annotated[
-    Path, typer.Argument(help="The folder of a run, or the file of a classifier.", show_default=False)
-]
 
 
 def serve(
@@ -28,12 +24,10 @@ def serve(
         str, typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
     token: Annotated[
-        str | None,
-        typer.Option(help="What requests have to bring.", show_default=False, envvar="KCLF_TOKEN"),
+        str | None, typer.Option(help="What requests have to bring.", envvar="KCLF_TOKEN")
     ] = None,
     name: Annotated[
-        list[str] | None,
-        typer.Option("--name", help="A name under which other machines reach it.", show_default=False),
+        list[str] | None, typer.Option("--name", help="A name under which other machines reach it.")
     ] = None,
     with_similar: Annotated[
         bool, typer.Option("--similar/--no-similar", help="Show the nearest training photos.")
@@ -56,14 +50,14 @@ def serve(
         port=port,
         token=token,
         hosts=name or (),
-        similar=None if photos is None else _neighbours(photos),
+        similar=None if photos is None else partial(_neighbours, photos),
         threshold=threshold,
     )
 
 
 def similar(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
     count: Annotated[int, typer.Option(help="How many to print a photo.", min=1)] = 6,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -106,16 +100,14 @@ def similar_of_run(run: Path) -> SimilarPhotos | None:
     return SimilarPhotos.of(load_classifier(run), photos, run / "activations")
 
 
-def _neighbours(photos: SimilarPhotos) -> Callable[[Any, int], list[dict[str, Any]]]:
+def _neighbours(photos: SimilarPhotos, photo: Any, count: int) -> list[dict[str, Any]]:
+    """The nearest of the training photos to one, as the page shows them."""
     from ..report.thumbnails import thumbnails
 
-    def neighbours(photo: Any, count: int) -> list[dict[str, Any]]:
-        found = photos.nearest(photo, count)
-        pictures = thumbnails([one.path for one in found])
-        return [
-            {"label": one.label, "similarity": round(one.similarity, 4), "thumbnail": picture.photo}
-            for one, picture in zip(found, pictures, strict=True)
-            if not picture.error
-        ]
-
-    return neighbours
+    found = photos.nearest(photo, count)
+    pictures = thumbnails([one.path for one in found])
+    return [
+        {"label": one.label, "similarity": round(one.similarity, 4), "thumbnail": picture.photo}
+        for one, picture in zip(found, pictures, strict=True)
+        if not picture.error
+    ]

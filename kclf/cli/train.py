@@ -45,14 +45,7 @@ from ..distributed import (
     single_process,
     world_size,
 )
-from ..errors import (
-    DataError,
-    FileFormatError,
-    KclfError,
-    NotFiniteError,
-    OutputError,
-    RunStopped,
-)
+from ..errors import DataError, FileFormatError, KclfError, NotFiniteError, OutputError, RunStopped
 from ..interpret import Interpretation
 from ..interpret.similar import SimilarPhotos
 from ..learner import Learner
@@ -170,10 +163,10 @@ def train_to_end(
     learner: Learner, settings: RunSettings, stop: StopRequest, started: float
 ) -> BestFit | None:
     """Train by the recipe; when that is cut short, leave the classifier so far."""
-    out = settings.out
-    found = None
+    out, is_course = settings.out, settings.recipe == "course"
+    so_far = f"The classifier so far: {out / CLASSIFIER}"
     try:
-        if settings.recipe == "course":
+        if is_course:
             learner.callbacks.append(SaveAfterEpochs(lambda _: save_so_far(learner.model, out)))
         found = learner.train(
             settings,
@@ -184,17 +177,13 @@ def train_to_end(
         )
         if stop() is not None:
             raise RunStopped("Stopped when training was over.", stop() or 0)
-    except RunStopped as stopped:
-        if settings.recipe == "course":
+    except (RunStopped, NotFiniteError) as error:
+        if is_course:
             save_so_far(learner.model, out)
-        raise RunStopped(
-            f"{stopped} The classifier so far: {out / CLASSIFIER}. Continue with: kclf train --resume {out}",
-            stopped.signal,
-        ) from None
-    except NotFiniteError as error:
-        if settings.recipe == "course":
-            save_so_far(learner.model, out)
-        raise NotFiniteError(f"{error}. The classifier so far: {out / CLASSIFIER}") from None
+        if isinstance(error, NotFiniteError):
+            raise NotFiniteError(f"{error}. {so_far}") from None
+        again = f"Continue with: kclf train --resume {out}"
+        raise RunStopped(f"{error} {so_far}. {again}", error.signal) from None
     except KclfError:
         if is_main() and learner.checkpoint is not None and learner.checkpoint.position is None:
             abandon(out)
@@ -422,10 +411,9 @@ def neighbours(learner: Learner, predictions: Predictions, out: Path) -> Similar
 
 def describe_best(found: BestFit) -> dict[str, Any]:
     """What was done, and what to expect, as `settings.json` holds it."""
-    described: dict[str, Any] = {"plan": dataclasses.asdict(found.plan), "kept": found.kept}
     model = found.model
-    described["reads"] = {"size": model.size, "presize": model.presize or model.size}
-    described["reads"] |= {"multi_level": model.multi_level}
+    reads = {"size": model.size, "presize": model.presize or model.size, "multi_level": model.multi_level}
+    described: dict[str, Any] = {"plan": dataclasses.asdict(found.plan), "kept": found.kept, "reads": reads}
     described |= {"refitted_on": found.refitted_on} if found.refitted_on else {}
     if found.estimate is None:
         return described
@@ -513,6 +501,6 @@ def plot_curves(recorder: Recorder) -> Any:
     losses, rates, *more = figure.subplots(1, 2 + has_accuracy)
     recorder.plot_loss(ax=losses)
     recorder.plot_lr(ax=rates)
-    if has_accuracy:
-        recorder.plot_metric(ax=more[0])
+    for axes in more:
+        recorder.plot_metric(ax=axes)
     return figure

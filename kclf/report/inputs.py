@@ -15,6 +15,7 @@ import numpy as np
 from .._core.csv_files import read_csv
 from ..checks import Findings, read_ledger
 from ..data.decision import Decision
+from ..data.labels import encode, encode_many
 from ..data.tasks import SEPARATOR
 from ..errors import DataError, FileFormatError
 from ..interpret import AnyInterpretation, interpretation_of
@@ -80,20 +81,24 @@ def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
     task = data.get("task", "single_label")
     wanted = heat or task == "multi_label"  # whose thresholds the classifier keeps
     model = load(folder / CLASSIFIER) if wanted and (folder / CLASSIFIER).is_file() else None
+    predictions, ledger, decision = folder / PREDICTIONS, folder / LEDGER, model and model.decision
     return ReportInputs(
         title=folder.resolve().name,
         settings=settings,
         history=_read_numbers(folder / HISTORY, but=("stage",)),
         batches=_read_numbers(folder / BATCHES),
         range_test=_read_numbers(folder / RANGE_TEST),
-        interpretation=_if_there(
-            lambda path: read_predictions(path, task, model and model.decision), folder / PREDICTIONS
-        ),
-        findings=_if_there(lambda path: Findings(read_ledger(path)), folder / LEDGER),
+        interpretation=read_predictions(predictions, task, decision) if predictions.is_file() else None,
+        findings=Findings(read_ledger(ledger)) if ledger.is_file() else None,
         model=model if heat else None,
         date=_day_of([folder / name for name in names]),
         is_run="settings" in settings,
     )
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """An object of a JSON file; {} for what should be one and is not."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _day_of(files: Sequence[Path]) -> str:
@@ -116,10 +121,8 @@ def _read_numbers(path: Path, but: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Columns of numbers that a run can have had; `but` are those of text."""
     columns = read_columns(path)
     for name, column in columns.items():
-        if name in but:
-            continue
-        finite = column[np.isfinite(column)] if column.dtype.kind == "f" else column
-        if column.dtype.kind != "f" or (np.abs(finite) > LARGEST).any():
+        is_number = column.dtype.kind == "f"
+        if name not in but and not (is_number and (np.abs(column[np.isfinite(column)]) <= LARGEST).all()):
             raise FileFormatError(f"{path}: expected numbers of at most {LARGEST:g} in the column {name!r}")
     return columns
 
@@ -153,7 +156,7 @@ def read_predictions(
         labels = _labels([row[1] for row in rows], class_names, task)
         paths = np.array([row[0] for row in rows])
         return interpretation_of(Predictions(values, labels, paths, class_names, task, decision=decision))
-    except (KeyError, IndexError, ValueError) as error:
+    except (IndexError, ValueError) as error:
         raise FileFormatError(f"{path}: a label or a probability cannot be read ({error})") from error
 
 
@@ -161,17 +164,9 @@ def _labels(texts: list[str], class_names: Sequence[str], task: str) -> np.ndarr
     """Labels from the words that `label_text` made of them."""
     if task == "regression":
         return np.array([text.split() for text in texts], np.float64)
-    places = {name: place for place, name in enumerate(class_names)}
     if task == "single_label":
-        return np.array([places[text] for text in texts], np.intp)
-    labels = np.zeros((len(texts), len(class_names)), np.float32)
-    for row, text in zip(labels, texts, strict=True):
-        row[[places[name] for name in text.split(SEPARATOR) if text]] = 1
-    return labels
-
-
-def _if_there(read: Any, path: Path) -> Any:
-    return read(path) if path.is_file() else None
+        return encode(texts, class_names)
+    return encode_many([text.split(SEPARATOR) if text else [] for text in texts], class_names)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from .._core.atomic import replacing
 from .._core.sizes import size_text
 from ..backbones import backbone_info, backbone_names
 from ..errors import FileFormatError
-from ..interpret import Interpretation
-from ..prediction.predictions import Predictions
-from .inputs import CLASSIFIER, SETTINGS, ReportInputs, read_run
+from ..interpret import AnyInterpretation, Interpretation, RegressionInterpretation
+from .inputs import CLASSIFIER, SETTINGS, ReportInputs, as_mapping, read_run
 
 MOST_CLASSES = 200  # rows of the table of classes
 MOST_CONFUSED = 10
@@ -28,6 +27,24 @@ TASK_WORDS = {
     "multi_label": "any number of classes for each photo",
     "regression": "numbers for each photo",
 }
+
+USE = f"""\
+```bash
+kclf predict {CLASSIFIER} photos/
+```
+
+```python
+import kclf
+
+model = kclf.load("{CLASSIFIER}")
+predictions, unreadable = kclf.predict_files(model, ["photo.jpg"])
+print(predictions.top(3))
+```"""
+LIMITS = (
+    "The figures are of validation photos from the same source as the training photos. Photos from elsewhere "
+    "(another camera, season, country) can be harder: measure on labelled ones with `kclf evaluate`. A photo "
+    "of none of the classes is given one of them all the same, but for `kclf predict --threshold`."
+)
 
 
 def write_model_card(run: str | os.PathLike[str] | ReportInputs, path: str | os.PathLike[str]) -> Path:
@@ -47,12 +64,12 @@ def write_model_card(run: str | os.PathLike[str] | ReportInputs, path: str | os.
 
 
 def _lines(inputs: ReportInputs) -> Iterable[str]:
-    settings, data = (_mapping(inputs.settings.get(name)) for name in ("settings", "data"))
+    settings, data = (as_mapping(inputs.settings.get(name)) for name in ("settings", "data"))
     licence = _licence(settings)
     yield from _front_matter(inputs, licence)
     yield from [f"# {plain(inputs.title)}", ""]
     task = str(data.get("task", "single_label"))
-    reads = {**settings, **_mapping(inputs.settings.get("reads"))}  # what the run has chosen
+    reads = {**settings, **as_mapping(inputs.settings.get("reads"))}  # what the run has chosen
     size, presize = (size_text(reads.get(name, "?")) for name in ("size", "presize"))
     levels = ", several levels of it," if reads.get("multi_level") is True else ""
     shape = "square" if "x" not in presize else "rectangle (height x width)"
@@ -62,22 +79,11 @@ def _lines(inputs: ReportInputs) -> Iterable[str]:
         f"learning: {backbone}{levels} at {size} pixels. "
         f"Photos are cropped to a {shape} and read at {presize} pixels."
     )
-    yield from ["", "## Data", "", *_data(data, _predictions(inputs), task), ""]
-    yield from ["## Figures", "", *_figures(inputs), ""]
-    yield from ["## Use", "", *_use(), ""]
-    yield from ["## Licence", "", *_licence_words(licence), ""]
-    yield from ["## Limits", "", *LIMITS]
-
-
-LIMITS = [
-    "The figures are of validation photos from the same source as the training photos. Photos from elsewhere "
-    "(another camera, season, country) can be harder: measure on labelled ones with `kclf evaluate`. A photo "
-    "of none of the classes is given one of them all the same, but for `kclf predict --threshold`."
-]
-
-
-def _predictions(inputs: ReportInputs) -> Predictions | None:
-    return None if inputs.interpretation is None else inputs.interpretation.predictions
+    yield from ["", "## Data", "", *_data(data, inputs.interpretation, task), ""]
+    yield from ["## Figures", "", *_figures(inputs.interpretation), ""]
+    yield from ["## Use", "", USE, ""]
+    yield from ["## Licence", "", _licence_words(licence), ""]
+    yield from ["## Limits", "", LIMITS]
 
 
 def _front_matter(inputs: ReportInputs, licence: str | None) -> list[str]:
@@ -85,25 +91,22 @@ def _front_matter(inputs: ReportInputs, licence: str | None) -> list[str]:
     found = inputs.interpretation
     name = "other" if licence is None or licence.lower() not in KNOWN_LICENCES else licence.lower()
     lines = ["---", f"license: {name}", "library_name: keras", "pipeline_tag: image-classification"]
-    lines += [
-        "tags:",
-        *(f"- {tag}" for tag in ("image-classification", "keras", "kclf", "transfer-learning")),
-    ]
+    lines += ["tags:", "- image-classification", "- keras", "- kclf", "- transfer-learning"]
     if isinstance(found, Interpretation):
         title = json.dumps(inputs.title)
         lines += ["model-index:", f"- name: {title}", "  results:"]
-        lines += ["  - task:", "      type: image-classification", "    dataset:"]
+        lines += ["  - task:", "      type: image-classification"]
         lines += [
+            "    dataset:",
             f"      name: {title}",
             "      type: imagefolder",
             "      split: validation",
-            "    metrics:",
         ]
-        lines += ["    - type: accuracy", f"      value: {found.accuracy.value:.4f}"]
+        lines += ["    metrics:", "    - type: accuracy", f"      value: {found.accuracy.value:.4f}"]
     return [*lines, "---", ""]
 
 
-def _data(data: Mapping[str, Any], predictions: Predictions | None, task: str) -> Iterable[str]:
+def _data(data: Mapping[str, Any], found: AnyInterpretation | None, task: str) -> Iterable[str]:
     names = [str(name) for name in data.get("class_names", ())]
     photos = _counts(data)
     counts = ", ".join(f"{photos[split]:,} for {word}" for split, word in SPLITS.items() if split in photos)
@@ -112,8 +115,8 @@ def _data(data: Mapping[str, Any], predictions: Predictions | None, task: str) -
     yield f"Photos: {counts or 'unknown'}{lost}. {len(names)} {what}."
     if not names or task == "regression":
         return
-    trained = _mapping(data.get("class_counts"))
-    valid = _valid_counts(predictions, len(names))
+    trained = as_mapping(data.get("class_counts"))
+    valid = _valid_counts(found, len(names))
     yield from ["", "| class | training photos | validation photos |", "|---|---|---|"]
     rows = zip(names, valid, strict=True)
     yield from [f"| {plain(n)} | {trained.get(n, '?')} | {count} |" for n, count in list(rows)[:MOST_CLASSES]]
@@ -133,27 +136,26 @@ def _counts(data: Mapping[str, Any]) -> dict[str, int]:
     return counts
 
 
-def _valid_counts(predictions: Predictions | None, classes: int) -> list[Any]:
-    if predictions is None or predictions.labels is None:
+def _valid_counts(found: AnyInterpretation | None, classes: int) -> list[Any]:
+    if found is None:
         return ["?"] * classes
-    if predictions.labels.ndim > 1:
-        return predictions.labels.sum(axis=0).astype(int).tolist()
-    return np.bincount(predictions.labels, minlength=classes).tolist()
+    labels = np.asarray(found.predictions.labels)
+    if labels.ndim > 1:
+        return labels.sum(axis=0).astype(int).tolist()
+    return np.bincount(labels, minlength=classes).tolist()
 
 
-def _figures(inputs: ReportInputs) -> Iterable[str]:
-    predictions, found = _predictions(inputs), inputs.interpretation
+def _figures(found: AnyInterpretation | None) -> Iterable[str]:
     if isinstance(found, Interpretation):
         yield from _single_label_figures(found)
-    elif predictions is None or predictions.labels is None or not len(predictions):
+    elif not found:
         yield "No validation photos were measured."
-    elif predictions.task == "regression":
-        errors = np.abs(predictions.probabilities - predictions.labels.reshape(len(predictions), -1))
-        yield f"Mean error of {len(errors):,} validation photos: {errors.mean():.4g}."
+    elif isinstance(found, RegressionInterpretation):
+        yield f"Mean error of {len(found):,} validation photos: {found.losses.mean():.4g}."
     else:
         yield (
-            f"On {len(predictions):,} validation photos: share of right yes-or-no answers (is the class in "
-            f"the photo?) {predictions.accuracy():.4f}. Log loss {predictions.log_loss():.4f}."
+            f"On {len(found):,} validation photos: share of right yes-or-no answers (is the class in "
+            f"the photo?) {found.predictions.accuracy():.4f}. Log loss {found.losses.mean():.4f}."
         )
 
 
@@ -172,22 +174,6 @@ def _single_label_figures(found: Interpretation) -> Iterable[str]:
         yield from [f"| {plain(p.actual)} | {plain(p.predicted)} | {p.photos} |" for p in confused]
 
 
-def _use() -> list[str]:
-    return [
-        "```bash",
-        f"kclf predict {CLASSIFIER} photos/",
-        "```",
-        "",
-        "```python",
-        "import kclf",
-        "",
-        f'model = kclf.load("{CLASSIFIER}")',
-        'predictions, unreadable = kclf.predict_files(model, ["photo.jpg"])',
-        "print(predictions.top(3))",
-        "```",
-    ]
-
-
 def _licence(settings: Mapping[str, Any]) -> str | None:
     """Licence of the weights that training began from; None where they are the user's own or random."""
     backbone = settings.get("backbone")
@@ -196,17 +182,13 @@ def _licence(settings: Mapping[str, Any]) -> str | None:
     return backbone_info(str(backbone)).licence
 
 
-def _licence_words(licence: str | None) -> list[str]:
+def _licence_words(licence: str | None) -> str:
     if licence is None:
-        return ["Training began from weights whose licence kclf does not know. Say here what holds for them."]
-    return [
+        return "Training began from weights whose licence kclf does not know. Say here what holds for them."
+    return (
         f"Training began from published weights under {licence}. What holds for the training photos is for "
         "their owners to say."
-    ]
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    )
 
 
 def plain(text: Any) -> str:

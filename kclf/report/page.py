@@ -29,9 +29,10 @@ from ..interpret import (
     MultiLabelInterpretation,
     RegressionInterpretation,
 )
+from ..interpret.calibration import Calibration
 from ..interpret.similar import Neighbour, SimilarPhotos
 from .charts import Curve, line_chart
-from .inputs import ReportInputs, read_run
+from .inputs import ReportInputs, as_mapping, read_run
 from .thumbnails import Thumbnail, thumbnails
 from .verdict import verdict
 
@@ -66,8 +67,7 @@ def write_report(
         The path written.
     """
     inputs = run if isinstance(run, ReportInputs) else read_run(run, heat=heat)
-    page = _render("report.html.j2", **_content(inputs, inputs.model if heat else None, similar))
-    return _write(page, path)
+    return _write(path, "report.html.j2", _content(inputs, inputs.model if heat else None, similar))
 
 
 def write_ledger_page(
@@ -84,14 +84,11 @@ def write_ledger_page(
         The path written.
     """
     content = _ledger(findings) | {"file": os.path.basename(ledger)}
-    return _write(_render("ledger.html.j2", title="Check of the data", ledger=content), path)
+    return _write(path, "ledger.html.j2", {"title": "Check of the data", "ledger": content})
 
 
-def _render(template: str, **content: Any) -> str:
-    return _environment().get_template(template).render(**content)
-
-
-def _write(page: str, path: str | os.PathLike[str]) -> Path:
+def _write(path: str | os.PathLike[str], template: str, content: Mapping[str, Any]) -> Path:
+    page = _environment().get_template(template).render(content)
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Path(path)
@@ -139,7 +136,7 @@ def _content(inputs: ReportInputs, model: Any, similar: SimilarPhotos | None) ->
     return {
         "title": inputs.title,
         "subtitle": _subtitle(inputs),
-        "verdict": verdict(answers.predictions if answers is not None else None),
+        "verdict": verdict(answers),
         "settings": list(_flat(_used(inputs.settings))),
         "repeat": f"kclf train --repeat {shlex.quote(inputs.title)} --out NEW" if inputs.is_run else "",
         "epochs": _epochs(inputs.history),
@@ -153,21 +150,17 @@ def _content(inputs: ReportInputs, model: Any, similar: SimilarPhotos | None) ->
 
 def _subtitle(inputs: ReportInputs) -> str:
     """Backbone, size and date, as far as they are known."""
-    settings = inputs.settings.get("settings", {})
-    settings = settings if isinstance(settings, Mapping) else {}
+    settings = as_mapping(inputs.settings.get("settings"))
     backbone, size = settings.get("backbone", ""), settings.get("size")
     at_size = f"{backbone} at {size_text(size)} px" if backbone and size else str(backbone)
-    words = [at_size, inputs.date]
-    return " · ".join(word for word in words if word)
+    return " · ".join(filter(None, (at_size, inputs.date)))
 
 
 def _answers(answers: AnyInterpretation, model: Any, similar: SimilarPhotos | None) -> dict[str, Any]:
     photos = _photos(answers)
-    shown = (
-        thumbnails([str(photo.path) for photo in photos], model)
-        if answers.paths is not None
-        else [Thumbnail()] * len(photos)
-    )
+    shown = [Thumbnail()] * len(photos)
+    if answers.paths is not None:
+        shown = thumbnails([str(photo.path) for photo in photos], model)
     near = _near(answers, similar)
     return {
         "answers": answers,
@@ -199,7 +192,7 @@ def _one_label(answers: Interpretation) -> dict[str, Any]:
         "temperature": temperature if answers.judges_probabilities else None,
         "sureness": answers.sureness(),
         "cooled_ece": answers.with_temperature(temperature).calibration().error,
-        "reliability": Markup(_reliability_chart(answers)),
+        "reliability": Markup(_reliability_chart(reliability)),
         "promises": [answers.abstain(precision) for precision in TARGET_PRECISIONS],
         "scores": _score_table(answers.class_scores(), {}),
         "confused": matrix.most_confused()[:30],
@@ -219,7 +212,7 @@ def _near(
 
 
 def _several_labels(answers: MultiLabelInterpretation) -> dict[str, Any]:
-    scores, exact, calibration = answers.class_scores(), answers.exact, answers.calibration()
+    scores, exact, reliability = answers.class_scores(), answers.exact, answers.calibration()
     more = {
         "Given from": [f"{score.threshold:.2f}" for score in scores],
         "Average precision": [f"{score.average_precision:.4f}" for score in scores],
@@ -231,11 +224,11 @@ def _several_labels(answers: MultiLabelInterpretation) -> dict[str, Any]:
             ("Mean average precision", f"{answers.mean_average_precision:.4f}", "of the labels"),
             ("F1", f"{answers.f1():.4f}", f"all answers together {answers.f1('micro'):.4f}"),
             ("Log loss", f"{answers.losses.mean():.4f}", ""),
-            ("Calibration error", f"{calibration.error:.3f}", ""),
+            ("Calibration error", f"{reliability.error:.3f}", ""),
             ("Labels", str(len(answers.class_names)), ""),
         ],
-        "ece": calibration.error,
-        "reliability": Markup(_reliability_chart(answers)),
+        "ece": reliability.error,
+        "reliability": Markup(_reliability_chart(reliability)),
         "scores": _score_table(scores, more),
     }
 
@@ -299,10 +292,9 @@ def _matrix(matrix: ConfusionMatrix) -> dict[str, Any]:
     """What the page's script draws: the filled cells, and the orders of the classes."""
     names = list(matrix.class_names)
     place = {name: number for number, name in enumerate(names)}
-    by_name = sorted(range(len(names)), key=lambda number: names[number].casefold())
     orders = {
         "confusion": [place[name] for name in matrix.ordered("confusion").class_names],
-        "name": by_name,
+        "name": sorted(range(len(names)), key=lambda number: names[number].casefold()),
         "accuracy": [place[name] for name in matrix.ordered("accuracy").class_names],
     }
     rows, columns = np.nonzero(matrix.counts)
@@ -314,25 +306,21 @@ def _matrix(matrix: ConfusionMatrix) -> dict[str, Any]:
 def _charts(inputs: ReportInputs) -> Iterable[str]:
     history, batches = inputs.history, inputs.batches
     epochs = np.arange(1, len(next(iter(history.values()), [])) + 1)
-    losses = [
-        Curve(name.replace("_", " "), epochs, history[name])
-        for name in ("train_loss", "valid_loss")
-        if name in history
-    ]
-    yield line_chart(losses, title="Loss by epoch", x_label="epoch", y_label="loss")
-    if "accuracy" in history:
-        accuracy = [Curve("accuracy", epochs, history["accuracy"])]
-        title = "Accuracy by epoch"
-        yield line_chart(accuracy, title=title, x_label="epoch", y_label="accuracy", y_within=(0, 1))
+    for label, columns, ends in (
+        ("loss", ("train_loss", "valid_loss"), (-math.inf, math.inf)),
+        ("accuracy", ("accuracy",), (0, 1)),
+    ):
+        curves = [Curve(name.replace("_", " "), epochs, history[name]) for name in columns if name in history]
+        title = f"{label.capitalize()} by epoch"
+        yield line_chart(curves, title=title, x_label="epoch", y_label=label, y_within=ends)
     if "loss" in batches:
         raw = [float(loss) for loss in batches["loss"]]
         batches = {**batches, "smoothed_loss": smooth(raw, min(SMOOTHING, smoothing_of(len(raw))))}
     names = {"smoothed_loss": "Loss by batch", "learning_rate": "Learning rate", "momentum": "Momentum"}
     for column, title in names.items():
         if column in batches:
-            step = batches.get("step", np.arange(len(batches[column])))
-            label = column.replace("_", " ")
-            curves = [Curve(label, step, batches[column])]
+            steps, label = batches.get("step", np.arange(len(batches[column]))), column.replace("_", " ")
+            curves = [Curve(label, steps, batches[column])]
             yield line_chart(curves, title=title, x_label="batch", y_label=label)
     if {"learning_rate", "loss"} <= set(inputs.range_test):
         yield _range_test_chart(np.asarray(inputs.range_test["learning_rate"]), inputs.range_test["loss"])
@@ -346,8 +334,7 @@ def _range_test_chart(rates: np.ndarray, losses: Any) -> str:
     return line_chart([curve], title=title, x_label="learning rate", y_label="loss", log_x=True)
 
 
-def _reliability_chart(answers: Interpretation | MultiLabelInterpretation) -> str:
-    reliability = answers.calibration()
+def _reliability_chart(reliability: Calibration) -> str:
     filled = reliability.count > 0
     intervals = [i for i, there in zip(reliability.intervals(), filled, strict=True) if there]
     curve = Curve(

@@ -53,9 +53,9 @@ def _thumbnail(frame: np.ndarray | str, heats: Iterator[str], side: int) -> Thum
     return Thumbnail(jpeg(resize(frame, width, height)), next(heats, ""), height=height, width=width)
 
 
-def jpeg(image: np.ndarray, quality: int = QUALITY) -> str:
+def jpeg(image: np.ndarray) -> str:
     """An image as a `data:` address."""
-    return _address(Image.fromarray(as_colours(image)), "jpeg", quality=quality, optimize=True)
+    return _address(Image.fromarray(as_colours(image)), "jpeg", quality=QUALITY, optimize=True)
 
 
 def _frame(path: str, model: Any, side: int) -> np.ndarray | str:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..interpret import Interpretation
-from ..prediction.predictions import Predictions
+from ..interpret import AnyInterpretation, Interpretation, RegressionInterpretation
 
 FEW_PHOTOS = 100  # below, the interval of an accuracy is wider than 10 points
 SURE = 0.05  # calibration error that no reader notices
 
 
-def verdict(predictions: Predictions | None) -> list[str]:
+def verdict(found: AnyInterpretation | None) -> list[str]:
     """How good a classifier is on its validation photos, and what to mind, as sentences.
 
     Args:
-        predictions: of the validation photos; None gives no sentence.
+        found: the interpretation of the validation photos; None gives no sentence.
     """
-    if predictions is None or predictions.labels is None or not len(predictions):
+    if not found:  # or of no photos
         return []
-    photos = f"{len(predictions):,} validation photos"
-    if predictions.task == "regression":
-        errors = np.abs(predictions.probabilities - predictions.labels.reshape(len(predictions), -1))
-        return [f"The mean error on {photos} is {errors.mean():.4g}."]
-    if predictions.task == "multi_label":
-        return [f"{predictions.accuracy():.1%} of the yes-or-no answers on {photos} are right."]
-    return _single_label(Interpretation(predictions), photos)
+    photos = f"{len(found):,} validation photos"
+    if isinstance(found, Interpretation):
+        return _single_label(found, photos)
+    if isinstance(found, RegressionInterpretation):
+        return [f"The mean error on {photos} is {found.losses.mean():.4g}."]
+    return [f"{found.predictions.accuracy():.1%} of the yes-or-no answers on {photos} are right."]
 
 
 def _single_label(found: Interpretation, photos: str) -> list[str]:

@@ -36,22 +36,18 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 TOP = 5
 Similar = Callable[[np.ndarray, int], list[dict[str, Any]]]
 
+
+def _object_of_photos(photo: dict[str, str]) -> dict[str, Any]:
+    return {"type": "object", "properties": {"photos": {"type": "array", "items": photo}}}
+
+
+BINARY, BASE64 = ({"type": "string", "format": name} for name in ("binary", "byte"))
 PHOTOS_BODY = {
     "required": True,
     "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {"photos": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-            }
-        },
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "properties": {"photos": {"type": "array", "items": {"type": "string", "format": "byte"}}},
-            }
-        },
-        "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {"schema": _object_of_photos(BINARY)},
+        "application/json": {"schema": _object_of_photos(BASE64)},
+        "image/*": {"schema": BINARY},
     },
 }
 
@@ -217,22 +213,22 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         threshold: float | None = Query(service.threshold, ge=0, le=1),
     ) -> dict[str, Any]:
         """Classes and probabilities of each photo, in their order; none of these below the threshold."""
-        names, contents = await _photos_of(request, service.limits)
-        found = await asyncio.gather(*[service.predict(content) for content in contents])
+        photos = await _photos_of(request, service.limits)
+        found = await asyncio.gather(*[service.predict(content) for _, content in photos])
         if all(isinstance(one, str) for one in found):
             raise HTTPException(422, f"Expected photos. Received: {found[0]}")
         rows = [{"error": one} if isinstance(one, str) else _row(one, top, threshold) for one in found]
-        return {"predictions": [{"name": name} | row for name, row in zip(names, rows, strict=True)]}
+        return {"predictions": [{"name": name} | row for (name, _), row in zip(photos, rows, strict=True)]}
 
     @app.post("/explain", openapi_extra={"requestBody": PHOTOS_BODY})
     async def explain(request: Request) -> dict[str, Any]:
         """Where the model looks on one photo (Grad-CAM), and which training photos are nearest."""
-        _, contents = await _photos_of(request, service.limits)
-        if len(contents) != 1:
-            raise HTTPException(422, f"Expected one photo. Received: {len(contents)}")
+        photos = await _photos_of(request, service.limits)
+        if len(photos) != 1:
+            raise HTTPException(422, f"Expected one photo. Received: {len(photos)}")
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(service.decoders, _explained, service, contents[0])
+            return await loop.run_in_executor(service.decoders, _explained, service, photos[0][1])
         except ImageError as error:
             raise HTTPException(422, f"Expected a photo. Received: {error.reason}") from error
 
@@ -265,7 +261,7 @@ def _explained(service: Service, content: bytes) -> dict[str, Any]:
     return {"photo": jpeg(cam.images[0]), "heat": heat_address(cam.maps[0]), "similar": nearest}
 
 
-async def _photos_of(request: Request, limits: Limits) -> tuple[list[str], list[bytes]]:
+async def _photos_of(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
     """Names and bytes of the photos of a request."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -280,7 +276,7 @@ async def _photos_of(request: Request, limits: Limits) -> tuple[list[str], list[
         )
     if not 1 <= len(named) <= limits.photos:
         raise HTTPException(422, f"Expected 1 to {limits.photos} photos. Received: {len(named)}")
-    return [name for name, _ in named], [content for _, content in named]
+    return named
 
 
 async def _form_photos(request: Request, limits: Limits) -> list[tuple[str, bytes]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
+
+from starlette.requests import HTTPConnection
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -17,17 +19,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 COOKIE = "kclf_token"
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "style-src 'unsafe-inline'",
-        "script-src 'unsafe-inline'",
-        "img-src data: blob:",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    ]
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 SECURITY_HEADERS = [
     (b"content-security-policy", POLICY.encode()),
@@ -54,12 +48,8 @@ class Limits:
     pixels: int = 50_000_000
 
 
-class TooLarge(Exception):
-    """The body has more bytes than may come."""
-
-
-class TooSlow(Exception):
-    """The body did not arrive in time."""
+class Refused(Exception):
+    """A request that is not served: the status and the words of the answer."""
 
 
 class Guard:
@@ -82,13 +72,6 @@ class Guard:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         cookie = self._cookie(scope)
-        if self.token is not None and cookie is None and not self._knows_token(headers):
-            await _answer(send, 401, "Expected the header Authorization: Bearer TOKEN")
-            return
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.limits.num_bytes:
-            await _answer(send, 413, f"Expected at most {self.limits.num_bytes:,} bytes")
-            return
         started = False
 
         async def watched(message: Message) -> None:
@@ -100,41 +83,42 @@ class Guard:
             await send(message)
 
         try:
+            if self.token is not None and cookie is None and not self._knows_token(scope, headers):
+                raise Refused(401, "Expected the header Authorization: Bearer TOKEN")
+            length = headers.get(b"content-length", b"0")
+            self._require_few_bytes(int(length) if length.isdigit() else math.inf)
             await self.app(scope, self._bounded(receive), watched)
-        except TooLarge:
+        except Refused as refused:
             if not started:
-                await _answer(send, 413, f"Expected at most {self.limits.num_bytes:,} bytes")
-        except TooSlow:
-            if not started:
-                await _answer(send, 408, f"Expected the whole request within {self.limits.seconds:g} seconds")
+                await _answer(send, *refused.args)
+
+    def _require_few_bytes(self, num_bytes: float) -> None:
+        if num_bytes > self.limits.num_bytes:
+            raise Refused(413, f"Expected at most {self.limits.num_bytes:,} bytes")
 
     def _bounded(self, receive: Receive) -> Receive:
         loop = asyncio.get_running_loop()
-        until, left, done = loop.time() + self.limits.seconds, self.limits.num_bytes, False
+        until, num_bytes, done = loop.time() + self.limits.seconds, 0, False
 
         async def bounded() -> Message:
-            nonlocal left, done
+            nonlocal num_bytes, done
             if done:  # waiting for the client to go away is no slowness of the body
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), max(0.001, until - loop.time()))
             except TimeoutError:
-                raise TooSlow from None
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise TooLarge
+                seconds = f"{self.limits.seconds:g} seconds"
+                raise Refused(408, f"Expected the whole request within {seconds}") from None
+            num_bytes += len(message.get("body", b""))
+            self._require_few_bytes(num_bytes)
             done = not message.get("more_body", False)
             return message
 
         return bounded
 
-    def _knows_token(self, headers: dict[bytes, bytes]) -> bool:
+    def _knows_token(self, scope: MutableMapping[str, Any], headers: dict[bytes, bytes]) -> bool:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        try:
-            cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
-        except CookieError:
-            cookies = SimpleCookie()
-        kept = cookies[COOKIE].value.encode() if COOKIE in cookies else b""
+        kept = HTTPConnection(scope).cookies.get(COOKIE, "").encode()
         return self._is_token(given if scheme.lower() == b"bearer" else kept)
 
     def _cookie(self, scope: MutableMapping[str, Any]) -> bytes | None:
