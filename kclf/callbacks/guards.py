@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from ..distributed import world_size
 from ..errors import NotFiniteError
 from ..optimizers import layer_group_optimizer
 from .checkpoint import Checkpoint
-from .delivered import live_batchnorms
+from .delivered import live_batchnorms, remember_statistics
 from .steps import LossHook, warn_of_silence
 
 NEAR_CHANCE = 5.0  # training is this many times further above chance than validation
@@ -174,23 +173,19 @@ def _mean_loss(model: keras.Model, batches: list[Any]) -> float:
 @contextmanager
 def _by_batch(norms: list[keras.layers.BatchNormalization]) -> Iterator[None]:
     """Let BatchNorm layers use the statistics of each batch, without learning from them."""
-    kept = [(norm, norm.moving_mean.value.clone(), norm.moving_variance.value.clone()) for norm in norms]
+    undo = remember_statistics(norms)
     try:
         with ExitStack() as stack:
             for norm in norms:
                 stack.enter_context(overridden(norm, call=_training_call(norm)))
             yield
     finally:
-        for norm, mean, variance in kept:
-            norm.moving_mean.assign(mean)
-            norm.moving_variance.assign(variance)
+        undo()
 
 
 def _training_call(norm: keras.layers.BatchNormalization) -> Any:
-    original = functools.partial(type(norm).call, norm)
-
     def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        return original(inputs, training=True, mask=mask)
+        return type(norm).call(norm, inputs, training=True, mask=mask)
 
     return call
 

@@ -15,7 +15,8 @@ from .._core.keras_private import metric_direction
 from ..distributed import barrier, is_main
 from ..errors import TrainingError
 from ..weights import save_weights
-from .delivered import as_delivered, live_batchnorms
+from .delivered import as_delivered, live_batchnorms, moving_statistics
+from .run_state import Undo, remember_tensors
 
 
 @contextmanager
@@ -213,7 +214,7 @@ class BestSoFar(keras.callbacks.Callback):
         """Forget an earlier fit."""
         self.epoch: int | None = None
         self.value: float | None = None
-        self._kept: list[tuple[keras.Variable, Any]] = []
+        self._undo: Undo | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep the weights, as the last validation saw them, where they are better than those before."""
@@ -223,26 +224,22 @@ class BestSoFar(keras.callbacks.Callback):
             return
         self.epoch, self.value = epoch, value
         with as_delivered(self.model):
-            self._kept = [(one, one.value.detach().to("cpu", copy=True)) for one in self._changing()]
+            weights = [variable.value for variable in self.model.trainable_variables]
+            self._undo = remember_tensors([*weights, *moving_statistics(live_batchnorms(self.model))])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Let go of the weights."""
-        self._kept = []
+        self._undo = None
 
     def restore(self) -> str:
         """Put the best weights back, and say which they are."""
-        for variable, value in self._kept:
-            variable.assign(value)
-        self._kept = []
+        if self._undo is not None:
+            self._undo()
+        self._undo = None
         if self.epoch is None:
             return "No epoch was over: the weights are those of now."
         figure = "" if self.value is None else f", {self.monitor.replace('val_', 'valid_')} {self.value:.6f}"
         return f"The weights are those of epoch {self.epoch}, the best so far{figure}."
-
-    def _changing(self) -> list[keras.Variable]:
-        norms = live_batchnorms(self.model)
-        moving = [one for norm in norms for one in (norm.moving_mean, norm.moving_variance)]
-        return [*self.model.trainable_variables, *moving]
 
 
 class CycleSnapshots(keras.callbacks.Callback):
