@@ -203,15 +203,9 @@ class LossHook:
             remove_listener(self._optimizer, self._receive)
             self._optimizer = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
         """A copy, as in a spawned worker, listens to nobody."""
-        return _closed_hook, ()
-
-
-def _closed_hook() -> LossHook:
-    hook = LossHook.__new__(LossHook)
-    hook._optimizer = None
-    return hook
+        return {"_optimizer": None}
 
 
 class FinishAccumulation(keras.callbacks.Callback):
