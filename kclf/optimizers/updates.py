@@ -9,7 +9,6 @@ as the rate changes. Epsilons stand where Keras has them. torch does not count w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -91,11 +90,6 @@ def _laid_like(state: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     if state.stride() != value.stride():
         state.data = torch.empty_like(value, dtype=state.dtype).copy_(state)
     return state
-
-
-def kernel_for(optimizer: Optimizer) -> Callable[..., None] | None:
-    """The update of this optimizer, or None where Keras' own must be used."""
-    return KERNELS.get(kernel_name(optimizer))
 
 
 def sgd(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, veto: Veto | None) -> None:
@@ -202,6 +196,7 @@ def nadam(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, 
     nadam_of(optimizer, bucket.values, gradients, *moments, **at)
 
 
+# The update of an optimizer; where it has none here, Keras' own must be used.
 KERNELS = {"SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Nadam": nadam}
 VETOED = ("SGD", "Adam", "AdamW")  # whose kernels leave a step out by a flag on the device
 
