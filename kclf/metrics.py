@@ -191,30 +191,8 @@ class ErrorRate(keras.metrics.MeanMetricWrapper):
         return {"name": self.name, "dtype": self.dtype}
 
 
-# Keras' metrics that read predictions as probabilities in [0, 1], by a threshold or as they are.
-_OF_PROBABILITIES = (
-    keras.metrics.AUC,
-    keras.metrics.Precision,
-    keras.metrics.Recall,
-    keras.metrics.TruePositives,
-    keras.metrics.TrueNegatives,
-    keras.metrics.FalsePositives,
-    keras.metrics.FalseNegatives,
-    keras.metrics.SensitivityAtSpecificity,
-    keras.metrics.SpecificityAtSensitivity,
-    keras.metrics.PrecisionAtRecall,
-    keras.metrics.RecallAtPrecision,
-    keras.metrics.FBetaScore,
-    keras.metrics.BinaryAccuracy,
-    keras.metrics.BinaryCrossentropy,
-    keras.metrics.CategoricalCrossentropy,
-    keras.metrics.SparseCategoricalCrossentropy,
-    keras.metrics.KLDivergence,
-    keras.metrics.TopKCategoricalAccuracy,
-    keras.metrics.SparseTopKCategoricalAccuracy,
-    keras.metrics.CategoricalAccuracy,
-    keras.metrics.SparseCategoricalAccuracy,
-)
+# Keras' metrics that read predictions as probabilities in [0, 1], by a threshold or as they are: those that
+# take labels as classes, those that take a row of all classes, and those that take yes or no.
 _WHOLE_LABELS = (
     keras.metrics.SparseCategoricalAccuracy,
     keras.metrics.SparseTopKCategoricalAccuracy,
@@ -226,6 +204,23 @@ _ALL_CLASSES = (
     keras.metrics.KLDivergence,
     keras.metrics.TopKCategoricalAccuracy,
     keras.metrics.CategoricalAccuracy,
+)
+_OF_PROBABILITIES = (
+    *_WHOLE_LABELS,
+    *_ALL_CLASSES,
+    keras.metrics.AUC,
+    keras.metrics.Precision,
+    keras.metrics.Recall,
+    keras.metrics.TruePositives,
+    keras.metrics.TrueNegatives,
+    keras.metrics.FalsePositives,
+    keras.metrics.FalseNegatives,
+    keras.metrics.SensitivityAtSpecificity,
+    keras.metrics.SpecificityAtSensitivity,
+    keras.metrics.PrecisionAtRecall,
+    keras.metrics.RecallAtPrecision,
+    keras.metrics.BinaryAccuracy,
+    keras.metrics.BinaryCrossentropy,
 )
 _BY_FUNCTION = {  # names that Keras keeps as functions
     "top_k_categorical_accuracy": keras.metrics.TopKCategoricalAccuracy,

@@ -46,7 +46,6 @@ class ProgressBar(keras.callbacks.Callback):
         super().__init__()
         self.batch_size, self.total, self.name = batch_size, total, name
         self._tap: LossHook | None = None
-        self._heard = False
         self._bar: Progress | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
