@@ -331,7 +331,10 @@ class FiniteGuard(keras.callbacks.Callback):
             said += f"The first layer whose output was not finite: {layer}. "
         if mended and layer is not None:
             said += "With the good weights all are finite on that batch, so steps were too large. "
-        return said + _advice(self.model)
+        said += "Lower the learning rate, or clip gradients"
+        if self.model.compute_dtype == "float16":
+            said += ", or compute in bfloat16 or float32: float16 ends at 65504"
+        return said
 
     def _first_bad(self, first: int) -> tuple[int, int, Any]:
         """Epoch, batch and data of the step that came first; of the last step where that is long gone."""
@@ -351,13 +354,6 @@ class FiniteGuard(keras.callbacks.Callback):
         begun = self.data.state_dict()["epoch"] - (batch == len(self.data) - 1)
         indices = np.asarray(self.data.order(begun))[self.data.rows(batch)]
         return [str(self.data.paths[indices[row]]) for row in sorted(rows)]
-
-
-def _advice(model: keras.Model) -> str:
-    advice = "Lower the learning rate, or clip gradients"
-    if model.compute_dtype != "float16":
-        return advice
-    return f"{advice}, or compute in bfloat16 or float32: float16 ends at 65504"
 
 
 def first_non_finite_layer(model: keras.Model, x: torch.Tensor) -> str | None:
