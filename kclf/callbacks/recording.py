@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 BATCHES_OF_A_CURVE = 20  # a smoothed curve has so many that do not lean on each other
+SMOOTHING = 0.98  # weight of the past in the loss that is shown, as in fastai
 SECONDS_A_LOSS = 0.25  # between two losses that are fetched from a GPU
 
 
@@ -105,14 +106,9 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 class LateLoss:
-    """The debiased moving average of losses, for show: at once on a CPU, when it has arrived from a GPU.
+    """The debiased moving average of losses, for show: at once on a CPU, when it has arrived from a GPU."""
 
-    Args:
-        smoothing: weight of the past.
-    """
-
-    def __init__(self, smoothing: float = 0.98) -> None:
-        self.smoothing = smoothing
+    def __init__(self) -> None:
         self._average: torch.Tensor | None = None
         self._count, self._sent = 0, 0.0
         self._arriving: tuple[torch.cuda.Event, torch.Tensor, int] | None = None
@@ -121,7 +117,7 @@ class LateLoss:
         """Take one loss; gives the newest average that is at hand, None where none is new."""
         loss = loss.detach().float()
         average = torch.zeros_like(loss) if self._average is None else self._average
-        self._average = average.mul_(self.smoothing).add_(loss, alpha=1 - self.smoothing)
+        self._average = average.mul_(SMOOTHING).add_(loss, alpha=1 - SMOOTHING)
         self._count += 1
         if loss.device.type == "cpu":
             return self._debiased(float(average), self._count)
@@ -141,7 +137,7 @@ class LateLoss:
         return found
 
     def _debiased(self, average: float, count: int) -> float:
-        return average / (1 - self.smoothing**count)
+        return average / (1 - SMOOTHING**count)
 
 
 class Recorder(keras.callbacks.Callback):

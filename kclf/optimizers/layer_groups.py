@@ -469,7 +469,7 @@ class LayerGroupOptimizer(SavedApart, keras.optimizers.Optimizer):
             move_into_place(self.inner_optimizer, place, self._roster.variables[place])  # its stand-in's
         places = [self._roster.place(variable) for variable in variables]
         counts = self._update_counts.value.tolist()
-        buckets: dict[tuple[Any, ...], Bucket] = {}
+        alike: dict[tuple[Any, ...], list[int]] = {}
         for position, (variable, place) in enumerate(zip(variables, places, strict=True)):
             if is_overwritten(self, variable):
                 raise TypeError(
@@ -480,13 +480,12 @@ class LayerGroupOptimizer(SavedApart, keras.optimizers.Optimizer):
             if multiplier == 0:
                 continue
             kind = (multiplier, self._decay_of(variable, place), int(counts[place]))
-            key = (*kind, variable.dtype, variable.value.device)
-            bucket = buckets.setdefault(key, Bucket(*kind, torch_epsilon=self.torch_epsilon))
-            bucket.positions.append(position)
-            bucket.variables.append(variable)
-        for bucket in buckets.values():
-            bucket.collect(self.inner_optimizer)
-        return _Plan(places, list(buckets.values()), self._update_counts.value)
+            alike.setdefault((*kind, variable.dtype, variable.value.device), []).append(position)
+        buckets = [
+            Bucket(*key[:3], at, [variables[i] for i in at], self.inner_optimizer, self.torch_epsilon)
+            for key, at in alike.items()
+        ]
+        return _Plan(places, buckets, self._update_counts.value)
 
     def _decay_of(self, variable: keras.Variable, place: int) -> float:
         member = self._roster.members[place]
