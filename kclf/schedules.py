@@ -183,12 +183,7 @@ def flat_cosine(
 
 
 def cosine_restarts(
-    value_max: float,
-    cycle_steps: int,
-    *,
-    cycle_mult: int = 1,
-    value_min: float = 0.0,
-    warmup: bool = False,
+    value_max: float, cycle_steps: int, *, cycle_mult: int = 1, value_min: float = 0.0, warmup: bool = False
 ) -> ScheduleFunction:
     """SGDR: a cosine from `value_max` to `value_min`, again and again; cycle k is `cycle_mult ** k` as long.
 
