@@ -252,7 +252,6 @@ class FiniteGuard(keras.callbacks.Callback):
         unwrap_step(self.model, "train_function", self._keep)
         if self._tap is not None:
             self._tap.close()
-            self._tap = None
 
     def _keep(self, step: Step, data: list[Any]) -> Any:
         """Keep the last few batches, to look at what the loss comes from."""

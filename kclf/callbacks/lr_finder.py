@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -197,11 +197,11 @@ class RangeTest:
     """
 
     runs: tuple[RangeTestRun, ...]
-    suggestions: dict[str, Suggestion] = field(init=False)
 
-    def __post_init__(self) -> None:
-        found = {rule: self._over_runs(rule) for rule in RULES}
-        object.__setattr__(self, "suggestions", found)
+    @cached_property
+    def suggestions(self) -> dict[str, Suggestion]:
+        """What each rule says, by its name."""
+        return {rule: self._over_runs(rule) for rule in RULES}
 
     def _over_runs(self, rule: str) -> Suggestion:
         each = [run.suggest(rule) for run in self.runs]
