@@ -168,9 +168,7 @@ class LabelAccuracy(keras.metrics.MeanMetricWrapper):
         super().__init__(_hits, name=name, dtype=dtype)
         self._direction = "up"
 
-    def get_config(self) -> dict[str, Any]:
-        """What `from_config` needs."""
-        return {"name": self.name, "dtype": self.dtype}
+    get_config = keras.metrics.Metric.get_config  # without the function
 
 
 @keras.saving.register_keras_serializable(package="kclf")
@@ -186,9 +184,7 @@ class ErrorRate(keras.metrics.MeanMetricWrapper):
         super().__init__(_misses, name=name, dtype=dtype)
         self._direction = "down"
 
-    def get_config(self) -> dict[str, Any]:
-        """What `from_config` needs."""
-        return {"name": self.name, "dtype": self.dtype}
+    get_config = keras.metrics.Metric.get_config  # without the function
 
 
 # Keras' metrics that read predictions as probabilities in [0, 1], by a threshold or as they are: those that

@@ -120,13 +120,14 @@ class LateLoss:
         self._average = average.mul_(SMOOTHING).add_(loss, alpha=1 - SMOOTHING)
         self._count += 1
         if loss.device.type == "cpu":
-            return self._debiased(float(average), self._count)
+            return float(average) / (1 - SMOOTHING**self._count)
         return self._from_device(average) if loss.device.type == "cuda" else None
 
     def _from_device(self, average: torch.Tensor) -> float | None:
         found, now = None, time.monotonic()
         if self._arriving is not None and self._arriving[0].query():
-            found = self._debiased(float(self._arriving[1]), self._arriving[2])
+            _, on_host, count = self._arriving
+            found = float(on_host) / (1 - SMOOTHING**count)
             self._arriving = None
         if self._arriving is None and now - self._sent > SECONDS_A_LOSS:
             self._sent = now
@@ -135,9 +136,6 @@ class LateLoss:
             arrived.record()
             self._arriving = arrived, on_host, self._count
         return found
-
-    def _debiased(self, average: float, count: int) -> float:
-        return average / (1 - SMOOTHING**count)
 
 
 class Recorder(keras.callbacks.Callback):

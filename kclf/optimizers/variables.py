@@ -154,7 +154,7 @@ class LayerGroups:
         groups = [list(group) for group in groups]
         if not groups or not all(isinstance(layer, keras.Layer) for group in groups for layer in group):
             raise TypeError("Layer groups are a list of lists of Keras layers, input side first")
-        return list(groups)
+        return groups
 
     def __len__(self) -> int:
         return len(self.layers())
