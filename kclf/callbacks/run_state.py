@@ -140,15 +140,11 @@ def _all(undos: Iterable[Undo]) -> Undo:
     return undo
 
 
-def training_variables(*models: keras.Model) -> list[keras.Variable]:
+def training_variables(model: keras.Model) -> list[keras.Variable]:
     """All variables that a fit changes, each once: weights, seeds, metrics, and the optimizer's state."""
-    found: dict[int, keras.Variable] = {}
-    for model in models:
-        optimizer = getattr(model, "optimizer", None)
-        own = [*model.variables, *model.metrics_variables, *(optimizer.variables if optimizer else ())]
-        for variable in own:
-            found.setdefault(id(raw(variable)), variable)
-    return list(found.values())
+    optimizer = getattr(model, "optimizer", None)
+    own = [*model.variables, *model.metrics_variables, *(optimizer.variables if optimizer else ())]
+    return list({id(raw(variable)): variable for variable in own}.values())
 
 
 def changed_by_a_step(model: keras.Model) -> list[keras.Variable]:
