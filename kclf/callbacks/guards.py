@@ -173,14 +173,11 @@ def _mean_loss(model: keras.Model, batches: list[Any]) -> float:
 @contextmanager
 def _by_batch(norms: list[keras.layers.BatchNormalization]) -> Iterator[None]:
     """Let BatchNorm layers use the statistics of each batch, without learning from them."""
-    undo = remember_statistics(norms)
-    try:
-        with ExitStack() as stack:
-            for norm in norms:
-                stack.enter_context(overridden(norm, call=_training_call(norm)))
-            yield
-    finally:
-        undo()
+    with ExitStack() as stack:
+        stack.callback(remember_statistics(norms))
+        for norm in norms:
+            stack.enter_context(overridden(norm, call=_training_call(norm)))
+        yield
 
 
 def _training_call(norm: keras.layers.BatchNormalization) -> Any:
