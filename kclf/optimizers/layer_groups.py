@@ -469,7 +469,7 @@ class LayerGroupOptimizer(SavedApart, keras.optimizers.Optimizer):
             move_into_place(self.inner_optimizer, place, self._roster.variables[place])  # its stand-in's
         places = [self._roster.place(variable) for variable in variables]
         counts = self._update_counts.value.tolist()
-        alike: dict[tuple[Any, ...], list[int]] = {}
+        alike: dict[tuple[float, float, int, str, torch.device], list[int]] = {}
         for position, (variable, place) in enumerate(zip(variables, places, strict=True)):
             if is_overwritten(self, variable):
                 raise TypeError(
