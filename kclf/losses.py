@@ -22,7 +22,12 @@ class _ShapedCrossEntropy(keras.losses.Loss):
         name: str | None = None,
         dtype: Any = None,
     ) -> None:
-        _check_shape_of_loss(label_smoothing, focal_gamma)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"Expected label_smoothing to lie in [0, 1). Received: label_smoothing={label_smoothing}"
+            )
+        if focal_gamma < 0:
+            raise ValueError(f"Expected focal_gamma to be 0 or more. Received: focal_gamma={focal_gamma}")
         super().__init__(name=name or self._name, reduction=reduction, dtype=dtype)
         self.label_smoothing = float(label_smoothing)
         self.focal_gamma = float(focal_gamma)
@@ -116,15 +121,6 @@ class BinaryCrossEntropy(_ShapedCrossEntropy):
             easy_yes, easy_no = ops.exp(self.focal_gamma * no), ops.exp(self.focal_gamma * yes)
             return -ops.mean(targets * easy_yes * yes + (1 - targets) * easy_no * no, axis=-1)
         return -ops.mean(targets * yes + (1 - targets) * no, axis=-1)
-
-
-def _check_shape_of_loss(label_smoothing: float, focal_gamma: float) -> None:
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(
-            f"Expected label_smoothing to lie in [0, 1). Received: label_smoothing={label_smoothing}"
-        )
-    if focal_gamma < 0:
-        raise ValueError(f"Expected focal_gamma to be 0 or more. Received: focal_gamma={focal_gamma}")
 
 
 def _shares(labels: Any, classes: int, dtype: Any) -> Any:

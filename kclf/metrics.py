@@ -168,9 +168,7 @@ class LabelAccuracy(keras.metrics.MeanMetricWrapper):
         super().__init__(_hits, name=name, dtype=dtype)
         self._direction = "up"
 
-    def get_config(self) -> dict[str, Any]:
-        """What `from_config` needs."""
-        return {"name": self.name, "dtype": self.dtype}
+    get_config = keras.metrics.Metric.get_config  # without the function
 
 
 @keras.saving.register_keras_serializable(package="kclf")
@@ -186,35 +184,11 @@ class ErrorRate(keras.metrics.MeanMetricWrapper):
         super().__init__(_misses, name=name, dtype=dtype)
         self._direction = "down"
 
-    def get_config(self) -> dict[str, Any]:
-        """What `from_config` needs."""
-        return {"name": self.name, "dtype": self.dtype}
+    get_config = keras.metrics.Metric.get_config  # without the function
 
 
-# Keras' metrics that read predictions as probabilities in [0, 1], by a threshold or as they are.
-_OF_PROBABILITIES = (
-    keras.metrics.AUC,
-    keras.metrics.Precision,
-    keras.metrics.Recall,
-    keras.metrics.TruePositives,
-    keras.metrics.TrueNegatives,
-    keras.metrics.FalsePositives,
-    keras.metrics.FalseNegatives,
-    keras.metrics.SensitivityAtSpecificity,
-    keras.metrics.SpecificityAtSensitivity,
-    keras.metrics.PrecisionAtRecall,
-    keras.metrics.RecallAtPrecision,
-    keras.metrics.FBetaScore,
-    keras.metrics.BinaryAccuracy,
-    keras.metrics.BinaryCrossentropy,
-    keras.metrics.CategoricalCrossentropy,
-    keras.metrics.SparseCategoricalCrossentropy,
-    keras.metrics.KLDivergence,
-    keras.metrics.TopKCategoricalAccuracy,
-    keras.metrics.SparseTopKCategoricalAccuracy,
-    keras.metrics.CategoricalAccuracy,
-    keras.metrics.SparseCategoricalAccuracy,
-)
+# Keras' metrics that read predictions as probabilities in [0, 1], by a threshold or as they are: those that
+# take labels as classes, those that take a row of all classes, and those that take yes or no.
 _WHOLE_LABELS = (
     keras.metrics.SparseCategoricalAccuracy,
     keras.metrics.SparseTopKCategoricalAccuracy,
@@ -226,6 +200,23 @@ _ALL_CLASSES = (
     keras.metrics.KLDivergence,
     keras.metrics.TopKCategoricalAccuracy,
     keras.metrics.CategoricalAccuracy,
+)
+_OF_PROBABILITIES = (
+    *_WHOLE_LABELS,
+    *_ALL_CLASSES,
+    keras.metrics.AUC,
+    keras.metrics.Precision,
+    keras.metrics.Recall,
+    keras.metrics.TruePositives,
+    keras.metrics.TrueNegatives,
+    keras.metrics.FalsePositives,
+    keras.metrics.FalseNegatives,
+    keras.metrics.SensitivityAtSpecificity,
+    keras.metrics.SpecificityAtSensitivity,
+    keras.metrics.PrecisionAtRecall,
+    keras.metrics.RecallAtPrecision,
+    keras.metrics.BinaryAccuracy,
+    keras.metrics.BinaryCrossentropy,
 )
 _BY_FUNCTION = {  # names that Keras keeps as functions
     "top_k_categorical_accuracy": keras.metrics.TopKCategoricalAccuracy,

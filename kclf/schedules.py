@@ -183,12 +183,7 @@ def flat_cosine(
 
 
 def cosine_restarts(
-    value_max: float,
-    cycle_steps: int,
-    *,
-    cycle_mult: int = 1,
-    value_min: float = 0.0,
-    warmup: bool = False,
+    value_max: float, cycle_steps: int, *, cycle_mult: int = 1, value_min: float = 0.0, warmup: bool = False
 ) -> ScheduleFunction:
     """SGDR: a cosine from `value_max` to `value_min`, again and again; cycle k is `cycle_mult ** k` as long.
 
@@ -210,7 +205,8 @@ def cosine_restarts(
         [1.0, 0.5, 0.000247, 1.0, 0.5]
     """
     _check_steps(cycle_steps)
-    _check_mult(cycle_mult)
+    if int(cycle_mult) != cycle_mult or cycle_mult < 1:
+        raise ValueError(f"`cycle_mult` must be a whole number >= 1. Received: cycle_mult={cycle_mult}")
 
     def restarting(step: float) -> float:
         if warmup and step < cycle_steps / 20:
@@ -310,8 +306,3 @@ def _share(step: float, num_steps: int) -> float:
 def _check_steps(num_steps: int) -> None:
     if num_steps < 1:
         raise ValueError(f"A schedule needs at least 1 step. Received: {num_steps}")
-
-
-def _check_mult(cycle_mult: int) -> None:
-    if int(cycle_mult) != cycle_mult or cycle_mult < 1:
-        raise ValueError(f"`cycle_mult` must be a whole number >= 1. Received: cycle_mult={cycle_mult}")

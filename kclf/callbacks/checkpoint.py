@@ -139,11 +139,8 @@ class Checkpoint(keras.callbacks.Callback):
         stage, epoch, batch = self._found_position()
         if self._stage <= stage:
             self._check_settings(self._found["stages"][self._stage])
-        if self._stage < stage or (self._stage == stage and batch == DONE):
-            self._passing = True
-            start_epochs_at(self.model, (self.params or {}).get("epochs"))
-        else:
-            start_epochs_at(self.model, epoch)
+        self._passing = self._stage < stage or (self._stage, DONE) == (stage, batch)
+        start_epochs_at(self.model, lengths["epochs"] if self._passing else epoch)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Remember where the data stand, or take them there."""

@@ -16,6 +16,7 @@ from .._core.fit_hooks import Step, overridden, unwrap_step, wrap_step
 from .._core.keras_private import all_layers, average_of_weights, trained_variables
 from ..acceleration import run_by_keras
 from ..optimizers import layer_group_optimizer
+from .run_state import Undo, remember_tensors
 from .steps import finish_interrupted, innermost, log_rates
 
 FEWEST, MOST = 128, 512  # training images that statistics are taken from: a quarter of all, between these
@@ -56,7 +57,7 @@ class DeliveredModel(keras.callbacks.Callback):
         finish_interrupted(self.model.optimizer)
         self._norms = live_batchnorms(self.model)
         self._recent: list[torch.Tensor] | None = None if can_be_sampled(self.data) else []
-        self._moved, self._delivered = False, _Statistics(())
+        self._moved, self._deliver = False, remember_statistics(())
         self._watch = _backbone_rates(self.model)
         self.model.__dict__[_RUNNING] = self
         wrap_step(self.model, "train_function", self._step)
@@ -104,15 +105,15 @@ class DeliveredModel(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Before validation: the weights and statistics that the fit would deliver now."""
-        self._kept = _Statistics(self._norms)
+        self._undo = remember_statistics(self._norms)
         swap_averages(self.model)
         self._refresh()
-        self._delivered = _Statistics(self._norms)
+        self._deliver = remember_statistics(self._norms)
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         """After it: training resumes with its own weights."""
         if swap_averages(self.model):
-            self._kept.put_back()
+            self._undo()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Where nothing was validated: statistics for what is saved now. The rates, for the history."""
@@ -125,7 +126,7 @@ class DeliveredModel(keras.callbacks.Callback):
         if self._moved:
             self._refresh()
         elif averages(self.model):
-            self._delivered.put_back()
+            self._deliver()
         self.model.__dict__.pop(_RUNNING, None)
         unwrap_step(self.model, "train_function", self._step)
 
@@ -169,16 +170,14 @@ def delivered_first(callbacks: Any, model: keras.Model, given: Mapping[str, Any]
     return callbacks
 
 
-class _Statistics:
-    """The moving statistics of some batch norms at one time."""
+def moving_statistics(norms: BatchNorms) -> list[torch.Tensor]:
+    """The tensors of batch norms that follow the batches."""
+    return [variable.value for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
 
-    def __init__(self, norms: BatchNorms) -> None:
-        variables = [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
-        self._kept = [(variable, variable.value.detach().clone()) for variable in variables]
 
-    def put_back(self) -> None:
-        for variable, value in self._kept:
-            variable.assign(value)
+def remember_statistics(norms: BatchNorms) -> Undo:
+    """Remember the moving statistics of batch norms, and return the function that puts them back."""
+    return remember_tensors(moving_statistics(norms), device=None)
 
 
 def live_batchnorms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
@@ -304,13 +303,13 @@ def as_delivered(model: keras.Model) -> Iterator[None]:
     if mine is None or not swap_averages(model):
         yield
         return
-    kept = _Statistics(mine._norms)
-    mine._delivered.put_back()
+    undo = remember_statistics(mine._norms)
+    mine._deliver()
     try:
         yield
     finally:
         swap_averages(model)
-        kept.put_back()
+        undo()
 
 
 def _backbone_rates(model: keras.Model) -> Callable[[], bool] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from ..distributed import world_size
 from ..errors import NotFiniteError
 from ..optimizers import layer_group_optimizer
 from .checkpoint import Checkpoint
-from .delivered import live_batchnorms
+from .delivered import live_batchnorms, remember_statistics
 from .steps import LossHook, warn_of_silence
 
 NEAR_CHANCE = 5.0  # training is this many times further above chance than validation
@@ -174,23 +173,16 @@ def _mean_loss(model: keras.Model, batches: list[Any]) -> float:
 @contextmanager
 def _by_batch(norms: list[keras.layers.BatchNormalization]) -> Iterator[None]:
     """Let BatchNorm layers use the statistics of each batch, without learning from them."""
-    kept = [(norm, norm.moving_mean.value.clone(), norm.moving_variance.value.clone()) for norm in norms]
-    try:
-        with ExitStack() as stack:
-            for norm in norms:
-                stack.enter_context(overridden(norm, call=_training_call(norm)))
-            yield
-    finally:
-        for norm, mean, variance in kept:
-            norm.moving_mean.assign(mean)
-            norm.moving_variance.assign(variance)
+    with ExitStack() as stack:
+        stack.callback(remember_statistics(norms))
+        for norm in norms:
+            stack.enter_context(overridden(norm, call=_training_call(norm)))
+        yield
 
 
 def _training_call(norm: keras.layers.BatchNormalization) -> Any:
-    original = functools.partial(type(norm).call, norm)
-
     def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        return original(inputs, training=True, mask=mask)
+        return type(norm).call(norm, inputs, training=True, mask=mask)
 
     return call
 
@@ -257,7 +249,6 @@ class FiniteGuard(keras.callbacks.Callback):
         unwrap_step(self.model, "train_function", self._keep)
         if self._tap is not None:
             self._tap.close()
-            self._tap = None
 
     def _keep(self, step: Step, data: list[Any]) -> Any:
         """Keep the last few batches, to look at what the loss comes from."""
@@ -336,7 +327,10 @@ class FiniteGuard(keras.callbacks.Callback):
             said += f"The first layer whose output was not finite: {layer}. "
         if mended and layer is not None:
             said += "With the good weights all are finite on that batch, so steps were too large. "
-        return said + _advice(self.model)
+        said += "Lower the learning rate, or clip gradients"
+        if self.model.compute_dtype == "float16":
+            said += ", or compute in bfloat16 or float32: float16 ends at 65504"
+        return said
 
     def _first_bad(self, first: int) -> tuple[int, int, Any]:
         """Epoch, batch and data of the step that came first; of the last step where that is long gone."""
@@ -356,13 +350,6 @@ class FiniteGuard(keras.callbacks.Callback):
         begun = self.data.state_dict()["epoch"] - (batch == len(self.data) - 1)
         indices = np.asarray(self.data.order(begun))[self.data.rows(batch)]
         return [str(self.data.paths[indices[row]]) for row in sorted(rows)]
-
-
-def _advice(model: keras.Model) -> str:
-    advice = "Lower the learning rate, or clip gradients"
-    if model.compute_dtype != "float16":
-        return advice
-    return f"{advice}, or compute in bfloat16 or float32: float16 ends at 65504"
 
 
 def first_non_finite_layer(model: keras.Model, x: torch.Tensor) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -157,11 +157,8 @@ class RangeTestRun:
                 raise _Unfit(f"too few points: {len(losses)} left of {len(self.losses)}, {needed} needed")
             if np.ptp(losses) < FLAT * abs(losses).max():
                 raise _Unfit("the curve is flat: the loss does not depend on the rate")
-            first = self.num_steps // 10
-            if (
-                wandering(self.losses[first : first + len(losses)]) < WANDERING
-                and len(losses) >= FEWEST_TO_TELL
-            ):
+            raw = self.losses[self.num_steps // 10 :][: len(losses)]
+            if len(losses) >= FEWEST_TO_TELL and wandering(raw) < WANDERING:
                 raise _Unfit("the losses scatter at random: they do not depend on the rate; try more steps")
             found = function(rates, losses)
         except _Unfit as unfit:
@@ -200,11 +197,11 @@ class RangeTest:
     """
 
     runs: tuple[RangeTestRun, ...]
-    suggestions: dict[str, Suggestion] = field(init=False)
 
-    def __post_init__(self) -> None:
-        found = {rule: self._over_runs(rule) for rule in RULES}
-        object.__setattr__(self, "suggestions", found)
+    @cached_property
+    def suggestions(self) -> dict[str, Suggestion]:
+        """What each rule says, by its name."""
+        return {rule: self._over_runs(rule) for rule in RULES}
 
     def _over_runs(self, rule: str) -> Suggestion:
         each = [run.suggest(rule) for run in self.runs]
@@ -379,9 +376,9 @@ class LearningRateFinder(keras.callbacks.Callback):
         return high and not np.median(last) <= max(before, default=float("inf"))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Keep the curve and put the model back."""
+        """Put the model back and keep the curve."""
+        self.restore()
         if len(self._losses) < len(self._rates):
-            self.restore()
             raise TrainingError(
                 "The range test saw no loss: the model's train_step must pass it through "
                 "`optimizer.scale_loss`, as Keras' own does"
@@ -393,7 +390,6 @@ class LearningRateFinder(keras.callbacks.Callback):
             self.smoothing,
             bool(self.model.trainable_variables),
         )
-        self.restore()
 
     def restore(self) -> None:
         """Put the model back, once; nothing happens where that is done already."""

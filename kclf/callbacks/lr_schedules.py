@@ -18,6 +18,8 @@ from ..schedules import ScheduleFunction
 from .snapshots import SnapshotSaver
 from .steps import Hyperparameters, log_rates, steps_of_run
 
+Functions = tuple[ScheduleFunction, ScheduleFunction | None]  # of the rate, and of the momentum
+
 
 class Schedule(keras.callbacks.Callback):
     """Drive the learning rate, and the momentum, by functions of the step.
@@ -40,9 +42,7 @@ class Schedule(keras.callbacks.Callback):
         super().__init__()
         self._given = (learning_rate, momentum)
 
-    def functions(
-        self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int
-    ) -> tuple[ScheduleFunction, ScheduleFunction | None]:
+    def functions(self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int) -> Functions:
         """The two functions for a run of `num_steps` batches."""
         return self._given
 
@@ -136,9 +136,7 @@ class OneCycle(Schedule):
         self.lr_max, self.pct_start, self.div = lr_max, pct_start, div
         self.div_final, self.momentum = div_final, momentum
 
-    def functions(
-        self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int
-    ) -> tuple[ScheduleFunction, ScheduleFunction | None]:
+    def functions(self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int) -> Functions:
         """One cycle over the whole run."""
         learning_rate = schedules.one_cycle(
             hyperparameters.set_group_rates(self.lr_max),
@@ -173,9 +171,7 @@ class FlatCosine(Schedule):
         keras.callbacks.Callback.__init__(self)
         self.lr_max, self.pct_start, self.div_final = lr_max, pct_start, div_final
 
-    def functions(
-        self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int
-    ) -> tuple[ScheduleFunction, ScheduleFunction | None]:
+    def functions(self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int) -> Functions:
         """Flat, then down, over the whole run."""
         lr_max = hyperparameters.set_group_rates(self.lr_max)
         function = schedules.flat_cosine(
@@ -233,9 +229,7 @@ class CosineRestarts(Schedule):
         """Paths of the snapshots saved so far, first cycle first."""
         return [] if self._saver is None else self._saver.paths
 
-    def functions(
-        self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int
-    ) -> tuple[ScheduleFunction, ScheduleFunction | None]:
+    def functions(self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int) -> Functions:
         """Cosines with restarts; says so at once where the epochs do not fill whole cycles."""
         self._check_epochs(num_steps // steps_per_epoch)
         self._underway = False
@@ -315,9 +309,7 @@ class TriangularCycles(Schedule):
         self.div, self.cut_div = div, cut_div
         self.momenta = None if momentum_max is None else (momentum_max, momentum_min or momentum_max)
 
-    def functions(
-        self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int
-    ) -> tuple[ScheduleFunction, ScheduleFunction | None]:
+    def functions(self, hyperparameters: Hyperparameters, num_steps: int, steps_per_epoch: int) -> Functions:
         """Rate, and momentum where it was given."""
         highest = hyperparameters.set_group_rates(self.lr_max)
         rate = self._over_cycles(highest / self.div, highest, steps_per_epoch)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 BATCHES_OF_A_CURVE = 20  # a smoothed curve has so many that do not lean on each other
+SMOOTHING = 0.98  # weight of the past in the loss that is shown, as in fastai
 SECONDS_A_LOSS = 0.25  # between two losses that are fetched from a GPU
 
 
@@ -46,7 +47,6 @@ class ProgressBar(keras.callbacks.Callback):
         super().__init__()
         self.batch_size, self.total, self.name = batch_size, total, name
         self._tap: LossHook | None = None
-        self._heard = False
         self._bar: Progress | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -106,14 +106,9 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 class LateLoss:
-    """The debiased moving average of losses, for show: at once on a CPU, when it has arrived from a GPU.
+    """The debiased moving average of losses, for show: at once on a CPU, when it has arrived from a GPU."""
 
-    Args:
-        smoothing: weight of the past.
-    """
-
-    def __init__(self, smoothing: float = 0.98) -> None:
-        self.smoothing = smoothing
+    def __init__(self) -> None:
         self._average: torch.Tensor | None = None
         self._count, self._sent = 0, 0.0
         self._arriving: tuple[torch.cuda.Event, torch.Tensor, int] | None = None
@@ -122,16 +117,17 @@ class LateLoss:
         """Take one loss; gives the newest average that is at hand, None where none is new."""
         loss = loss.detach().float()
         average = torch.zeros_like(loss) if self._average is None else self._average
-        self._average = average.mul_(self.smoothing).add_(loss, alpha=1 - self.smoothing)
+        self._average = average.mul_(SMOOTHING).add_(loss, alpha=1 - SMOOTHING)
         self._count += 1
         if loss.device.type == "cpu":
-            return self._debiased(float(average), self._count)
+            return float(average) / (1 - SMOOTHING**self._count)
         return self._from_device(average) if loss.device.type == "cuda" else None
 
     def _from_device(self, average: torch.Tensor) -> float | None:
         found, now = None, time.monotonic()
         if self._arriving is not None and self._arriving[0].query():
-            found = self._debiased(float(self._arriving[1]), self._arriving[2])
+            _, on_host, count = self._arriving
+            found = float(on_host) / (1 - SMOOTHING**count)
             self._arriving = None
         if self._arriving is None and now - self._sent > SECONDS_A_LOSS:
             self._sent = now
@@ -140,9 +136,6 @@ class LateLoss:
             arrived.record()
             self._arriving = arrived, on_host, self._count
         return found
-
-    def _debiased(self, average: float, count: int) -> float:
-        return average / (1 - self.smoothing**count)
 
 
 class Recorder(keras.callbacks.Callback):

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from ..optimizers import layer_group_optimizer
-from .recording import current_rate
+from .steps import rates_now
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +76,7 @@ class RunLog(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Note the rates; no loss is read, so that no batch waits for the device."""
-        self._rates.append(group_rates(self.model.optimizer))
+        self._rates.append(rates_now(self.model.optimizer))
         for log in self.logs:
             log.callback.on_train_batch_end(self.step, _by_group(self._rates[-1]))
         self.step += 1
@@ -207,12 +206,6 @@ def _mlflow(folder: Path, settings: Mapping[str, Any]) -> Log:
         lambda name, figure: mlflow.log_figure(figure, f"{name.replace(' ', '_')}.png"),
         mlflow.end_run,
     )
-
-
-def group_rates(optimizer: keras.optimizers.Optimizer) -> list[float]:
-    """The learning rate of each layer group now, input side first; of other optimizers the one rate."""
-    groups = layer_group_optimizer(optimizer)
-    return [float(current_rate(optimizer))] if groups is None else groups.learning_rates
 
 
 def _by_group(rates: Sequence[float] | np.ndarray) -> dict[str, float]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import keras
@@ -73,7 +73,7 @@ def set_random_states(states: Mapping[str, Any]) -> None:
         set_global_attribute(GLOBAL_SEED_GENERATOR, None)
 
 
-Undo = Callable[[], None]
+Undo = Callable[[], Any]
 
 
 def remember_model(model: keras.Model) -> Undo:
@@ -140,15 +140,11 @@ def _all(undos: Iterable[Undo]) -> Undo:
     return undo
 
 
-def training_variables(*models: keras.Model) -> list[keras.Variable]:
+def training_variables(model: keras.Model) -> list[keras.Variable]:
     """All variables that a fit changes, each once: weights, seeds, metrics, and the optimizer's state."""
-    found: dict[int, keras.Variable] = {}
-    for model in models:
-        optimizer = getattr(model, "optimizer", None)
-        own = [*model.variables, *model.metrics_variables, *(optimizer.variables if optimizer else ())]
-        for variable in own:
-            found.setdefault(id(raw(variable)), variable)
-    return list(found.values())
+    optimizer = getattr(model, "optimizer", None)
+    own = [*model.variables, *model.metrics_variables, *(optimizer.variables if optimizer else ())]
+    return list({id(raw(variable)): variable for variable in own}.values())
 
 
 def changed_by_a_step(model: keras.Model) -> list[keras.Variable]:
@@ -185,19 +181,19 @@ def remember_tensors(tensors: Iterable[torch.Tensor], device: str | None = "cpu"
 
 def _layers(model: keras.Model) -> Iterator[Undo]:
     for layer in random_layers(model):
-        yield _setter(layer.set_random_state, layer.get_random_state())
+        yield partial(layer.set_random_state, layer.get_random_state())
 
 
 def _flags(model: keras.Model) -> Iterator[Undo]:
     for name in ("history", "stop_training", FIRST_EPOCH):
         if hasattr(model, name):
-            yield _setter(_attribute(model, name), getattr(model, name))
+            yield partial(setattr, model, name, getattr(model, name))
         else:
-            yield functools.partial(vars(model).pop, name, None)
+            yield partial(vars(model).pop, name, None)
     # fit looks at one batch to build these, which draws from the random state: it must do so again
     for part in (compiled_metrics(model), compiled_loss(model)):
         if part is not None and not part.built:
-            yield _setter(_attribute(part, "built"), False)
+            yield partial(setattr, part, "built", False)
     training = model.training
 
     def undo() -> None:
@@ -209,8 +205,8 @@ def _flags(model: keras.Model) -> Iterator[Undo]:
 
 def _generators() -> Iterator[Undo]:
     seeds = get_global_attribute(GLOBAL_SEED_GENERATOR)
-    yield lambda: set_global_attribute(GLOBAL_SEED_GENERATOR, seeds)
-    yield _setter(set_random_states, random_states())
+    yield partial(set_global_attribute, GLOBAL_SEED_GENERATOR, seeds)
+    yield partial(set_random_states, random_states())
 
 
 def _data(data: Any) -> Iterator[Undo]:
@@ -220,19 +216,11 @@ def _data(data: Any) -> Iterator[Undo]:
             f"Received: {type(data).__name__}"
         )
     if hasattr(data, "state_dict") and hasattr(data, "load_state_dict"):
-        yield _setter(data.load_state_dict, data.state_dict())
+        yield partial(data.load_state_dict, data.state_dict())
     for owner in (data, getattr(data, "sampler", None)):
         generator = getattr(owner, "generator", None)
         if isinstance(generator, torch.Generator):
-            yield _setter(generator.set_state, generator.get_state())
-
-
-def _attribute(owner: Any, name: str) -> Callable[[Any], None]:
-    return lambda value: setattr(owner, name, value)
-
-
-def _setter(put: Callable[[Any], Any], value: Any) -> Undo:
-    return lambda: put(value)
+            yield partial(generator.set_state, generator.get_state())
 
 
 ARRAY = "$array"

@@ -1,10 +1,10 @@
-"""Models saved while training: snapshots of cycles, the best epoch, the classifier after each epoch."""
+"""Weights kept while training: snapshots of cycles, and the best epoch."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from .._core.keras_private import metric_direction
 from ..distributed import barrier, is_main
 from ..errors import TrainingError
 from ..weights import save_weights
-from .delivered import as_delivered, live_batchnorms
+from .delivered import as_delivered, live_batchnorms, moving_statistics
+from .run_state import Undo, remember_tensors
 
 
 @contextmanager
@@ -56,26 +57,6 @@ def save_snapshot(
         with as_delivered(trained or model), without_optimizer(model):
             save_weights(model, path)
     barrier()
-
-
-class SaveAfterEpochs(keras.callbacks.Callback):
-    """Saves after the epochs that a rule names: the one saver, of which others are kinds.
-
-    Args:
-        save: called with the epoch, counted from 0.
-        when: called with the epoch and its logs; by default every epoch is saved.
-    """
-
-    def __init__(
-        self, save: Callable[[int], Any], when: Callable[[int, Mapping[str, Any]], bool] = lambda *_: True
-    ) -> None:
-        super().__init__()
-        self.save, self.when = save, when
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save where the rule says so."""
-        if self.when(epoch, logs or {}):
-            self.save(epoch)
 
 
 class SnapshotSaver:
@@ -145,7 +126,7 @@ def better_direction(monitor: str, model: keras.Model | None = None) -> str:
     return "min" if any(word in name for word in SMALLER_IS_BETTER) else "max"
 
 
-class BestModel(SaveAfterEpochs):
+class BestModel(keras.callbacks.Callback):
     """Saves the weights whenever a figure is the best of the run, and loads the best when the run ends.
 
     Args:
@@ -169,7 +150,7 @@ class BestModel(SaveAfterEpochs):
         patience: int | None = None,
         restore: bool = True,
     ) -> None:
-        super().__init__(self._save, self._is_best)
+        super().__init__()
         self.path = Path(path)
         self.classifier = classifier
         self.monitor = monitor
@@ -182,8 +163,10 @@ class BestModel(SaveAfterEpochs):
         self.best_epoch = -1
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
-    def _save(self, epoch: int) -> None:
-        save_snapshot(self.classifier or self.model, self.path, self.model)
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save where the epoch is the best so far."""
+        if self._is_best(epoch, logs or {}):
+            save_snapshot(self.classifier or self.model, self.path, self.model)
 
     def _is_best(self, epoch: int, logs: Mapping[str, Any]) -> bool:
         """Whether this is the best epoch; stops the run if none came for long."""
@@ -231,7 +214,7 @@ class BestSoFar(keras.callbacks.Callback):
         """Forget an earlier fit."""
         self.epoch: int | None = None
         self.value: float | None = None
-        self._kept: list[tuple[keras.Variable, Any]] = []
+        self._undo: Undo | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep the weights, as the last validation saw them, where they are better than those before."""
@@ -241,29 +224,25 @@ class BestSoFar(keras.callbacks.Callback):
             return
         self.epoch, self.value = epoch, value
         with as_delivered(self.model):
-            self._kept = [(one, one.value.detach().to("cpu", copy=True)) for one in self._changing()]
+            weights = [variable.value for variable in self.model.trainable_variables]
+            self._undo = remember_tensors([*weights, *moving_statistics(live_batchnorms(self.model))])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Let go of the weights."""
-        self._kept = []
+        self._undo = None
 
     def restore(self) -> str:
         """Put the best weights back, and say which they are."""
-        for variable, value in self._kept:
-            variable.assign(value)
-        self._kept = []
+        if self._undo is not None:
+            self._undo()
+        self._undo = None
         if self.epoch is None:
             return "No epoch was over: the weights are those of now."
         figure = "" if self.value is None else f", {self.monitor.replace('val_', 'valid_')} {self.value:.6f}"
         return f"The weights are those of epoch {self.epoch}, the best so far{figure}."
 
-    def _changing(self) -> list[keras.Variable]:
-        norms = live_batchnorms(self.model)
-        moving = [one for norm in norms for one in (norm.moving_mean, norm.moving_variance)]
-        return [*self.model.trainable_variables, *moving]
 
-
-class CycleSnapshots(SaveAfterEpochs):
+class CycleSnapshots(keras.callbacks.Callback):
     """Saves the whole classifier after the last batch of each cycle, also while only its head is trained.
 
     Args:
@@ -273,13 +252,9 @@ class CycleSnapshots(SaveAfterEpochs):
     """
 
     def __init__(self, classifier: keras.Model, name: Path, ends: Sequence[int]) -> None:
-        self.classifier = classifier
+        super().__init__()
+        self.classifier, self.ends = classifier, list(ends)
         self.saver = SnapshotSaver(name)
-        last_epochs = [end - 1 for end in ends]
-        super().__init__(
-            lambda epoch: self.saver.save(classifier, last_epochs.index(epoch)),
-            lambda epoch, logs: epoch in last_epochs,
-        )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Fail now rather than after hours."""
@@ -291,3 +266,8 @@ class CycleSnapshots(SaveAfterEpochs):
             return
         for old in self.saver.name.parent.glob(f"{glob.escape(self.saver.name.name)}_cyc_*.weights.h5"):
             old.unlink()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save where a cycle is over."""
+        if epoch + 1 in self.ends:
+            self.saver.save(self.classifier, self.ends.index(epoch + 1))

@@ -141,8 +141,7 @@ class Hyperparameters:
 
     def is_unchanged(self) -> bool:
         """True while the optimizer still has the rate that was set here last."""
-        now = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
-        return self._last_rate is not None and now == np.float32(self._last_rate)
+        return self._last_rate is not None and self.was_set_elsewhere() is None
 
 
 def finish_interrupted(optimizer: keras.optimizers.Optimizer) -> None:
@@ -155,6 +154,14 @@ def finish_interrupted(optimizer: keras.optimizers.Optimizer) -> None:
         before.restore()
 
 
+def rates_now(optimizer: keras.optimizers.Optimizer) -> list[float]:
+    """The learning rate of each layer group now, input side first; of other optimizers the one rate."""
+    groups = layer_group_optimizer(optimizer)
+    if groups is not None:
+        return groups.learning_rates
+    return [float(keras.ops.convert_to_numpy(optimizer.learning_rate))]
+
+
 def log_rates(optimizer: keras.optimizers.Optimizer, logs: dict[str, Any] | None) -> None:
     """Put the rates of now into the logs of an epoch, where a schedule of kclf sets them.
 
@@ -163,11 +170,7 @@ def log_rates(optimizer: keras.optimizers.Optimizer, logs: dict[str, Any] | None
     """
     if logs is None or "_before_schedule" not in vars(optimizer):
         return
-    groups = layer_group_optimizer(optimizer)
-    if groups is None:
-        logs["learning_rate"] = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-        return
-    *others, logs["learning_rate"] = groups.learning_rates
+    *others, logs["learning_rate"] = rates_now(optimizer)
     logs.update({f"learning_rate_{number}": rate for number, rate in enumerate(others)})
 
 
@@ -203,15 +206,9 @@ class LossHook:
             remove_listener(self._optimizer, self._receive)
             self._optimizer = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
         """A copy, as in a spawned worker, listens to nobody."""
-        return _closed_hook, ()
-
-
-def _closed_hook() -> LossHook:
-    hook = LossHook.__new__(LossHook)
-    hook._optimizer = None
-    return hook
+        return {"_optimizer": None}
 
 
 class FinishAccumulation(keras.callbacks.Callback):

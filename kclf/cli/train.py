@@ -29,7 +29,6 @@ from ..backbones import backbone_names, backbone_spec
 from ..callbacks import Checkpoint, EpochTable, ProgressBar, Recorder
 from ..callbacks.microbatches import LARGEST, largest_batch
 from ..callbacks.run_log import RunLog, open_logs
-from ..callbacks.snapshots import SaveAfterEpochs
 from ..data import ImageData, ImageDataset
 from ..data.archives import unpacked
 from ..data.decoding import set_decoding
@@ -167,7 +166,8 @@ def train_to_end(
     so_far = f"The classifier so far: {out / CLASSIFIER}"
     try:
         if is_course:
-            learner.callbacks.append(SaveAfterEpochs(lambda _: save_so_far(learner.model, out)))
+            saving = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: save_so_far(learner.model, out))
+            learner.callbacks.append(saving)
         found = learner.train(
             settings,
             keep=lambda model: save_so_far(model, out),

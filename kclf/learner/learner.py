@@ -42,13 +42,7 @@ from ..prediction.tta import predict_tta
 from ..recipe import BestFit, LinearProbe, Plan, fit_best, fit_linear_probe, plan_best
 from ..recipe.reading_size import at_size
 from ..report import write_report
-from .adapt import (
-    adapt_to_data,
-    decode_prediction,
-    head_for,
-    log_probabilities,
-    take_weights,
-)
+from .adapt import adapt_to_data, decode_prediction, head_for, log_probabilities, take_weights
 from .plots import SuggestedRates, report_inputs
 from .trainer import AnyPath, Callbacks, FitOptions, Rates, Trainer
 

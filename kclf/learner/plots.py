@@ -31,7 +31,6 @@ class SuggestedRates(RangeTest):
     rules: tuple[str, ...] = ("minimum", "steep")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         unknown = [rule for rule in self.rules if rule not in RULES]
         if unknown:
             raise ValueError(f"Expected rules of {', '.join(RULES)}. Received: suggest={list(self.rules)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import fields
 from typing import Any
 
 from .._core.h5_store import JSON
@@ -25,18 +24,16 @@ def describe(
         precompute: whether its head trains on cached activations.
         schedule: the callback that sets the learning rate.
     """
-    rates = {name: repr(value) for name, value in vars(schedule).items() if not name.startswith("_")}
-    settings = {f.name: getattr(training, f.name) for f in fields(training)}
+    public = {k: repr(v) for k, v in vars(schedule).items() if not k.startswith("_") and k != "params"}
+    plain = {k: v for k, v in vars(training).items() if v is None or isinstance(v, str | int | float)}
     return {
         "backbone": model.backbone_name,
         "policy": model.dtype_policy.name,
         "first_trainable_group": model.first_trainable_group,
         "precompute": precompute,
         "photos": photos_digest(data),
-        "schedule": {"kind": type(schedule).__name__, **{k: v for k, v in rates.items() if k != "params"}},
-        "training": {
-            name: v for name, v in settings.items() if v is None or isinstance(v, str | int | float)
-        },
+        "schedule": {"kind": type(schedule).__name__, **public},
+        "training": plain,
     }
 
 

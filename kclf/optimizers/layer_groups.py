@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -39,7 +38,7 @@ from .._core.quiet_steps import (
     zero_where,
 )
 from . import updates
-from .loss_scale import load_in_order
+from .loss_scale import SavedApart
 from .updates import Bucket, Tensors
 from .variables import GroupSpec, LayerGroups, RecordedGroups, VariableRegistry, group_rates
 
@@ -63,7 +62,7 @@ def _gentle(pretrained: int) -> list[float]:
 
 
 @keras.saving.register_keras_serializable(package="kclf")
-class LayerGroupOptimizer(keras.optimizers.Optimizer):
+class LayerGroupOptimizer(SavedApart, keras.optimizers.Optimizer):
     """Any Keras optimizer, with a learning rate and weight decay for each layer group.
 
     One `learning_rate` belongs to the last group, the head; each group runs at it times its multiplier. The
@@ -166,9 +165,8 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
-        numeric = isinstance(learning_rate, int | float | np.number)
         source = rate_source(self.inner_optimizer)
-        if numeric and isinstance(source, keras.Variable):
+        if isinstance(learning_rate, int | float | np.number) and isinstance(source, keras.Variable):
             self._rate = HostMirror(source)
             self._rate.write(float(learning_rate))
         else:
@@ -186,9 +184,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         Args:
             learning_rates: a number (all groups alike), a list, `slice(hi)` or `slice(lo, hi)`.
         """
-        if isinstance(
-            learning_rates, Mapping
-        ):  # the groups it leaves out would have the multiplier 1 as rate
+        if isinstance(learning_rates, Mapping):  # a group it leaves out would have the multiplier 1 as rate
             raise TypeError(
                 "Expected a learning rate for each group: a number, a list or a slice. "
                 f"Received: {learning_rates}"
@@ -256,15 +252,6 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         """Leave more variables out of weight decay, as on any Keras optimizer."""
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
-    def save_own_variables(self, store: Any) -> None:
-        """Write the counts of updates; the optimizer inside writes its own part."""
-        for index, variable in enumerate(state_variables(self)):
-            store[str(index)] = variable.numpy()
-
-    def load_own_variables(self, store: Any) -> None:
-        """Read what `save_own_variables` wrote."""
-        load_in_order(self, state_variables(self), store)
-
     def get_config(self) -> dict[str, Any]:
         """The optimizer inside, the multipliers, and a description of every variable with its group."""
         roster = self._roster if self.built else VariableRegistry(self._groups.members())
@@ -289,7 +276,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         optimizer = keras.saving.deserialize_keras_object(
             config.pop("optimizer"), custom_objects=custom_objects
         )
-        groups = RecordedGroups.from_config(config.pop("members"), config.pop("num_groups"))
+        groups = RecordedGroups(config.pop("members"), config.pop("num_groups"))
         return cls(optimizer, groups, **config)
 
     # ---- step ------------------------------------------------------------------------------------
@@ -369,7 +356,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     ) -> None:
         inner = self.inner_optimizer
         rate = rate * bucket.multiplier
-        kernel = updates.kernel_for(inner)
+        kernel = updates.KERNELS.get(updates.kernel_name(inner))
         if kernel is not None:
             kernel(inner, bucket, updates.match_layout(gradients, bucket.values), rate, veto)
             return
@@ -425,12 +412,7 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     def _average(self, veto: updates.Veto | None) -> None:
         """The moving average of the weights over all variables at hand, as Keras has it unless warmed up."""
         inner = self.inner_optimizer
-        kept = average_of_weights(inner)
-        pairs = [
-            (kept[place].value, self._roster.variables[place].value)
-            for place in self._roster.seen()
-            if kept[place] is not None
-        ]
+        pairs = [(average.value, variable.value) for average, variable in self._averages_at_hand()]
         averages, values = map(list, zip(*pairs, strict=True))
         every = inner.ema_overwrite_frequency
         if veto is not None:
@@ -457,10 +439,13 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """At the end of `fit`: under EMA, the averages become the weights."""
         if self.inner_optimizer.use_ema and self.built:
-            for place in self._roster.seen():
-                average = average_of_weights(self.inner_optimizer)[place]
-                if average is not None:
-                    self._roster.variables[place].assign(average)
+            for average, variable in self._averages_at_hand():
+                variable.assign(average)
+
+    def _averages_at_hand(self) -> list[tuple[keras.Variable, keras.Variable]]:
+        """The averages that are kept of variables at hand, each with its variable."""
+        kept, variables = average_of_weights(self.inner_optimizer), self._roster.variables
+        return [(kept[at], variables[at]) for at in self._roster.seen() if kept[at] is not None]
 
     # ---- plan ------------------------------------------------------------------------------------
 
@@ -481,11 +466,10 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
 
     def _make_plan(self, variables: list[keras.Variable]) -> _Plan:
         for place in self._roster.register(variables):
-            self._adopt(place)
+            move_into_place(self.inner_optimizer, place, self._roster.variables[place])  # its stand-in's
         places = [self._roster.place(variable) for variable in variables]
         counts = self._update_counts.value.tolist()
-        plan = _Plan(places)
-        buckets: dict[tuple[Any, ...], Bucket] = {}
+        alike: dict[tuple[float, float, int, str, torch.device], list[int]] = {}
         for position, (variable, place) in enumerate(zip(variables, places, strict=True)):
             if is_overwritten(self, variable):
                 raise TypeError(
@@ -496,18 +480,12 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
             if multiplier == 0:
                 continue
             kind = (multiplier, self._decay_of(variable, place), int(counts[place]))
-            key = (*kind, variable.dtype, variable.value.device)
-            bucket = buckets.setdefault(key, Bucket(*kind, torch_epsilon=self.torch_epsilon))
-            bucket.positions.append(position)
-            bucket.variables.append(variable)
-        for bucket in buckets.values():
-            bucket.collect(self.inner_optimizer)
-        plan.finish(list(buckets.values()), self._update_counts.value)
-        return plan
-
-    def _adopt(self, place: int) -> None:
-        """Put a variable that was met late in the place that its stand-in kept."""
-        move_into_place(self.inner_optimizer, place, self._roster.variables[place])
+            alike.setdefault((*kind, variable.dtype, variable.value.device), []).append(position)
+        buckets = [
+            Bucket(*key[:3], at, [variables[i] for i in at], self.inner_optimizer, self.torch_epsilon)
+            for key, at in alike.items()
+        ]
+        return _Plan(places, buckets, self._update_counts.value)
 
     def _decay_of(self, variable: keras.Variable, place: int) -> float:
         member = self._roster.members[place]
@@ -516,25 +494,19 @@ class LayerGroupOptimizer(keras.optimizers.Optimizer):
         return decays(self.inner_optimizer, variable) * self.weight_decay_multipliers[member.group]
 
 
-@dataclass
 class _Plan:
     """What one step over one list of variables does, worked out once."""
 
-    places: list[int]
-    key: tuple[Any, ...] = ()
-    buckets: list[Bucket] = field(default_factory=list)
-    constrained: list[keras.Variable] = field(default_factory=list)
-    advance: torch.Tensor | int = 1  # what a step adds to the counts
-    counted_by_device: bool = False  # the host's counts of the buckets are too high by the steps left out
-
-    def finish(self, buckets: list[Bucket], counts: torch.Tensor) -> None:
-        self.buckets = buckets
+    def __init__(self, places: list[int], buckets: list[Bucket], counts: torch.Tensor) -> None:
+        self.places, self.buckets = places, buckets
+        self.key: tuple[Any, ...] = ()
+        self.counted_by_device = False  # the host's counts of the buckets are too high by the steps left out
         moving = [variable for bucket in buckets for variable in bucket.variables]
         self.constrained = [variable for variable in moving if variable.constraint is not None]
+        self.advance: torch.Tensor | int = 1  # what a step adds to the counts
         if len(moving) < len(counts):
-            places = [self.places[position] for bucket in buckets for position in bucket.positions]
             advance = torch.zeros(len(counts), dtype=counts.dtype)
-            advance[places] = 1
+            advance[[places[position] for bucket in buckets for position in bucket.positions]] = 1
             self.advance = advance.to(counts.device)
 
     def count(self, counts: torch.Tensor, veto: updates.Veto | None) -> None:

@@ -9,8 +9,7 @@ as the rate changes. Epsilons stand where Keras has them. torch does not count w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass
 from typing import Any, TypeAlias
 
 import keras
@@ -57,19 +56,17 @@ class Bucket:
     multiplier: float
     weight_decay: float
     count: int  # updates done
-    positions: list[int] = field(default_factory=list)  # places in the gradients of a step
-    variables: list[keras.Variable] = field(default_factory=list)
-    values: Tensors = field(default_factory=list)
-    state: dict[str, Tensors] = field(default_factory=dict)
-    step: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # float32 scalar, on the device
-    done: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # `count`, as the device knows it
-    torch_epsilon: bool = False  # Adam's epsilon stands after the bias correction
+    positions: list[int]  # places of the variables in the gradients of a step
+    variables: list[keras.Variable]
+    optimizer: InitVar[Optimizer]
+    torch_epsilon: bool  # Adam's epsilon stands after the bias correction
 
-    def collect(self, optimizer: Optimizer) -> None:
+    def __post_init__(self, optimizer: Optimizer) -> None:
         """Look up the tensors of the optimizer's state, laid out in memory like the values."""
         self.values = [variable.value for variable in self.variables]
         self.step = torch.zeros((), dtype=torch.float32, device=self.values[0].device)
-        self.done = torch.full_like(self.step, self.count)
+        self.done = torch.full_like(self.step, self.count)  # `count`, as the device knows it
+        self.state: dict[str, Tensors] = {}
         for name in SLOTS.get(kernel_name(optimizer), ()):
             if owners := slots(optimizer, name, self.variables):
                 kept = [_laid_like(o.value, v) for o, v in zip(owners, self.values, strict=True)]
@@ -91,11 +88,6 @@ def _laid_like(state: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     if state.stride() != value.stride():
         state.data = torch.empty_like(value, dtype=state.dtype).copy_(state)
     return state
-
-
-def kernel_for(optimizer: Optimizer) -> Callable[..., None] | None:
-    """The update of this optimizer, or None where Keras' own must be used."""
-    return KERNELS.get(kernel_name(optimizer))
 
 
 def sgd(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, veto: Veto | None) -> None:
@@ -202,6 +194,7 @@ def nadam(optimizer: Optimizer, bucket: Bucket, gradients: Tensors, rate: Rate, 
     nadam_of(optimizer, bucket.values, gradients, *moments, **at)
 
 
+# The update of an optimizer; where it has none here, Keras' own must be used.
 KERNELS = {"SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Nadam": nadam}
 VETOED = ("SGD", "Adam", "AdamW")  # whose kernels leave a step out by a flag on the device
 

@@ -154,7 +154,7 @@ class LayerGroups:
         groups = [list(group) for group in groups]
         if not groups or not all(isinstance(layer, keras.Layer) for group in groups for layer in group):
             raise TypeError("Layer groups are a list of lists of Keras layers, input side first")
-        return list(groups)
+        return groups
 
     def __len__(self) -> int:
         return len(self.layers())
@@ -212,18 +212,13 @@ class RecordedGroups:
     """The groups of a saved optimizer: what its variables were, without the variables.
 
     Args:
-        members: every variable of the saved run.
+        members: every variable of the saved run, as `VariableRegistry.config` describes it.
         num_groups: how many groups there were.
     """
 
-    def __init__(self, members: Sequence[VariableSpec], num_groups: int) -> None:
-        self._members = tuple(members)
+    def __init__(self, members: Sequence[Mapping[str, Any]], num_groups: int) -> None:
+        self._members = [VariableSpec.from_config(member) for member in members]
         self._num_groups = num_groups
-
-    @classmethod
-    def from_config(cls, members: Sequence[Mapping[str, Any]], num_groups: int) -> RecordedGroups:
-        """Back from the JSON form of a roster."""
-        return cls([VariableSpec.from_config(member) for member in members], num_groups)
 
     def __len__(self) -> int:
         return self._num_groups
@@ -302,8 +297,7 @@ class VariableRegistry:
 
     def config(self) -> list[dict[str, Any]]:
         """The JSON form of the members, with the trainable flags of now."""
-        unseen = self._unseen
         return [
-            {**member.config(), "trainable": index not in unseen and bool(self.variables[index].trainable)}
-            for index, member in enumerate(self.members)
+            {**member.config(), "trainable": bool(variable.trainable)}  # no stand-in trains
+            for member, variable in zip(self.members, self.variables, strict=True)
         ]
