@@ -346,7 +346,7 @@ class ImageClassifier(keras.Model):
         self.freeze_to(0)
 
     def _set_trainable(self, layer: keras.layers.Layer, trainable: bool, *, in_head: bool) -> None:
-        is_backbone_norm = isinstance(layer, keras.layers.BatchNormalization) and not in_head
+        is_backbone_norm = _is_batchnorm(layer) and not in_head
         if is_backbone_norm and self.batchnorm in ("train", "sync"):
             trainable = True
         layer.trainable = trainable
@@ -585,7 +585,7 @@ def _settle_faster(backbone: keras.Model) -> None:
     the weights in a fine-tuning of a hundred, and validation collapses while training goes well.
     """
     for layer in all_layers(backbone):
-        if isinstance(layer, keras.layers.BatchNormalization):
+        if _is_batchnorm(layer):
             layer.momentum = min(layer.momentum, BATCHNORM_MOMENTUM)
 
 

@@ -79,13 +79,9 @@ def set_target_units(head: keras.Model, scale: np.ndarray, offset: np.ndarray) -
         scale: standard deviation of the targets, (outputs,).
         offset: their mean, (outputs,).
     """
-    if has_target_units(head):
-        head.get_layer("units").set_weights([scale, offset])
-
-
-def has_target_units(head: keras.Model) -> bool:
-    """Whether a head was built with `units`."""
-    return any(isinstance(layer, TargetUnits) for layer in head.layers)
+    for layer in head.layers:
+        if isinstance(layer, TargetUnits):
+            layer.set_weights([scale, offset])
 
 
 def auto_loss(task: str) -> keras.losses.Loss:

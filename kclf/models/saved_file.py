@@ -32,7 +32,7 @@ def write_single_file(model: keras.Model, path: Path) -> None:
     write_arrays(
         path,
         {
-            **stored_arrays(model),
+            **{key: array_of(variable) for key, variable in _keyed_weights(model).items()},
             "probe/images": images,
             "probe/logits": logits_of(model, images),
         },
@@ -74,11 +74,6 @@ def refuse_legacy_file() -> None:
             "Expected model.save(path), which writes a classifier as .h5 (kclf.load reads it) or .keras. "
             "Received: keras.saving.save_model to Keras' legacy .h5, which holds none"
         )
-
-
-def stored_arrays(model: keras.Model) -> dict[str, np.ndarray]:
-    """All weights of a classifier as numpy arrays, by the keys of the single file."""
-    return {key: array_of(variable) for key, variable in _keyed_weights(model).items()}
 
 
 def assign_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray], path: Any) -> None:
