@@ -16,7 +16,7 @@ from ..metrics import best_thresholds
 from .answers import Answers
 from .calibration import Calibration, calibrate
 from .gallery import Example, Gallery
-from .statistics import Interval, f1_interval, wilson_interval
+from .statistics import Interval, precision_recall_f1, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,9 +161,7 @@ class MultiLabelInterpretation(Answers):
                 name,
                 photos,
                 float(threshold),
-                precision=wilson_interval(hit, named, confidence=confidence),
-                recall=wilson_interval(hit, photos, confidence=confidence),
-                f1=f1_interval(hit, named + photos - hit, confidence),
+                *precision_recall_f1(hit, named, photos, confidence),
                 average_precision=float(average),
             )
             for name, hit, named, photos, threshold, average in zip(*columns, strict=True)
@@ -261,9 +259,6 @@ class MultiLabelInterpretation(Answers):
                 for n in np.flatnonzero(wrong).tolist()
             ),
         )
-
-    def _class(self, name: str) -> int:
-        return list(self.class_names).index(one_of("class_name", name, list(self.class_names)))
 
 
 def _known(figure: float) -> float | None:

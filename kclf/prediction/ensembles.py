@@ -23,8 +23,8 @@ import keras
 import numpy as np
 import torch
 
-from .._core.keras_private import all_layers
 from ..callbacks import load_snapshot
+from ..callbacks.delivered import live_batchnorms
 from ..callbacks.run_state import passing_draws, remember_tensors
 from .inference import predict as predict_plain
 from .predictions import Predictions, mean_gain
@@ -122,8 +122,7 @@ class SnapshotEnsemble:
         files = self._files_by_name()
         soup: list[str] = []
         best = -1.0
-        for name in sorted(scores, key=lambda member: -scores[member]):
-            score = scores[name]
+        for name, score in sorted(scores.items(), key=lambda pair: -pair[1]):
             if soup:
                 with original_weights(self.model):
                     self._mix([files[member] for member in (*soup, name)], train)
@@ -331,11 +330,7 @@ def recompute_batchnorm(model: keras.Model, data: Iterable[Any], *, batches: int
         data: batches of images, or of (images, ...).
         batches: how many; None for all.
     """
-    norms = [
-        layer
-        for layer in all_layers(model)
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
+    norms = live_batchnorms(model)
     momenta = [norm.momentum for norm in norms]
     try:
         for number, batch in enumerate(data):

@@ -100,14 +100,8 @@ def predict_files(
             channels than files have.
     """
     photos = [photos] if isinstance(photos, str | os.PathLike) else photos
-    dataset = photos_for(
-        model,
-        [file for photo in photos for file in image_files(photo)],
-        batch_size=batch_size,
-        size=size,
-        class_names=class_names,
-        depth=depth,
-    )
+    files = [file for photo in photos for file in image_files(photo)]
+    dataset = photos_for(model, files, batch_size=batch_size, size=size, class_names=class_names, depth=depth)
     return predict(model, dataset), dataset.skipped
 
 
@@ -122,11 +116,7 @@ def photos_for(
 ) -> ImageDataset:
     """Batches of photos without labels, read as a model's own preprocessing has it; see `predict_files`."""
     return ImageDataset(
-        FileImages(
-            files,
-            depth or getattr(model, "depth", None),
-            getattr(model, "channels", 3),
-        ),
+        FileImages(files, depth or getattr(model, "depth", None), getattr(model, "channels", 3)),
         class_names=class_names or getattr(model, "class_names", ()),
         task=getattr(model, "task", "single_label"),
         presize=size or size_for(model),
@@ -163,8 +153,9 @@ def predict_views(
         arrays, seconds = _predict_together(model, dataset, views)
         known = dataset.labels
     else:
-        with Progress(_number_of(dataset), bar or "", shown=bar is not None) as shown:
-            arrays, labels, seconds = _predict_batches(model, _counted(_batches(dataset), shown), views)
+        batches, count = _batches(dataset)
+        with Progress(count, bar or "", shown=bar is not None) as shown:
+            arrays, labels, seconds = _predict_batches(model, _counted(batches, shown), views)
         known = getattr(dataset, "labels", None)
         known = _on_host(labels) if known is None and labels else known
     if not arrays:
@@ -246,13 +237,6 @@ def _function(model: Any) -> Callable[[torch.Tensor], Any]:
     return lambda view: model.predict_function([(view,)])
 
 
-def _number_of(dataset: Any) -> int | None:
-    """How many photos a dataset has, where it says so."""
-    if isinstance(dataset, np.ndarray | torch.Tensor):
-        return len(dataset)
-    return getattr(dataset, "num_images", None)
-
-
 def _on_host(parts: list[Any]) -> np.ndarray:
     """Outputs or labels of all batches as one array, read from the device at once."""
     if isinstance(parts[0], torch.Tensor):
@@ -272,10 +256,11 @@ def _in_order(dataset: Any) -> Any:
     return dataset
 
 
-def _batches(dataset: Any, batch_size: int = 64) -> Iterable[Any]:
+def _batches(dataset: Any, size: int = 64) -> tuple[Iterable[Any], int | None]:
+    """The batches of a dataset or an array, and how many photos there are, where it says so."""
     if not isinstance(dataset, np.ndarray | torch.Tensor):
-        return dataset
-    return (dataset[start : start + batch_size] for start in range(0, len(dataset), batch_size))
+        return dataset, getattr(dataset, "num_images", None)
+    return (dataset[start : start + size] for start in range(0, len(dataset), size)), len(dataset)
 
 
 def _beside_labels(

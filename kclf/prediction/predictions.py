@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -265,15 +265,15 @@ class Predictions:
         write_csv(path, self._table())
 
     def _table(self) -> Iterator[list[Any]]:
-        known = ["label"] if self.labels is not None else []
-        sure = ["confidence"] if self.task != "regression" else []
-        yield ["path", *known, "predicted", *sure, *self.class_names]
-        for row in range(len(self)):
-            rows = [f"{value:.6g}" for value in self.probabilities[row]]
-            label = [] if self.labels is None else [self.label_text(self.labels[row])]
-            path = row if self.paths is None else self.paths[row]
-            sure = [f"{self.confidence[row]:.6g}"] if self.task != "regression" else []
-            yield [path, *label, self.label_text(self.predicted[row]), *sure, *rows]
+        columns: dict[str, Iterable[str]] = {"path": self.files}
+        if self.labels is not None:
+            columns["label"] = map(self.label_text, self.labels)
+        columns["predicted"] = map(self.label_text, self.predicted)
+        if self.task != "regression":
+            columns["confidence"] = (f"{value:.6g}" for value in self.confidence)
+        yield [*columns, *self.class_names]
+        for row, *cells in zip(self.probabilities, *columns.values(), strict=True):
+            yield [*cells, *(f"{value:.6g}" for value in row)]
 
     def label_text(self, answer: Any) -> str:
         """One photo's label or prediction in words: its classes by name, or its numbers.

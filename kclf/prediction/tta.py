@@ -80,9 +80,8 @@ def predict_tta(
         plain.probabilities, [view.probabilities for view in augmented], share, average, plain.task
     )
     result = replace(plain, probabilities=averaged)
-    return replace(
-        result, tta=_gain(plain, result, TTAReport(count, average, share, sum(seconds), seconds[0]))
-    )
+    report = TTAReport(count, average, share, sum(seconds), seconds[0], *_gains(plain, result))
+    return replace(result, tta=report)
 
 
 def predict_each_view(
@@ -226,16 +225,9 @@ def _plain_share(weight: float | None, views: str, count: int) -> float:
     return in_closed("weight", weight, 0, 1)
 
 
-def _gain(plain: Predictions, averaged: Predictions, views: TTAReport) -> TTAReport:
-    """The gain over the plain view, with the standard error of a mean of differences."""
+def _gains(plain: Predictions, averaged: Predictions) -> tuple[float, ...]:
+    """Gain in accuracy over the plain view and its standard error, and those of the log loss."""
     if plain.labels is None or plain.task == "regression" or not len(plain):
-        return views
-    accuracy, accuracy_error = mean_gain(averaged.hits(), plain.hits())
-    log_loss, log_loss_error = mean_gain(averaged.losses(), plain.losses())
-    return replace(
-        views,
-        accuracy=accuracy,
-        accuracy_error=accuracy_error,
-        log_loss=log_loss,
-        log_loss_error=log_loss_error,
-    )
+        return ()
+    accuracy = mean_gain(averaged.hits(), plain.hits())
+    return (*accuracy, *mean_gain(averaged.losses(), plain.losses()))
