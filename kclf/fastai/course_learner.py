@@ -73,9 +73,8 @@ class CourseLearner(Learner):
             lrs = self.lr if lrs is None else lrs
         if not _is_count(n_cycle):
             raise TypeError(f"Expected fit(rates, epochs), or fit(epochs, rates). Received: epochs={n_cycle}")
-        callbacks = [*options.pop("callbacks", ()), *_listed(options.pop("cbs", None))]
-        decay = options.pop("wd", wds)
-        return super().fit(lrs, int(n_cycle), decay, callbacks=callbacks, **options)  # type: ignore[arg-type]
+        decay, options = options.pop("wd", wds), _with(options.pop("cbs", None), options)
+        return super().fit(lrs, int(n_cycle), decay, **options)  # type: ignore[arg-type]
 
     def TTA(
         self, n_aug: int = 4, is_test: bool = False, *, average: str | None = "arithmetic"
@@ -226,10 +225,7 @@ class CourseLearner(Learner):
         """The data; of a learner that only predicts, what the classifier knows of them."""
         return Deployed(self.model) if self.data is None else self.data
 
-    @property
-    def loss_func(self) -> Any:
-        """The loss function."""
-        return self.crit
+    loss_func = crit
 
     @property
     def opt(self) -> Any:

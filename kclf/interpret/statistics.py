@@ -178,12 +178,11 @@ def precision_recall_f1(
     return precision, recall, Interval(*(2 * j / (1 + j) for j in shared))
 
 
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
-    """A mean with the interval of Student's t; of one value it is all numbers.
+def mean_interval(values: np.ndarray) -> Interval:
+    """A mean with the 95 % interval of Student's t; of one value it is all numbers.
 
     Args:
         values: float (n,).
-        confidence: share of such intervals that hold the true mean, in (0, 1).
 
     Example:
         >>> tuple(round(number, 2) for number in mean_interval(np.array([1.0, 2.0, 3.0])))
@@ -191,9 +190,8 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     """
     from scipy.stats import t
 
-    in_open("confidence", confidence, 0, 1)
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return Interval(mean, -math.inf, math.inf)
-    spread = float(t.ppf((1 + confidence) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+    spread = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
     return Interval(mean, mean - spread, mean + spread)

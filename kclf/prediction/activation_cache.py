@@ -186,16 +186,6 @@ class ActivationData:
     valid: ActivationDataset | None = None
     test: ActivationDataset | None = None
 
-    @property
-    def class_names(self) -> list[str]:
-        """The classes in order."""
-        return self.train.class_names
-
-    @property
-    def task(self) -> str:
-        """Single label, multi-label or regression."""
-        return self.train.task
-
 
 def precompute(
     model: Any,
@@ -434,11 +424,10 @@ def _compute_parts(
                 features = pooled_activations(model, images, augment=augment)
             waiting.append((_stored(features, dtype), indices.cpu().numpy()))
             bar.update(len(indices))
-            if len(waiting) * batches.batch_size == PART:
-                yield _joined(waiting)
+            if len(waiting) * batches.batch_size == PART or number == last - 1:
+                stored, index = (np.concatenate(part) for part in zip(*waiting, strict=True))
+                yield {"features": stored, "index": index}
                 waiting = []
-        if waiting:
-            yield _joined(waiting)
 
 
 @contextmanager
@@ -474,11 +463,6 @@ def _numbered(dataset: ImageDataset, view: int, augment: bool) -> ImageDataset:
         class_weight=None,
         sampling_weights=None,
     )
-
-
-def _joined(batches: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    features, index = zip(*batches, strict=True)
-    return {"features": np.concatenate(features), "index": np.concatenate(index)}
 
 
 def _stored(features: torch.Tensor, dtype: str) -> np.ndarray:

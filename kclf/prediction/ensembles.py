@@ -320,7 +320,7 @@ def average_weights(
             variable.assign(total / len(files))
 
 
-def recompute_batchnorm(model: keras.Model, data: Iterable[Any], *, batches: int | None = None) -> None:
+def recompute_batchnorm(model: keras.Model, data: Iterable[Any]) -> None:
     """Take the statistics of BatchNormalization anew, as the mean over a pass in training mode.
 
     After weights were averaged the stored ones belong to none. Layers that are frozen keep theirs.
@@ -328,14 +328,11 @@ def recompute_batchnorm(model: keras.Model, data: Iterable[Any], *, batches: int
     Args:
         model: takes the statistics.
         data: batches of images, or of (images, ...).
-        batches: how many; None for all.
     """
     norms = live_batchnorms(model)
     momenta = [norm.momentum for norm in norms]
     try:
         for number, batch in enumerate(data):
-            if number == batches:
-                break
             for norm in norms:  # moving = moving * momentum + batch's * (1 - momentum): the running mean
                 norm.momentum = number / (number + 1)
             with torch.no_grad():

@@ -189,7 +189,8 @@ def _solved(
         if plan.multi_level and not readings:
             new = _by_levels(model, data, options)
         else:
-            new = [_at(form, data, size, options)]
+            sized, photos = at_size(form, data, size)
+            new = [Reading(sized, photos, fit_linear_probe(sized, photos, **options))]
         for reading in new:
             readings.append(reading)
             levels = ", several levels" if reading.model.multi_level else ""
@@ -203,11 +204,6 @@ def _solved(
     if before is not None and before.task != "regression":
         say(f"Validation photos{where}: {before}")
     return chosen, before
-
-
-def _at(model: ImageClassifier, data: ImageData, size: Size, options: dict[str, Any]) -> Reading:
-    sized, photos = at_size(model, data, size)
-    return Reading(sized, photos, fit_linear_probe(sized, photos, **options))
 
 
 def _by_levels(model: ImageClassifier, data: ImageData, options: dict[str, Any]) -> list[Reading]:

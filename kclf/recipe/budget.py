@@ -235,9 +235,8 @@ def make_plan(
     left = math.inf if minutes is None else 60 * minutes - start - end - once
     levels = multi_level and train <= MOST_FOR_LEVELS
     more_solving = solving if levels else 0.0
-    while len(shares) > 1 and _probe_seconds(data, speed, shares, solving) + more_solving > left / 2:
+    while (probe := _probe_seconds(data, speed, shares, solving) + more_solving) > left / 2 and shares[1:]:
         shares, sizes = shares[:-1], sizes[:-1]
-    probe = _probe_seconds(data, speed, shares, solving) + more_solving
     one_pass = steps * batch * (speed.step if once else max(speed.step, speed.decode))
     passes = max(PASSES[effort], -(-FEWEST_STEPS // steps)) if tunes(data, effort) else 0
     larger = (LARGER_TUNED**2 + shares[-1]) * (len(shares) > 1)
