@@ -21,7 +21,8 @@ from ..learner.plots import SuggestedRates
 from ..learner.trainer import AnyPath, Rates, checked
 from ..models import load
 from ..prediction import precompute, predict, predict_tta
-from ..prediction.tta import predict_each_view
+from ..prediction.inference import predict_views
+from ..prediction.tta import views_of
 from .chapter5_callbacks import SaveModelCallback, Setting
 from .course_data import Deployed
 from .course_interpretation import ClassificationInterpretation
@@ -90,7 +91,7 @@ class CourseLearner(Learner):
         """
         split = self._split("test" if is_test else "valid")
         if average is None:
-            seen, _ = predict_each_view(self.model, split, n_aug, progress=self.verbose)
+            seen, _ = predict_views(self.model, split, views_of(self.model, n_aug), progress=self.verbose)
             return np.stack([log_probabilities(view) for view in seen]), seen[0].labels
         averaged = predict_tta(
             self.model, split, n_aug, weight=1 / (n_aug + 1), average=average, progress=self.verbose

@@ -163,8 +163,8 @@ class SnapshotEnsemble:
         return EnsembleTable.of(rows, base=list(members)[-1])
 
     def _files_by_name(self) -> dict[str, AnyPath]:
-        """Short names where they tell the files apart, paths where they do not."""
-        named = {member_name(file): file for file in self.files}
+        """Names without `.weights.h5` where they tell the files apart, paths where they do not."""
+        named = {Path(file).name.removesuffix(".h5").removesuffix(".weights"): file for file in self.files}
         return named if len(named) == len(self.files) else {os.fspath(file): file for file in self.files}
 
     def _mix(self, files: Sequence[AnyPath], train: Any) -> None:
@@ -340,11 +340,6 @@ def recompute_batchnorm(model: keras.Model, data: Iterable[Any]) -> None:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-
-
-def member_name(file: AnyPath) -> str:
-    """The name of a snapshot: that of its file, without `.weights.h5`."""
-    return Path(file).name.removesuffix(".h5").removesuffix(".weights")
 
 
 def _named(files: Mapping[str, AnyPath] | AnyPath | None) -> dict[str, AnyPath]:

@@ -65,8 +65,7 @@ def predict(
         [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
     """
     one = Views(lambda images: iter([images]))
-    bar = "predictions" if progress else None
-    (plain,), _ = predict_views(model, dataset, from_logits, one, together=together, bar=bar)
+    (plain,), _ = predict_views(model, dataset, one, from_logits, together=together, progress=progress)
     return plain
 
 
@@ -128,25 +127,26 @@ def photos_for(
 
 @dataclass(frozen=True)
 class Views:
-    """The views of photos that are predicted: `make` gives those of a batch, the plain one first.
+    """The views of photos that are predicted: `make` gives the `count` of a batch, the plain one first.
 
     `skip` draws what `make` would draw for as many photos of a height and width, for nothing.
     """
 
     make: Callable[[torch.Tensor], Iterator[torch.Tensor]]
     skip: Callable[[int, int, int], None] = lambda count, height, width: None
+    count: int = 1
 
 
 def predict_views(
     model: keras.Model,
     dataset: Any,
-    from_logits: bool | None,
     views: Views,
+    from_logits: bool | None = None,
     *,
     together: bool = False,
-    bar: str | None = None,
+    progress: bool = False,
 ) -> tuple[list[Predictions], list[float]]:
-    """Predictions for each view and the seconds it took, every photo read once; `bar` names a bar."""
+    """Predictions for each view and the seconds it took, every photo read once; the rest as `predict`."""
     class_names = _class_names(model, dataset)
     dataset = _in_order(dataset)
     if together and world_size() > 1 and isinstance(dataset, ImageDataset):
@@ -154,7 +154,8 @@ def predict_views(
         known = dataset.labels
     else:
         batches, count = _batches(dataset)
-        with Progress(count, bar or "", shown=bar is not None) as shown:
+        name = "predictions" if views.count == 1 else f"{views.count} views"
+        with Progress(count, name, shown=progress) as shown:
             arrays, labels, seconds = _predict_batches(model, _counted(batches, shown), views)
         known = getattr(dataset, "labels", None)
         known = _on_host(labels) if known is None and labels else known

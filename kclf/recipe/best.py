@@ -282,13 +282,13 @@ def _refitted(
     if begin_again is None or (data.valid is None and found.comparison is None):
         return found
     whole, decision, put_back = on_everything(data), best.decision, _remembered(best)
-    options: dict[str, Any] = {"strength": found.probe.strength, "folder": folder}
+    options: dict[str, Any] = {"views": plan.views, "strength": found.probe.strength, "folder": folder}
     try:
         if found.kept == "probe":
-            fit_linear_probe(best, at_size(model, whole, best.size)[1], views=plan.views, **options)
+            fit_linear_probe(best, at_size(model, whole, best.size)[1], **options)
         else:
             begin_again()
-            fit_linear_probe(model, whole, views=plan.views, **options)
+            fit_linear_probe(model, whole, **options)
             more = whole.train.num_images / data.train.num_images
             again = replace(plan, tuning_seconds=more * plan.tuning_seconds, end_seconds=0.0)
             tune(model, whole, again, fit=fit, until=until)

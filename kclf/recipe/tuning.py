@@ -160,7 +160,12 @@ def tune(
     with _stored_statistics(model):
         train = data.replace(batch_size=plan.batch_size)
         schedule = one_cycle(plan, len(model.layer_groups), until=until)
-        (fit or _plain_fit(model))(train, plan.passes, schedule)
+        if fit is not None:
+            fit(train, plan.passes, schedule)
+            return
+        optimizer = keras.optimizers.AdamW(beta_2=0.99, epsilon=1e-5, weight_decay=0.01)
+        model.compile(LayerGroupOptimizer(optimizer, model))
+        model.fit(train.train, epochs=plan.passes, callbacks=[schedule], verbose=0)
 
 
 class OneCycleInTime(OneCycle):
@@ -233,15 +238,6 @@ def one_cycle(plan: Plan, num_groups: int, *, until: float | None = None) -> One
     rates = [*(plan.body_rate * plan.first_group**shares).tolist(), plan.head_rate]
     options: dict[str, Any] = {"pct_start": plan.warmup, "div": 25.0, "div_final": 1e4, "momentum": None}
     return OneCycleInTime(rates, plan=plan, until=until, **options)
-
-
-def _plain_fit(model: ImageClassifier) -> Fit:
-    def fit(data: ImageData, passes: int, schedule: Schedule) -> None:
-        optimizer = keras.optimizers.AdamW(beta_2=0.99, epsilon=1e-5, weight_decay=0.01)
-        model.compile(LayerGroupOptimizer(optimizer, model))
-        model.fit(data.train, epochs=passes, callbacks=[schedule], verbose=0)
-
-    return fit
 
 
 @contextmanager
