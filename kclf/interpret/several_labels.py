@@ -107,8 +107,7 @@ class MultiLabelInterpretation(Answers):
     @property
     def thresholds(self) -> np.ndarray:
         """The probability above which each label is given, float64 (classes,)."""
-        decision = self.predictions.decision
-        kept = () if decision is None else decision.thresholds
+        kept = (self.predictions.decision or Decision()).thresholds
         return np.array(kept or [0.5] * len(self.class_names))
 
     def best_thresholds(self) -> np.ndarray:

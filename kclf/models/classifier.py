@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -258,13 +259,10 @@ class ImageClassifier(keras.Model):
         """The symbolic logits of `inputs`."""
         return self._symbols[1]
 
-    @property
+    @cached_property  # which writes out of sight of Keras' tracking
     def _symbols(self) -> tuple[list[Any], list[Any]]:
-        found = vars(self).get("_kclf_symbols")
-        if found is None:
-            images = keras.Input(self.input_shape[1:], name="images")
-            found = self.__dict__["_kclf_symbols"] = ([images], [self(images)])
-        return found
+        images = keras.Input(self.input_shape[1:], name="images")
+        return [images], [self(images)]
 
     @property
     def input_shape(self) -> tuple[int | None, int, int, int]:

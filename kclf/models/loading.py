@@ -56,7 +56,7 @@ def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
     _check_format(path, attributes)
     images, logits = (arrays.pop(f"probe/{name}", None) for name in ("images", "logits"))
     model = _build(path, attributes.get("config"), arrays)
-    assign_arrays(model, arrays, path)
+    assign_arrays(model, arrays)
     model.freeze_to(_first_group(attributes, path))
     if check:
         _check_probe(model, images, logits, path)

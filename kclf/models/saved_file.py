@@ -76,13 +76,8 @@ def refuse_legacy_file() -> None:
         )
 
 
-def assign_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray], path: Any) -> None:
-    """Set all weights of a classifier from arrays by key.
-
-    Raises:
-        FileFormatError: keys or shapes differ from the model's; the message lists them.
-    """
-    check_fit(model, arrays, path)
+def assign_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Set all weights of a classifier from arrays by key, which `check_fit` has found to fit."""
     for key, variable in _keyed_weights(model).items():
         variable.assign(arrays[key])
 

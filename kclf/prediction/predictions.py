@@ -121,19 +121,13 @@ class Predictions:
             )
         object.__setattr__(self, "probabilities", probabilities)
         object.__setattr__(self, "class_names", names)
-        for name in ("labels", "paths"):
-            object.__setattr__(self, name, self._beside(name))
+        for name, given in (("labels", self.labels), ("paths", self.paths)):
+            values = None if given is None else np.asarray(given)
+            if values is not None and len(values) != len(self):
+                raise ValueError(f"Expected {name} for {len(self)} photos. Received: {len(values)} {name}")
+            object.__setattr__(self, name, values)
         if self.task == "single_label" and self.labels is not None:
             self._check_classes(self.labels)
-
-    def _beside(self, name: str) -> np.ndarray | None:
-        values = getattr(self, name)
-        if values is None:
-            return None
-        values = np.asarray(values)
-        if len(values) != len(self):
-            raise ValueError(f"Expected {name} for {len(self)} photos. Received: {len(values)} {name}")
-        return values
 
     def _check_classes(self, labels: np.ndarray) -> None:
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):

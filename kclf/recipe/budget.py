@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from statistics import median_high
 from typing import Any, TypedDict, Unpack
 
 import keras
@@ -376,20 +377,15 @@ def _seconds_of_training(model: ImageClassifier, data: ImageData) -> float:
     restore_model = remember_model(model)
     try:
         batches = [batch for batch, _ in zip(photos, range(MEASURED_BATCHES), strict=False)]
-        return _seconds(lambda part: model.train_on_batch(*part), batches) / batch
+        times = []
+        for part in [batches[0], *batches]:
+            start = time.perf_counter()
+            model.train_on_batch(*part)
+            times.append(time.perf_counter() - start)
+        return median_high(times[1:]) / batch  # without the first, which compiles
     finally:
         restore_model()
         model.freeze_to(frozen)
-
-
-def _seconds(work: Any, batches: list[Any]) -> float:
-    """The median time of a batch after the first."""
-    times = []
-    for part in [batches[0], *batches]:
-        start = time.perf_counter()
-        work(part)
-        times.append(time.perf_counter() - start)
-    return sorted(times[1:])[len(batches) // 2]
 
 
 def keep_plan(path: str | PathLike[str], plan: Plan) -> None:
