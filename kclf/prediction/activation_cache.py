@@ -166,11 +166,6 @@ class ActivationDataset(DataLoader):
         """Bool (n,): False for the photos that could not be read, whose row shows another one."""
         return self.index == np.arange(len(self.index))
 
-    @property
-    def skipped(self) -> list[tuple[str, str]]:
-        """(path, reason) of each photo found unreadable when it was last read."""
-        return self.images.skipped
-
 
 @dataclass(frozen=True)
 class ActivationData:
