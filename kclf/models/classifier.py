@@ -166,12 +166,10 @@ class ImageClassifier(keras.Model):
         with _policy(self.dtype_policy):
             self.augmentation = as_augmentation(augmentation, self.size)
             self.normalization = _normalization(self.backbone_name, normalization, self.channels)
-            body = (
-                build_backbone(backbone, weights=weights, input_shape=(*sides(self.size), self.channels))
-                if isinstance(backbone, str)
-                else backbone
-            )
-            self.backbone = levels.multi_level(body) if self.multi_level else body
+            if isinstance(backbone, str):
+                backbone = build_backbone(backbone, weights=weights, input_shape=self.input_shape[1:])
+                _settle_faster(backbone)
+            self.backbone = levels.multi_level(backbone) if self.multi_level else backbone
             self.head = build_head(
                 self.backbone.output_shape[-1],
                 len(self.class_names),
@@ -181,8 +179,6 @@ class ImageClassifier(keras.Model):
                 units=self.bias and task == "regression",
                 pooled=len(self.backbone.output_shape) == 2,
             )
-        if isinstance(backbone, str):
-            _settle_faster(self.backbone)
         self.decision: Decision | None = None
         for layer, shape in (
             (self.augmentation, (None, None, None, self.channels)),
