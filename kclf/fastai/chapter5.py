@@ -38,8 +38,6 @@ class L(list[Any]):
         more = "..." if len(self) > SHOWN else ""
         return f"(#{len(self)}) [{','.join(map(str, self[:SHOWN]))}{more}]"
 
-    __str__ = __repr__
-
 
 class Path(type(pathlib.Path())):  # type: ignore[misc]
     """`pathlib.Path` with `ls`, which lists a folder."""

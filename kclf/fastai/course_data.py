@@ -13,7 +13,6 @@ import numpy as np
 
 from .._core.sizes import Size
 from ..data import ImageData, ImageDataset, show
-from ..data.sources import FileImages
 from ..models import ImageClassifier
 from ..prediction.inference import photos_for
 
@@ -71,16 +70,8 @@ def batches_of(files: Sequence[Any], like: ImageDataset) -> ImageDataset:
         files: paths.
         like: how.
     """
-    dataset = FileImages([os.fspath(file) for file in files], like.dataset.depth, like.channels)
-    return ImageDataset(
-        dataset,
-        class_names=like.class_names,
-        task=like.task,
-        presize=like.presize,
-        resize_method=like.resize_method,
-        batch_size=like.batch_size,
-        shard=(0, 1),
-    )
+    names, depth = [os.fspath(file) for file in files], like.dataset.depth
+    return photos_for(like, names, batch_size=like.batch_size, size=like.presize, depth=depth)
 
 
 @dataclass(frozen=True)

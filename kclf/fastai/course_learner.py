@@ -21,7 +21,8 @@ from ..learner.plots import SuggestedRates
 from ..learner.trainer import AnyPath, Rates, checked
 from ..models import load
 from ..prediction import precompute, predict, predict_tta
-from ..prediction.tta import predict_each_view
+from ..prediction.inference import predict_views
+from ..prediction.tta import views_of
 from .chapter5_callbacks import SaveModelCallback, Setting
 from .course_data import Deployed
 from .course_interpretation import ClassificationInterpretation
@@ -73,9 +74,8 @@ class CourseLearner(Learner):
             lrs = self.lr if lrs is None else lrs
         if not _is_count(n_cycle):
             raise TypeError(f"Expected fit(rates, epochs), or fit(epochs, rates). Received: epochs={n_cycle}")
-        callbacks = [*options.pop("callbacks", ()), *_listed(options.pop("cbs", None))]
-        decay = options.pop("wd", wds)
-        return super().fit(lrs, int(n_cycle), decay, callbacks=callbacks, **options)  # type: ignore[arg-type]
+        decay, options = options.pop("wd", wds), _with(options.pop("cbs", None), options)
+        return super().fit(lrs, int(n_cycle), decay, **options)  # type: ignore[arg-type]
 
     def TTA(
         self, n_aug: int = 4, is_test: bool = False, *, average: str | None = "arithmetic"
@@ -91,7 +91,7 @@ class CourseLearner(Learner):
         """
         split = self._split("test" if is_test else "valid")
         if average is None:
-            seen, _ = predict_each_view(self.model, split, n_aug, progress=self.verbose)
+            seen, _ = predict_views(self.model, split, views_of(self.model, n_aug), progress=self.verbose)
             return np.stack([log_probabilities(view) for view in seen]), seen[0].labels
         averaged = predict_tta(
             self.model, split, n_aug, weight=1 / (n_aug + 1), average=average, progress=self.verbose
@@ -226,10 +226,7 @@ class CourseLearner(Learner):
         """The data; of a learner that only predicts, what the classifier knows of them."""
         return Deployed(self.model) if self.data is None else self.data
 
-    @property
-    def loss_func(self) -> Any:
-        """The loss function."""
-        return self.crit
+    loss_func = crit
 
     @property
     def opt(self) -> Any:

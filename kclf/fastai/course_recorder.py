@@ -27,8 +27,8 @@ class CourseRecorder(Recorder):
         smoothed = self.smoothed_losses
         rows = []
         for logs, end in zip(self.epochs, self.epoch_ends, strict=True):
-            columns = EpochTable.columns(logs)
-            rows.append([float(smoothed[end - 1]), *list(columns.values())[1:]])
+            _, *others = EpochTable.columns(logs).values()
+            rows.append([float(smoothed[end - 1]), *others])
         return rows
 
     def plot_sched(self, figsize: tuple[float, float] = (10, 3.5)) -> Figure:

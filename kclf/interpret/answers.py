@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from .._core.arguments import listed
+from .._core.arguments import listed, one_of
 from ..prediction.predictions import Predictions
 from .gallery import Example, Gallery
 
@@ -90,6 +90,10 @@ class Answers(ABC):
 
     def _gallery(self, places: np.ndarray, title: str) -> Gallery:
         return Gallery([self._answer(int(place)) for place in places], title)
+
+    def _class(self, name: str) -> int:
+        names = list(self.class_names)
+        return names.index(one_of("class_name", name, names))
 
     def _path(self, place: int) -> str | None:
         return None if self.paths is None else str(self.paths[place])

@@ -8,6 +8,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import log_softmax, softmax
 
 from .._core.arguments import in_open
 from .._core.plotting import new_axes
@@ -96,7 +97,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     result = np.empty(probabilities.shape, np.float32)
     for start in range(0, len(probabilities), ROWS_AT_A_TIME):
         rows = slice(start, start + ROWS_AT_A_TIME)
-        result[rows] = _softmax(_logits(probabilities[rows]) / temperature)
+        result[rows] = softmax(_logits(probabilities[rows]) / temperature, axis=1)
     return result
 
 
@@ -129,21 +130,14 @@ def _summed_loss(probabilities: np.ndarray, labels: np.ndarray, temperature: flo
     loss = 0.0
     for start in range(0, len(probabilities), ROWS_AT_A_TIME):
         rows = slice(start, start + ROWS_AT_A_TIME)
-        logits = _logits(probabilities[rows]) / temperature
-        top = logits.max(axis=1, keepdims=True)
-        right = np.take_along_axis(logits, labels[rows, None], axis=1)
-        loss += float((np.log(np.exp(logits - top).sum(axis=1, keepdims=True)) + top - right).sum())
+        logs = log_softmax(_logits(probabilities[rows]) / temperature, axis=1)
+        loss -= float(np.take_along_axis(logs, labels[rows, None], axis=1).sum())
     return loss
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
     """Logits of a softmax: down to the least number of float32, since no loss is meant here."""
     return safe_log(probabilities, smallest=float(np.finfo(np.float32).tiny))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -211,5 +205,4 @@ def abstain(
             given = wilson_interval(int(trials[last]), len(ordered))
             quality = wilson_interval(int(hits[last]), int(trials[last]), confidence=2 * assurance - 1)
             return Abstention(float(ordered[last]), precision, quality, given, guaranteed)
-    nothing = wilson_interval(0, 0)
-    return Abstention(math.inf, precision, nothing, wilson_interval(0, len(ordered)), False)
+    return Abstention(math.inf, precision, wilson_interval(0, 0), wilson_interval(0, len(ordered)), False)

@@ -29,19 +29,6 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def show_answers(
-    split: ImageDataset, indices: Sequence[int], titles: Sequence[str], wrong: Sequence[bool]
-) -> Figure:
-    """Some images as the model sees them, each under what it said, in red where that is wrong."""
-    frames = np.empty((len(indices), *sides(split.presize), split.channels), dtype=np.uint8)
-    for index, frame in zip(indices, frames, strict=True):
-        split.dataset.frame(index, split.presize, split.resize_method, out=frame)
-    figure = tiles(frames, titles)
-    for ax, is_wrong in zip(figure.axes, wrong, strict=False):
-        ax.title.set_color("tab:red" if is_wrong else "black")
-    return figure
-
-
 class Indexed(Protocol):
     """Images by number."""
 
@@ -81,10 +68,8 @@ class Example:
         return not self.judged or self.actual == self.predicted
 
     def __str__(self) -> str:
-        said, true = (
-            _beside(self.predicted, self.probability),
-            _beside(self.actual, self.actual_probability),
-        )
+        said = _beside(self.predicted, self.probability)
+        true = _beside(self.actual, self.actual_probability)
         return f"{said} / {true}" + (f" ({self.note})" if self.note else "")
 
 
@@ -183,7 +168,7 @@ def _show(ax: Axes, answer: Example, images: Indexed | None) -> None:
 
 
 def show_results(photos: ImageDataset, found: Predictions, rows: np.ndarray) -> Figure:
-    """Some photos as the model sees them, each under what it said and what is right.
+    """Some photos as the model sees them, each under what it said and what is right, in red where it errs.
 
     Args:
         photos: the split.
@@ -198,7 +183,13 @@ def show_results(photos: ImageDataset, found: Predictions, rows: np.ndarray) -> 
     if found.task == "single_label":
         said = [f"{short(a)} {found.confidence[row]:.2f}" for a, row in zip(said, rows, strict=True)]
     titles = [f"predicted {short(a)}\nactual {short(b)}" for a, b in zip(said, right, strict=True)]
-    return show_answers(photos, _places(photos, found, rows), titles, wrong)
+    frames = np.empty((len(rows), *sides(photos.presize), photos.channels), dtype=np.uint8)
+    for place, frame in zip(_places(photos, found, rows), frames, strict=True):
+        photos.dataset.frame(place, photos.presize, photos.resize_method, out=frame)
+    figure = tiles(frames, titles)
+    for ax, is_wrong in zip(figure.axes, wrong, strict=False):
+        ax.title.set_color("tab:red" if is_wrong else "black")
+    return figure
 
 
 def _places(photos: ImageDataset, found: Predictions, rows: np.ndarray) -> list[int]:

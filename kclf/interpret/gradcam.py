@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,7 @@ def grad_cam(
             f"model.read(file)[None] that of a file. Received: images={type(images).__name__}"
         )
     batch = torch.as_tensor(np.asarray(images) if not isinstance(images, torch.Tensor) else images)
-    batch = batch.to(_device(model))
+    batch = batch.to(next(iter(model.parameters())).device)
     if layer is None and _has_parts(model):
         seen, features, logits = _of_classifier(model, batch)
     else:
@@ -177,8 +177,7 @@ def _of_model(model: Any, batch: torch.Tensor, name: str | None) -> Halves:
     return batch, found[-1], logits
 
 
-@contextmanager
-def _without_last_activation(model: Any) -> Iterator[None]:
+def _without_last_activation(model: Any) -> AbstractContextManager[None]:
     """The model gives logits within the block, should it end in a softmax or sigmoid."""
     last = model.layers[-1]
     changes: dict[str, Any] = {}
@@ -186,8 +185,7 @@ def _without_last_activation(model: Any) -> Iterator[None]:
         changes = {"call": lambda inputs, mask=None: inputs}
     elif getattr(getattr(last, "activation", None), "__name__", "") in ("softmax", "sigmoid"):
         changes = {"activation": keras.activations.linear}
-    with overridden(last, **changes):
-        yield
+    return overridden(last, **changes)
 
 
 def _shown(seen: torch.Tensor) -> np.ndarray:
@@ -237,7 +235,3 @@ def _heat(features: torch.Tensor, gradient: torch.Tensor) -> np.ndarray:
     heat = (weights * features).sum(dim=-1).relu()
     peak = heat.amax(dim=(1, 2), keepdim=True)
     return (heat / peak.clamp_min(torch.finfo(heat.dtype).tiny)).cpu().numpy()
-
-
-def _device(model: Any) -> torch.device:
-    return next(iter(model.parameters())).device

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .._core.arguments import one_of
 from ..prediction.predictions import Predictions
 from . import calibration
 from .answers import Answers
@@ -17,7 +16,7 @@ from .confusion import Confusion, ConfusionMatrix, Order
 from .gallery import Example, Gallery
 from .numbers import RegressionInterpretation
 from .several_labels import MultiLabelInterpretation
-from .statistics import Comparison, Interval, compare_answers, f1_interval, wilson_interval
+from .statistics import Comparison, Interval, compare_answers, precision_recall_f1, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,13 +134,7 @@ class Interpretation(Answers):
         hits, called, there = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
         scores = zip(self.class_names, hits.tolist(), called.tolist(), there.tolist(), strict=True)
         return ScoreTable(
-            ClassScore(
-                name,
-                photos,
-                precision=wilson_interval(hit, named, confidence=confidence),
-                recall=wilson_interval(hit, photos, confidence=confidence),
-                f1=f1_interval(hit, named + photos - hit, confidence),
-            )
+            ClassScore(name, photos, *precision_recall_f1(hit, named, photos, confidence))
             for name, hit, named, photos in scores
         )
 
@@ -257,9 +250,6 @@ class Interpretation(Answers):
             actual_probability=float(self.actual_probability[place]),
             loss=float(self.losses[place]),
         )
-
-    def _class(self, name: str) -> int:
-        return list(self.class_names).index(one_of("class_name", name, list(self.class_names)))
 
 
 def compare(first: Interpretation, second: Interpretation) -> Comparison:

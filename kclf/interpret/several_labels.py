@@ -16,7 +16,7 @@ from ..metrics import best_thresholds
 from .answers import Answers
 from .calibration import Calibration, calibrate
 from .gallery import Example, Gallery
-from .statistics import Interval, f1_interval, wilson_interval
+from .statistics import Interval, precision_recall_f1, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,8 +107,7 @@ class MultiLabelInterpretation(Answers):
     @property
     def thresholds(self) -> np.ndarray:
         """The probability above which each label is given, float64 (classes,)."""
-        decision = self.predictions.decision
-        kept = () if decision is None else decision.thresholds
+        kept = (self.predictions.decision or Decision()).thresholds
         return np.array(kept or [0.5] * len(self.class_names))
 
     def best_thresholds(self) -> np.ndarray:
@@ -161,9 +160,7 @@ class MultiLabelInterpretation(Answers):
                 name,
                 photos,
                 float(threshold),
-                precision=wilson_interval(hit, named, confidence=confidence),
-                recall=wilson_interval(hit, photos, confidence=confidence),
-                f1=f1_interval(hit, named + photos - hit, confidence),
+                *precision_recall_f1(hit, named, photos, confidence),
                 average_precision=float(average),
             )
             for name, hit, named, photos, threshold, average in zip(*columns, strict=True)
@@ -261,9 +258,6 @@ class MultiLabelInterpretation(Answers):
                 for n in np.flatnonzero(wrong).tolist()
             ),
         )
-
-    def _class(self, name: str) -> int:
-        return list(self.class_names).index(one_of("class_name", name, list(self.class_names)))
 
 
 def _known(figure: float) -> float | None:

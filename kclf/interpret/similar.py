@@ -62,8 +62,7 @@ class SimilarPhotos:
         rows = np.flatnonzero(cached.readable)
         names, labels = photos.class_names, photos.labels
         texts = ["" if labels is None else label_text(labels[row], names, photos.task) for row in rows]
-        paths = photos.paths if photos.files is None else photos.files
-        return cls(model, _directions(cached.features[0][rows]), np.asarray(paths)[rows], np.array(texts))
+        return cls(model, _directions(cached.features[0][rows]), photos.paths[rows], np.array(texts))
 
     def nearest(self, photo: Any, count: int = 6) -> list[Neighbour]:
         """The photos nearest to one, the nearest first.

@@ -38,7 +38,7 @@ class Comparison:
         return self.p_value > 0.05
 
     def __str__(self) -> str:
-        first, second = (f"{share:.4f}".removeprefix("0") for share in self.accuracy)
+        first, second = map(_short, self.accuracy)
         verdict = "may well be chance" if self.is_noise else "is more than chance"
         gap = self.difference
         return (
@@ -158,23 +158,31 @@ def wilson_ends(successes: Any, trials: Any, z: float) -> tuple[Any, Any]:
     return (centre - spread) / scale, (centre + spread) / scale
 
 
-def f1_interval(hits: int, union: int, confidence: float = 0.95) -> Interval:
-    """F1 = 2J/(1+J) of J = hits/union, with Wilson's interval of J, mapped.
+def precision_recall_f1(
+    hits: int, named: int, photos: int, confidence: float
+) -> tuple[Interval, Interval, Interval]:
+    """Precision and recall of a class with Wilson's interval, and F1 = 2J/(1+J) with that of J, mapped.
+
+    J is the share of hits among the photos that are of the class, or got its name, or both.
 
     Args:
-        hits: photos of a class that got its name.
-        union: photos that are of the class, or got its name, or both.
+        hits: photos of the class that got its name.
+        named: photos that got its name.
+        photos: those of the class.
         confidence: share of such intervals that hold the true value, in (0, 1).
     """
-    return Interval(*(2 * j / (1 + j) for j in wilson_interval(hits, union, confidence=confidence)))
+    precision, recall, shared = (
+        wilson_interval(hits, trials, confidence=confidence)
+        for trials in (named, photos, named + photos - hits)
+    )
+    return precision, recall, Interval(*(2 * j / (1 + j) for j in shared))
 
 
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
-    """A mean with the interval of Student's t; of one value it is all numbers.
+def mean_interval(values: np.ndarray) -> Interval:
+    """A mean with the 95 % interval of Student's t; of one value it is all numbers.
 
     Args:
         values: float (n,).
-        confidence: share of such intervals that hold the true mean, in (0, 1).
 
     Example:
         >>> tuple(round(number, 2) for number in mean_interval(np.array([1.0, 2.0, 3.0])))
@@ -182,9 +190,8 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     """
     from scipy.stats import t
 
-    in_open("confidence", confidence, 0, 1)
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return Interval(mean, -math.inf, math.inf)
-    spread = float(t.ppf((1 + confidence) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+    spread = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
     return Interval(mean, mean - spread, mean + spread)

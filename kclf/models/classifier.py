@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -165,12 +166,10 @@ class ImageClassifier(keras.Model):
         with _policy(self.dtype_policy):
             self.augmentation = as_augmentation(augmentation, self.size)
             self.normalization = _normalization(self.backbone_name, normalization, self.channels)
-            body = (
-                build_backbone(backbone, weights=weights, input_shape=(*sides(self.size), self.channels))
-                if isinstance(backbone, str)
-                else backbone
-            )
-            self.backbone = levels.multi_level(body) if self.multi_level else body
+            if isinstance(backbone, str):
+                backbone = build_backbone(backbone, weights=weights, input_shape=self.input_shape[1:])
+                _settle_faster(backbone)
+            self.backbone = levels.multi_level(backbone) if self.multi_level else backbone
             self.head = build_head(
                 self.backbone.output_shape[-1],
                 len(self.class_names),
@@ -180,8 +179,6 @@ class ImageClassifier(keras.Model):
                 units=self.bias and task == "regression",
                 pooled=len(self.backbone.output_shape) == 2,
             )
-        if isinstance(backbone, str):
-            _settle_faster(self.backbone)
         self.decision: Decision | None = None
         for layer, shape in (
             (self.augmentation, (None, None, None, self.channels)),
@@ -258,13 +255,10 @@ class ImageClassifier(keras.Model):
         """The symbolic logits of `inputs`."""
         return self._symbols[1]
 
-    @property
+    @cached_property  # which writes out of sight of Keras' tracking
     def _symbols(self) -> tuple[list[Any], list[Any]]:
-        found = vars(self).get("_kclf_symbols")
-        if found is None:
-            images = keras.Input(self.input_shape[1:], name="images")
-            found = self.__dict__["_kclf_symbols"] = ([images], [self(images)])
-        return found
+        images = keras.Input(self.input_shape[1:], name="images")
+        return [images], [self(images)]
 
     @property
     def input_shape(self) -> tuple[int | None, int, int, int]:
@@ -346,7 +340,7 @@ class ImageClassifier(keras.Model):
         self.freeze_to(0)
 
     def _set_trainable(self, layer: keras.layers.Layer, trainable: bool, *, in_head: bool) -> None:
-        is_backbone_norm = isinstance(layer, keras.layers.BatchNormalization) and not in_head
+        is_backbone_norm = _is_batchnorm(layer) and not in_head
         if is_backbone_norm and self.batchnorm in ("train", "sync"):
             trainable = True
         layer.trainable = trainable
@@ -585,7 +579,7 @@ def _settle_faster(backbone: keras.Model) -> None:
     the weights in a fine-tuning of a hundred, and validation collapses while training goes well.
     """
     for layer in all_layers(backbone):
-        if isinstance(layer, keras.layers.BatchNormalization):
+        if _is_batchnorm(layer):
             layer.momentum = min(layer.momentum, BATCHNORM_MOMENTUM)
 
 

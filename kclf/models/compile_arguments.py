@@ -41,7 +41,7 @@ _OF_PROBABILITIES = (
 _ACCURACIES = ("accuracy", "acc")
 # The functions of `kclf.metrics`, which take finished predictions first, and what is meant by them here.
 _OF_FIGURES: dict[Any, Callable[[str], keras.metrics.Metric]] = {
-    figures.accuracy: lambda task: accuracy_metric(task),
+    figures.accuracy: accuracy_metric,
     figures.error_rate: lambda task: ErrorRate(),
     figures.accuracy_multi: lambda task: accuracy_metric("multi_label"),
 }

@@ -137,10 +137,9 @@ def to_torch_export(
     model = _in_dtype(model, "float32")
     wrapped, photos = _wrapped(model, side)
     program = _exported(wrapped, photos)
-    with torch.no_grad():
-        with full_float32():
-            found = program.module()(photos).cpu().numpy()
-        _check(found, _expected(model, photos), path)
+    with torch.no_grad(), full_float32():
+        found = program.module()(photos).cpu().numpy()
+    _check(found, _expected(model, photos), path)
     with whole_file(path) as file, warnings.catch_warnings():
         # To torch kernels in channels_last memory are not "complete"; it saves and loads them all the same.
         warnings.filterwarnings("ignore", message="No complete tensor found")

@@ -37,11 +37,11 @@ def build_head(
 
     Returns:
         A functional model (batch, rows, columns, num_features), or (batch, num_features) where these are
-        pooled, -> float32 (batch, num_outputs). Hidden
-        layers have no bias. They start He-normal, the last layer at zero, as Dosovitskiy et al. 2021
-        ("An Image is Worth 16x16 Words") fine-tune: all classes are equally likely at first, where random
-        logits would stay in a short run as noise. BatchNormalization has momentum .9 and epsilon 1e-5,
-        which settles within an epoch of 90 batches where Keras' default of .99 does not.
+        pooled, -> float32 (batch, num_outputs). Hidden layers have no bias. They start He-normal, the last
+        layer at zero, as Dosovitskiy et al. 2021 ("An Image is Worth 16x16 Words") fine-tune: all classes are
+        equally likely at first, where random logits would stay in a short run as noise. BatchNormalization
+        has momentum .9 and epsilon 1e-5, which settles within an epoch of 90 batches where Keras' default of
+        .99 does not.
     """
     layers = keras.layers
     features = keras.Input((num_features,) if pooled else (None, None, num_features))
@@ -79,13 +79,9 @@ def set_target_units(head: keras.Model, scale: np.ndarray, offset: np.ndarray) -
         scale: standard deviation of the targets, (outputs,).
         offset: their mean, (outputs,).
     """
-    if has_target_units(head):
-        head.get_layer("units").set_weights([scale, offset])
-
-
-def has_target_units(head: keras.Model) -> bool:
-    """Whether a head was built with `units`."""
-    return any(isinstance(layer, TargetUnits) for layer in head.layers)
+    for layer in head.layers:
+        if isinstance(layer, TargetUnits):
+            layer.set_weights([scale, offset])
 
 
 def auto_loss(task: str) -> keras.losses.Loss:

@@ -24,6 +24,8 @@ MOST_HIDDEN = 16
 MOST_CHANNELS = 4096
 LARGEST_CHECKED = 1024  # pixels; the photos of a larger model's probe would take gigabytes
 MOST_PROBES = 16
+# What building from the settings of a damaged or hostile file raises.
+DAMAGES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
@@ -54,7 +56,7 @@ def load(path: str | PathLike[str], *, check: bool = False) -> ImageClassifier:
     _check_format(path, attributes)
     images, logits = (arrays.pop(f"probe/{name}", None) for name in ("images", "logits"))
     model = _build(path, attributes.get("config"), arrays)
-    assign_arrays(model, arrays, path)
+    assign_arrays(model, arrays)
     model.freeze_to(_first_group(attributes, path))
     if check:
         _check_probe(model, images, logits, path)
@@ -121,17 +123,9 @@ def _build(path: Any, config: Any, arrays: Mapping[str, np.ndarray]) -> ImageCla
         model = ImageClassifier(**settings, weights=None)
         model.decision = decision
         return model
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        if isinstance(error, FileFormatError):
-            raise
+    except FileFormatError:
+        raise
+    except DAMAGES as error:
         raise FileFormatError(f"{path}: the settings are damaged: {error}") from error
 
 
@@ -146,7 +140,8 @@ def _check_probe(model: ImageClassifier, images: Any, logits: Any, path: Any) ->
     if images is None or logits is None:
         raise FileFormatError(f"{path}: has no probe batch to check against")
     is_photos = images.dtype == "uint8" and images.ndim == 4 and images.shape[3] == model.channels
-    if not is_photos or logits.dtype != "float32":
+    is_logits = logits.dtype == "float32" and logits.shape == (*images.shape[:1], len(model.class_names))
+    if not (is_photos and is_logits):
         raise FileFormatError(f"{path}: its probe batch is damaged")
     lengths = (*images.shape[1:3], *sides(model.size))
     if not 0 < len(images) <= MOST_PROBES or not 0 < min(lengths) <= max(lengths) <= LARGEST_CHECKED:
@@ -154,8 +149,6 @@ def _check_probe(model: ImageClassifier, images: Any, logits: Any, path: Any) ->
             f"{path}: a probe batch of {images.shape}, read at {model.size} px, is too large to check "
             f"(1 to {MOST_PROBES} photos of at most {LARGEST_CHECKED} px). Load it with check=False"
         )
-    if logits.shape != (len(images), len(model.class_names)):
-        raise FileFormatError(f"{path}: its probe batch is damaged")
     tolerance = 1e-3 if model.dtype_policy.compute_dtype == "float32" else 5e-2
     found = np.concatenate([logits_of(model, images[i : i + 1]) for i in range(len(images))])
     difference = float(np.abs(found - logits).max())

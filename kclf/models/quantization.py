@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,6 @@ BATCH_SIZE = 8
 # What runs of 8-bit numbers are made of; softmax and pooling stay as they are, since they cost no time.
 QUANTIZED = ["Conv", "MatMul", "Gemm", "Add", "Clip", "Relu"]
 PRODUCTS = ("Conv", "MatMul", "Gemm")
-
-
-class _Batches:
-    """Photos as onnxruntime's calibration asks for them."""
-
-    def __init__(self, photos: np.ndarray) -> None:
-        self._starts = iter(range(0, len(photos), BATCH_SIZE))
-        self._photos = photos
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch; None after the last."""
-        start = next(self._starts, None)
-        return None if start is None else {"photos": self._photos[start : start + BATCH_SIZE]}
 
 
 def quantize(model: Any, photos: np.ndarray) -> Any:
@@ -47,6 +35,7 @@ def quantize(model: Any, photos: np.ndarray) -> Any:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    batches = ({"photos": photos[start : start + BATCH_SIZE]} for start in range(0, len(photos), BATCH_SIZE))
     with tempfile.TemporaryDirectory() as folder:
         given, before, after = (Path(folder) / name for name in ("given.onnx", "before.onnx", "after.onnx"))
         onnx.save(model, given)
@@ -54,7 +43,7 @@ def quantize(model: Any, photos: np.ndarray) -> Any:
         quantize_static(
             before,
             after,
-            _Batches(photos),
+            SimpleNamespace(get_next=lambda: next(batches, None)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTIZED,
             per_channel=True,
@@ -68,7 +57,7 @@ def quantize(model: Any, photos: np.ndarray) -> Any:
 
 def _spared(graph: Any) -> list[str]:
     """Names of the nodes before the first convolution, which prepare pixels, and of the last layer on."""
-    products = [place for place, node in enumerate(graph.node) if node.op_type in PRODUCTS]
-    first = next((p for p in products if graph.node[p].op_type == "Conv"), products[0])
     nodes = list(graph.node)
+    products = [place for place, node in enumerate(nodes) if node.op_type in PRODUCTS]
+    first = next((place for place in products if nodes[place].op_type == "Conv"), products[0])
     return [node.name for node in [*nodes[:first], *nodes[products[-1] :]]]

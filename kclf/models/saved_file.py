@@ -32,7 +32,7 @@ def write_single_file(model: keras.Model, path: Path) -> None:
     write_arrays(
         path,
         {
-            **stored_arrays(model),
+            **{key: array_of(variable) for key, variable in _keyed_weights(model).items()},
             "probe/images": images,
             "probe/logits": logits_of(model, images),
         },
@@ -76,18 +76,8 @@ def refuse_legacy_file() -> None:
         )
 
 
-def stored_arrays(model: keras.Model) -> dict[str, np.ndarray]:
-    """All weights of a classifier as numpy arrays, by the keys of the single file."""
-    return {key: array_of(variable) for key, variable in _keyed_weights(model).items()}
-
-
-def assign_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray], path: Any) -> None:
-    """Set all weights of a classifier from arrays by key.
-
-    Raises:
-        FileFormatError: keys or shapes differ from the model's; the message lists them.
-    """
-    check_fit(model, arrays, path)
+def assign_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Set all weights of a classifier from arrays by key, which `check_fit` has found to fit."""
     for key, variable in _keyed_weights(model).items():
         variable.assign(arrays[key])
 

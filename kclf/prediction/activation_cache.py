@@ -166,11 +166,6 @@ class ActivationDataset(DataLoader):
         """Bool (n,): False for the photos that could not be read, whose row shows another one."""
         return self.index == np.arange(len(self.index))
 
-    @property
-    def skipped(self) -> list[tuple[str, str]]:
-        """(path, reason) of each photo found unreadable when it was last read."""
-        return self.images.skipped
-
 
 @dataclass(frozen=True)
 class ActivationData:
@@ -185,16 +180,6 @@ class ActivationData:
     train: ActivationDataset
     valid: ActivationDataset | None = None
     test: ActivationDataset | None = None
-
-    @property
-    def class_names(self) -> list[str]:
-        """The classes in order."""
-        return self.train.class_names
-
-    @property
-    def task(self) -> str:
-        """Single label, multi-label or regression."""
-        return self.train.task
 
 
 def precompute(
@@ -223,10 +208,10 @@ def precompute(
     Returns:
         Train, valid and test as arrays, for a model that `head_model` makes.
     """
-    weights = _settled_digest(model)
-    train = _from_cache(model, data.train, folder, weights, views, dtype, progress)
+    options: dict[str, Any] = {"dtype": dtype, "progress": progress, "weights": _settled_digest(model)}
+    train = activations(model, data.train, folder, views=views, **options)
     others = (
-        None if part is None else _from_cache(model, part, folder, weights, 1, dtype, progress)
+        None if part is None else activations(model, part, folder, **options)
         for part in (data.valid, data.test)
     )
     return ActivationData(train, *others)
@@ -240,28 +225,15 @@ def activations(
     views: int = 1,
     dtype: str = "float32",
     progress: bool = True,
+    weights: str | None = None,
 ) -> ActivationDataset:
-    """Activations of the photos of one split, from the cache or computed; arguments as `precompute`."""
-    return _from_cache(model, dataset, folder, _settled_digest(model), views, dtype, progress)
+    """Activations of the photos of one split, from the cache or computed; arguments as `precompute`.
 
-
-def _settled_digest(model: Any) -> str:
-    """Digest of the backbone's weights, which are the first process's in all processes from here on."""
-    broadcast([variable.value for variable in model.backbone.variables])
-    return weights_digest(model.backbone)
-
-
-def _from_cache(
-    model: Any,
-    dataset: ImageDataset,
-    folder: str | os.PathLike[str],
-    weights: str,
-    views: int,
-    dtype: str,
-    progress: bool,
-) -> ActivationDataset:
+    `weights` is the digest of the backbone's, where it has been taken already.
+    """
     one_of("dtype", dtype, DTYPES)
     at_least("views", views, 1)
+    weights = weights or _settled_digest(model)
     key = activation_key(model, dataset, views=views, dtype=dtype, weights=weights)
     place = Path(folder) / key[:32]
     with locked_by_main(FolderLock(place), wait=True):  # another run may be at it: then it is found done
@@ -272,6 +244,12 @@ def _from_cache(
     others = np.flatnonzero(index != np.arange(len(index))).tolist()  # stand where one could not be read
     dataset.note_unreadable({row: known.get(row, "it could not be read before") for row in others})
     return ActivationDataset(np.stack([features for features, _ in passes]), index, dataset)
+
+
+def _settled_digest(model: Any) -> str:
+    """Digest of the backbone's weights, which are the first process's in all processes from here on."""
+    broadcast([variable.value for variable in model.backbone.variables])
+    return weights_digest(model.backbone)
 
 
 def pooled_activations(model: Any, images: Any, *, augment: bool = False) -> torch.Tensor:
@@ -327,20 +305,19 @@ def activation_key(
         weights: `weights_digest` of the backbone, where it is known already: it reads all of them.
     """
     drawn = [_nameless(model.augmentation), dataset.random_crop, dataset.seed] if views > 1 else None
-    return _digest(
-        {
-            "format": FORMAT,
-            "photos": _describe_photos(dataset.dataset),
-            "square": [dataset.presize, dataset.resize_method],
-            "size": model.size,
-            "normalization": _nameless(model.normalization),
-            "backbone": [_nameless(layer) for layer in all_layers(model.backbone, include_self=False)],
-            "weights": weights or weights_digest(model.backbone),
-            "computed in": model.backbone.compute_dtype,
-            "stored in": dtype,
-            "views": [views, drawn, model.augmentation.interpolation, model.augmentation.fill_mode],
-        }
-    )
+    description = {
+        "format": FORMAT,
+        "photos": _describe_photos(dataset.dataset),
+        "square": [dataset.presize, dataset.resize_method],
+        "size": model.size,
+        "normalization": _nameless(model.normalization),
+        "backbone": [_nameless(layer) for layer in all_layers(model.backbone, include_self=False)],
+        "weights": weights or weights_digest(model.backbone),
+        "computed in": model.backbone.compute_dtype,
+        "stored in": dtype,
+        "views": [views, drawn, model.augmentation.interpolation, model.augmentation.fill_mode],
+    }
+    return hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def weights_digest(model: keras.Model) -> str:
@@ -375,10 +352,6 @@ def _nameless(layer: keras.layers.Layer) -> list[Any]:
     passing = ("name", "trainable", "seed")
     config = {key: value for key, value in layer.get_config().items() if key not in passing}
     return [type(layer).__name__, config]
-
-
-def _digest(description: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 # ---- one pass over the photos ------------------------------------------------------------
@@ -446,11 +419,10 @@ def _compute_parts(
                 features = pooled_activations(model, images, augment=augment)
             waiting.append((_stored(features, dtype), indices.cpu().numpy()))
             bar.update(len(indices))
-            if len(waiting) * batches.batch_size == PART:
-                yield _joined(waiting)
+            if len(waiting) * batches.batch_size == PART or number == last - 1:
+                stored, index = (np.concatenate(part) for part in zip(*waiting, strict=True))
+                yield {"features": stored, "index": index}
                 waiting = []
-        if waiting:
-            yield _joined(waiting)
 
 
 @contextmanager
@@ -486,11 +458,6 @@ def _numbered(dataset: ImageDataset, view: int, augment: bool) -> ImageDataset:
         class_weight=None,
         sampling_weights=None,
     )
-
-
-def _joined(batches: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    features, index = zip(*batches, strict=True)
-    return {"features": np.concatenate(features), "index": np.concatenate(index)}
 
 
 def _stored(features: torch.Tensor, dtype: str) -> np.ndarray:

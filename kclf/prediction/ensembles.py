@@ -23,8 +23,8 @@ import keras
 import numpy as np
 import torch
 
-from .._core.keras_private import all_layers
 from ..callbacks import load_snapshot
+from ..callbacks.delivered import live_batchnorms
 from ..callbacks.run_state import passing_draws, remember_tensors
 from .inference import predict as predict_plain
 from .predictions import Predictions, mean_gain
@@ -122,8 +122,7 @@ class SnapshotEnsemble:
         files = self._files_by_name()
         soup: list[str] = []
         best = -1.0
-        for name in sorted(scores, key=lambda member: -scores[member]):
-            score = scores[name]
+        for name, score in sorted(scores.items(), key=lambda pair: -pair[1]):
             if soup:
                 with original_weights(self.model):
                     self._mix([files[member] for member in (*soup, name)], train)
@@ -164,8 +163,8 @@ class SnapshotEnsemble:
         return EnsembleTable.of(rows, base=list(members)[-1])
 
     def _files_by_name(self) -> dict[str, AnyPath]:
-        """Short names where they tell the files apart, paths where they do not."""
-        named = {member_name(file): file for file in self.files}
+        """Names without `.weights.h5` where they tell the files apart, paths where they do not."""
+        named = {Path(file).name.removesuffix(".h5").removesuffix(".weights"): file for file in self.files}
         return named if len(named) == len(self.files) else {os.fspath(file): file for file in self.files}
 
     def _mix(self, files: Sequence[AnyPath], train: Any) -> None:
@@ -321,7 +320,7 @@ def average_weights(
             variable.assign(total / len(files))
 
 
-def recompute_batchnorm(model: keras.Model, data: Iterable[Any], *, batches: int | None = None) -> None:
+def recompute_batchnorm(model: keras.Model, data: Iterable[Any]) -> None:
     """Take the statistics of BatchNormalization anew, as the mean over a pass in training mode.
 
     After weights were averaged the stored ones belong to none. Layers that are frozen keep theirs.
@@ -329,18 +328,11 @@ def recompute_batchnorm(model: keras.Model, data: Iterable[Any], *, batches: int
     Args:
         model: takes the statistics.
         data: batches of images, or of (images, ...).
-        batches: how many; None for all.
     """
-    norms = [
-        layer
-        for layer in all_layers(model)
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
+    norms = live_batchnorms(model)
     momenta = [norm.momentum for norm in norms]
     try:
         for number, batch in enumerate(data):
-            if number == batches:
-                break
             for norm in norms:  # moving = moving * momentum + batch's * (1 - momentum): the running mean
                 norm.momentum = number / (number + 1)
             with torch.no_grad():
@@ -348,11 +340,6 @@ def recompute_batchnorm(model: keras.Model, data: Iterable[Any], *, batches: int
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-
-
-def member_name(file: AnyPath) -> str:
-    """The name of a snapshot: that of its file, without `.weights.h5`."""
-    return Path(file).name.removesuffix(".h5").removesuffix(".weights")
 
 
 def _named(files: Mapping[str, AnyPath] | AnyPath | None) -> dict[str, AnyPath]:

@@ -91,15 +91,15 @@ def _details(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[
         names, task, side, method = (told[n] for n in ("class_names", "task", "side", "resize_method"))
         if task not in TASKS or method not in RESIZE_METHODS:
             raise ValueError(f"{task=!s}, {method=!s}")
-        channels = int(told.get("channels", 3))  # files of before had three alone
         return {
             "class_names": [str(name) for name in names],
             "task": task,
             "size": as_size("side", side, most=LARGEST_SIDE),
             "resize_method": method,
             "decision": Decision.from_config(told["decision"]),
-            "channels": channels,
-            "depth": check_depth(told.get("depth")),  # older files do not say it
+            # Older files say neither of these.
+            "channels": int(told.get("channels", 3)),
+            "depth": check_depth(told.get("depth")),
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FileFormatError(

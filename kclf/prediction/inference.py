@@ -65,8 +65,7 @@ def predict(
         [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
     """
     one = Views(lambda images: iter([images]))
-    bar = "predictions" if progress else None
-    (plain,), _ = predict_views(model, dataset, from_logits, one, together=together, bar=bar)
+    (plain,), _ = predict_views(model, dataset, one, from_logits, together=together, progress=progress)
     return plain
 
 
@@ -100,14 +99,8 @@ def predict_files(
             channels than files have.
     """
     photos = [photos] if isinstance(photos, str | os.PathLike) else photos
-    dataset = photos_for(
-        model,
-        [file for photo in photos for file in image_files(photo)],
-        batch_size=batch_size,
-        size=size,
-        class_names=class_names,
-        depth=depth,
-    )
+    files = [file for photo in photos for file in image_files(photo)]
+    dataset = photos_for(model, files, batch_size=batch_size, size=size, class_names=class_names, depth=depth)
     return predict(model, dataset), dataset.skipped
 
 
@@ -122,11 +115,7 @@ def photos_for(
 ) -> ImageDataset:
     """Batches of photos without labels, read as a model's own preprocessing has it; see `predict_files`."""
     return ImageDataset(
-        FileImages(
-            files,
-            depth or getattr(model, "depth", None),
-            getattr(model, "channels", 3),
-        ),
+        FileImages(files, depth or getattr(model, "depth", None), getattr(model, "channels", 3)),
         class_names=class_names or getattr(model, "class_names", ()),
         task=getattr(model, "task", "single_label"),
         presize=size or size_for(model),
@@ -138,33 +127,36 @@ def photos_for(
 
 @dataclass(frozen=True)
 class Views:
-    """The views of photos that are predicted: `make` gives those of a batch, the plain one first.
+    """The views of photos that are predicted: `make` gives the `count` of a batch, the plain one first.
 
     `skip` draws what `make` would draw for as many photos of a height and width, for nothing.
     """
 
     make: Callable[[torch.Tensor], Iterator[torch.Tensor]]
     skip: Callable[[int, int, int], None] = lambda count, height, width: None
+    count: int = 1
 
 
 def predict_views(
     model: keras.Model,
     dataset: Any,
-    from_logits: bool | None,
     views: Views,
+    from_logits: bool | None = None,
     *,
     together: bool = False,
-    bar: str | None = None,
+    progress: bool = False,
 ) -> tuple[list[Predictions], list[float]]:
-    """Predictions for each view and the seconds it took, every photo read once; `bar` names a bar."""
+    """Predictions for each view and the seconds it took, every photo read once; the rest as `predict`."""
     class_names = _class_names(model, dataset)
     dataset = _in_order(dataset)
     if together and world_size() > 1 and isinstance(dataset, ImageDataset):
         arrays, seconds = _predict_together(model, dataset, views)
         known = dataset.labels
     else:
-        with Progress(_number_of(dataset), bar or "", shown=bar is not None) as shown:
-            arrays, labels, seconds = _predict_batches(model, _counted(_batches(dataset), shown), views)
+        batches, count = _batches(dataset)
+        name = "predictions" if views.count == 1 else f"{views.count} views"
+        with Progress(count, name, shown=progress) as shown:
+            arrays, labels, seconds = _predict_batches(model, _counted(batches, shown), views)
         known = getattr(dataset, "labels", None)
         known = _on_host(labels) if known is None and labels else known
     if not arrays:
@@ -246,13 +238,6 @@ def _function(model: Any) -> Callable[[torch.Tensor], Any]:
     return lambda view: model.predict_function([(view,)])
 
 
-def _number_of(dataset: Any) -> int | None:
-    """How many photos a dataset has, where it says so."""
-    if isinstance(dataset, np.ndarray | torch.Tensor):
-        return len(dataset)
-    return getattr(dataset, "num_images", None)
-
-
 def _on_host(parts: list[Any]) -> np.ndarray:
     """Outputs or labels of all batches as one array, read from the device at once."""
     if isinstance(parts[0], torch.Tensor):
@@ -272,10 +257,11 @@ def _in_order(dataset: Any) -> Any:
     return dataset
 
 
-def _batches(dataset: Any, batch_size: int = 64) -> Iterable[Any]:
+def _batches(dataset: Any, size: int = 64) -> tuple[Iterable[Any], int | None]:
+    """The batches of a dataset or an array, and how many photos there are, where it says so."""
     if not isinstance(dataset, np.ndarray | torch.Tensor):
-        return dataset
-    return (dataset[start : start + batch_size] for start in range(0, len(dataset), batch_size))
+        return dataset, getattr(dataset, "num_images", None)
+    return (dataset[start : start + size] for start in range(0, len(dataset), size)), len(dataset)
 
 
 def _beside_labels(

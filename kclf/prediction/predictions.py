@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,19 +121,13 @@ class Predictions:
             )
         object.__setattr__(self, "probabilities", probabilities)
         object.__setattr__(self, "class_names", names)
-        for name in ("labels", "paths"):
-            object.__setattr__(self, name, self._beside(name))
+        for name, given in (("labels", self.labels), ("paths", self.paths)):
+            values = None if given is None else np.asarray(given)
+            if values is not None and len(values) != len(self):
+                raise ValueError(f"Expected {name} for {len(self)} photos. Received: {len(values)} {name}")
+            object.__setattr__(self, name, values)
         if self.task == "single_label" and self.labels is not None:
             self._check_classes(self.labels)
-
-    def _beside(self, name: str) -> np.ndarray | None:
-        values = getattr(self, name)
-        if values is None:
-            return None
-        values = np.asarray(values)
-        if len(values) != len(self):
-            raise ValueError(f"Expected {name} for {len(self)} photos. Received: {len(values)} {name}")
-        return values
 
     def _check_classes(self, labels: np.ndarray) -> None:
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -265,15 +259,15 @@ class Predictions:
         write_csv(path, self._table())
 
     def _table(self) -> Iterator[list[Any]]:
-        known = ["label"] if self.labels is not None else []
-        sure = ["confidence"] if self.task != "regression" else []
-        yield ["path", *known, "predicted", *sure, *self.class_names]
-        for row in range(len(self)):
-            rows = [f"{value:.6g}" for value in self.probabilities[row]]
-            label = [] if self.labels is None else [self.label_text(self.labels[row])]
-            path = row if self.paths is None else self.paths[row]
-            sure = [f"{self.confidence[row]:.6g}"] if self.task != "regression" else []
-            yield [path, *label, self.label_text(self.predicted[row]), *sure, *rows]
+        columns: dict[str, Iterable[str]] = {"path": self.files}
+        if self.labels is not None:
+            columns["label"] = map(self.label_text, self.labels)
+        columns["predicted"] = map(self.label_text, self.predicted)
+        if self.task != "regression":
+            columns["confidence"] = (f"{value:.6g}" for value in self.confidence)
+        yield [*columns, *self.class_names]
+        for row, *cells in zip(self.probabilities, *columns.values(), strict=True):
+            yield [*cells, *(f"{value:.6g}" for value in row)]
 
     def label_text(self, answer: Any) -> str:
         """One photo's label or prediction in words: its classes by name, or its numbers.

@@ -63,16 +63,9 @@ def predict_tta(
         Averaged probabilities; what it gained over the plain view, and cost, is in `.tta`.
     """
     one_of("average", average, AVERAGES)
-    (plain, *augmented), seconds = predict_each_view(
-        model,
-        dataset,
-        n,
-        views=views,
-        augmentation=augmentation,
-        seed=seed,
-        from_logits=from_logits,
-        together=together,
-        progress=progress,
+    seen = views_of(model, n, views, augmentation, seed)
+    (plain, *augmented), seconds = predict_views(
+        model, dataset, seen, from_logits, together=together, progress=progress
     )
     count = len(augmented)
     share = _plain_share(weight, views, count)
@@ -80,51 +73,8 @@ def predict_tta(
         plain.probabilities, [view.probabilities for view in augmented], share, average, plain.task
     )
     result = replace(plain, probabilities=averaged)
-    return replace(
-        result, tta=_gain(plain, result, TTAReport(count, average, share, sum(seconds), seconds[0]))
-    )
-
-
-def predict_each_view(
-    model: keras.Model,
-    dataset: Any,
-    n: int = 4,
-    *,
-    views: str = "random",
-    augmentation: Augmentation | None = None,
-    seed: int = 0,
-    from_logits: bool | None = None,
-    together: bool = False,
-    progress: bool = False,
-) -> tuple[list[Predictions], list[float]]:
-    """The predictions that `predict_tta` averages, of the plain view and then of the others.
-
-    Args:
-        model: as for `predict_tta`, as all that follow.
-        dataset: the photos.
-        n: number of random views.
-        views: which.
-        augmentation: draws them.
-        seed: of the random ones.
-        from_logits: whether the model gives logits.
-        together: let processes divide the batches.
-        progress: show a bar.
-
-    Returns:
-        The predictions of each view, and the seconds that each took.
-    """
-    one_of("views", views, VIEWS)
-    layer = _augmentation_of(model) if augmentation is None else augmentation
-    others, count = _view_maker(layer, views, n, seed)
-
-    def all_views(images: torch.Tensor) -> Iterator[torch.Tensor]:
-        yield images
-        yield from others.make(images)
-
-    bar = f"{count + 1} views" if progress else None
-    return predict_views(
-        model, dataset, from_logits, Views(all_views, others.skip), together=together, bar=bar
-    )
+    report = TTAReport(count, average, share, sum(seconds), seconds[0], *_gains(plain, result))
+    return replace(result, tta=report)
 
 
 def average_views(
@@ -182,8 +132,16 @@ def _augmentation_of(model: keras.Model) -> Augmentation:
     return found
 
 
-def _view_maker(layer: Augmentation, views: str, n: int, seed: int) -> tuple[Views, int]:
-    """What gives the views of images beside the plain one, and how many they are."""
+def views_of(
+    model: keras.Model,
+    n: int,
+    views: str = "random",
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+) -> Views:
+    """The views that `predict_tta` averages, the plain one first; arguments as there."""
+    one_of("views", views, VIEWS)
+    layer = _augmentation_of(model) if augmentation is None else augmentation
     if views == "random":
         at_least("n", n, 1)
         if not layer.is_random:
@@ -193,19 +151,25 @@ def _view_maker(layer: Augmentation, views: str, n: int, seed: int) -> tuple[Vie
             )
         drawing = type(layer).from_config({**layer.get_config(), "seed": seed})
 
+        def drawn(images: torch.Tensor) -> Iterator[torch.Tensor]:
+            yield images
+            for _ in range(n):
+                yield drawing(images, training=True)
+
         def skip(count: int, height: int, width: int) -> None:
             for _ in range(n):
                 drawing.draw(count, height, width, training=True)
 
-        return Views(lambda images: (drawing(images, training=True) for _ in range(n)), skip), n
+        return Views(drawn, skip, n + 1)
     maps = _fixed_maps(views, is_square=layer.size is None or layer.size[0] == layer.size[1])
 
     def fixed(images: torch.Tensor) -> Iterator[torch.Tensor]:
+        yield images
         plain = layer.draw(len(images), *images.shape[1:3], training=False)
         for view in maps:
             yield layer.apply(images, replace(plain, maps=plain.maps @ view))
 
-    return Views(fixed), len(maps)
+    return Views(fixed, count=len(maps) + 1)
 
 
 def _fixed_maps(views: str, *, is_square: bool) -> torch.Tensor:
@@ -226,16 +190,9 @@ def _plain_share(weight: float | None, views: str, count: int) -> float:
     return in_closed("weight", weight, 0, 1)
 
 
-def _gain(plain: Predictions, averaged: Predictions, views: TTAReport) -> TTAReport:
-    """The gain over the plain view, with the standard error of a mean of differences."""
+def _gains(plain: Predictions, averaged: Predictions) -> tuple[float, ...]:
+    """Gain in accuracy over the plain view and its standard error, and those of the log loss."""
     if plain.labels is None or plain.task == "regression" or not len(plain):
-        return views
-    accuracy, accuracy_error = mean_gain(averaged.hits(), plain.hits())
-    log_loss, log_loss_error = mean_gain(averaged.losses(), plain.losses())
-    return replace(
-        views,
-        accuracy=accuracy,
-        accuracy_error=accuracy_error,
-        log_loss=log_loss,
-        log_loss_error=log_loss_error,
-    )
+        return ()
+    accuracy = mean_gain(averaged.hits(), plain.hits())
+    return (*accuracy, *mean_gain(averaged.losses(), plain.losses()))

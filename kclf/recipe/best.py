@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .._core.sizes import Size, num_pixels, size_text
-from ..callbacks.run_state import assign
+from ..callbacks.run_state import Undo, remember_tensors
 from ..data import ImageData, ImageDataset
 from ..data.presized import bytes_of_cache, has_room
 from ..data.sources import JoinedImages
@@ -136,12 +135,12 @@ def fit_best(
     say(plan.describe(model.size))
     model.decision = None  # that of other weights
     keep = keep or (lambda model: None)
-    begun = weights_of(model) if plan.refit else []
+    begin_again = _remembered(model) if plan.refit else None
     reading, before = _solved(model, data, plan, folder, progress, say, keep, until)
     if not plan.passes or before is None:
         estimate = before or reading.probe.held_out
         found = _decided(BestFit(plan, reading.probe, None, before, estimate, reading.model), before)
-        return _refitted(found, model, whole, begun, folder, fit, until)
+        return _refitted(found, model, whole, begin_again, folder, fit, until)
     photos = _decoded_once(data, plan, folder, say)
     best, comparison = _tuned(model, data, photos, plan, reading, before, fit, keep, until)
     if held_apart and not comparison.tuned_is_better and not plan.refit:
@@ -149,7 +148,7 @@ def fit_best(
     predictions = None if held_apart else comparison.kept
     estimate = reading.probe.held_out if held_apart else comparison.cross_fitted
     found = BestFit(plan, reading.probe, comparison, predictions, estimate, best)
-    return _refitted(_decided(found, comparison.kept), model, whole, begun, folder, fit, until)
+    return _refitted(_decided(found, comparison.kept), model, whole, begin_again, folder, fit, until)
 
 
 def _decoded_once(
@@ -190,7 +189,8 @@ def _solved(
         if plan.multi_level and not readings:
             new = _by_levels(model, data, options)
         else:
-            new = [_at(form, data, size, options)]
+            sized, photos = at_size(form, data, size)
+            new = [Reading(sized, photos, fit_linear_probe(sized, photos, **options))]
         for reading in new:
             readings.append(reading)
             levels = ", several levels" if reading.model.multi_level else ""
@@ -204,11 +204,6 @@ def _solved(
     if before is not None and before.task != "regression":
         say(f"Validation photos{where}: {before}")
     return chosen, before
-
-
-def _at(model: ImageClassifier, data: ImageData, size: Size, options: dict[str, Any]) -> Reading:
-    sized, photos = at_size(model, data, size)
-    return Reading(sized, photos, fit_linear_probe(sized, photos, **options))
 
 
 def _by_levels(model: ImageClassifier, data: ImageData, options: dict[str, Any]) -> list[Reading]:
@@ -251,22 +246,21 @@ def _tuned(
     until: float | None,
 ) -> tuple[ImageClassifier, Comparison]:
     """Tune the model on the photos, and find the better of what was solved and tuned, even when stopped."""
-    solved = weights_of(reading.model)
-
-    def put_back() -> ImageClassifier:
-        assign([variable.value for variable in reading.model.variables], solved)
-        return reading.model
+    put_back = _remembered(reading.model)
 
     def better() -> tuple[ImageClassifier, Comparison]:
-        tuned, comparison = _compare(model, data, reading, before)
-        best = tuned if comparison.tuned_is_better else put_back()
+        best, comparison = _compare(model, data, reading, before)
+        if not comparison.tuned_is_better:
+            put_back()
+            best = reading.model
         keep(best)
         return best, comparison
 
     try:
         tune(model, photos, plan, fit=fit, until=until)
     except NotFiniteError:
-        keep(put_back())
+        put_back()
+        keep(reading.model)
         raise
     except (RunStopped, KeyboardInterrupt):
         better()
@@ -278,29 +272,29 @@ def _refitted(
     found: BestFit,
     model: ImageClassifier,
     data: ImageData,
-    begun: list[torch.Tensor],
+    begin_again: Undo | None,
     folder: str | PathLike[str] | None,
     fit: Fit | None,
     until: float | None,
 ) -> BestFit:
     """Train the kept classifier again on all photos, from the weights that the run began with."""
     best, plan = found.model, found.plan
-    if not plan.refit or (data.valid is None and found.comparison is None):
+    if begin_again is None or (data.valid is None and found.comparison is None):
         return found
-    whole, decision, kept = on_everything(data), best.decision, weights_of(best)
-    options: dict[str, Any] = {"strength": found.probe.strength, "folder": folder}
+    whole, decision, put_back = on_everything(data), best.decision, _remembered(best)
+    options: dict[str, Any] = {"views": plan.views, "strength": found.probe.strength, "folder": folder}
     try:
         if found.kept == "probe":
-            fit_linear_probe(best, at_size(model, whole, best.size)[1], views=plan.views, **options)
+            fit_linear_probe(best, at_size(model, whole, best.size)[1], **options)
         else:
-            assign([variable.value for variable in model.variables], begun)
-            fit_linear_probe(model, whole, views=plan.views, **options)
+            begin_again()
+            fit_linear_probe(model, whole, **options)
             more = whole.train.num_images / data.train.num_images
             again = replace(plan, tuning_seconds=more * plan.tuning_seconds, end_seconds=0.0)
             tune(model, whole, again, fit=fit, until=until)
             best = at_size(model, whole, best.size)[0]
     except (RunStopped, KeyboardInterrupt, NotFiniteError):
-        assign([variable.value for variable in best.variables], kept)
+        put_back()
         raise
     finally:
         best.decision = decision
@@ -318,9 +312,9 @@ def _compare(
     return at_hand[comparison.choice or model.size][0], comparison
 
 
-def weights_of(model: ImageClassifier) -> list[torch.Tensor]:
-    """A copy of all weights, in order."""
-    return [variable.value.detach().clone() for variable in model.variables]
+def _remembered(model: ImageClassifier) -> Undo:
+    """The function that puts all weights back to what they are now."""
+    return remember_tensors((variable.value for variable in model.variables), device=None)
 
 
 def on_everything(data: ImageData) -> ImageData:

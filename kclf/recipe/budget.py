@@ -6,10 +6,11 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from statistics import median_high
 from typing import Any, TypedDict, Unpack
 
 import keras
@@ -120,8 +121,8 @@ class Plan:
             size: of the images that the model sees.
         """
         cores = torch.get_num_threads()
-        where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cores} cores"
-        where = "1 core" if where == "1 cores" else where
+        host = f"{cores} core{'s' * (cores != 1)}"
+        where = torch.cuda.get_device_name() if torch.cuda.is_available() else host
         sizes = " and ".join(map(size_text, self.sizes or (size,)))
         levels = ", of one level and of several" if self.multi_level else ""
         probe = f"linear probe at {sizes} px{levels} ({duration(self.probe_seconds)})"
@@ -140,8 +141,7 @@ def duration(seconds: float) -> str:
         >>> duration(8.6), duration(200)
         ('9 s', '3 min 20 s')
     """
-    whole = max(1, round(seconds))
-    minutes, rest = divmod(whole, 60)
+    minutes, rest = divmod(max(1, round(seconds)), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
@@ -229,16 +229,15 @@ def make_plan(
     valid = 0 if data.valid is None else data.valid.num_images
     batch = batch_size or max(batch_for(train), world_size())
     steps = max(1, train // batch)
-    solving = SOLVING * train * min(train, num_features) * outputs_of(data)
+    solving = SOLVING * train * min(train, num_features) * max(1, len(data.class_names))
     shares = [num_pixels(size) / num_pixels(sizes[0]) for size in sizes] or [1.0]
     start, end = around
     once = seconds_to_decode_once(data, speed) if decode_once == "auto" and tunes(data, effort) else 0.0
     left = math.inf if minutes is None else 60 * minutes - start - end - once
     levels = multi_level and train <= MOST_FOR_LEVELS
     more_solving = solving if levels else 0.0
-    while len(shares) > 1 and _probe_seconds(data, speed, shares, solving) + more_solving > left / 2:
+    while (probe := _probe_seconds(data, speed, shares, solving) + more_solving) > left / 2 and shares[1:]:
         shares, sizes = shares[:-1], sizes[:-1]
-    probe = _probe_seconds(data, speed, shares, solving) + more_solving
     one_pass = steps * batch * (speed.step if once else max(speed.step, speed.decode))
     passes = max(PASSES[effort], -(-FEWEST_STEPS // steps)) if tunes(data, effort) else 0
     larger = (LARGER_TUNED**2 + shares[-1]) * (len(shares) > 1)
@@ -268,7 +267,6 @@ def tunes(data: ImageData, effort: str) -> bool:
         data: the photos.
         effort: as for `fit_best`.
     """
-    one_of("effort", effort, EFFORTS)
     return effort == "best" or (effort == "standard" and data.train.num_images >= MANY_PHOTOS)
 
 
@@ -333,11 +331,6 @@ def batch_for(num_photos: int) -> int:
     return 1 << (wanted.bit_length() - 1)
 
 
-def outputs_of(data: ImageData) -> int:
-    """Columns of the last layer."""
-    return max(1, len(data.class_names))
-
-
 def measure_speed(model: ImageClassifier, data: ImageData, *, training: bool = True) -> Speed:
     """Read a few batches, and train on them, and leave everything as it was, bit for bit.
 
@@ -350,30 +343,28 @@ def measure_speed(model: ImageClassifier, data: ImageData, *, training: bool = T
     restore_randomness = remember_randomness()
     try:
         photos = data.train.replace(batch_size=batch, shuffle=False)
-        read = _seconds_of_reading(model, photos)
+
+        def see(images: torch.Tensor) -> None:
+            pooled_activations(model, images).cpu()
+
+        see(photos.peek()[0])  # what is compiled, is compiled
+        read = _seconds_a_photo(photos, MEASURED_BATCHES - 1, see)
         if not training:
             return Speed(read)
-        decode = _seconds_of_decoding(photos) if photos.device.type == "cuda" else 0.0
+        decode = _seconds_a_photo(photos, MEASURED_BATCHES) if photos.device.type == "cuda" else 0.0
         return Speed(read, _seconds_of_training(model, data), decode)
     finally:
         restore_randomness()
 
 
-def _seconds_of_reading(model: ImageClassifier, photos: ImageDataset) -> float:
-    """Seconds a photo, decoded and seen."""
-    pooled_activations(model, photos.peek()[0]).cpu()  # what is compiled, is compiled
+def _seconds_a_photo(
+    photos: ImageDataset, batches: int, see: Callable[[torch.Tensor], None] = lambda images: None
+) -> float:
+    """Seconds a photo, decoded by all threads of the loader, and seen."""
     count, start = 0, time.perf_counter()
-    for part, _ in zip(photos, range(MEASURED_BATCHES - 1), strict=False):
-        pooled_activations(model, part[0]).cpu()
-        count += len(part[0])
-    return (time.perf_counter() - start) / count
-
-
-def _seconds_of_decoding(photos: ImageDataset) -> float:
-    """Seconds a photo, decoded by all threads of the loader."""
-    count, start = 0, time.perf_counter()
-    for part, _ in zip(photos, range(MEASURED_BATCHES), strict=False):
-        count += len(part[0])
+    for (images, *_), _ in zip(photos, range(batches), strict=False):
+        see(images)
+        count += len(images)
     return (time.perf_counter() - start) / count
 
 
@@ -386,20 +377,15 @@ def _seconds_of_training(model: ImageClassifier, data: ImageData) -> float:
     restore_model = remember_model(model)
     try:
         batches = [batch for batch, _ in zip(photos, range(MEASURED_BATCHES), strict=False)]
-        return _seconds(lambda part: model.train_on_batch(*part), batches) / batch
+        times = []
+        for part in [batches[0], *batches]:
+            start = time.perf_counter()
+            model.train_on_batch(*part)
+            times.append(time.perf_counter() - start)
+        return median_high(times[1:]) / batch  # without the first, which compiles
     finally:
         restore_model()
         model.freeze_to(frozen)
-
-
-def _seconds(work: Any, batches: list[Any]) -> float:
-    """The median time of a batch after the first."""
-    times = []
-    for part in [batches[0], *batches]:
-        start = time.perf_counter()
-        work(part)
-        times.append(time.perf_counter() - start)
-    return sorted(times[1:])[len(batches) // 2]
 
 
 def keep_plan(path: str | PathLike[str], plan: Plan) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 from ..data.decision import Decision
 from ..metrics import best_thresholds, safe_log
@@ -64,17 +66,21 @@ def at_temperature(predictions: Predictions, temperature: float) -> Predictions:
     if predictions.task == "multi_label":
         logits = (safe_log(p) - safe_log(1 - p)) / temperature
         return replace(predictions, probabilities=1 / (1 + np.exp(-logits)))
-    logs = safe_log(p) / temperature
-    powers = np.exp(logs - logs.max(axis=1, keepdims=True))
-    return replace(predictions, probabilities=powers / powers.sum(axis=1, keepdims=True))
+    return replace(predictions, probabilities=softmax(safe_log(p) / temperature, axis=1))
 
 
 def cross_fitted(held_out: Predictions) -> Predictions:
     """Each half of the photos at the temperature of the other half: what calibration does on new ones."""
-    first = np.random.default_rng(1).permutation(len(held_out)) < len(held_out) / 2
     values = np.array(held_out.probabilities, np.float64)
-    for half in (first, ~first):
-        if half.any() and not half.all():
-            temperature = fit_temperature(held_out.take(np.flatnonzero(~half)))
-            values[half] = at_temperature(held_out.take(np.flatnonzero(half)), temperature).probabilities
+    for half, other in halves(len(held_out), seed=1):
+        temperature = fit_temperature(held_out.take(other))
+        values[half] = at_temperature(held_out.take(half), temperature).probabilities
     return replace(held_out, probabilities=values)
+
+
+def halves(count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places of a random half of the photos and of the other half, and the other way round; none of one."""
+    first = np.random.default_rng(seed).permutation(count) < count / 2
+    for half in (first, ~first):
+        if count > 1:
+            yield np.flatnonzero(half), np.flatnonzero(~half)

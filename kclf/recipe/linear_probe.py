@@ -9,8 +9,7 @@ labels, or of ridge regression for numbers, and it is written into the classifie
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -28,7 +27,7 @@ from ..models import ImageClassifier
 from ..models.heads import set_target_units, target_units
 from ..prediction.activation_cache import activations
 from ..prediction.predictions import Predictions
-from .solving import Problem, as_columns, choose_strength, make_folds, require_two_classes, row_space, solve
+from .solving import Problem, choose_strength, make_folds, require_two_classes, row_space, solve
 
 FOLDS, FEW, FEWER_FOLDS = 5, 1000, 3  # above FEW photos, three folds are enough and cost half
 NORM_EPSILON = 1e-5  # of the head's BatchNormalization
@@ -198,10 +197,9 @@ def solve_linear_probe(
     folds = make_folds(labels, task, FOLDS if len(labels) <= FEW else FEWER_FOLDS, seed)
     if strength is not None:
         strengths, outputs = torch.from_numpy(np.atleast_1d(np.asarray(strength, np.float64))), None
-        solution = solve(problem, strengths)
     else:
-        choice = choose_strength(problem, photo[: len(labels)], photo, torch.from_numpy(folds).to(x.device))
-        solution, strengths, outputs = solve(problem, choice.strength), choice.strength, choice.outputs
+        strengths, outputs = choose_strength(problem, photo, torch.from_numpy(folds).to(x.device))
+    solution = solve(problem, strengths)
     kernel = solution.kernel if basis is None else basis @ solution.kernel
     held_out = None
     if outputs is not None:
@@ -279,14 +277,15 @@ def _features(
         raise ValueError("Expected no augmented views, or 2 and more. Received: views=1")
     if not isinstance(data, ImageDataset) or data.labels is None:
         raise DataError(f"Expected photos with labels, as an ImageDataset. Received: data={data!r}")
-    with _place(folder) as place:
+    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         cached = [
             activations(model, data, place, views=count, progress=progress) for count in (1, views) if count
         ]
     known = cached[0].readable
     features = np.concatenate([part.features for part in cached])[:, known]
-    before_norm = _before_norm(model)
-    if before_norm is not None:
+    if model.hidden:  # the layers between pooling and the last norm
+        get_layer = model.head.get_layer
+        before_norm = keras.Model(get_layer("pooling").output, get_layer("norm").input)
         features = np.stack([before_norm.predict(view, verbose=0) for view in features])
     return {
         "features": features,
@@ -299,15 +298,6 @@ def _features(
     }
 
 
-@contextmanager
-def _place(folder: AnyPath | None) -> Iterator[AnyPath]:
-    if folder is not None:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        yield temporary
-
-
 def photo_weights(dataset: ImageDataset) -> np.ndarray:
     """Weight of each photo in training, float64 (n,): that of its class, times how often it is drawn."""
     weights = np.ones(dataset.num_images)
@@ -316,13 +306,6 @@ def photo_weights(dataset: ImageDataset) -> np.ndarray:
     if dataset.sampling_weights is not None:
         weights = weights * dataset.sampling_weights * dataset.num_images
     return weights
-
-
-def _before_norm(model: ImageClassifier) -> keras.Model | None:
-    """Hidden layers between pooling and the last norm as a model; None where there are none."""
-    if not model.hidden:
-        return None
-    return keras.Model(model.head.get_layer("pooling").output, model.head.get_layer("norm").input)
 
 
 def _features_of_any(model: keras.Model, data: Any) -> dict[str, Any]:
@@ -335,11 +318,10 @@ def _features_of_any(model: keras.Model, data: Any) -> dict[str, Any]:
             np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*batches, strict=True)
         )
     labels = np.asarray(labels)
-    task = _task_of(dense, labels)
     return {
         "features": keras.Model(model.inputs, dense.input).predict(inputs, verbose=0),
         "labels": labels,
-        "task": task,
+        "task": _task_of(labels),
         "num_outputs": dense.units,
     }
 
@@ -354,7 +336,7 @@ def _last_dense(model: keras.Model) -> keras.layers.Dense:
     return last
 
 
-def _task_of(dense: keras.layers.Dense, labels: np.ndarray) -> str:
+def _task_of(labels: np.ndarray) -> str:
     if labels.ndim == 1 and not np.issubdtype(labels.dtype, np.floating):
         return "single_label"
     return "multi_label" if labels.ndim == 2 and set(np.unique(labels)) <= {0, 1} else "regression"
@@ -384,7 +366,7 @@ def _targets(labels: np.ndarray, task: str) -> tuple[np.ndarray, np.ndarray, np.
     """Labels as the solver takes them, and scale and offset back to their own units."""
     if task == "single_label":
         return labels.astype(np.int64), np.ones(1), np.zeros(1)
-    columns = as_columns(labels)
+    columns = np.asarray(labels, np.float64).reshape(len(labels), -1)
     if task == "multi_label":
         return columns, np.ones(1), np.zeros(1)
     scale, offset = target_units(labels)

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from .._core.sizes import Size, presize_for
 from ..data import ImageData
 from ..models import ImageClassifier
 from ..models.clone import clone_with
+from ..prediction.predictions import mean_gain
 from .linear_probe import LinearProbe
 
 
@@ -62,7 +61,7 @@ def choose_reading(readings: Sequence[Reading]) -> Reading:
         before, after = chosen.probe.held_out, reading.probe.held_out
         if before is None or after is None:
             return readings[0]
-        gains = before.losses() - after.losses()
-        if gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)):
+        gain, error = mean_gain(before.losses(), after.losses())
+        if gain > error:
             chosen = reading
     return chosen

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -86,19 +86,16 @@ def solve(
     """The minimum.
 
     Args:
-        problem: the photos.
+        problem: the photos, of two classes or more.
         strength: C, one for all outputs or one for each, (outputs,).
         start: a solution nearby.
         tolerance: largest gradient of the mean loss that is left; ridge regression has a closed form.
-
-    Raises:
-        DataError: fewer than two classes have photos.
     """
     if problem.task == "regression":
         return _ridge(problem, torch.as_tensor(strength, dtype=torch.float64))
-    require_two_classes(problem)
     learnable = _learnable(problem)
-    solution = _empty(problem) if start is None else start
+    x, outputs = problem.features, problem.num_outputs
+    solution = start or LinearSolution(x.new_zeros(x.shape[1], outputs), x.new_zeros(outputs))
     if len(learnable):
         kernel, bias = solution.kernel[:, learnable], solution.bias[learnable]
         found = _minimise(problem, learnable, strength, LinearSolution(kernel, bias), tolerance)
@@ -134,37 +131,26 @@ def losses(outputs: torch.Tensor, labels: torch.Tensor, task: str) -> torch.Tens
 # ---- the choice of the strength ------------------------------------------------------------
 
 
-@dataclass
-class Choice:
-    """What cross-validation found.
-
-    Args:
-        strength: C of each column, float64 (columns,): one, or one for each of several labels.
-        outputs: of each photo by the models that did not see it, each fold at the strength that the other
-            folds choose, float64 (n, outputs); NaN where a photo was never held out.
-        table: log10 C -> mean loss of held-out photos, (columns,).
-    """
-
-    strength: torch.Tensor
-    outputs: torch.Tensor | None = None
-    table: dict[float, torch.Tensor] = field(default_factory=dict)
-
-
 def choose_strength(
-    problem: Problem, plain: torch.Tensor, photo: torch.Tensor, folds: torch.Tensor
-) -> Choice:
+    problem: Problem, photo: torch.Tensor, folds: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The strength with the lowest loss on photos that a fold held out.
 
     Args:
         problem: the rows to fit.
-        plain: int64 (n,), the row that shows each photo as it is: held-out photos are judged by it.
-        photo: int64 (rows,), which photo each row shows.
+        photo: int64 (rows,), which photo each row shows; the first n show each as it is, in order: held-out
+            photos are judged by these.
         folds: int64 (n,), the fold that holds each photo out; -1 for none.
+
+    Returns:
+        C of each column, float64 (columns,): one, or one for each of several labels. And outputs of each
+        photo by the models that did not see it, each fold at the strength that the other folds choose,
+        (n, outputs); NaN where a photo was never held out, None where none was.
     """
     columns = problem.num_outputs if problem.task == "multi_label" else 1
     if not (folds >= 0).any():
-        return Choice(torch.full((columns,), DEFAULT_STRENGTH, dtype=torch.float64))
-    held_out = _HeldOut(problem.single_precision(), plain, photo, folds)
+        return torch.full((columns,), DEFAULT_STRENGTH, dtype=torch.float64), None
+    held_out = _HeldOut(problem.single_precision(), photo, folds)
     for exponent in FIRST:
         held_out.at(exponent)
     while (beyond := _beyond_edge(held_out.table)) is not None:
@@ -172,20 +158,18 @@ def choose_strength(
     for exponent in sorted(held_out.best().unique().tolist()):
         held_out.at(max(exponent - FINE_STEP, LOWEST))
         held_out.at(min(exponent + FINE_STEP, HIGHEST))
-    return Choice(10 ** held_out.best(), held_out.cross_fitted(), held_out.table)
+    return 10 ** held_out.best(), held_out.cross_fitted()
 
 
 class _HeldOut:
     """Outputs and losses of held-out photos at each strength."""
 
-    def __init__(
-        self, problem: Problem, plain: torch.Tensor, photo: torch.Tensor, folds: torch.Tensor
-    ) -> None:
+    def __init__(self, problem: Problem, photo: torch.Tensor, folds: torch.Tensor) -> None:
         self.folds = folds
         self.numbers = sorted(set(folds.tolist()) - {-1})
         row_folds = folds[photo]
         self.training = [problem.take((row_folds != number).nonzero()[:, 0]) for number in self.numbers]
-        self.plain = problem.take(plain)
+        self.plain = problem.take(photo[: len(folds)])
         self.starts: list[LinearSolution | None] = [None] * len(self.numbers)
         self.outputs: dict[float, torch.Tensor] = {}
         self.losses: dict[float, torch.Tensor] = {}
@@ -268,12 +252,6 @@ def make_folds(labels: np.ndarray, task: str, count: int, seed: int = 0) -> np.n
 
 
 # ---- the minimum ------------------------------------------------------------
-
-
-def _empty(problem: Problem) -> LinearSolution:
-    outputs = problem.num_outputs
-    shape = (problem.features.shape[1], outputs)
-    return LinearSolution(problem.features.new_zeros(shape), problem.features.new_zeros(outputs))
 
 
 def _learnable(problem: Problem) -> torch.Tensor:
@@ -393,8 +371,3 @@ def row_space(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None
     kept = values > values[-1].clamp(min=1e-300) * 1e-12
     scale = values[kept].sqrt()
     return vectors[:, kept] * scale, features.T @ vectors[:, kept] / scale
-
-
-def as_columns(labels: np.ndarray) -> np.ndarray:
-    """Targets or n-hot rows as float64 (n, outputs)."""
-    return np.asarray(labels, np.float64).reshape(len(labels), -1)

@@ -7,7 +7,7 @@ that is right from the first step sends the backbone small gradients, which keep
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,9 +24,9 @@ from ..distributed import run_on_main
 from ..interpret.statistics import wilson_interval
 from ..models import ImageClassifier
 from ..optimizers import LayerGroupOptimizer
-from ..prediction.predictions import Predictions
+from ..prediction.predictions import Predictions, mean_gain
 from .budget import Plan
-from .deciding import at_temperature, cross_fitted, fit_temperature
+from .deciding import at_temperature, cross_fitted, fit_temperature, halves
 
 Fit = Callable[[ImageData, int, Schedule], Any]
 
@@ -88,18 +88,13 @@ class Comparison:
     @cached_property
     def _gain(self) -> tuple[float, float]:
         """What tuning adds to the loss, and the standard error of that; nan of a single photo."""
-        gain = _calibrated(self._halves).losses() - _calibrated(self.probe).losses()
-        error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
-        return float(gain.mean()), float(error)
+        return mean_gain(_calibrated(self._halves).losses(), _calibrated(self.probe).losses())
 
     @cached_property
     def _halves(self) -> Predictions:
-        first = np.random.default_rng(0).permutation(len(self.probe)) < len(self.probe) / 2
         values = self.probe.probabilities.copy()
-        for half in (first, ~first):
-            if not half.any() or half.all():
-                continue
-            choice = self.choose(np.flatnonzero(~half))
+        for half, other in halves(len(self.probe), seed=0):
+            choice = self.choose(other)
             if choice is not None:
                 values[half] = self.readings[choice].probabilities[half]
         return replace(self.probe, probabilities=values)
@@ -165,7 +160,12 @@ def tune(
     with _stored_statistics(model):
         train = data.replace(batch_size=plan.batch_size)
         schedule = one_cycle(plan, len(model.layer_groups), until=until)
-        (fit or _plain_fit(model))(train, plan.passes, schedule)
+        if fit is not None:
+            fit(train, plan.passes, schedule)
+            return
+        optimizer = keras.optimizers.AdamW(beta_2=0.99, epsilon=1e-5, weight_decay=0.01)
+        model.compile(LayerGroupOptimizer(optimizer, model))
+        model.fit(train.train, epochs=plan.passes, callbacks=[schedule], verbose=0)
 
 
 class OneCycleInTime(OneCycle):
@@ -238,15 +238,6 @@ def one_cycle(plan: Plan, num_groups: int, *, until: float | None = None) -> One
     rates = [*(plan.body_rate * plan.first_group**shares).tolist(), plan.head_rate]
     options: dict[str, Any] = {"pct_start": plan.warmup, "div": 25.0, "div_final": 1e4, "momentum": None}
     return OneCycleInTime(rates, plan=plan, until=until, **options)
-
-
-def _plain_fit(model: ImageClassifier, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Fit:
-    def fit(data: ImageData, passes: int, schedule: Schedule) -> None:
-        optimizer = keras.optimizers.AdamW(beta_2=0.99, epsilon=1e-5, weight_decay=0.01)
-        model.compile(LayerGroupOptimizer(optimizer, model))
-        model.fit(data.train, epochs=passes, callbacks=[schedule, *callbacks], verbose=0)
-
-    return fit
 
 
 @contextmanager
