@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import kclf.fastai
+from kclf.errors import DataError
 from kclf.fastai import *
 from kclf.fastai import course_learner
 
@@ -53,6 +54,19 @@ def dogscats_folder(tmp_path):
             for number in range(count):
                 picture(name, number).save(folder / f"{name[:3]}.{number}.jpg")
     return tmp_path / "dogscats"
+
+
+def test_folders_of_other_names_are_those_that_are_taken(small, dogscats_folder):
+    for name in ("cats", "dogs"):
+        (dogscats_folder / "sample" / name).mkdir(parents=True)
+        for number in range(2):
+            picture(name, number).save(dogscats_folder / "sample" / name / f"{number}.jpg")
+    tfms = tfms_from_model(arch, sz)
+    data = ImageClassifierData.from_paths(dogscats_folder, tfms=tfms, trn_name="sample", val_name="train")
+    assert {path.split("/")[-3] for path in data.train.paths} == {"sample"}
+    assert {path.split("/")[-3] for path in data.valid.paths} == {"train"}
+    with pytest.raises(DataError, match="samples"):
+        ImageClassifierData.from_paths(dogscats_folder, tfms=tfms, trn_name="samples")
 
 
 @pytest.mark.filterwarnings("ignore:The augmentation has no effect")

@@ -11,6 +11,7 @@ import numpy as np
 from .._core.plotting import new_grid, returned
 from ..data import ImageData
 from ..data.files import list_images
+from ..data.labels import parent_label
 from ..errors import DataError
 from ..interpret import ConfusionMatrix
 from ..layers import Augmentation
@@ -81,11 +82,13 @@ class ImageClassifierData:
             num_workers: threads that decode.
             **arguments: as for `ImageData.from_folder`.
         """
-        if (trn_name, val_name) != ("train", "valid"):
-            missing = [name for name in (trn_name, val_name) if not os.path.isdir(os.path.join(path, name))]
-            if missing:
-                raise DataError(f"{path}: no such folder. Received: {', '.join(missing)}")
-        data = ImageData.from_folder(path, **(_options(bs, tfms, num_workers) | arguments))
+        options = _options(bs, tfms, num_workers) | arguments
+        if (trn_name, val_name) == ("train", "valid"):
+            data = ImageData.from_folder(path, **options)
+        else:
+            train, valid = (list_images(os.path.join(path, name)) for name in (trn_name, val_name))
+            rows = range(len(train), len(train) + len(valid))
+            data = ImageData.from_files([*train, *valid], parent_label, valid_indices=rows, **options)
         if test_name is not None:
             files = list_images(os.path.join(path, test_name))
             data.test = (data.valid or data.train).replace(images=files, labels=None, shuffle=False)
