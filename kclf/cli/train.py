@@ -52,7 +52,7 @@ from ..models import ImageClassifier
 from ..precision import best_precision
 from ..prediction.predictions import Predictions
 from ..recipe import BestFit
-from ..report import write_model_card, write_report
+from ..report import read_run, write_model_card, write_report
 from ..report.inputs import BATCHES, CLASSIFIER, HISTORY, PREDICTIONS, SETTINGS
 from .run_folder import (
     ACTIVATIONS,
@@ -396,8 +396,9 @@ def write_run(learner: Learner, predictions: Predictions, table: EpochTable, set
         write_history(table, head_epochs, out / HISTORY)
         with replacing(out / CURVES) as temporary:
             plot_curves(learner.recorder).savefig(temporary, dpi=120)
-    write_report(out, out / REPORT, similar=neighbours(learner, predictions, out))
-    write_model_card(out, out / MODEL_CARD)
+    run = read_run(out, model=learner.model)
+    write_report(run, out / REPORT, similar=neighbours(learner, predictions, out))
+    write_model_card(run, out / MODEL_CARD)
 
 
 def neighbours(learner: Learner, predictions: Predictions, out: Path) -> SimilarPhotos | None:

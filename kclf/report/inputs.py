@@ -59,12 +59,13 @@ class ReportInputs:
     is_run: bool = False
 
 
-def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
+def read_run(run: str | os.PathLike[str], *, heat: bool = True, model: Any = None) -> ReportInputs:
     """Read the folder that a training run left; any of its files may be missing, but not all.
 
     Args:
         run: the folder.
-        heat: load the classifier, for Grad-CAM.
+        heat: with its classifier, for Grad-CAM.
+        model: the classifier of the run, where it is at hand; None loads it where it is wanted.
 
     Raises:
         DataError: there is no such folder, or none of the files of a run in it.
@@ -80,7 +81,8 @@ def read_run(run: str | os.PathLike[str], *, heat: bool = True) -> ReportInputs:
         raise FileFormatError(f"{folder / SETTINGS}: expected an object as data. Received: {data!r:.60}")
     task = data.get("task", "single_label")
     wanted = heat or task == "multi_label"  # whose thresholds the classifier keeps
-    model = load(folder / CLASSIFIER) if wanted and (folder / CLASSIFIER).is_file() else None
+    if model is None and wanted and (folder / CLASSIFIER).is_file():
+        model = load(folder / CLASSIFIER)
     predictions, ledger, decision = folder / PREDICTIONS, folder / LEDGER, model and model.decision
     return ReportInputs(
         title=folder.resolve().name,
