@@ -331,6 +331,21 @@ def test_check_finds_weights_that_were_changed(tmp_path):
         load(tmp_path / "a.h5", check=True)
 
 
+def test_the_probe_is_computed_alike_when_it_is_written_and_checked(tmp_path, monkeypatch):
+    """Kernels for other batches round otherwise, which random features without a signal show."""
+    batches = []
+    call = kclf.ImageClassifier.call
+    monkeypatch.setattr(
+        kclf.ImageClassifier,
+        "call",
+        lambda self, images, **more: batches.append(len(images)) or call(self, images, **more),
+    )
+    small().save(tmp_path / "a.h5")
+    written, batches[:] = list(batches), []
+    load(tmp_path / "a.h5", check=True)
+    assert batches == written == [1, 1]
+
+
 # ---- arguments ------------------------------------------------------------
 
 

@@ -109,9 +109,9 @@ def _keyed_weights(model: keras.Model) -> dict[str, keras.Variable]:
 
 
 def logits_of(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Logits of images (n, height, width, channels), as an array (n, outputs)."""
+    """Logits of images (n, height, width, channels), one after another, as an array (n, outputs)."""
     with torch.no_grad(), full_float32():
-        return model(images, training=False).cpu().numpy()
+        return np.concatenate([model(image[None], training=False).cpu().numpy() for image in images])
 
 
 def probe_images(channels: int = 3) -> np.ndarray:
