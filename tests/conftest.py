@@ -25,11 +25,20 @@ from kclf.backbones.published import keras_cache
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 
+SEED = 20161101
+
+
+def pytest_fixture_setup(fixturedef):
+    """What several tests share starts from the seed too, whatever ran before it."""
+    if fixturedef.scope != "function":
+        keras.utils.set_random_seed(SEED)
+
+
 @pytest.fixture(autouse=True)
 def _same_start():
     """Every test starts from one seed and one policy, leaves neither changed, and no figure open."""
     policy = keras.config.dtype_policy()
-    keras.utils.set_random_seed(20161101)
+    keras.utils.set_random_seed(SEED)
     yield
     keras.config.set_dtype_policy(policy)
     if "matplotlib.pyplot" in sys.modules:
