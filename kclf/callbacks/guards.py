@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import keras
@@ -176,15 +177,12 @@ def _by_batch(norms: list[keras.layers.BatchNormalization]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(remember_statistics(norms))
         for norm in norms:
-            stack.enter_context(overridden(norm, call=_training_call(norm)))
+            stack.enter_context(overridden(norm, call=partial(_call_in_training, norm)))
         yield
 
 
-def _training_call(norm: keras.layers.BatchNormalization) -> Any:
-    def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        return type(norm).call(norm, inputs, training=True, mask=mask)
-
-    return call
+def _call_in_training(norm: Any, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+    return type(norm).call(norm, inputs, training=True, mask=mask)
 
 
 LAG = 2  # steps after which the host reads what the device found, on CUDA; it is never further ahead
