@@ -175,7 +175,7 @@ def _mean_loss(model: keras.Model, batches: list[Any]) -> float:
 def _by_batch(norms: list[keras.layers.BatchNormalization]) -> Iterator[None]:
     """Let BatchNorm layers use the statistics of each batch, without learning from them."""
     with ExitStack() as stack:
-        stack.callback(remember_statistics(norms))
+        stack.enter_context(remember_statistics(norms))
         for norm in norms:
             stack.enter_context(overridden(norm, call=partial(_call_in_training, norm)))
         yield
@@ -373,12 +373,9 @@ def first_non_finite_layer(model: keras.Model, x: torch.Tensor) -> str | None:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             found.append(layer.path or layer.name)
 
-    leaves = [layer for layer in all_layers(model) if not inner_layers(layer)]
-    handles = [layer.register_forward_hook(look) for layer in leaves]
-    try:
-        with torch.no_grad():
-            model(x, training=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), ExitStack() as stack:
+        for layer in all_layers(model):
+            if not inner_layers(layer):
+                stack.enter_context(layer.register_forward_hook(look))
+        model(x, training=False)
     return found[0] if found else None

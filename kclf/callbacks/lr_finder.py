@@ -447,16 +447,13 @@ def find_learning_rate(
         data, y, *weights = data
         if weights:
             (fit_arguments["sample_weight"],) = weights
-    restore_randomness = remember_randomness(data)
     runs = []
-    try:
+    with remember_randomness(data):
         _ensure_built(model, data)
         for repeat in range(repeats):
             finder = LearningRateFinder(start, end, num_steps, stop_factor=stop_factor, smoothing=smoothing)
             with passing_draws(model, data, repeat):
                 runs.append(_run(model, finder, data, y, fit_arguments))
-    finally:
-        restore_randomness()
     return RangeTest(tuple(runs))
 
 
@@ -465,16 +462,12 @@ def _run(
 ) -> RangeTestRun:
     """One fit with the finder. The model is remembered before fit builds anything."""
     broadcast_state(model)
-    restore_model = remember_model(model)
     callbacks = [*fit_arguments.get("callbacks", []), finder]
     arguments = {"epochs": finder.num_steps, "verbose": 0, **fit_arguments, "callbacks": callbacks}
     if isinstance(data, torch.utils.data.DataLoader):
         arguments["shuffle"] = False  # the loader's business; Keras would warn
-    try:
+    with remember_model(model), Undo(finder.restore):
         model.fit(data, y, **arguments)
-    finally:
-        finder.restore()
-        restore_model()
     if finder.run is None:
         raise TrainingError("The range test ended before its first batch: is the data empty?")
     return finder.run

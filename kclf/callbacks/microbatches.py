@@ -16,7 +16,7 @@ from .._core.devices import release_keepers
 from .._core.fit_hooks import Step, emit_loss, overridden, unwrap_step, wrap_step
 from .._core.keras_private import trained_variables
 from ..errors import TrainingError
-from .run_state import changed_by_a_step, random_layers, remember_model, remember_randomness
+from .run_state import Undo, changed_by_a_step, random_layers, remember_model, remember_randomness
 
 Logs = dict[str, Any]
 TOO_SMALL = "Memory does not suffice for a single photo. Take a smaller size or backbone"
@@ -209,19 +209,14 @@ def largest_batch(model: keras.Model, photo: Any, label: Any, *, most: int = LAR
         most: no more than this.
         start: the first that is tried; if it does not fit, smaller ones are.
     """
-    undo = (remember_model(model), remember_randomness())
-    model.make_train_function()
     fits, size = 0, start
-    try:
+    with Undo(lambda: free_memory(model)), remember_model(model), remember_randomness():
+        model.make_train_function()
         while size <= most and _fits(model, photo, label, size):
             fits, size = size, 2 * size
         while not fits and size > 1:
             size //= 2
             fits = size if _fits(model, photo, label, size) else 0
-    finally:
-        for one in undo:
-            one()
-        free_memory(model)
     if not fits:
         raise TrainingError(TOO_SMALL)
     return fits

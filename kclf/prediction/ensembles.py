@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import torch
 
 from ..callbacks import load_snapshot
 from ..callbacks.delivered import live_batchnorms
-from ..callbacks.run_state import passing_draws, remember_tensors
+from ..callbacks.run_state import Undo, passing_draws, remember_tensors
 from .inference import predict as predict_plain
 from .predictions import Predictions, mean_gain
 
@@ -287,14 +286,9 @@ def _member_shares(weights: Sequence[float] | None, members: int) -> np.ndarray:
 # ---- weights ------------------------------------------------------------
 
 
-@contextmanager
-def original_weights(model: keras.Model) -> Iterator[None]:
+def original_weights(model: keras.Model) -> Undo:
     """Give the model its weights back when the block ends, however it ends."""
-    undo = remember_tensors(variable.value for variable in model.variables)
-    try:
-        yield
-    finally:
-        undo()
+    return remember_tensors(variable.value for variable in model.variables)
 
 
 def average_weights(

@@ -296,7 +296,7 @@ def _decided(found: BestFit, held_out: Predictions | None) -> BestFit:
 
 
 def _remembered(model: ImageClassifier) -> Undo:
-    """The function that puts all weights back to what they are now."""
+    """What puts all weights back to what they are now."""
     return remember_tensors((variable.value for variable in model.variables), device=None)
 
 
