@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -324,16 +325,12 @@ def recompute_batchnorm(model: keras.Model, data: Iterable[Any]) -> None:
         data: batches of images, or of (images, ...).
     """
     norms = live_batchnorms(model)
-    momenta = [norm.momentum for norm in norms]
-    try:
+    with Undo(*(partial(setattr, norm, "momentum", norm.momentum) for norm in norms)):
         for number, batch in enumerate(data):
             for norm in norms:  # moving = moving * momentum + batch's * (1 - momentum): the running mean
                 norm.momentum = number / (number + 1)
             with torch.no_grad():
                 model(batch[0] if isinstance(batch, list | tuple) else batch, training=True)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def _named(files: Mapping[str, AnyPath] | AnyPath | None) -> dict[str, AnyPath]:
