@@ -131,7 +131,7 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
         with _unrepeatable(model.optimizer):
             return train([batch])
     size, loss_of_all = len(batch[0]), []
-    sums: list[torch.Tensor | None] = []
+    sums: dict[int, torch.Tensor] = {}
     variables: list[Any] = []
 
     def scale_loss(loss: torch.Tensor) -> torch.Tensor:
@@ -140,7 +140,11 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
 
     def add(grads: list[torch.Tensor | None], trainable_variables: list[Any] | None = None) -> None:
         variables[:] = trainable_variables or trained_variables(model.optimizer)
-        _add_to(sums, list(grads))
+        for place, gradient in enumerate(grads):
+            if gradient is not None and place in sums:
+                sums[place].add_(gradient)
+            elif gradient is not None:  # a copy: a CUDA graph may write those of the next part in its place
+                sums[place] = gradient.clone()
 
     with overridden(model.optimizer, scale_loss=scale_loss, apply=add, step_of_parts=int):
         for part in split(batch, parts):
@@ -148,7 +152,7 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
             logs = train([part])
     emit_loss(model.optimizer, torch.stack(loss_of_all).sum())
     with _unrepeatable(model.optimizer), torch.no_grad():
-        model.optimizer.apply(sums, variables)
+        model.optimizer.apply([sums.get(place) for place in range(len(variables))], variables)
     return logs
 
 
@@ -273,17 +277,6 @@ class _Before:
         torch.set_rng_state(self._states[0])
         if self._states[1] is not None:
             torch.cuda.set_rng_state(self._states[1])
-
-
-def _add_to(sums: list[torch.Tensor | None], gradients: list[torch.Tensor | None]) -> None:
-    if not sums:
-        # Copies: the next part's gradients may be written to the same places, by a CUDA graph.
-        sums[:] = [None if gradient is None else gradient.clone() for gradient in gradients]
-        return
-    for place, gradient in enumerate(gradients):
-        total = sums[place]
-        if gradient is not None:
-            sums[place] = gradient if total is None else total.add_(gradient)
 
 
 @contextmanager
