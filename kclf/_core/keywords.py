@@ -16,7 +16,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SIZE = "size=SIDE for squares, or size=(HEIGHT, WIDTH)"
 _LABELS = "leave it out: labels are class numbers, and losses and metrics by name take these"
 _ITSELF = "leave it out: ImageClassifier normalises pixels in [0, 255] as its backbone expects"
-_AUGMENT = "ImageClassifier(..., augmentation=kclf.aug_transforms())"
 
 DATA = {
     "image_size img_size target_size": _SIZE,
@@ -35,7 +34,7 @@ DATA = {
     "directory": "folder=PATH, in from_folder as the first argument",
     "dataframe": "the table as the first argument",
     "rescale preprocessing_function": _ITSELF,
-    "batch_tfms": _AUGMENT,
+    "batch_tfms": "ImageClassifier(..., augmentation=kclf.aug_transforms())",
     "item_tfms": "size=SIDE, and presize=SIDE for larger squares to augment from",
     "bs": "batch_size=NUMBER",
 }
