@@ -50,7 +50,7 @@ from .saved_file import check_readable, refuse_legacy_file, write_single_file
 BATCHNORM_POLICIES = ("inference", "frozen", "train", "sync")
 BATCHNORM_MOMENTUM = 0.9
 SMALL_BATCH = 4  # times smaller than the one before: a remainder
-UNSAID = {"checkpointing": False, "depth": None, "channels": 3, "multi_level": False}  # in no config
+UNSAID = {"checkpointing": False, "depth": None, "channels": 3, "multi_level": False}  # left out of configs
 WITHOUT_BIAS = {"bias": False}  # what configurations and files mean that do not say: there was none
 
 
