@@ -1,4 +1,4 @@
-"""Between the host and a CUDA device: which device it is, and copies that nobody waits for."""
+"""What is computed on, and how: the device, copies to it that nobody waits for, number formats."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 
+import keras
 import torch
 
 from .keras_private import get_device
@@ -92,6 +93,17 @@ def moment() -> Moment:
 def seconds_between(start: Moment, end: Moment) -> float:
     """Seconds from one moment to another; the device must have come to both."""
     return end - start if isinstance(end, float) else start.elapsed_time(end) / 1000
+
+
+@contextmanager
+def under_policy(policy: Any) -> Iterator[None]:
+    """Keras' global dtype policy for a while: `keras.applications` and what Keras compiles know no other."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 @contextmanager

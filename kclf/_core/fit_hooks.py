@@ -129,8 +129,8 @@ def override(owner: Any, **methods: Callable[..., Any] | None) -> None:
 
 
 @contextmanager
-def overridden(owner: Any, **methods: Callable[..., Any]) -> Iterator[None]:
-    """Let an object have other methods within the block; those that it had before come back."""
+def overridden(owner: Any, **methods: Any) -> Iterator[None]:
+    """Let an object have other methods, or attributes, in the block; those that it had before come back."""
     before = {name: vars(owner)[name] for name in methods if name in vars(owner)}
     override(owner, **methods)
     try:

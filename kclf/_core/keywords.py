@@ -16,17 +16,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SIZE = "size=SIDE for squares, or size=(HEIGHT, WIDTH)"
 _LABELS = "leave it out: labels are class numbers, and losses and metrics by name take these"
 _ITSELF = "leave it out: ImageClassifier normalises pixels in [0, 255] as its backbone expects"
-_AUGMENT = "ImageClassifier(..., augmentation=kclf.aug_transforms())"
 
 DATA = {
-    "image_size": _SIZE,
-    "img_size": _SIZE,
-    "target_size": _SIZE,
-    "validation_split": "valid_fraction=SHARE",
-    "valid_pct": "valid_fraction=SHARE",
+    "image_size img_size target_size": _SIZE,
+    "validation_split valid_pct": "valid_fraction=SHARE",
     "subset": "leave it out: data.train and data.valid are the two parts",
-    "label_mode": _LABELS,
-    "class_mode": _LABELS,
+    "label_mode class_mode": _LABELS,
     "labels": "leave it out: folders name the classes; ImageData.from_files(paths, label) or from_table(...) "
     "take labels of your own",
     "shuffle": "leave it out: training data are shuffled, validation data are not",
@@ -38,94 +33,71 @@ DATA = {
     "y_col": "label_column=NAME",
     "directory": "folder=PATH, in from_folder as the first argument",
     "dataframe": "the table as the first argument",
-    "rescale": _ITSELF,
-    "preprocessing_function": _ITSELF,
-    "batch_tfms": _AUGMENT,
+    "rescale preprocessing_function": _ITSELF,
+    "batch_tfms": "ImageClassifier(..., augmentation=kclf.aug_transforms())",
     "item_tfms": "size=SIDE, and presize=SIDE for larger squares to augment from",
     "bs": "batch_size=NUMBER",
 }
 MODEL = {
     "include_top": "leave it out: a backbone has no top, and ImageClassifier adds a head",
-    "classes": "class_names=[...], one name an output",
-    "num_classes": "class_names=[...], one name an output",
-    "input_shape": _SIZE,
-    "image_size": _SIZE,
+    "classes num_classes": "class_names=[...], one name an output",
+    "input_shape image_size": _SIZE,
     "input_tensor": "leave it out: the classifier makes its own input; model.inputs has it",
     "pooling": "leave it out: the head pools, by average and maximum",
     "dropout_rate": "dropout=SHARE",
-    "classifier_activation": "leave it out: a classifier gives logits, kclf.predict probabilities",
-    "activation": "leave it out: a classifier gives logits, kclf.predict probabilities",
+    "classifier_activation activation": "leave it out: a classifier gives logits, kclf.predict probabilities",
     "preprocess_input": "leave it out; normalization= is for a backbone given as a model",
     "trainable": "leave it out: a new classifier trains its head alone; model.unfreeze() for all",
     "alpha": 'the width in the name, "MobileNetV2_035"; backbone_names() lists them',
-    "in_chans": "channels=NUMBER",
-    "n_in": "channels=NUMBER",
+    "in_chans n_in": "channels=NUMBER",
 }
 BACKBONE = MODEL | {
-    "input_shape": "input_shape=(SIDE, SIDE, 3)",
-    "size": "input_shape=(SIDE, SIDE, 3)",
-    "classes": "leave it out: a backbone ends in features",
-    "num_classes": "leave it out: a backbone ends in features",
+    "input_shape size": "input_shape=(SIDE, SIDE, 3)",
+    "classes num_classes": "leave it out: a backbone ends in features",
     "class_names": "ImageClassifier(name, class_names)",
-    "in_chans": "input_shape=(SIDE, SIDE, NUMBER)",
-    "n_in": "input_shape=(SIDE, SIDE, NUMBER)",
+    "in_chans n_in": "input_shape=(SIDE, SIDE, NUMBER)",
 }
 LEARNER = {
     "cbs": "callbacks=[...]",
     "pretrained": "weights=None for random ones; published ones are the default",
     "normalize": _ITSELF,
     "wd": "weight_decay=SHARE",
-    "loss_func": "loss=FUNCTION",
-    "loss_fn": "loss=FUNCTION",
+    "loss_func loss_fn": "loss=FUNCTION",
     "opt_func": "optimizer=NAME, or a function of the rate",
-    "lr": "leave it out: each fit is given its rate, learner.fit_one_cycle(1, RATE)",
-    "learning_rate": "leave it out: each fit is given its rate, learner.fit_one_cycle(1, RATE)",
+    "lr learning_rate": "leave it out: each fit is given its rate, learner.fit_one_cycle(1, RATE)",
     "arch": "the backbone as the second argument",
     "dls": "the data as the first argument",
-    "bs": "batch_size=NUMBER in ImageData",
-    "batch_size": "batch_size=NUMBER in ImageData",
+    "bs batch_size": "batch_size=NUMBER in ImageData",
 }
 FIT = {
     "cbs": "callbacks=[...]",
-    "wds": "wd=SHARE",
-    "weight_decay": "wd=SHARE",
+    "wds weight_decay": "wd=SHARE",
     "n_epochs": "the epochs as the first argument",
     "validation_data": "leave it out: the learner's data have validation photos",
 }
-ONE_CYCLE = FIT | {"lr": "lr_max=RATE", "max_lr": "lr_max=RATE", "epochs": "n_epoch=NUMBER"}
-FINE_TUNE = FIT | {"lr": "base_lr=RATE", "lr_max": "base_lr=RATE", "learning_rate": "base_lr=RATE"}
-COMPILE = {
-    "learning_rate": "optimizer=keras.optimizers.AdamW(RATE)",
-    "lr": "optimizer=keras.optimizers.AdamW(RATE)",
+ONE_CYCLE = FIT | {
+    "lr max_lr": "lr_max=RATE",
+    "epochs": "n_epoch=NUMBER",
 }
+FINE_TUNE = FIT | {"lr lr_max learning_rate": "base_lr=RATE"}
+COMPILE = {"learning_rate lr": "optimizer=keras.optimizers.AdamW(RATE)"}
 SCHEDULE = {
-    "max_lr": "lr_max=RATE",
-    "learning_rate": "lr_max=RATE",
-    "initial_learning_rate": "lr_max=RATE",
-    "maximal_learning_rate": "lr_max=RATE",
-    "total_steps": "leave it out: the length of the run is that of fit",
-    "steps_per_epoch": "leave it out: the length of the run is that of fit",
-    "epochs": "leave it out: the length of the run is that of fit",
+    "max_lr learning_rate initial_learning_rate maximal_learning_rate": "lr_max=RATE",
+    "total_steps steps_per_epoch epochs": "leave it out: the length of the run is that of fit",
     "div_factor": "div=FACTOR",
     "final_div_factor": "div_final=FACTOR",
-    "first_decay_steps": "cycle_len=EPOCHS",
-    "T_0": "cycle_len=EPOCHS",
-    "t_mul": "cycle_mult=FACTOR",
-    "T_mult": "cycle_mult=FACTOR",
-    "alpha": "lr_min=RATE",
-    "eta_min": "lr_min=RATE",
+    "first_decay_steps T_0": "cycle_len=EPOCHS",
+    "t_mul T_mult": "cycle_mult=FACTOR",
+    "alpha eta_min": "lr_min=RATE",
 }
 OPTIMIZER = {
-    "learning_rate": "the rate in the optimizer: LayerGroupOptimizer(keras.optimizers.AdamW(RATE), model)",
-    "lr": "the rate in the optimizer: LayerGroupOptimizer(keras.optimizers.AdamW(RATE), model)",
+    "learning_rate lr": "the rate in the optimizer: LayerGroupOptimizer(keras.optimizers.AdamW(RATE), model)",
     "learning_rates": "learning_rate_multipliers=[...], or set_learning_rates([...]) afterwards",
     "optimizers_and_layers": "one optimizer, and a list of lists of layers",
 }
 RANGE_TEST = {
-    "start_lr": "start=RATE",
-    "end_lr": "end=RATE",
-    "min_lr": "start=RATE",
-    "max_lr": "end=RATE",
+    "start_lr min_lr": "start=RATE",
+    "end_lr max_lr": "end=RATE",
     "num_it": "num_steps=NUMBER",
 }
 PREDICT = {
@@ -140,30 +112,30 @@ AUGMENTATION = {
     "zoom_range": "max_zoom=FACTOR",
     "brightness_range": "max_lighting=SHARE",
     "shear_range": "max_warp=SHARE, which tilts the perspective",
-    "width_shift_range": "ImageData(..., presize=SIDE): windows of larger squares",
-    "height_shift_range": "ImageData(..., presize=SIDE): windows of larger squares",
-    "rescale": _ITSELF,
-    "preprocessing_function": _ITSELF,
+    "width_shift_range height_shift_range": "ImageData(..., presize=SIDE): windows of larger squares",
+    "rescale preprocessing_function": _ITSELF,
 }
 GRAD_CAM = {
-    "last_conv_layer_name": "layer=NAME, or leave it out for the last map",
-    "layer_name": "layer=NAME, or leave it out for the last map",
-    "pred_index": "classes=[...], one an image",
-    "class_index": "classes=[...], one an image",
+    "last_conv_layer_name layer_name": "layer=NAME, or leave it out for the last map",
+    "pred_index class_index": "classes=[...], one an image",
 }
 CHECKPOINT = {
     "filepath": "the folder as the first argument",
-    "save_best_only": "keras.callbacks.ModelCheckpoint(...): this one is for resuming a stopped run",
-    "monitor": "keras.callbacks.ModelCheckpoint(...): this one is for resuming a stopped run",
+    "save_best_only monitor": "keras.callbacks.ModelCheckpoint(...): this one is for resuming a stopped run",
     "save_freq": "every=BATCHES",
 }
+
+
+def by_word(answers: Mapping[str, str]) -> dict[str, str]:
+    """The answers by foreign keyword; in the tables, words that mean the same stand before one answer."""
+    return {word: answer for words, answer in answers.items() for word in words.split()}
 
 
 def answering(answers: Mapping[str, str], also: Collection[str] | None = None) -> Callable[[F], F]:
     """Let a function answer keywords that it does not have with what to write in their place.
 
     Args:
-        answers: what to write, by foreign keyword.
+        answers: what to write, by foreign keyword, or several with blanks between them.
         also: the keywords that the function takes besides those of its signature; None for any, where it
             passes them on.
 
@@ -174,6 +146,7 @@ def answering(answers: Mapping[str, str], also: Collection[str] | None = None) -
         Traceback (most recent call last):
         TypeError: load() takes no validation_split=. Write valid_fraction=SHARE. Received: ...
     """
+    answers = by_word(answers)
 
     def decorate(function: F) -> F:
         parameters = inspect.signature(function).parameters

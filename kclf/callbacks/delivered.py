@@ -176,7 +176,7 @@ def moving_statistics(norms: BatchNorms) -> list[torch.Tensor]:
 
 
 def remember_statistics(norms: BatchNorms) -> Undo:
-    """Remember the moving statistics of batch norms, and return the function that puts them back."""
+    """Remember the moving statistics of batch norms, and return what puts them back."""
     return remember_tensors(moving_statistics(norms), device=None)
 
 
@@ -303,13 +303,9 @@ def as_delivered(model: keras.Model) -> Iterator[None]:
     if mine is None or not swap_averages(model):
         yield
         return
-    undo = remember_statistics(mine._norms)
-    mine._deliver()
-    try:
+    with remember_statistics(mine._norms), Undo(lambda: swap_averages(model)):
+        mine._deliver()
         yield
-    finally:
-        swap_averages(model)
-        undo()
 
 
 def _backbone_rates(model: keras.Model) -> Callable[[], bool] | None:

@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import keras
@@ -174,17 +175,14 @@ def _mean_loss(model: keras.Model, batches: list[Any]) -> float:
 def _by_batch(norms: list[keras.layers.BatchNormalization]) -> Iterator[None]:
     """Let BatchNorm layers use the statistics of each batch, without learning from them."""
     with ExitStack() as stack:
-        stack.callback(remember_statistics(norms))
+        stack.enter_context(remember_statistics(norms))
         for norm in norms:
-            stack.enter_context(overridden(norm, call=_training_call(norm)))
+            stack.enter_context(overridden(norm, call=partial(_call_in_training, norm)))
         yield
 
 
-def _training_call(norm: keras.layers.BatchNormalization) -> Any:
-    def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        return type(norm).call(norm, inputs, training=True, mask=mask)
-
-    return call
+def _call_in_training(norm: Any, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+    return type(norm).call(norm, inputs, training=True, mask=mask)
 
 
 LAG = 2  # steps after which the host reads what the device found, on CUDA; it is never further ahead
@@ -375,12 +373,9 @@ def first_non_finite_layer(model: keras.Model, x: torch.Tensor) -> str | None:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             found.append(layer.path or layer.name)
 
-    leaves = [layer for layer in all_layers(model) if not inner_layers(layer)]
-    handles = [layer.register_forward_hook(look) for layer in leaves]
-    try:
-        with torch.no_grad():
-            model(x, training=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), ExitStack() as stack:
+        for layer in all_layers(model):
+            if not inner_layers(layer):
+                stack.enter_context(layer.register_forward_hook(look))
+        model(x, training=False)
     return found[0] if found else None

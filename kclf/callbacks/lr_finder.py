@@ -330,7 +330,6 @@ class LearningRateFinder(keras.callbacks.Callback):
         self._undo = remember_model(self.model)
         self._rates: list[float] = []
         self._losses: list[float] = []
-        self._average, self._lowest = 0.0, float("inf")
         self._take_rate()
         self._tap = LossHook(self.model, self._receive)
         wrap_step(self.model, "train_function", self._guarded)
@@ -358,20 +357,17 @@ class LearningRateFinder(keras.callbacks.Callback):
 
     def _receive(self, loss: torch.Tensor) -> None:
         self._losses.append(loss.item())
-        count = len(self._losses)
-        self._average = self.smoothing * self._average + (1 - self.smoothing) * self._losses[-1]
-        smoothed = self._average / (1 - self.smoothing**count)
-        self._lowest = min(self._lowest, smoothed)
-        if self._exploded(smoothed) or count >= self.num_steps:
+        if self._exploded() or len(self._losses) >= self.num_steps:
             self.model.stop_training = True
 
-    def _exploded(self, smoothed: float) -> bool:
+    def _exploded(self) -> bool:
         """Whether the mean loss is high, and the last batches lose more than any before them.
 
         The mean alone misleads on a trained network: losses that are tiny but for a batch here and there have
         a mean that rises many times by itself.
         """
-        high = not smoothed <= self.stop_factor * self._lowest  # true for NaN
+        smoothed = smooth(self._losses, self.smoothing)
+        high = not smoothed[-1] <= self.stop_factor * np.fmin.reduce(smoothed)  # true for NaN
         before, last = self._losses[:-LAST], self._losses[-LAST:]
         return high and not np.median(last) <= max(before, default=float("inf"))
 
@@ -451,16 +447,13 @@ def find_learning_rate(
         data, y, *weights = data
         if weights:
             (fit_arguments["sample_weight"],) = weights
-    restore_randomness = remember_randomness(data)
     runs = []
-    try:
+    with remember_randomness(data):
         _ensure_built(model, data)
         for repeat in range(repeats):
             finder = LearningRateFinder(start, end, num_steps, stop_factor=stop_factor, smoothing=smoothing)
             with passing_draws(model, data, repeat):
                 runs.append(_run(model, finder, data, y, fit_arguments))
-    finally:
-        restore_randomness()
     return RangeTest(tuple(runs))
 
 
@@ -469,16 +462,12 @@ def _run(
 ) -> RangeTestRun:
     """One fit with the finder. The model is remembered before fit builds anything."""
     broadcast_state(model)
-    restore_model = remember_model(model)
     callbacks = [*fit_arguments.get("callbacks", []), finder]
     arguments = {"epochs": finder.num_steps, "verbose": 0, **fit_arguments, "callbacks": callbacks}
     if isinstance(data, torch.utils.data.DataLoader):
         arguments["shuffle"] = False  # the loader's business; Keras would warn
-    try:
+    with remember_model(model), Undo(finder.restore):
         model.fit(data, y, **arguments)
-    finally:
-        finder.restore()
-        restore_model()
     if finder.run is None:
         raise TrainingError("The range test ended before its first batch: is the data empty?")
     return finder.run

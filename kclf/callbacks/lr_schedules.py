@@ -234,7 +234,7 @@ class CosineRestarts(Schedule):
         self._check_epochs(num_steps // steps_per_epoch)
         self._underway = False
         if self._saver is not None:
-            self._saver.start(self.model)
+            self._saver.start()
         function = schedules.cosine_restarts(
             hyperparameters.set_group_rates(self.lr_max),
             self.cycle_len * steps_per_epoch,

@@ -16,7 +16,7 @@ from .._core.devices import release_keepers
 from .._core.fit_hooks import Step, emit_loss, overridden, unwrap_step, wrap_step
 from .._core.keras_private import trained_variables
 from ..errors import TrainingError
-from .run_state import changed_by_a_step, random_layers, remember_model, remember_randomness
+from .run_state import Undo, changed_by_a_step, random_layers, remember_model, remember_randomness
 
 Logs = dict[str, Any]
 TOO_SMALL = "Memory does not suffice for a single photo. Take a smaller size or backbone"
@@ -131,7 +131,7 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
         with _unrepeatable(model.optimizer):
             return train([batch])
     size, loss_of_all = len(batch[0]), []
-    sums: list[torch.Tensor | None] = []
+    sums: dict[int, torch.Tensor] = {}
     variables: list[Any] = []
 
     def scale_loss(loss: torch.Tensor) -> torch.Tensor:
@@ -140,7 +140,11 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
 
     def add(grads: list[torch.Tensor | None], trainable_variables: list[Any] | None = None) -> None:
         variables[:] = trainable_variables or trained_variables(model.optimizer)
-        _add_to(sums, list(grads))
+        for place, gradient in enumerate(grads):
+            if gradient is not None and place in sums:
+                sums[place].add_(gradient)
+            elif gradient is not None:  # a copy: a CUDA graph may write those of the next part in its place
+                sums[place] = gradient.clone()
 
     with overridden(model.optimizer, scale_loss=scale_loss, apply=add, step_of_parts=int):
         for part in split(batch, parts):
@@ -148,7 +152,7 @@ def accumulate(model: keras.Model, train: Callable[[list[Any]], Any], batch: Any
             logs = train([part])
     emit_loss(model.optimizer, torch.stack(loss_of_all).sum())
     with _unrepeatable(model.optimizer), torch.no_grad():
-        model.optimizer.apply(sums, variables)
+        model.optimizer.apply([sums.get(place) for place in range(len(variables))], variables)
     return logs
 
 
@@ -209,19 +213,14 @@ def largest_batch(model: keras.Model, photo: Any, label: Any, *, most: int = LAR
         most: no more than this.
         start: the first that is tried; if it does not fit, smaller ones are.
     """
-    undo = (remember_model(model), remember_randomness())
-    model.make_train_function()
     fits, size = 0, start
-    try:
+    with Undo(lambda: free_memory(model)), remember_model(model), remember_randomness():
+        model.make_train_function()
         while size <= most and _fits(model, photo, label, size):
             fits, size = size, 2 * size
         while not fits and size > 1:
             size //= 2
             fits = size if _fits(model, photo, label, size) else 0
-    finally:
-        for one in undo:
-            one()
-        free_memory(model)
     if not fits:
         raise TrainingError(TOO_SMALL)
     return fits
@@ -278,17 +277,6 @@ class _Before:
         torch.set_rng_state(self._states[0])
         if self._states[1] is not None:
             torch.cuda.set_rng_state(self._states[1])
-
-
-def _add_to(sums: list[torch.Tensor | None], gradients: list[torch.Tensor | None]) -> None:
-    if not sums:
-        # Copies: the next part's gradients may be written to the same places, by a CUDA graph.
-        sums[:] = [None if gradient is None else gradient.clone() for gradient in gradients]
-        return
-    for place, gradient in enumerate(gradients):
-        total = sums[place]
-        if gradient is not None:
-            sums[place] = gradient if total is None else total.add_(gradient)
 
 
 @contextmanager

@@ -73,11 +73,30 @@ def set_random_states(states: Mapping[str, Any]) -> None:
         set_global_attribute(GLOBAL_SEED_GENERATOR, None)
 
 
-Undo = Callable[[], Any]
+class Undo:
+    """Puts back what was remembered: when it is called, or when its `with` block ends, however it ends.
+
+    Args:
+        *parts: functions that put back a part each.
+    """
+
+    def __init__(self, *parts: Callable[[], Any]) -> None:
+        self._parts = parts
+
+    def __call__(self) -> None:
+        """Put it back, part after part."""
+        for part in self._parts:
+            part()
+
+    def __enter__(self) -> Undo:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self()
 
 
 def remember_model(model: keras.Model) -> Undo:
-    """Remember what a fit changes in a model, and return the function that puts it back bit for bit.
+    """Remember what a fit changes in a model, and return what puts it back bit for bit.
 
     Weights, BatchNorm statistics, seeds, metrics, the optimizer with its counts, rate and loss scale, what
     layers draw at random, and the trainer's own flags.
@@ -88,7 +107,7 @@ def remember_model(model: keras.Model) -> Undo:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     tensors = (raw(variable) for variable in training_variables(model))
-    return _all([remember_tensors(tensors), *_layers(model), *_flags(model)])
+    return Undo(remember_tensors(tensors), *_layers(model), *_flags(model))
 
 
 def remember_randomness(data: Any = None) -> Undo:
@@ -98,7 +117,7 @@ def remember_randomness(data: Any = None) -> Undo:
         data: what `fit` is given. Its `state_dict` and `load_state_dict` are used where it has them, and the
             `torch.Generator` of a `DataLoader`.
     """
-    return _all([*_generators(), *_data(data)])
+    return Undo(*_generators(), *_data(data))
 
 
 @contextmanager
@@ -110,16 +129,13 @@ def passing_draws(model: keras.Model, data: Any, epoch: int = 0) -> Iterator[Non
         data: what `fit` is given; moved on where its `state_dict` tells an epoch.
         epoch: how many epochs on; 0 for the one at hand.
     """
-    undo = _all([*_layers(model), *_data(data)])
-    try:
+    with Undo(*_layers(model), *_data(data)):
         if epoch:
             for layer in random_layers(model):
                 layer.set_random_state(_other_state(layer.get_random_state(), epoch))
             if hasattr(data, "load_state_dict") and "epoch" in (state := data.state_dict()):
                 data.load_state_dict({**state, "epoch": state["epoch"] + epoch, "batch": 0})
         yield
-    finally:
-        undo()
 
 
 def _other_state(state: torch.Tensor, number: int) -> torch.Tensor:
@@ -128,16 +144,6 @@ def _other_state(state: torch.Tensor, number: int) -> torch.Tensor:
     now.set_state(state)
     seed = int(torch.randint(2**62, (), generator=now))
     return torch.Generator().manual_seed(seed + number).get_state()
-
-
-def _all(undos: Iterable[Undo]) -> Undo:
-    kept = list(undos)
-
-    def undo() -> None:
-        for one in kept:
-            one()
-
-    return undo
 
 
 def training_variables(model: keras.Model) -> list[keras.Variable]:
@@ -163,7 +169,7 @@ def random_layers(model: keras.Model) -> list[keras.Layer]:
 
 
 def remember_tensors(tensors: Iterable[torch.Tensor], device: str | None = "cpu") -> Undo:
-    """Remember tensors, and return the function that puts their values back in place, bit for bit.
+    """Remember tensors, and return what puts their values back in place, bit for bit.
 
     Args:
         tensors: those that will change.
@@ -176,15 +182,15 @@ def remember_tensors(tensors: Iterable[torch.Tensor], device: str | None = "cpu"
             for tensor, copy in copies:
                 tensor.copy_(copy)
 
-    return undo
+    return Undo(undo)
 
 
-def _layers(model: keras.Model) -> Iterator[Undo]:
+def _layers(model: keras.Model) -> Iterator[Callable[[], Any]]:
     for layer in random_layers(model):
         yield partial(layer.set_random_state, layer.get_random_state())
 
 
-def _flags(model: keras.Model) -> Iterator[Undo]:
+def _flags(model: keras.Model) -> Iterator[Callable[[], Any]]:
     for name in ("history", "stop_training", FIRST_EPOCH):
         if hasattr(model, name):
             yield partial(setattr, model, name, getattr(model, name))
@@ -203,13 +209,13 @@ def _flags(model: keras.Model) -> Iterator[Undo]:
     yield undo
 
 
-def _generators() -> Iterator[Undo]:
+def _generators() -> Iterator[Callable[[], Any]]:
     seeds = get_global_attribute(GLOBAL_SEED_GENERATOR)
     yield partial(set_global_attribute, GLOBAL_SEED_GENERATOR, seeds)
     yield partial(set_random_states, random_states())
 
 
-def _data(data: Any) -> Iterator[Undo]:
+def _data(data: Any) -> Iterator[Callable[[], Any]]:
     if isinstance(data, Iterator):
         raise TrainingError(
             "An iterator cannot be put back to where it was: give an array, a DataLoader or a PyDataset. "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from .._core.fit_hooks import overridden
 from .._core.keras_private import metric_direction
 from ..distributed import barrier, is_main
 from ..errors import TrainingError
@@ -19,14 +20,9 @@ from .delivered import as_delivered, live_batchnorms, moving_statistics
 from .run_state import Undo, remember_tensors
 
 
-@contextmanager
-def without_optimizer(model: keras.Model) -> Iterator[None]:
+def without_optimizer(model: keras.Model) -> AbstractContextManager[None]:
     """Set the optimizer aside, so that files of weights are written and read without its state."""
-    optimizer, model.optimizer = getattr(model, "optimizer", None), None
-    try:
-        yield
-    finally:
-        model.optimizer = optimizer
+    return overridden(model, optimizer=None)
 
 
 def load_snapshot(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -81,7 +77,7 @@ class SnapshotSaver:
         """Where the snapshot of a cycle goes."""
         return str(self.name.with_name(f"{self.name.name}_cyc_{cycle}.weights.h5"))
 
-    def start(self, model: keras.Model) -> None:
+    def start(self) -> None:
         """Make the folder, to fail now rather than after hours."""
         self.name.parent.mkdir(parents=True, exist_ok=True)
 
@@ -258,7 +254,7 @@ class CycleSnapshots(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Fail now rather than after hours."""
-        self.saver.start(self.classifier)
+        self.saver.start()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Snapshots of an earlier fit of this name make way; those of a resumed fit stay."""

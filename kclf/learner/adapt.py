@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from .._core.devices import under_policy
 from ..acceleration import accelerate, is_accelerated
 from ..data import ImageData
 from ..errors import DataError, WeightsError
@@ -92,12 +93,8 @@ def take_weights(path: Path, model: ImageClassifier) -> None:
 
 def head_for(model: ImageClassifier) -> keras.Model:
     """The head as a model on activations, as fast and as precise as the classifier it belongs to."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(model.dtype_policy)  # by which `compile` decides on loss scaling
-    try:
+    with under_policy(model.dtype_policy):  # by which `compile` decides on loss scaling
         head = head_model(model)
-    finally:
-        keras.config.set_dtype_policy(before)
     return accelerate(head) if is_accelerated(model) else head
 
 

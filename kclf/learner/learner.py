@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -413,10 +414,8 @@ class Learner(Trainer):
         self._compile(model)
         bar = ProgressBar(self._require_data().batch_size, total=num_it, name="range test")
         options["callbacks"] = [*options.get("callbacks", []), *([bar] if self.verbose else []), self.memory]
-        try:
+        with closing(bar):
             test = find_learning_rate(model, train, start=start_lr, end=end_lr, num_steps=num_it, **options)
-        finally:
-            bar.close()
         self.sched.finder = SuggestedRates(test.runs, rules=tuple(suggest))
         self.sched.tested_last = True
         return self.sched.finder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypedDict
@@ -156,22 +157,20 @@ class Trainer:
         listening = [schedule, *last, self.recorder, *table, *more, *guards]
         self._compile(model, wd)
         try:
-            history = model.fit(
-                train,
-                validation_data=valid if validate else None,
-                epochs=epochs,
-                callbacks=[DeliveredModel(train), *self._with_checkpoint(listening, train)],
-                shuffle=False,
-                verbose=0,
-            )
-            history._ipython_display_ = lambda: None  # the table has said it; a cell would echo an object
-            return history
+            with closing(bar):
+                history = model.fit(
+                    train,
+                    validation_data=valid if validate else None,
+                    epochs=epochs,
+                    callbacks=[DeliveredModel(train), *self._with_checkpoint(listening, train)],
+                    shuffle=False,
+                    verbose=0,
+                )
         except (KeyboardInterrupt, NotFiniteError) as cut:
-            bar.close()
             self._cut_short(cut, best)
             raise
-        finally:
-            bar.close()
+        history._ipython_display_ = lambda: None  # the table has said it; a cell would echo an object
+        return history
 
     def _cut_short(self, cut: BaseException, best: BestSoFar) -> None:
         """Leave the best weights so far, unless a checkpoint has brought back good ones."""

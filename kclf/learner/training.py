@@ -165,5 +165,4 @@ class Training:
         if isinstance(wanted, str) and wanted == "auto":
             wanted = [] if task == "regression" else ["accuracy"]
         wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
-        found = [own_metric(metric, task) for metric in wanted]
-        return [given if ours is None else ours for given, ours in zip(wanted, found, strict=True)]
+        return [own_metric(metric, task) or metric for metric in wanted]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from .._core.arguments import at_least, one_of
-from .._core.devices import send
+from .._core.devices import send, under_policy
 from .._core.h5_store import whole_file
 from .._core.keras_private import all_layers, own_weights
 from .._core.keywords import COMPILE, MODEL, answering
@@ -51,6 +50,7 @@ from .saved_file import check_readable, refuse_legacy_file, write_single_file
 BATCHNORM_POLICIES = ("inference", "frozen", "train", "sync")
 BATCHNORM_MOMENTUM = 0.9
 SMALL_BATCH = 4  # times smaller than the one before: a remainder
+UNSAID = {"checkpointing": False, "depth": None, "channels": 3, "multi_level": False}  # left out of configs
 WITHOUT_BIAS = {"bias": False}  # what configurations and files mean that do not say: there was none
 
 
@@ -163,7 +163,7 @@ class ImageClassifier(keras.Model):
                     "Expected a backbone by its name: of a model, pass kclf.backbones.multi_level(backbone). "
                     "Received: multi_level=True"
                 )
-        with _policy(self.dtype_policy):
+        with under_policy(self.dtype_policy):
             self.augmentation = as_augmentation(augmentation, self.size)
             self.normalization = _normalization(self.backbone_name, normalization, self.channels)
             if isinstance(backbone, str):
@@ -478,10 +478,7 @@ class ImageClassifier(keras.Model):
             "resize_method": self.resize_method,
             "name": self.name,
             "dtype": self.dtype_policy.name,
-            **({"checkpointing": True} if self.checkpointing else {}),
-            **({} if self.depth is None else {"depth": self.depth}),
-            **({} if self.channels == 3 else {"channels": self.channels}),
-            **({"multi_level": True} if self.multi_level else {}),
+            **{name: value for name, usual in UNSAID.items() if (value := getattr(self, name)) != usual},
             "trainable_from_group": self.first_trainable_group,
             "decision": None if self.decision is None else self.decision.get_config(),
             **({"quantized": quantized} if (quantized := quantized_layers(self)) else {}),
@@ -609,14 +606,3 @@ def _normalization(
             '"tf" ([-1, 1]), "torch", "caffe" or "none" ([0, 255]). Received: normalization=None'
         )
     return InputNormalization(given or backbone_spec(str(name)).normalization, name="normalization")
-
-
-@contextmanager
-def _policy(policy: Any) -> Iterator[None]:
-    """Keras' global dtype policy for a while: `keras.applications` take no other."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

@@ -345,8 +345,7 @@ def _expected(model: keras.Model, photos: Tensor) -> np.ndarray:
 
 
 def _temperature(model: keras.Model) -> float:
-    decision = getattr(model, "decision", None)
-    return 1.0 if decision is None else decision.temperature
+    return (getattr(model, "decision", None) or Decision()).temperature
 
 
 def _run_onnx(path: os.PathLike[str], photos: np.ndarray) -> np.ndarray | None:

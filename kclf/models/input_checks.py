@@ -47,9 +47,9 @@ def check_shape(images: Any, channels: int = 3) -> None:
     )
 
 
-def warn_of_range(images: Any) -> None:
+def warn_of_range(images: torch.Tensor) -> None:
     """Warn where images look as if they had been divided already: floats, none of them above 1."""
-    if not isinstance(images, torch.Tensor) or not images.is_floating_point() or not images.numel():
+    if not images.is_floating_point() or not images.numel():
         return
     low, high = (float(value) for value in torch.aminmax(images))
     if high <= 1.0 and low < high:

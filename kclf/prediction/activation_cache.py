@@ -17,8 +17,9 @@ import json
 import logging
 import os
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from .._core.h5_store import read_arrays, write_arrays
 from .._core.keras_private import all_layers
 from .._core.locks import FolderLock
 from .._core.progress import Progress
+from ..callbacks.run_state import Undo
 from ..data import ImageData, ImageDataset
 from ..data.sources import ArrayImages, Images, JoinedImages
 from ..distributed import (
@@ -407,7 +409,7 @@ def _compute_parts(
     model: Any, dataset: ImageDataset, run: range, view: int, augment: bool, dtype: str, progress: bool
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """The parts of a run of numbers, of up to `PART` photos each."""
-    batches = _numbered(dataset, view, augment)
+    batches, drawing = _numbered(dataset, view, augment), model.augmentation
     first, end = (min(number * PART, dataset.num_images) for number in (run.start, run.stop))
     batches.load_state_dict({"seed": batches.seed, "epoch": 0, "batch": first // batches.batch_size})
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
@@ -415,7 +417,10 @@ def _compute_parts(
         start = batches.state_dict()["batch"]
         last = -(-end // batches.batch_size)
         for number, (images, indices) in zip(range(start, last), batches, strict=False):
-            with _draws_of(model.augmentation, batches.seed, number):
+            # What is drawn belongs to the batch, and leaves no trace: a part is the same whenever it is
+            # computed, and training is the same with and without it.
+            with Undo(partial(drawing.set_random_state, drawing.get_random_state())):
+                drawing.set_random_state(generator_state(batches.seed, number))
                 features = pooled_activations(model, images, augment=augment)
             waiting.append((_stored(features, dtype), indices.cpu().numpy()))
             bar.update(len(indices))
@@ -423,20 +428,6 @@ def _compute_parts(
                 stored, index = (np.concatenate(part) for part in zip(*waiting, strict=True))
                 yield {"features": stored, "index": index}
                 waiting = []
-
-
-@contextmanager
-def _draws_of(augmentation: Any, seed: int, batch: int) -> Iterator[None]:
-    """Let the augmentation draw what belongs to a batch, and then continue as if it had drawn nothing.
-
-    So a part of a cache is the same whenever it is computed, and training is the same with and without it.
-    """
-    before = augmentation.get_random_state()
-    augmentation.set_random_state(generator_state(seed, batch))
-    try:
-        yield
-    finally:
-        augmentation.set_random_state(before)
 
 
 def _numbered(dataset: ImageDataset, view: int, augment: bool) -> ImageDataset:

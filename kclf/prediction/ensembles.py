@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 
 from ..callbacks import load_snapshot
 from ..callbacks.delivered import live_batchnorms
-from ..callbacks.run_state import passing_draws, remember_tensors
+from ..callbacks.run_state import Undo, passing_draws, remember_tensors
 from .inference import predict as predict_plain
 from .predictions import Predictions, mean_gain
 
@@ -287,14 +287,9 @@ def _member_shares(weights: Sequence[float] | None, members: int) -> np.ndarray:
 # ---- weights ------------------------------------------------------------
 
 
-@contextmanager
-def original_weights(model: keras.Model) -> Iterator[None]:
+def original_weights(model: keras.Model) -> Undo:
     """Give the model its weights back when the block ends, however it ends."""
-    undo = remember_tensors(variable.value for variable in model.variables)
-    try:
-        yield
-    finally:
-        undo()
+    return remember_tensors(variable.value for variable in model.variables)
 
 
 def average_weights(
@@ -330,16 +325,12 @@ def recompute_batchnorm(model: keras.Model, data: Iterable[Any]) -> None:
         data: batches of images, or of (images, ...).
     """
     norms = live_batchnorms(model)
-    momenta = [norm.momentum for norm in norms]
-    try:
+    with Undo(*(partial(setattr, norm, "momentum", norm.momentum) for norm in norms)):
         for number, batch in enumerate(data):
             for norm in norms:  # moving = moving * momentum + batch's * (1 - momentum): the running mean
                 norm.momentum = number / (number + 1)
             with torch.no_grad():
                 model(batch[0] if isinstance(batch, list | tuple) else batch, training=True)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def _named(files: Mapping[str, AnyPath] | AnyPath | None) -> dict[str, AnyPath]:

@@ -275,23 +275,13 @@ def _beside_labels(
     """Predictions of each view, less the rows in which another photo stands in for an unreadable one."""
     task = getattr(dataset, "task", None) or getattr(model, "task", None) or "single_label"
     decision: Decision | None = getattr(model, "decision", None)
-    temperature = 1.0 if decision is None else decision.temperature
     paths = getattr(dataset, "files", getattr(dataset, "paths", None))
-    readable = getattr(dataset, "readable", None)
-    rows = slice(None) if readable is None else readable
+    rows = getattr(dataset, "readable", slice(None))
+    temperature = (decision or Decision()).temperature
     if from_logits is None:
         from_logits = gives_logits(model, outputs[0], task)
-    return [
-        Predictions(
-            _probabilities(values / temperature, task, from_logits)[rows],
-            None if labels is None else labels[rows],
-            None if paths is None else np.asarray(paths)[rows],
-            class_names,
-            task,
-            decision=decision,
-        )
-        for values in outputs
-    ]
+    found = [_probabilities(values / temperature, task, from_logits) for values in outputs]
+    return [Predictions(p, labels, paths, class_names, task, decision=decision).take(rows) for p in found]
 
 
 def _class_names(model: keras.Model, dataset: Any) -> Sequence[str]:

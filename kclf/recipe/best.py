@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -134,21 +135,122 @@ def fit_best(
     data = _with_validation(data) if held_apart else data
     say(plan.describe(model.size))
     model.decision = None  # that of other weights
-    keep = keep or (lambda model: None)
     begin_again = _remembered(model) if plan.refit else None
-    reading, before = _solved(model, data, plan, folder, progress, say, keep, until)
+    run = _Run(model, data, plan, folder, fit, say, keep or (lambda model: None), until)
+    reading, before = run.solve(progress)
     if not plan.passes or before is None:
         estimate = before or reading.probe.held_out
         found = _decided(BestFit(plan, reading.probe, None, before, estimate, reading.model), before)
-        return _refitted(found, model, whole, begin_again, folder, fit, until)
-    photos = _decoded_once(data, plan, folder, say)
-    best, comparison = _tuned(model, data, photos, plan, reading, before, fit, keep, until)
+        return run.refit(found, whole, begin_again)
+    best, comparison = run.tune(reading, before)
     if held_apart and not comparison.tuned_is_better and not plan.refit:
         fit_linear_probe(best, at_size(model, whole, best.size)[1])
     predictions = None if held_apart else comparison.kept
     estimate = reading.probe.held_out if held_apart else comparison.cross_fitted
     found = BestFit(plan, reading.probe, comparison, predictions, estimate, best)
-    return _refitted(_decided(found, comparison.kept), model, whole, begin_again, folder, fit, until)
+    return run.refit(_decided(found, comparison.kept), whole, begin_again)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The parts of a run, and what they share: arguments of `fit_best`, and when everything must be over."""
+
+    model: ImageClassifier
+    data: ImageData
+    plan: Plan
+    folder: str | PathLike[str] | None
+    fit: Fit | None
+    say: Callable[[str], None]
+    keep: Keep
+    until: float | None
+
+    def solve(self, progress: bool) -> tuple[Reading, Predictions | None]:
+        """Solve the last layer at the sizes of the plan: the one chosen, and its validation predictions.
+
+        Which levels of the backbone are read is chosen at the first size.
+        """
+        readings: list[Reading] = []
+        began, form, data = time.monotonic(), self.model, self.data
+        options: dict[str, Any] = {"views": self.plan.views, "folder": self.folder, "progress": progress}
+        for size in self.plan.sizes or (form.size,):
+            if readings and _too_late(readings[-1].model.size, size, began, self.until):
+                break
+            began = time.monotonic()
+            if self.plan.multi_level and not readings:
+                new = _by_levels(form, data, options)
+            else:
+                sized, photos = at_size(form, data, size)
+                new = [Reading(sized, photos, fit_linear_probe(sized, photos, **options))]
+            for reading in new:
+                readings.append(reading)
+                levels = ", several levels" if reading.model.multi_level else ""
+                self.say(f"At {size_text(size)} px{levels}: {reading.probe}")
+                if choose_reading(readings) is reading:
+                    self.keep(reading.model)
+                    form = reading.model
+        chosen = choose_reading(readings)
+        before = None if chosen.data.valid is None else predict(chosen.model, chosen.data.valid)
+        where = f" at {size_text(chosen.model.size)} px" if len(readings) > 1 else ""
+        if before is not None and before.task != "regression":
+            self.say(f"Validation photos{where}: {before}")
+        return chosen, before
+
+    def tune(self, reading: Reading, before: Predictions) -> tuple[ImageClassifier, Comparison]:
+        """Tune the model, and find the better of what was solved and tuned, even when stopped."""
+        photos = _decoded_once(self.data, self.plan, self.folder, self.say)
+        put_back = _remembered(reading.model)
+
+        def better() -> tuple[ImageClassifier, Comparison]:
+            best, comparison = self._compare(reading, before)
+            if not comparison.tuned_is_better:
+                put_back()
+                best = reading.model
+            self.keep(best)
+            return best, comparison
+
+        try:
+            tune(self.model, photos, self.plan, fit=self.fit, until=self.until)
+        except NotFiniteError:
+            put_back()
+            self.keep(reading.model)
+            raise
+        except (RunStopped, KeyboardInterrupt):
+            better()
+            raise
+        return better()
+
+    def _compare(self, reading: Reading, before: Predictions) -> tuple[ImageClassifier, Comparison]:
+        """The tuned model at the size that suits it, and how it compares with the solved one."""
+        model = self.model
+        sizes = {model.size, *larger_sizes(model, [LARGER_TUNED]), reading.model.size}
+        at_hand = {size: at_size(model, self.data, size) for size in sorted(sizes, key=num_pixels)}
+        found = {size: predict(sized, photos.valid) for size, (sized, photos) in at_hand.items()}
+        comparison = Comparison(before, found)
+        return at_hand[comparison.choice or model.size][0], comparison
+
+    def refit(self, found: BestFit, data: ImageData, begin_again: Undo | None) -> BestFit:
+        """Train the kept classifier again on all photos, from the weights that the run began with."""
+        best, plan, model = found.model, self.plan, self.model
+        if begin_again is None or (data.valid is None and found.comparison is None):
+            return found
+        whole, decision, put_back = on_everything(data), best.decision, _remembered(best)
+        solve = partial(fit_linear_probe, views=plan.views, strength=found.probe.strength, folder=self.folder)
+        try:
+            if found.kept == "probe":
+                solve(best, at_size(model, whole, best.size)[1])
+            else:
+                begin_again()
+                solve(model, whole)
+                more = whole.train.num_images / data.train.num_images
+                again = replace(plan, tuning_seconds=more * plan.tuning_seconds, end_seconds=0.0)
+                tune(model, whole, again, fit=self.fit, until=self.until)
+                best = at_size(model, whole, best.size)[0]
+        except (RunStopped, KeyboardInterrupt, NotFiniteError):
+            put_back()
+            raise
+        finally:
+            best.decision = decision
+        return replace(found, model=best, refitted_on=whole.train.num_images)
 
 
 def _decoded_once(
@@ -163,47 +265,6 @@ def _decoded_once(
         say(f"Photos are decoded in each pass: a cache takes {needed / 1e9:.1f} GB of the little room there")
         return data
     return data.resize(data.presize, place)
-
-
-def _solved(
-    model: ImageClassifier,
-    data: ImageData,
-    plan: Plan,
-    folder: str | PathLike[str] | None,
-    progress: bool,
-    say: Callable[[str], None],
-    keep: Keep,
-    until: float | None,
-) -> tuple[Reading, Predictions | None]:
-    """The last layer solved at the sizes of a plan: the one chosen, and its validation predictions.
-
-    Which levels of the backbone are read is chosen at the first size.
-    """
-    readings: list[Reading] = []
-    began, form = time.monotonic(), model
-    options: dict[str, Any] = {"views": plan.views, "folder": folder, "progress": progress}
-    for size in plan.sizes or (model.size,):
-        if readings and _too_late(readings[-1].model.size, size, began, until):
-            break
-        began = time.monotonic()
-        if plan.multi_level and not readings:
-            new = _by_levels(model, data, options)
-        else:
-            sized, photos = at_size(form, data, size)
-            new = [Reading(sized, photos, fit_linear_probe(sized, photos, **options))]
-        for reading in new:
-            readings.append(reading)
-            levels = ", several levels" if reading.model.multi_level else ""
-            say(f"At {size_text(size)} px{levels}: {reading.probe}")
-            if choose_reading(readings) is reading:
-                keep(reading.model)
-                form = reading.model
-    chosen = choose_reading(readings)
-    before = None if chosen.data.valid is None else predict(chosen.model, chosen.data.valid)
-    where = f" at {size_text(chosen.model.size)} px" if len(readings) > 1 else ""
-    if before is not None and before.task != "regression":
-        say(f"Validation photos{where}: {before}")
-    return chosen, before
 
 
 def _by_levels(model: ImageClassifier, data: ImageData, options: dict[str, Any]) -> list[Reading]:
@@ -234,86 +295,8 @@ def _decided(found: BestFit, held_out: Predictions | None) -> BestFit:
     return replace(found, predictions=kept, estimate=cross_fitted(found.estimate))
 
 
-def _tuned(
-    model: ImageClassifier,
-    data: ImageData,
-    photos: ImageData,
-    plan: Plan,
-    reading: Reading,
-    before: Predictions,
-    fit: Fit | None,
-    keep: Keep,
-    until: float | None,
-) -> tuple[ImageClassifier, Comparison]:
-    """Tune the model on the photos, and find the better of what was solved and tuned, even when stopped."""
-    put_back = _remembered(reading.model)
-
-    def better() -> tuple[ImageClassifier, Comparison]:
-        best, comparison = _compare(model, data, reading, before)
-        if not comparison.tuned_is_better:
-            put_back()
-            best = reading.model
-        keep(best)
-        return best, comparison
-
-    try:
-        tune(model, photos, plan, fit=fit, until=until)
-    except NotFiniteError:
-        put_back()
-        keep(reading.model)
-        raise
-    except (RunStopped, KeyboardInterrupt):
-        better()
-        raise
-    return better()
-
-
-def _refitted(
-    found: BestFit,
-    model: ImageClassifier,
-    data: ImageData,
-    begin_again: Undo | None,
-    folder: str | PathLike[str] | None,
-    fit: Fit | None,
-    until: float | None,
-) -> BestFit:
-    """Train the kept classifier again on all photos, from the weights that the run began with."""
-    best, plan = found.model, found.plan
-    if begin_again is None or (data.valid is None and found.comparison is None):
-        return found
-    whole, decision, put_back = on_everything(data), best.decision, _remembered(best)
-    options: dict[str, Any] = {"views": plan.views, "strength": found.probe.strength, "folder": folder}
-    try:
-        if found.kept == "probe":
-            fit_linear_probe(best, at_size(model, whole, best.size)[1], **options)
-        else:
-            begin_again()
-            fit_linear_probe(model, whole, **options)
-            more = whole.train.num_images / data.train.num_images
-            again = replace(plan, tuning_seconds=more * plan.tuning_seconds, end_seconds=0.0)
-            tune(model, whole, again, fit=fit, until=until)
-            best = at_size(model, whole, best.size)[0]
-    except (RunStopped, KeyboardInterrupt, NotFiniteError):
-        put_back()
-        raise
-    finally:
-        best.decision = decision
-    return replace(found, model=best, refitted_on=whole.train.num_images)
-
-
-def _compare(
-    model: ImageClassifier, data: ImageData, reading: Reading, before: Predictions
-) -> tuple[ImageClassifier, Comparison]:
-    """The tuned model at the size that suits it, and how it compares with the solved one."""
-    sizes = {model.size, *larger_sizes(model, [LARGER_TUNED]), reading.model.size}
-    at_hand = {size: at_size(model, data, size) for size in sorted(sizes, key=num_pixels)}
-    found = {size: predict(sized, photos.valid) for size, (sized, photos) in at_hand.items()}
-    comparison = Comparison(before, found)
-    return at_hand[comparison.choice or model.size][0], comparison
-
-
 def _remembered(model: ImageClassifier) -> Undo:
-    """The function that puts all weights back to what they are now."""
+    """What puts all weights back to what they are now."""
     return remember_tensors((variable.value for variable in model.variables), device=None)
 
 

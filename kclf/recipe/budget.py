@@ -21,7 +21,7 @@ from .._core.atomic import replacing
 from .._core.settings import TrainSettings
 from .._core.sizes import Size, as_size, num_pixels, scaled, sides, size_text
 from ..backbones import backbone_spec, has_levels
-from ..callbacks.run_state import remember_model, remember_randomness
+from ..callbacks.run_state import Undo, remember_model, remember_randomness
 from ..data import ImageData, ImageDataset
 from ..data.sources import FileImages
 from ..distributed import is_main, run_on_main, world_size
@@ -340,8 +340,7 @@ def measure_speed(model: ImageClassifier, data: ImageData, *, training: bool = T
         training: whether something is to be trained at all.
     """
     batch = max(world_size(), min(MEASURED_BATCH, data.train.num_images // MEASURED_SHARE))
-    restore_randomness = remember_randomness()
-    try:
+    with remember_randomness():
         photos = data.train.replace(batch_size=batch, shuffle=False)
 
         def see(images: torch.Tensor) -> None:
@@ -353,8 +352,6 @@ def measure_speed(model: ImageClassifier, data: ImageData, *, training: bool = T
             return Speed(read)
         decode = _seconds_a_photo(photos, MEASURED_BATCHES) if photos.device.type == "cuda" else 0.0
         return Speed(read, _seconds_of_training(model, data), decode)
-    finally:
-        restore_randomness()
 
 
 def _seconds_a_photo(
@@ -374,8 +371,7 @@ def _seconds_of_training(model: ImageClassifier, data: ImageData) -> float:
     photos = data.train.replace(batch_size=batch, shuffle=False, drop_last=True)
     model.unfreeze()
     model.compile(keras.optimizers.SGD(0.0))
-    restore_model = remember_model(model)
-    try:
+    with Undo(lambda: model.freeze_to(frozen)), remember_model(model):
         batches = [batch for batch, _ in zip(photos, range(MEASURED_BATCHES), strict=False)]
         times = []
         for part in [batches[0], *batches]:
@@ -383,9 +379,6 @@ def _seconds_of_training(model: ImageClassifier, data: ImageData) -> float:
             model.train_on_batch(*part)
             times.append(time.perf_counter() - start)
         return median_high(times[1:]) / batch  # without the first, which compiles
-    finally:
-        restore_model()
-        model.freeze_to(frozen)
 
 
 def keep_plan(path: str | PathLike[str], plan: Plan) -> None:

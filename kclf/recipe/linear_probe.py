@@ -203,15 +203,9 @@ def solve_linear_probe(
     kernel = solution.kernel if basis is None else basis @ solution.kernel
     held_out = None
     if outputs is not None:
-        known = folds >= 0
         answers = probabilities_of(outputs.float().cpu(), task).numpy() * scale + offset
-        held_out = Predictions(
-            answers[known].astype(np.float32),
-            labels[known],
-            None if paths is None else np.asarray(paths)[known],
-            class_names,
-            task,
-        )
+        every = Predictions(answers.astype(np.float32), labels, paths, class_names, task)
+        held_out = every.take(folds >= 0)
     return LinearProbe(
         kernel.cpu().numpy(),
         solution.bias.cpu().numpy(),

@@ -153,7 +153,7 @@ def choose_strength(
     held_out = _HeldOut(problem.single_precision(), photo, folds)
     for exponent in FIRST:
         held_out.at(exponent)
-    while (beyond := _beyond_edge(held_out.table)) is not None:
+    while (beyond := held_out.beyond_edge()) is not None:
         held_out.at(beyond)
     for exponent in sorted(held_out.best().unique().tolist()):
         held_out.at(max(exponent - FINE_STEP, LOWEST))
@@ -166,30 +166,26 @@ class _HeldOut:
 
     def __init__(self, problem: Problem, photo: torch.Tensor, folds: torch.Tensor) -> None:
         self.folds = folds
-        self.numbers = sorted(set(folds.tolist()) - {-1})
-        row_folds = folds[photo]
-        self.training = [problem.take((row_folds != number).nonzero()[:, 0]) for number in self.numbers]
+        numbers, row_folds = sorted(set(folds.tolist()) - {-1}), folds[photo]
+        self.training = {number: problem.take((row_folds != number).nonzero()[:, 0]) for number in numbers}
         self.plain = problem.take(photo[: len(folds)])
-        self.starts: list[LinearSolution | None] = [None] * len(self.numbers)
+        self.starts: dict[int, LinearSolution] = {}
         self.outputs: dict[float, torch.Tensor] = {}
         self.losses: dict[float, torch.Tensor] = {}
-        self.table: dict[float, torch.Tensor] = {}
 
     def at(self, exponent: float) -> None:
         """Fit all folds at a strength."""
-        if exponent in self.table:
+        if exponent in self.losses:
             return
         shape = (len(self.folds), self.plain.num_outputs)
         outputs = self.plain.features.new_full(shape, math.nan)
-        for place, number in enumerate(self.numbers):
-            part, rows = self.training[place], self.folds == number
-            start = self.starts[place]
+        for number, part in self.training.items():
+            rows, start = self.folds == number, self.starts.get(number)
             found = solve(part, 10**exponent, start=start, tolerance=COARSE_TOLERANCE)
-            self.starts[place] = found
+            self.starts[number] = found
             outputs[rows] = found(self.plain.features[rows])
         self.outputs[exponent] = outputs
         self.losses[exponent] = losses(outputs, self.plain.labels, self.plain.task)
-        self.table[exponent] = self._mean(exponent, self.folds >= 0)
 
     def _mean(self, exponent: float, rows: torch.Tensor) -> torch.Tensor:
         weights = self.plain.weights[rows, None]
@@ -198,32 +194,28 @@ class _HeldOut:
     def best(self, but: int | None = None) -> torch.Tensor:
         """log10 C of the lowest loss for each column, by all folds or by all but one."""
         rows = (self.folds >= 0) & (self.folds != but)
-        exponents = sorted(self.table)
+        exponents = sorted(self.losses)
         means = torch.stack([self._mean(exponent, rows) for exponent in exponents])
         return torch.tensor(exponents, dtype=torch.float64)[means.cpu().argmin(dim=0)]
 
     def cross_fitted(self) -> torch.Tensor:
         """Outputs of each fold at the strength that the others choose."""
         found = torch.full_like(self.outputs[FIRST[0]], math.nan)
-        for number in self.numbers:
+        for number in self.training:
             rows = self.folds == number
-            best = self.best(but=number if len(self.numbers) > 1 else None).tolist()
+            best = self.best(but=number if len(self.training) > 1 else None).tolist()
             if len(best) == 1:
                 found[rows] = self.outputs[best[0]][rows]
             for column, exponent in enumerate(best if len(best) > 1 else ()):
                 found[rows, column] = self.outputs[exponent][rows, column]
         return found
 
-
-def _beyond_edge(table: dict[float, torch.Tensor]) -> float | None:
-    """The next exponent to try, while the lowest loss of any column lies at an end of those tried."""
-    exponents = sorted(table)
-    best = torch.stack([table[exponent] for exponent in exponents]).argmin(dim=0)
-    if (best == 0).any() and exponents[0] - STEP >= LOWEST:
-        return exponents[0] - STEP
-    if (best == len(exponents) - 1).any() and exponents[-1] + STEP <= HIGHEST:
-        return exponents[-1] + STEP
-    return None
+    def beyond_edge(self) -> float | None:
+        """The next exponent to try, while the lowest loss of any column lies at an end of those tried."""
+        best, low, high = self.best(), min(self.losses), max(self.losses)
+        if (best == low).any() and low - STEP >= LOWEST:
+            return low - STEP
+        return high + STEP if (best == high).any() and high + STEP <= HIGHEST else None
 
 
 def make_folds(labels: np.ndarray, task: str, count: int, seed: int = 0) -> np.ndarray:

@@ -16,6 +16,7 @@ import h5py
 import keras
 import numpy as np
 
+from .._core.devices import under_policy
 from ..errors import FileFormatError
 from .h5_reading import datasets_of, group_of, open_h5
 from .layer_keys import saved_paths, stable_keys
@@ -50,15 +51,13 @@ def load_model(path: str | os.PathLike[str], **arguments: Any) -> keras.Model:
         >>> load_model(path).input_shape
         (None, 4)
     """
-    policy = keras.config.dtype_policy()
+    policy: Any = keras.config.dtype_policy()
     if zipfile.is_zipfile(path):
         check_archive(path)
         if _scaled_by_compile(path):
-            keras.config.set_dtype_policy("mixed_float16")
-    try:
+            policy = "mixed_float16"
+    with under_policy(policy):
         return keras.saving.load_model(path, **arguments)
-    finally:
-        keras.config.set_dtype_policy(policy)
 
 
 def _scaled_by_compile(path: str | os.PathLike[str]) -> bool:
