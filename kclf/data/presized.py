@@ -159,8 +159,7 @@ def cached(
     depth = depth or decoding().depth
     cache = Path(folder) / f"{size_text(size)}px-{_key(paths, size, depth, channels)}"
     read = partial(read_image, at_least=size, depth=depth, channels=channels)
-    lock = FolderLock(cache)
-    lock.acquire(wait=True)  # another process may be at it: then it is found done
+    lock = FolderLock(cache, wait=True)  # another process may be at it: then it is found done
     with lock, ThreadPoolExecutor(num_threads, thread_name_prefix="kclf-cache") as pool:
         sweep(cache)
         layout = _layout(paths, size, cache, pool, channels)
