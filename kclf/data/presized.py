@@ -268,7 +268,8 @@ def _fill(
                 else:
                     sums[index] = found
             _to_disk(pixels)
-            _write_reasons(folder, reasons)
+            with replacing(folder / "unreadable.json") as temporary:
+                temporary.write_text(json.dumps(reasons, indent=1))
             stored.seek(8 * int(some[0]))
             stored.write(sums[some[0] : some[-1] + 1].tobytes())
             _to_disk(stored)
@@ -332,8 +333,3 @@ def _read_reasons(folder: Path) -> dict[int, str] | None:
     except (ValueError, AttributeError) as error:
         log.warning("Presizing again what a damaged cache held: %s: %s", file, error)
         return None
-
-
-def _write_reasons(folder: Path, reasons: dict[int, str]) -> None:
-    with replacing(folder / "unreadable.json") as temporary:
-        temporary.write_text(json.dumps(reasons, indent=1))
