@@ -11,7 +11,7 @@ from typing import TextIO
 
 from .._core.arguments import listed
 from .._core.atomic import half_moved, move_file
-from .._core.csv_files import CsvWriter, read_csv
+from .._core.csv_files import read_csv, write_rows
 from ..data.files import image_suffixes, list_folders, split_folders
 from ..data.labels import normal_label
 from ..errors import DataError, FileFormatError, OutputError, OutputExistsError
@@ -116,7 +116,7 @@ def _removed(folder: Path, removed: str | os.PathLike[str] | None) -> Path:
 
 def _write(file: TextIO, *cells: str) -> None:
     """A line of the log, on the disk before the move it is about."""
-    CsvWriter(file).write(cells)
+    write_rows(file, [cells])
     file.flush()
     os.fsync(file.fileno())
 
