@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from ._core.atomic import PREFIX, sweep
-from ._core.locks import FolderLock
+from ._core.locks import make_folder
 from .errors import DataError
 
 
@@ -97,13 +95,8 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     root = Path(home).expanduser() / "datasets"
     target, place = root / f"kclf-{name}", root / ".kclf-fetching" / name
     if not target.exists() or (place / source.file).exists():
-        lock = FolderLock(place)
-        lock.acquire(wait=True)  # another process may be at it: then it is found done
-        with lock:
-            sweep(place)
-            if not target.exists():
-                _unpack(_archive(name, source, root, place), target, place)
-            (place / source.file).unlink(missing_ok=True)
+        make_folder(target, lambda inside: _unpack(_archive(name, source, root, place), inside), place=place)
+        (place / source.file).unlink(missing_ok=True)
     return target / source.folder
 
 
@@ -130,24 +123,15 @@ def _has_checksum(file: Path, checksum: str) -> bool:
     return found.hexdigest() == checksum
 
 
-def _unpack(archive: Path, target: Path, place: Path) -> None:
-    """Unpack to a folder in `place`, which becomes the target when all of it is there."""
-    with tempfile.TemporaryDirectory(dir=place, prefix=PREFIX, suffix=".partial") as folder:
-        inside = Path(folder) / target.name
-        inside.mkdir()
-        try:
-            if zipfile.is_zipfile(archive):
-                _unzip(archive, inside)
-            else:
-                with tarfile.open(archive) as tar:
-                    tar.extractall(inside, filter="data")
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-            raise DataError(f"{archive} cannot be unpacked: {error}. Remove it and fetch again") from error
-        try:
-            os.replace(inside, target)
-        except OSError:
-            if not target.is_dir():  # another thread may have been first
-                raise
+def _unpack(archive: Path, folder: Path) -> None:
+    try:
+        if zipfile.is_zipfile(archive):
+            _unzip(archive, folder)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{archive} cannot be unpacked: {error}. Remove it and fetch again") from error
 
 
 def _unzip(archive: Path, folder: Path) -> None:

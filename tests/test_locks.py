@@ -111,7 +111,7 @@ def test_a_process_may_take_its_own_lock_again(tmp_path):
 def test_a_folder_that_nobody_here_can_write_to_needs_no_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only mount
 
-    FolderLock(tmp_path).acquire(wait=True)
+    FolderLock(tmp_path, wait=True).acquire()
 
     assert list(tmp_path.iterdir()) == []
 

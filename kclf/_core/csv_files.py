@@ -53,22 +53,19 @@ def _is_number(text: str) -> bool:
     return text == text.strip()
 
 
-class CsvWriter:
-    """Writes rows to an open file or stream.
+def write_rows(
+    file: TextIO, rows: Iterable[Iterable[Any]], *, line_end: str = "\r\n", escaped: bool = True
+) -> None:
+    """Write rows to an open file or stream.
 
     Args:
         file: open for text, with `newline=""`.
+        rows: written as they come.
         line_end: of each row.
         escaped: write no cell that a spreadsheet computes; False for a program that takes cells as they are.
     """
-
-    def __init__(self, file: TextIO, *, line_end: str = "\r\n", escaped: bool = True) -> None:
-        self._writer = csv.writer(file, lineterminator=line_end)
-        self._escaped = escaped
-
-    def write(self, row: Iterable[Any]) -> None:
-        """Write one row."""
-        self._writer.writerow([escape_cell(cell) for cell in row] if self._escaped else row)
+    writer = csv.writer(file, lineterminator=line_end)
+    writer.writerows([escape_cell(cell) for cell in row] if escaped else row for row in rows)
 
 
 def write_csv(
@@ -84,12 +81,10 @@ def write_csv(
         path: the file.
         rows: its rows, the header first.
         encoding: "utf-8", or "utf-8-sig" for a file that people open in a spreadsheet.
-        escaped: as `CsvWriter`.
+        escaped: as `write_rows`.
     """
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding=encoding) as file:
-        writer = CsvWriter(file, escaped=escaped)
-        for row in rows:
-            writer.write(row)
+        write_rows(file, rows, escaped=escaped)
 
 
 def read_csv(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ..errors import FolderLockedError
+from .atomic import PREFIX, sweep
 
 LOCK_FILE = ".lock"
 HOLDER_FILE = ".lock.holder"  # who holds it, for people to read; it decides nothing
@@ -28,6 +31,7 @@ class FolderLock:
 
     Args:
         folder: the folder; made where it is missing.
+        wait: wait until another process is done, in place of the error.
 
     Example:
         >>> import tempfile
@@ -36,8 +40,9 @@ class FolderLock:
         True
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, wait: bool = False) -> None:
         self.folder = Path(folder)
+        self._timeout = -1 if wait else 0
         self._lock: BaseFileLock | None = None
 
     @property
@@ -45,11 +50,8 @@ class FolderLock:
         """Whether this object holds the lock."""
         return self._lock is not None
 
-    def acquire(self, *, wait: bool = False) -> None:
+    def acquire(self) -> None:
         """Take the lock.
-
-        Args:
-            wait: wait until another process is done, in place of the error.
 
         Raises:
             FolderLockedError: another process holds it.
@@ -62,7 +64,7 @@ class FolderLock:
         # One object for all of this process, so that it may take its own lock again.
         lock = FileLock(self.folder.resolve() / LOCK_FILE, is_singleton=True, thread_local=False)
         try:
-            lock.acquire(timeout=-1 if wait else 0)
+            lock.acquire(timeout=self._timeout)
         except Timeout:
             raise FolderLockedError(
                 f"Another run works in {self.folder} ({self._holder()}). Wait for it, stop it, or choose "
@@ -104,3 +106,27 @@ class FolderLock:
 
     def __del__(self) -> None:
         self.release()
+
+
+def make_folder(target: Path, fill: Callable[[Path], None], *, place: Path | None = None) -> None:
+    """Make a folder that is there whole or not at all, even after a kill; one process at a time does so.
+
+    Args:
+        target: the folder; where it is there, nothing is done.
+        fill: called with an empty folder to write to, which takes the place of the target afterwards.
+        place: the folder to work in, on the same disk; None for the one that the target lies in.
+    """
+    place = place or target.parent
+    with FolderLock(place, wait=True):
+        sweep(place)
+        if target.is_dir():
+            return
+        with tempfile.TemporaryDirectory(prefix=PREFIX, suffix=".partial", dir=place) as temporary:
+            inside = Path(temporary) / target.name
+            inside.mkdir()
+            fill(inside)
+            try:
+                os.replace(inside, target)
+            except OSError:
+                if not target.is_dir():  # another thread may have been first
+                    raise

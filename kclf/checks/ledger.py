@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import filecmp
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from .._core.arguments import listed
 from .._core.atomic import half_moved, move_file
-from .._core.csv_files import CsvWriter, read_csv
+from .._core.csv_files import read_csv, write_rows
 from ..data.files import image_suffixes, list_folders, split_folders
 from ..data.labels import normal_label
 from ..errors import DataError, FileFormatError, OutputError, OutputExistsError
@@ -116,7 +116,7 @@ def _removed(folder: Path, removed: str | os.PathLike[str] | None) -> Path:
 
 def _write(file: TextIO, *cells: str) -> None:
     """A line of the log, on the disk before the move it is about."""
-    CsvWriter(file).write(cells)
+    write_rows(file, [cells])
     file.flush()
     os.fsync(file.fileno())
 
@@ -256,13 +256,11 @@ def _change(row: Finding, removed: str | os.PathLike[str] | None) -> Change:
 def _target(row: Finding, source: Path, removed: str | os.PathLike[str] | None) -> Path:
     """Where a row wants its photo."""
     folder = Path(row.folder)
-    match row.action:
-        case "delete":
-            return _removed(folder, removed) / source.relative_to(folder)
-        case "relabel":
-            return _in_class_folder(row, source, folder)
-        case _:
-            return _in_set_folder(row, source, folder)
+    inside = source.relative_to(folder)
+    if row.action == "delete":
+        return _removed(folder, removed) / inside
+    in_folder = _in_class_folder if row.action == "relabel" else _in_set_folder
+    return in_folder(row, inside.parts, folder)
 
 
 def _require_same(row: Finding, source: Path) -> None:
@@ -279,9 +277,8 @@ def _require_same(row: Finding, source: Path) -> None:
         )
 
 
-def _class_place(row: Finding, source: Path, folder: Path) -> int:
+def _class_place(row: Finding, parts: Sequence[str], folder: Path) -> int:
     """Which part of the path below the data folder is the class."""
-    parts = source.relative_to(folder).parts
     place = int(len(parts) > 2 and parts[0] in _split_roots(folder))
     if place and len(parts) > 3 and parts[1] == parts[0]:  # train/train/cat, as archives have it
         place = 2
@@ -298,9 +295,8 @@ def _split_roots(folder: Path) -> set[str]:
     return {name for same in split_folders(list_folders(folder)).values() for name in same}
 
 
-def _in_class_folder(row: Finding, source: Path, folder: Path) -> Path:
-    place = _class_place(row, source, folder)
-    parts = source.relative_to(folder).parts
+def _in_class_folder(row: Finding, parts: Sequence[str], folder: Path) -> Path:
+    place = _class_place(row, parts, folder)
     above = folder.joinpath(*parts[:place])
     name = _plain_name(row)
     same = [n for n in list_folders(above) if normal_label(n) == normal_label(name)]
@@ -312,8 +308,8 @@ def _in_class_folder(row: Finding, source: Path, folder: Path) -> Path:
     return above.joinpath(name if name in same else same[0], *parts[place + 1 :])
 
 
-def _in_set_folder(row: Finding, source: Path, folder: Path) -> Path:
-    first, *rest = source.relative_to(folder).parts
+def _in_set_folder(row: Finding, parts: Sequence[str], folder: Path) -> Path:
+    first, *rest = parts
     roots, target = _split_roots(folder), _plain_name(row)
     if first not in roots or not rest or target not in roots:
         raise DataError(

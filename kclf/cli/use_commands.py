@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._core.csv_files import CsvWriter
+from .._core.csv_files import write_rows
 from .._core.sizes import sides, size_text
 from .._core.terminal import one_line
 from ..errors import DataError, KclfError
@@ -156,10 +156,8 @@ def print_numbers(predictions: Predictions, as_csv: bool = False, as_json: bool 
         typer.echo(json.dumps(found, indent=2))
         return
     if as_csv:
-        writer = CsvWriter(sys.stdout, line_end="\n")
-        writer.write(["path", *names])
-        for path, values in rows:
-            writer.write([path, *(f"{value:.6g}" for value in values)])
+        written = [[path, *(f"{value:.6g}" for value in values)] for path, values in rows]
+        write_rows(sys.stdout, [["path", *names], *written], line_end="\n")
         return
     width = max(len(one_line(path)) for path, _ in rows)
     for path, values in rows:
@@ -168,12 +166,12 @@ def print_numbers(predictions: Predictions, as_csv: bool = False, as_json: bool 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
     most = max(1, *(len(row["classes"]) for row in rows))
-    writer = CsvWriter(sys.stdout, line_end="\n")
     ranks = [""] if most == 1 else [f"_{rank}" for rank in range(1, most + 1)]
-    writer.write(["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
+    table = [["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))]]
     for row in rows:
         cells = [cell for c in row["classes"] for cell in (c["class"], f"{c['probability']:.6f}")]
-        writer.write([row["path"], *cells, *[""] * (2 * (most - len(row["classes"])))])
+        table.append([row["path"], *cells, *[""] * (2 * (most - len(row["classes"])))])
+    write_rows(sys.stdout, table, line_end="\n")
 
 
 def _print_lines(rows: list[dict[str, Any]]) -> None:

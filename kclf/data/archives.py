@@ -6,13 +6,12 @@ import hashlib
 import os
 import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 
-from .._core.atomic import PREFIX, sweep
-from .._core.locks import FolderLock
+from .._core.locks import make_folder
 from ..errors import DataError
 from .files import has_images, is_system, list_folders, split_named
 
@@ -42,34 +41,19 @@ def unpacked(folder: str | os.PathLike[str], cache: str | os.PathLike[str] | Non
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kclf" / "archives"
     target = Path(cache) / name
     if not target.is_dir():
-        _unpack(Path(folder), target)
+        make_folder(target, partial(_unpack, Path(folder)))
     return _inner(str(target))
 
 
-def _unpack(file: Path, target: Path) -> None:
-    """Unpack beside the target, which then is there whole or not at all; one process at a time."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock(target.parent)
-    lock.acquire(wait=True)
-    with lock:
-        sweep(target.parent)
-        if not target.is_dir():
-            _unpack_alone(file, target)
-
-
-def _unpack_alone(file: Path, target: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix=PREFIX, suffix=".partial", dir=target.parent) as temporary:
-        inside = Path(temporary) / target.name
-        inside.mkdir()
-        try:
-            with zipfile.ZipFile(file) as archive:
-                kept = (m for m in archive.infolist() if not any(map(is_system, m.filename.split("/"))))
-                members = [_checked(file, member) for member in kept]
-                _require_room(file, sum(member.file_size for member in members), target.parent)
-                archive.extractall(inside, members)
-        except ZIP_ERRORS as error:
-            raise DataError(f"{file}: cannot be unpacked ({error}). Unpack it by hand") from error
-        os.rename(inside, target)
+def _unpack(file: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            kept = (m for m in archive.infolist() if not any(map(is_system, m.filename.split("/"))))
+            members = [_checked(file, member) for member in kept]
+            _require_room(file, sum(member.file_size for member in members), folder)
+            archive.extractall(folder, members)
+    except ZIP_ERRORS as error:
+        raise DataError(f"{file}: cannot be unpacked ({error}). Unpack it by hand") from error
 
 
 def _checked(file: Path, member: zipfile.ZipInfo) -> zipfile.ZipInfo:

@@ -176,7 +176,9 @@ def to_rgb(image: Image.Image, depth: int | None = None) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     elif image.mode not in ("RGB", "CMYK", "L"):
         image = image.convert("RGB")
-    return _to_srgb(image, profile)
+    if profile and _changes(profile, image.mode):
+        return _profiles.transform(profile, image.mode).apply(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _deep_grey(image: Image.Image, depth: int | None) -> Image.Image:
@@ -246,13 +248,6 @@ def mark_deep(image: Image.Image) -> None:
 
 
 # Colour profiles
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """The image in sRGB, by the profile it came with; as it is where that is sRGB, or cannot be used."""
-    if profile and _changes(profile, image.mode):
-        return _profiles.transform(profile, image.mode).apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @lru_cache(64)

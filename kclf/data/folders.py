@@ -169,21 +169,14 @@ class Faults:
         self.notes.append(message)
 
 
-@dataclass
-class FolderData:
-    """The splits of a folder: files with class numbers, and what is worth saying of them."""
-
-    class_names: list[str]
-    train: Part
-    valid: Part
-    test: Part | None
-    notes: list[str]
-
-
 def read_folder(
     folder: Path, label_regex: str | None, valid_fraction: float, seed: int, lenient: bool
-) -> FolderData:
-    """The images of a folder by splits and classes; see `ImageData.from_folder`."""
+) -> tuple[list[str], Part, Part, Part | None, list[str]]:
+    """The images of a folder by splits and classes; see `ImageData.from_folder`.
+
+    Returns:
+        The class names; the files of training, validation and test with class numbers; notes.
+    """
     layout, faults = find_layout(folder), Faults(lenient)
     found = {split: _read(split, root, label_regex, faults) for split, root in _roots(layout, faults).items()}
     train = found["train"]
@@ -203,7 +196,7 @@ def read_folder(
         split = stratified_split(train.labels, valid_fraction, seed, faults.report)
         parts = divide(images, codes, split)
     test = None if "test" not in found else _tested(found["test"], names, faults)
-    return FolderData(names, *parts, test, [*faults.notes, *_unused(layout, found.values())])
+    return names, *parts, test, [*faults.notes, *_unused(layout, found.values())]
 
 
 def _roots(layout: Layout, faults: Faults) -> dict[str, str]:

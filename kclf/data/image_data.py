@@ -340,9 +340,8 @@ class ImageData:
             data = cls.from_table(tables.columns, **words, **loading)
             data.notes[:0] = tables.notes
             return data
-        found = read_folder(folder, label_regex, **common)
-        parts = found.train, found.valid, found.test
-        return cls._of(found.class_names, "single_label", seed, loading, *parts, found.notes)
+        names, train, valid, test, notes = read_folder(folder, label_regex, **common)
+        return cls._of(names, "single_label", seed, loading, train, valid, test, notes)
 
     @classmethod
     @answering(DATA, also=Loading.__annotations__)

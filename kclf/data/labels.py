@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from .._core.arguments import listed
 from ..errors import DataError
-from .splits import refuse, require_classes
+from .splits import require_classes
 from .tasks import Task
 
 # What no one sees around a name: every blank, and marks of width zero or of the direction.
@@ -80,16 +81,16 @@ def task_of(labels: Sequence[Any], files: Sequence[str]) -> Task:
 
 
 def encode_labels(
-    labels: Sequence[Any], task: Task, files: Sequence[str], report: Callable[[str], None] | None = None
+    labels: Sequence[Any], task: Task, files: Sequence[str], report: Callable[[str], None]
 ) -> tuple[list[str], np.ndarray]:
-    """Class names and encoded labels; `report` takes what is wrong with the names, which else is refused."""
+    """Class names and encoded labels; `report` takes what is wrong with the names."""
     if task == "regression":
         return [], encode_numbers(labels, files)
     if task == "multi_label":
         given = (_several(row, file) for row, file in zip(labels, files, strict=True))
         rows = [[normal_label(str(part)) for part in row] for row in given]
         names = sorted({name for row in rows for name in row})
-        require_no_twins(names, report or refuse)
+        require_no_twins(names, report)
         return names, encode_many(rows, names, files)
     spelled = {label: normal_label(str(label)) for label in set(map(str, labels))}
     texts = [spelled[str(label)] for label in labels]
@@ -100,7 +101,7 @@ def encode_labels(
             "Label them, or leave them out"
         )
     names = sorted(set(texts))
-    require_no_twins(names, report or refuse)
+    require_no_twins(names, report)
     require_classes(texts, texts, f"{len(texts):,} images")
     return names, encode(texts, names, files)
 
@@ -203,16 +204,9 @@ def folder_labels(paths: Sequence[str], root: str | os.PathLike[str]) -> list[st
 
 def class_folders(paths: Sequence[str], root: str | os.PathLike[str]) -> list[str]:
     """The name of the folder directly below `root` that each path lies in; "" for those in `root` itself."""
-    start = len(os.path.join(os.fspath(root), ""))
-    known: dict[str, str] = {}
-    labels = []
-    for path in paths:
-        folder, is_below, _ = path[start:].partition(os.sep)
-        name = folder if is_below else ""
-        if name not in known:
-            known[name] = normal_label(name)
-        labels.append(known[name])
-    return labels
+    start, spelled = len(os.path.join(os.fspath(root), "")), cache(normal_label)
+    parts = (path[start:].partition(os.sep) for path in paths)
+    return [spelled(folder) if is_below else "" for folder, is_below, _ in parts]
 
 
 def loose_images(loose: Sequence[str], count: int, root: str | os.PathLike[str]) -> str:

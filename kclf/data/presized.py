@@ -86,9 +86,10 @@ class CachedImages(Images):
         pixels: the images of the cache.
         reasons: why an image of the cache is not there.
         largest: the size that the images of the cache just cover.
-        rows: int64 (n,), which image of the cache each path is; None for all of them in order.
         depth: that they were read at, as `read_image` has it.
     """
+
+    _by_image = ("paths", "_rows")
 
     def __init__(
         self,
@@ -96,7 +97,6 @@ class CachedImages(Images):
         pixels: _Pixels,
         reasons: dict[int, str],
         largest: Size,
-        rows: np.ndarray | None = None,
         depth: int | None = None,
     ) -> None:
         self.paths = paths
@@ -105,7 +105,7 @@ class CachedImages(Images):
         self.largest: Size = largest
         self._pixels = pixels
         self._reasons = reasons
-        self._rows = np.arange(len(paths)) if rows is None else rows
+        self._rows = np.arange(len(paths))  # which image of the cache each path is
 
     def __getitem__(self, index: int) -> np.ndarray:
         row = int(self._rows[index])
@@ -125,11 +125,6 @@ class CachedImages(Images):
         shapes = self._pixels.layout.shapes[self._rows]
         fits = bool(((shapes - sides(size)).min(axis=1) == 0).all())  # what is longer than `LONGEST` may not
         return shapes if self.largest == size and not self._reasons and fits else None
-
-    def take(self, indices: np.ndarray) -> CachedImages:
-        """Some of the images, of the same cache."""
-        paths, rows = self.paths[indices], self._rows[indices]
-        return CachedImages(paths, self._pixels, self._reasons, self.largest, rows, self.depth)
 
 
 def cached(
@@ -159,8 +154,7 @@ def cached(
     depth = depth or decoding().depth
     cache = Path(folder) / f"{size_text(size)}px-{_key(paths, size, depth, channels)}"
     read = partial(read_image, at_least=size, depth=depth, channels=channels)
-    lock = FolderLock(cache)
-    lock.acquire(wait=True)  # another process may be at it: then it is found done
+    lock = FolderLock(cache, wait=True)  # another process may be at it: then it is found done
     with lock, ThreadPoolExecutor(num_threads, thread_name_prefix="kclf-cache") as pool:
         sweep(cache)
         layout = _layout(paths, size, cache, pool, channels)
@@ -269,7 +263,8 @@ def _fill(
                 else:
                     sums[index] = found
             _to_disk(pixels)
-            _write_reasons(folder, reasons)
+            with replacing(folder / "unreadable.json") as temporary:
+                temporary.write_text(json.dumps(reasons, indent=1))
             stored.seek(8 * int(some[0]))
             stored.write(sums[some[0] : some[-1] + 1].tobytes())
             _to_disk(stored)
@@ -333,8 +328,3 @@ def _read_reasons(folder: Path) -> dict[int, str] | None:
     except (ValueError, AttributeError) as error:
         log.warning("Presizing again what a damaged cache held: %s: %s", file, error)
         return None
-
-
-def _write_reasons(folder: Path, reasons: dict[int, str]) -> None:
-    with replacing(folder / "unreadable.json") as temporary:
-        temporary.write_text(json.dumps(reasons, indent=1))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .._core.plotting import returned
+from .._core.plotting import new_axes, new_grid, returned
 from .._core.sizes import sides, size_text
 from .image_dataset import ImageDataset
 from .images import as_colours
@@ -53,37 +53,33 @@ def tiles(images: np.ndarray, titles: Sequence[str] | None = None, columns: int 
     """Images in a grid, near to a square unless told, each under its title: uint8 (n, height, width, any)."""
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))
-    figure = _figure(TILE * columns, TILE * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    axes = new_grid(rows, columns, (TILE * columns, TILE * rows))
     for ax in axes:
         ax.axis("off")
     for i, image in enumerate(images):
         axes[i].imshow(as_colours(image))
         if titles is not None:
             axes[i].set_title(titles[i], fontsize="small", parse_math=False)
-    return figure
+    return returned(axes[0].figure)
 
 
 def show_sizes(split: ImageDataset, limit: int | None) -> Figure:
     """Histograms of the widths and heights of the photos."""
-    figure = _figure(7, 3)
     sizes = photo_sizes(split, limit)
     wanted, label = sides(split.presize)[::-1], f"presize {size_text(split.presize)}"
-    for ax, values, name, side in zip(
-        figure.subplots(1, 2), sizes.T, ("width", "height"), wanted, strict=True
-    ):
+    axes = new_grid(1, 2, (7, 3))
+    for ax, values, name, side in zip(axes, sizes.T, ("width", "height"), wanted, strict=True):
         ax.hist(values, bins=40)
         ax.axvline(side, color="black", linestyle=":", label=label)
         ax.set(xlabel=f"{name} in pixels", ylabel="photos")
         ax.legend()
-    return figure
+    return returned(axes[0].figure)
 
 
 def show_classes(splits: Mapping[str, ImageDataset]) -> Figure:
     """Images of each class, as bars, split by split."""
     names = splits["train"].class_names
-    figure = _figure(7, max(2.0, 0.22 * len(names)))
-    ax = figure.subplots()
+    ax: Any = new_axes((7, max(2.0, 0.22 * len(names))))
     before = np.zeros(len(names), dtype=np.int64)
     for name, split in splits.items():
         if split.labels is not None:
@@ -94,11 +90,4 @@ def show_classes(splits: Mapping[str, ImageDataset]) -> Figure:
     ax.invert_yaxis()
     ax.set(xlabel="images")
     ax.legend()
-    return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure of so many inches that belongs to no window; made by pyplot, which lets a notebook show it."""
-    from matplotlib import pyplot
-
-    return returned(pyplot.figure(figsize=(width, height), layout="constrained"))
+    return returned(ax.figure)

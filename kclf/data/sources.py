@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -19,7 +20,7 @@ Position = tuple[float, float]
 class Images(Dataset):
     """n images: `images[i]` is image i as uint8 (height, width, channels); `paths` names each.
 
-    Subclasses give `paths` and `__getitem__`, and `take`.
+    Subclasses give `paths` and `__getitem__`, and name in `_by_image` what else has a row for each image.
 
     Attributes:
         paths: what names each image, (n,).
@@ -34,6 +35,7 @@ class Images(Dataset):
     largest: Size | None = None
     depth: int | None = None
     channels: int = 3
+    _by_image: tuple[str, ...] = ("paths",)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -43,7 +45,10 @@ class Images(Dataset):
 
     def take(self, indices: np.ndarray) -> Images:
         """A source of some of the images, in the order of the indices."""
-        raise NotImplementedError
+        taken = copy(self)
+        for name in self._by_image:
+            setattr(taken, name, getattr(self, name)[indices])
+        return taken
 
     def with_channels(self, channels: int) -> Images:
         """The same images read with another number of channels.
@@ -114,10 +119,6 @@ class FileImages(Images):
         """The same files, read in colour (3) or grey (1)."""
         return self if channels == self.channels else FileImages(self.paths, self.depth, channels)
 
-    def take(self, indices: np.ndarray) -> FileImages:
-        """Photos of some of the files."""
-        return FileImages(self.paths[indices], self.depth, self.channels)
-
     def at_least(self, index: int, size: Size) -> np.ndarray:
         """Photo `index`, decoded no larger than a frame of a size needs."""
         return read_image(self.paths[index], at_least=size, depth=self.depth, channels=self.channels)
@@ -161,17 +162,18 @@ class JoinedImages(Images):
 
     Args:
         sources: the sources.
-        places: int (n, 2), number of the source and of the image in it, of each image; None for all in order.
+
+    Attributes:
+        places: int (n, 2), number of the source and of the image in it, of each image.
     """
 
-    def __init__(self, sources: Sequence[Images], places: np.ndarray | None = None) -> None:
-        if places is None:
-            places = np.array(
-                [(number, i) for number, source in enumerate(sources) for i in range(len(source))]
-            )
-        self.sources, self.places = [part.with_channels(sources[0].channels) for part in sources], places
+    _by_image = ("paths", "places")
+
+    def __init__(self, sources: Sequence[Images]) -> None:
         self.channels = sources[0].channels
-        self.paths = np.array([sources[number].paths[i] for number, i in places], dtype=object)
+        self.sources = [source.with_channels(self.channels) for source in sources]
+        self.places = np.array([(number, i) for number, one in enumerate(sources) for i in range(len(one))])
+        self.paths = np.concatenate([source.paths.astype(object) for source in sources])
         self.in_files = all(source.in_files for source in sources)
         known = [source.largest for source in sources if source.largest]
         self.largest = min(known, key=num_pixels, default=None)
@@ -179,10 +181,6 @@ class JoinedImages(Images):
     def __getitem__(self, index: int) -> np.ndarray:
         number, place = self.places[index]
         return self.sources[number][place]
-
-    def take(self, indices: np.ndarray) -> JoinedImages:
-        """Some of the images."""
-        return JoinedImages(self.sources, self.places[indices])
 
     def at_least(self, index: int, size: Size) -> np.ndarray:
         """Image `index`, as its source decodes it."""

@@ -161,9 +161,9 @@ def run_on_main(function: Callable[[], Given]) -> Given:
 
 
 @contextmanager
-def locked_by_main(lock: FolderLock, *, wait: bool = False) -> Iterator[None]:
+def locked_by_main(lock: FolderLock) -> Iterator[None]:
     """Within it rank 0 has a lock, for all ranks."""
-    run_on_main(lambda: lock.acquire(wait=wait))
+    run_on_main(lock.acquire)
     try:
         yield
     finally:

@@ -95,8 +95,11 @@ class Answers(ABC):
         names = list(self.class_names)
         return names.index(one_of("class_name", name, names))
 
-    def _path(self, place: int) -> str | None:
-        return None if self.paths is None else str(self.paths[place])
+    def _said(self, place: int, truth: np.ndarray, **more: Any) -> Example:
+        """What was predicted of one photo beside its row of the truth."""
+        text, path = self.predictions.label_text, None if self.paths is None else str(self.paths[place])
+        actual, predicted = (text(rows[place]) or "none" for rows in (truth, self.predicted))
+        return Example(place, path, actual, predicted, float(self.losses[place]), **more)
 
     @abstractmethod
     def _answer(self, place: int) -> Example:

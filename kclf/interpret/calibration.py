@@ -53,16 +53,20 @@ class Calibration:
         right = np.rint(np.nan_to_num(self.accuracy) * self.count)
         return [wilson_interval(int(r), int(n)) for r, n in zip(right, self.count, strict=True)]
 
+    def filled(self) -> tuple[np.ndarray, ...]:
+        """Of the bins that hold photos: confidence, accuracy, and the lower and upper ends of `intervals`."""
+        _, low, high = np.array(self.intervals()).T
+        return tuple(of_bins[self.count > 0] for of_bins in (self.confidence, self.accuracy, low, high))
+
     def plot(self, ax: Axes | None = None) -> Calibration:
         """Draw the reliability diagram: the larger a dot, the more photos; lines are the intervals."""
         axes: Any = ax or new_axes((4.5, 4.5))
         self.ax_, self.figure_ = axes, axes.figure
-        filled = self.count > 0
-        low, high = np.array([(i.low, i.high) for i in self.intervals()]).T[:, filled]
+        confidence, accuracy, low, high = self.filled()
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-        axes.vlines(self.confidence[filled], low, high, color="tab:blue", alpha=0.5)
-        dots = 10 + 150 * self.count[filled] / self.count.sum()
-        axes.scatter(self.confidence[filled], self.accuracy[filled], s=dots, color="tab:blue")
+        axes.vlines(confidence, low, high, color="tab:blue", alpha=0.5)
+        dots = 10 + 150 * self.count[self.count > 0] / self.count.sum()
+        axes.scatter(confidence, accuracy, s=dots, color="tab:blue")
         axes.set(xlabel="confidence", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
         axes.set_title(f"expected calibration error {self.error:.3f}")
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
@@ -96,9 +96,6 @@ class Gallery(Sequence[Example]):
 
     def __len__(self) -> int:
         return len(self.answers)
-
-    def __iter__(self) -> Iterator[Example]:
-        return iter(self.answers)
 
     @overload
     def __getitem__(self, place: int) -> Example: ...

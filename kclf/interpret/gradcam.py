@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PARTS = ("augmentation", "normalization", "backbone", "head")  # of a classifier
+
 
 @dataclass(repr=False)
 class GradCam:
@@ -109,7 +111,7 @@ def grad_cam(
         )
     batch = torch.as_tensor(np.asarray(images) if not isinstance(images, torch.Tensor) else images)
     batch = batch.to(next(iter(model.parameters())).device)
-    if layer is None and _has_parts(model):
+    if layer is None and all(hasattr(model, part) for part in PARTS):
         seen, features, logits = _of_classifier(model, batch)
     else:
         seen, features, logits = _of_model(model, batch, layer)
@@ -129,10 +131,6 @@ def grad_cam(
 
 
 Halves = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def _has_parts(model: Any) -> bool:
-    return all(hasattr(model, part) for part in ("augmentation", "normalization", "backbone", "head"))
 
 
 def _of_classifier(model: Any, batch: torch.Tensor) -> Halves:

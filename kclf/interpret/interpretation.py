@@ -240,15 +240,11 @@ class Interpretation(Answers):
         return self._gallery(places[order][:k], title)
 
     def _answer(self, place: int) -> Example:
-        actual, predicted = int(self.labels[place]), int(self.predicted[place])
-        return Example(
-            index=place,
-            path=self._path(place),
-            actual=self.class_names[actual],
-            predicted=self.class_names[predicted],
-            probability=float(self.probabilities[place, predicted]),
+        return self._said(
+            place,
+            self.labels,
+            probability=float(self.confidence[place]),
             actual_probability=float(self.actual_probability[place]),
-            loss=float(self.losses[place]),
         )
 
 

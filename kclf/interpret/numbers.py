@@ -127,12 +127,4 @@ class RegressionInterpretation(Answers):
         )
 
     def _answer(self, place: int) -> Example:
-        text = self.predictions.label_text
-        return Example(
-            index=place,
-            path=self._path(place),
-            actual=text(self.actual[place]),
-            predicted=text(self.predicted[place]),
-            loss=float(self.losses[place]),
-            judged=False,
-        )
+        return self._said(place, self.actual, judged=False)

@@ -245,19 +245,9 @@ class MultiLabelInterpretation(Answers):
         return self.predicted & self.labels, self.predicted, self.labels
 
     def _answer(self, place: int) -> Example:
-        wrong = self.predicted[place] != self.labels[place]
-        text = self.predictions.label_text
-        return Example(
-            index=place,
-            path=self._path(place),
-            actual=text(self.labels[place]) or "none",
-            predicted=text(self.predicted[place]) or "none",
-            loss=float(self.losses[place]),
-            note=", ".join(
-                f"{self.class_names[n]} {self.probabilities[place, n]:.2f}"
-                for n in np.flatnonzero(wrong).tolist()
-            ),
-        )
+        wrong = np.flatnonzero(self.predicted[place] != self.labels[place]).tolist()
+        note = ", ".join(f"{self.class_names[n]} {self.probabilities[place, n]:.2f}" for n in wrong)
+        return self._said(place, self.labels, note=note)
 
 
 def _known(figure: float) -> float | None:

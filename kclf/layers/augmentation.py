@@ -95,7 +95,7 @@ class Augmentation(Drawing):
     _settings = (
         "size", "flip", "max_rotate", "min_zoom", "max_zoom", "max_warp", "min_scale",
         "max_lighting", "max_saturation", "max_hue", "p_affine", "p_lighting",
-        "trivial_augment", "interpolation", "fill_mode",
+        "trivial_augment", "interpolation", "fill_mode", "seed",
     )  # fmt: skip
 
     def __init__(

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from .._core.arguments import in_closed
 from .._core.devices import send
-from .base import Drawing
+from .base import Drawing, SameShape
 
 _MEAN, _STD = 118.0, 58.0  # grey levels of ImageNet's photos, all channels together
 
 
 @keras.saving.register_keras_serializable(package="kclf")
-class RandomErasing(Drawing):
+class RandomErasing(SameShape, Drawing):
     """A rectangle of random size and place in a part of the images takes one random colour.
 
     Args:
@@ -43,7 +43,7 @@ class RandomErasing(Drawing):
         - [Random Erasing Data Augmentation](https://arxiv.org/abs/1708.04896), Zhong et al. 2017.
     """
 
-    _settings = ("p", "max_area", "min_aspect")
+    _settings = ("p", "max_area", "min_aspect", "seed")
 
     def __init__(
         self,
@@ -76,15 +76,11 @@ class RandomErasing(Drawing):
         numbers = send(numbers, images.device)
         return torch.where(_inside(numbers[:, :4], images), numbers[:, None, None, 4:], images)
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """That of the input."""
-        return input_shape
-
 
 class _Mixing(Drawing):
     """Layers that mix each image with another one of its batch, and the labels by the same shares."""
 
-    _settings = ("num_classes", "alpha")
+    _settings = ("num_classes", "alpha", "seed")
 
     def __init__(
         self, num_classes: int | None = None, *, alpha: float = 1.0, seed: int | None = None, **options: Any

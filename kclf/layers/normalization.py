@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._core.arguments import one_of
 from .._core.devices import send
-from .base import float32_options
+from .base import Float32Layer, SameShape
 
 COLOURS = 3
 # Mean and standard deviation in grey levels, red first.
@@ -25,7 +25,7 @@ _STATISTICS = {
 
 
 @keras.saving.register_keras_serializable(package="kclf")
-class InputNormalization(keras.layers.Layer):
+class InputNormalization(SameShape, Float32Layer):
     """The backbone's own normalisation: right for whole numbers, never in place, float32 under any policy.
 
     Args:
@@ -49,6 +49,8 @@ class InputNormalization(keras.layers.Layer):
         [1.0, 1.0, 1.0]
     """
 
+    _settings = ("mode", "mean", "std")
+
     def __init__(
         self,
         mode: str | None = None,
@@ -57,7 +59,7 @@ class InputNormalization(keras.layers.Layer):
         std: float | Sequence[float] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**float32_options(options))
+        super().__init__(options)
         if (mode is None) == (mean is None) or (mean is None) != (std is None):
             raise ValueError(
                 "Give either `mode` or both `mean` and `std`. "
@@ -104,16 +106,6 @@ class InputNormalization(keras.layers.Layer):
             return levels
         others = levels.mean().expand(channels)
         return others if channels < COLOURS else torch.cat([levels, others[COLOURS:]])
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """That of the input."""
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that give this layer again."""
-        config = super().get_config()
-        del config["dtype"]
-        return config | {"mode": self.mode, "mean": self.mean, "std": self.std}
 
 
 def _levels(name: str, value: float | Sequence[float]) -> tuple[float, ...]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import keras
 
+from .base import SameShape
+
 
 @keras.saving.register_keras_serializable(package="kclf")
-class TargetUnits(keras.layers.Layer):
+class TargetUnits(SameShape, keras.layers.Layer):
     """Outputs in the units of the targets: `outputs * scale + offset`, each a fixed number for a target.
 
     Layers before it compute standardised targets, whatever unit ages or prices come in: started at zero,
@@ -33,7 +35,3 @@ class TargetUnits(keras.layers.Layer):
     def call(self, outputs: keras.KerasTensor) -> keras.KerasTensor:
         """(batch, targets), in their own units."""
         return outputs * self.scale + self.offset
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """As the input."""
-        return input_shape

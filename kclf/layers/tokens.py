@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.arguments import one_of
+from .base import SameShape
 
 Shape = tuple[Any, ...]  # of tensors without their values: sides may be open
 # How the sources resample positions: (antialias, what is added to the new number of rows for the scale).
@@ -286,7 +287,7 @@ class ReadTokens(_TorchLayer):
 
 
 @keras.saving.register_keras_serializable(package="kclf")
-class LayerScale(_TorchLayer):
+class LayerScale(SameShape, _TorchLayer):
     """A learnt factor for each channel of a residual branch (Touvron et al. 2021, arXiv:2103.17239).
 
     Args:
@@ -316,13 +317,9 @@ class LayerScale(_TorchLayer):
         """Each channel times its factor."""
         return x * self.gamma.value.to(x.dtype)
 
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """That of the input."""
-        return input_shape
-
 
 @keras.saving.register_keras_serializable(package="kclf")
-class GlobalResponseNormalization(keras.layers.Layer):
+class GlobalResponseNormalization(SameShape, keras.layers.Layer):
     """Channels compete by their norm over the map (ConvNeXt V2, Woo et al. 2023, arXiv:2301.00808).
 
     With n_c the Euclidean norm of channel c over rows and columns, the output is
@@ -351,7 +348,3 @@ class GlobalResponseNormalization(keras.layers.Layer):
         norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
         share = norms / (norms.mean(-1, keepdim=True) + self.epsilon)
         return torch.addcmul(x + beta, gamma * share, x)
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """That of the input."""
-        return input_shape

@@ -238,7 +238,7 @@ def activations(
     weights = weights or _settled_digest(model)
     key = activation_key(model, dataset, views=views, dtype=dtype, weights=weights)
     place = Path(folder) / key[:32]
-    with locked_by_main(FolderLock(place), wait=True):  # another run may be at it: then it is found done
+    with locked_by_main(FolderLock(place, wait=True)):  # another run may be at it: then it is found done
         run_on_main(lambda: sweep(place))
         passes = [_one_pass(model, dataset, place, view, views > 1, dtype, progress) for view in range(views)]
     index = passes[0][1]

@@ -192,7 +192,7 @@ def _one_label(answers: Interpretation) -> dict[str, Any]:
         "temperature": temperature if answers.judges_probabilities else None,
         "sureness": answers.sureness(),
         "cooled_ece": answers.with_temperature(temperature).calibration().error,
-        "reliability": Markup(_reliability_chart(reliability)),
+        "reliability": _reliability_chart(reliability),
         "promises": [answers.abstain(precision) for precision in TARGET_PRECISIONS],
         "scores": _score_table(answers.class_scores(), {}),
         "confused": matrix.most_confused()[:30],
@@ -228,7 +228,7 @@ def _several_labels(answers: MultiLabelInterpretation) -> dict[str, Any]:
             ("Labels", str(len(answers.class_names)), ""),
         ],
         "ece": reliability.error,
-        "reliability": Markup(_reliability_chart(reliability)),
+        "reliability": _reliability_chart(reliability),
         "scores": _score_table(scores, more),
     }
 
@@ -250,14 +250,17 @@ def _numbers(answers: RegressionInterpretation) -> dict[str, Any]:
             ("Photos", f"{len(answers):,}", "of validation"),
         ],
         "residuals": [
-            _dots(true, said, "Predicted over actual numbers", "actual", "predicted", **both),
-            _dots(said, said - true, "Residuals", "predicted", "predicted - actual"),
+            _dots("Predicted over actual numbers", "actual", "predicted", true, said, **both),
+            _dots("Residuals", "predicted", "predicted - actual", said, said - true),
         ],
     }
 
 
-def _dots(x: np.ndarray, y: np.ndarray, title: str, x_label: str, y_label: str, **how: Any) -> Markup:
-    curve = Curve("photos", x, y, dots=True)
+def _dots(
+    title: str, x_label: str, y_label: str, x: np.ndarray, y: np.ndarray, *ends: np.ndarray, **how: Any
+) -> Markup:
+    """A chart of points, with the lower and upper ends of an interval around each where they are given."""
+    curve = Curve("photos", x, y, True, *ends)
     return Markup(line_chart([curve], title=title, x_label=x_label, y_label=y_label, **how))
 
 
@@ -334,26 +337,10 @@ def _range_test_chart(rates: np.ndarray, losses: Any) -> str:
     return line_chart([curve], title=title, x_label="learning rate", y_label="loss", log_x=True)
 
 
-def _reliability_chart(reliability: Calibration) -> str:
-    filled = reliability.count > 0
-    intervals = [i for i, there in zip(reliability.intervals(), filled, strict=True) if there]
-    curve = Curve(
-        "photos",
-        reliability.confidence[filled],
-        reliability.accuracy[filled],
-        dots=True,
-        low=[i.low for i in intervals],
-        high=[i.high for i in intervals],
-    )
-    return line_chart(
-        [curve],
-        title="Confidence against the share that is right",
-        x_label="confidence",
-        y_label="share right",
-        x_range=(0, 1),
-        y_range=(0, 1),
-        diagonal=True,
-    )
+def _reliability_chart(reliability: Calibration) -> Markup:
+    title = "Confidence against the share that is right"
+    whole: dict[str, Any] = {"x_range": (0, 1), "y_range": (0, 1), "diagonal": True}
+    return _dots(title, "confidence", "share right", *reliability.filled(), **whole)
 
 
 def _epochs(history: Mapping[str, Any]) -> dict[str, Any]:

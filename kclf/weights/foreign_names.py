@@ -99,17 +99,11 @@ def timm_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
         >>> list(timm_names({"downsample_layers.0.0.weight": torch.zeros(1), "norm.bias": torch.zeros(1)}))
         ['stem.0.weight', 'head.norm.bias']
     """
-    rules = _rules(state_dict)
+    kinds = (rules for end, rules in _KINDS if any(re.search(f"{end}$", name) for name in state_dict))
+    rules = next(kinds, ())
     found = {_renamed(name, rules): tensor for name, tensor in state_dict.items()}
     found = {name: tensor for name, tensor in found.items() if not re.fullmatch(_UNUSED, name)}
     return _with_positions(_flat_vectors(_split_pool(_fused(found))))
-
-
-def _rules(state_dict: Mapping[str, torch.Tensor]) -> Rules:
-    for pattern, rules in _KINDS:
-        if any(re.search(f"{pattern}$", name) for name in state_dict):
-            return rules
-    return ()
 
 
 def _renamed(name: str, rules: Rules) -> str:

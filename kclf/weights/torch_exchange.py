@@ -19,7 +19,7 @@ from .keras_files import LARGEST_UNPACKING, check_archive
 from .layer_keys import array_of, layer_keys, named_variables, numpy_of
 from .matching import LoadReport, assign_saved
 from .safetensors_files import is_safetensors, read_safetensors
-from .torch_names import LAYOUTS, Layout, best_layout, torch_names
+from .torch_names import LAYOUTS, Layout, torch_names
 
 LEGACY_PICKLE = b"\x80\x02"  # how torch.save began before torch 1.6
 COUNTER = "num_batches_tracked"  # BatchNorm's step counter; Keras has none
@@ -192,15 +192,17 @@ def to_torch(model: keras.Model, library: str = "torchvision") -> dict[str, torc
 def _layout_of(
     layers: Mapping[str, keras.layers.Layer], state_dict: Mapping[str, object], source: str, model: str
 ) -> Layout:
+    """The layout under which most of a model's layers are found among the modules of a state dict."""
     modules = {_todays_name(name).rpartition(".")[0] for name in state_dict}
-    layout = best_layout(layers, modules)
-    if layout is None:
+    found = {layout: len(modules & set(torch_names(layers, layout).values())) for layout in LAYOUTS}
+    best = max(found, key=found.__getitem__)
+    if not found[best]:
         libraries = sorted({layout.library for layout in LAYOUTS})
         raise WeightsError(
             f"{source} does not fit {model!r}: none of its modules ({', '.join(sorted(modules)[:5])}, ...) "
             f"is one of that model's, under the names of {', '.join(libraries)}."
         )
-    return layout
+    return best
 
 
 def _constants(layers: Mapping[str, keras.layers.Layer]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .conventions import TENSORFLOW, TORCH, Conventions
@@ -283,10 +283,3 @@ def _numbered(modules: dict[str, str]) -> dict[str, str]:
         # Before a convolution of block b come its forerunners with a ReLU each, and b - 1 pools.
         numbers[label] = 2 * place + int(vgg[1]) - 1 if vgg else place
     return {name: module.format(**numbers) for name, module in modules.items()}
-
-
-def best_layout(keras_names: Collection[str], modules: Collection[str]) -> Layout | None:
-    """The layout under which most of a model's layers are found among torch modules; None if none is."""
-    found = [len(set(torch_names(keras_names, layout).values()) & set(modules)) for layout in LAYOUTS]
-    best = max(range(len(LAYOUTS)), key=found.__getitem__)
-    return LAYOUTS[best] if found[best] else None
