@@ -51,9 +51,9 @@ def timed(script, photos, accelerate, brightness=1.0):
 def test_a_script_that_is_accelerated_has_the_losses_of_keras(script, photos):
     (stock, slow), (fast, quick) = (timed(script, photos, accelerate) for accelerate in (False, True))
     print(f"{name_of(script)}: stock Keras takes {slow / quick:.1f} times as long, building included")
-    # how far Keras is from itself: batch norms of random maps of one pixel multiply rounding errors
-    brighter, _ = timed(script, photos, False, brightness=1 + 1e-6)
-    np.testing.assert_allclose(fast, stock, atol=1e-3 + 3 * abs(brighter - stock).max())
+    if abs(fast - stock).max() > 1e-3:  # batch norms of maps of one pixel multiply rounding errors,
+        brighter, _ = timed(script, photos, False, brightness=1 + 1e-6)  # those of Keras, too
+        np.testing.assert_allclose(fast, stock, atol=1e-3 + 3 * abs(brighter - stock).max())
 
 
 @pytest.mark.filterwarnings("ignore:The augmentation has no effect")
