@@ -154,6 +154,7 @@ def sent(content, kind):
 
 
 LONG = {"content": b"x", "headers": {"content-type": "image/png", "content-length": "9999999"}}
+ENDLESS = {"content": b"x", "headers": {"content-type": "image/png", "content-length": 5000 * "9"}}
 MANY = {"files": [("photos", ("a.png", encoded(size=(2, 2)))) for _ in range(9)]}
 HOSTILE = {
     "nothing": ({}, [415]),
@@ -168,6 +169,7 @@ HOSTILE = {
     "postscript": (sent(b"%!PS-Adobe-3.0\n%%BoundingBox: 0 0 1 1\n", "image/jpeg"), [422]),
     "too many bytes": (sent(bytes(200_001), "image/png"), [413]),
     "lying length": (LONG, [413]),
+    "a length of 5,000 digits": (ENDLESS, [413]),
     "too many photos": (MANY, [400, 422]),
     "form without photos": ({"data": {"path": "/etc/passwd"}}, [415, 422]),
     "damaged form": (sent(b"--x\r\nbroken", "multipart/form-data; boundary=x"), [400, 422]),

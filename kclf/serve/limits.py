@@ -86,7 +86,7 @@ class Guard:
             if self.token is not None and cookie is None and not self._knows_token(scope, headers):
                 raise Refused(401, "Expected the header Authorization: Bearer TOKEN")
             length = headers.get(b"content-length", b"0")
-            self._require_few_bytes(int(length) if length.isdigit() else math.inf)
+            self._require_few_bytes(float(length) if length.isdigit() else math.inf)  # of any length
             await self.app(scope, self._bounded(receive), watched)
         except Refused as refused:
             if not started:
