@@ -7,12 +7,14 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from kclf._core import locks
-from kclf._core.locks import HOLDER_FILE, LOCK_FILE, FolderLock
+from kclf._core.locks import HOLDER_FILE, LOCK_FILE, FolderLock, make_folder
 from kclf.errors import FolderLockedError
 
 fcntl = pytest.importorskip("fcntl")
@@ -114,6 +116,22 @@ def test_a_folder_that_nobody_here_can_write_to_needs_no_lock(tmp_path, monkeypa
     FolderLock(tmp_path, wait=True).acquire()
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_make_a_folder_once_and_leave_each_other_s_work(tmp_path):
+    made = []
+
+    def fill(folder):
+        made.append(folder)
+        time.sleep(0.05)
+        (folder / "photo.jpg").write_bytes(b"x")
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(make_folder, tmp_path / name, fill) for name in "aabb"]:
+            done.result()
+    assert len(made) == 2
+    assert sorted(path.name for path in tmp_path.glob("*/*.jpg")) == ["photo.jpg"] * 2
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"a", "b"}
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):

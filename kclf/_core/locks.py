@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -108,8 +109,11 @@ class FolderLock:
         self.release()
 
 
+_ONE_THREAD = threading.Lock()  # a folder's lock lets its own process in
+
+
 def make_folder(target: Path, fill: Callable[[Path], None], *, place: Path | None = None) -> None:
-    """Make a folder that is there whole or not at all, even after a kill; one process at a time does so.
+    """Make a folder that is there whole or not at all, even after a kill; one process and thread at a time.
 
     Args:
         target: the folder; where it is there, nothing is done.
@@ -117,7 +121,7 @@ def make_folder(target: Path, fill: Callable[[Path], None], *, place: Path | Non
         place: the folder to work in, on the same disk; None for the one that the target lies in.
     """
     place = place or target.parent
-    with FolderLock(place, wait=True):
+    with _ONE_THREAD, FolderLock(place, wait=True):
         sweep(place)
         if target.is_dir():
             return
@@ -128,5 +132,5 @@ def make_folder(target: Path, fill: Callable[[Path], None], *, place: Path | Non
             try:
                 os.replace(inside, target)
             except OSError:
-                if not target.is_dir():  # another thread may have been first
+                if not target.is_dir():  # another process was first, where files have no locks
                     raise
