@@ -97,6 +97,21 @@ def test_an_interrupted_run_is_tidied_by_the_next():
     assert (model.optimizer.learning_rates, model.optimizer.inner_optimizer.beta_1) == before
 
 
+def test_a_run_interrupted_before_its_first_batch_is_tidied_too():
+    model = make_model()
+    before = model.optimizer.learning_rates
+
+    def interrupt(logs):
+        raise KeyboardInterrupt
+
+    stop = keras.callbacks.LambdaCallback(on_train_begin=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [OneCycle([1e-5, 1e-4, 1e-3]), stop])
+    assert model.optimizer.learning_rates != before
+    fit(model, [FlatCosine()])
+    assert model.optimizer.learning_rates == before
+
+
 def test_a_rate_set_after_an_interruption_counts():
     model = make_model()
     callback = OneCycle(1e-3)

@@ -70,7 +70,7 @@ class Hyperparameters:
                 "rate: make it with a number"
             )
         self._momentum_name = momentum_name(optimizer)
-        self.learning_rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        self.learning_rate = self._first_rate = self._rate_now()
         self.momentum = self._momentum_now()
         parts = [optimizer, self._inner] + ([] if self._groups is None else [self._groups])
         self._parts = list({id(part): part for part in parts}.values())
@@ -114,7 +114,8 @@ class Hyperparameters:
                 f"Received: lr_max={learning_rate}, optimizer={type(self._optimizer).__name__}"
             )
         self._groups.set_learning_rates(learning_rate)
-        return float(keras.ops.convert_to_numpy(self._groups.learning_rate))
+        self._first_rate = float(keras.ops.convert_to_numpy(self._groups.learning_rate))
+        return self._first_rate
 
     def set(self, learning_rate: float, momentum: float | None) -> None:
         """Set the values of one batch."""
@@ -136,12 +137,15 @@ class Hyperparameters:
 
     def was_set_elsewhere(self) -> float | None:
         """The rate that something else has set since `set`; None where nothing has."""
-        now = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
-        return None if self._last_rate is None or now == np.float32(self._last_rate) else now
+        return None if self._last_rate is None or self.is_unchanged() else self._rate_now()
 
     def is_unchanged(self) -> bool:
         """True while the optimizer still has the rate that was set here last."""
-        return self._last_rate is not None and self.was_set_elsewhere() is None
+        last = self._first_rate if self._last_rate is None else self._last_rate
+        return self._rate_now() == np.float32(last)
+
+    def _rate_now(self) -> float:
+        return float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
 
 
 def finish_interrupted(optimizer: keras.optimizers.Optimizer) -> None:
