@@ -179,8 +179,9 @@ def test_the_command_evaluates_on_labelled_photos(trained):
     assert '"calibration_error"' in run("evaluate", file, root, "--json")
 
 
-def test_another_class_is_named(trained, tmp_path):
-    (tmp_path / "green").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "green" / "a.png")
-    with pytest.raises(kclf.DataError, match="green"):
+@pytest.mark.parametrize("name", ["green", ".net"])
+def test_another_class_is_named(name, trained, tmp_path):
+    (tmp_path / name).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    with pytest.raises(kclf.DataError, match=f"'{name}'"):
         CliRunner().invoke(app, ["evaluate", str(trained[1]), str(tmp_path)], catch_exceptions=False)

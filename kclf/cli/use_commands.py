@@ -256,7 +256,7 @@ def labelled_photos(
         files, labels = join_paths(str(folder), columns[0]), list(columns[1])
         labels = [label_parts(str(label), delimiter) for label in labels] if delimiter else labels
     else:
-        files = list_images(folder)
+        files = list_images(folder, dotted=label_regex is None)
         take = None if label_regex is None else regex_label(label_regex)
         labels = list(map(take, files)) if take else folder_labels(files, folder)
     return photos_for(model, files).replace(labels=encode_for(labels, model.task, model.class_names, files))

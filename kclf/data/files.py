@@ -112,7 +112,7 @@ class Listing:
     others: Counter[str]
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[str]:
+def list_images(folder: str | os.PathLike[str], *, dotted: bool = False) -> list[str]:
     """All image files below a folder, by suffix, sorted.
 
     Links are followed; names that start with a dot (`.git`, the `._photo.jpg` of macOS) and the folders of
@@ -120,6 +120,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
 
     Args:
         folder: the folder to search, at any depth.
+        dotted: take the folders directly in it whose names start with a dot, too, such as a class `.net`.
 
     Returns:
         The paths, each beginning with `folder`, sorted part by part so that a folder stays together.
@@ -135,7 +136,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
         >>> [os.path.basename(path) for path in list_images(folder)]
         ['a.png', 'b.JPG']
     """
-    found = scan(folder)
+    found = scan(folder, dotted=dotted)
     if not found.images:
         raise DataError(no_images(folder, found.others))
     return found.images
